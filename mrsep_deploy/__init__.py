@@ -1,0 +1,1 @@
+"""Trained music-separation models out of PyTorch and into production."""

@@ -1,0 +1,82 @@
+"""Errors a user can act on, and the exit code each one ends the program with.
+
+    MrsepError                       1   anything below; its message is one line that can stand alone
+    ├── UsageError                   2   what was asked for does not exist or contradicts itself
+    ├── CheckpointError              1   a checkpoint that cannot be read or does not fit its model
+    │   └── UnsafeCheckpointError    1   a checkpoint that names code; nothing of it was run
+    ├── ExportError                  1   a model that does not survive the way to a bundle
+    ├── BundleError                  1   a bundle that is damaged, foreign or of another format version
+    ├── AudioError                   1   audio that cannot be read
+    ├── OutputError                  1   a result that cannot be written
+    └── EngineError                  1   an engine that failed while building or running a stage
+        └── EngineUnavailableError   1   an engine that is not installed or finds no device
+
+``PARTIAL`` (3) has no exception: some of several inputs failed, the others are done.
+
+Every message says what was found and what was expected; ``fix`` says what to do. Errors of other
+libraries are chained (``raise ... from``), never shown bare.
+"""
+
+from __future__ import annotations
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+PARTIAL = 3
+
+
+class MrsepError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: what was found and what was expected, one line, without a final full stop.
+        fix: what to do about it, an imperative sentence or a command; may be empty.
+    """
+
+    exit_code = FAILED
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = " ".join(message.split())
+        self.fix = " ".join(fix.split())
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.fix}" if self.fix else self.message
+
+
+class UsageError(MrsepError):
+    """The request itself is wrong: an unknown name, a value out of range, options that contradict."""
+
+    exit_code = USAGE
+
+
+class CheckpointError(MrsepError):
+    """A checkpoint cannot be read, or its parameters do not fit the model it names."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint asks for code to be imported or called. Nothing of it has run."""
+
+
+class ExportError(MrsepError):
+    """A model cannot be turned into a bundle, or the result strays from PyTorch."""
+
+
+class BundleError(MrsepError):
+    """A bundle is missing, damaged, foreign, or written in a format this version does not read."""
+
+
+class AudioError(MrsepError):
+    """An audio file cannot be read."""
+
+
+class OutputError(MrsepError):
+    """A result cannot be written where it should go."""
+
+
+class EngineError(MrsepError):
+    """An engine failed while building or running a stage."""
+
+
+class EngineUnavailableError(EngineError):
+    """An engine was asked for by name and does not work here; ``fix`` is the line that installs it."""
