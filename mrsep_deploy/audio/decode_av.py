@@ -1,0 +1,141 @@
+"""Decode what libsndfile does not: AAC, m4a, mp4, WMA, WebM. FFmpeg, from the wheel of ``av``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import AudioError
+from .info import AudioInfo, Samples
+
+if TYPE_CHECKING:
+    import av.container
+
+
+class AvDecoder:
+    """One audio stream of a file that FFmpeg opens.
+
+    Silence that an encoder put before and after the song is cut where the file says how much it is
+    (m4a, mp4, Opus, MP3 with a LAME header). A raw ``.aac`` stream does not say; it keeps about 1024
+    frames of it at the start. An mp4 may state its length in whole milliseconds, and FFmpeg's versions
+    differ in what they make of that, so the last millisecond is not worth comparing.
+
+    Args:
+        stream: counts the audio streams from 0.
+        reason: why libsndfile did not take the file, for messages.
+
+    Raises:
+        AudioError: not audio, no such stream, or ``av`` is not installed.
+    """
+
+    def __init__(self, path: Path, stream: int, reason: str) -> None:
+        self._stream = stream
+        with _open(path, reason) as container:
+            found = container.streams.audio
+            if not found:
+                raise AudioError(f"{path} has no audio stream", "Name a file with sound in it")
+            if not 0 <= stream < len(found):
+                raise AudioError(
+                    f"{path} has no audio stream {stream}, it has {len(found)}",
+                    f"Take 0 to {len(found) - 1}",
+                )
+            codec = found[stream].codec_context
+            name = f"{container.format.name} {codec.name}"
+            frames = _stated_frames(found[stream], container)
+            self.info = AudioInfo(path, codec.sample_rate, codec.channels, frames, name)
+
+    def pieces(self) -> Iterator[Samples]:
+        """Yield ``[channels, n]``, n as the codec frames it."""
+        import av
+
+        done = 0
+        with _open(self.info.path, "") as container:
+            resampler = av.AudioResampler(format="fltp")  # changes the sample format, not the rate
+            try:
+                for frame, keep in _frames(container, self._stream):
+                    self._check_unchanged(frame, done)
+                    for part in resampler.resample(frame):
+                        piece: Samples = part.to_ndarray()[:, :keep]
+                        done += piece.shape[1]
+                        yield piece
+            except (av.FFmpegError, ValueError) as error:
+                raise AudioError(
+                    f"{self.info.path} is damaged after {done / self.info.sample_rate:.2f} s: {error}",
+                    "Get the file again, or cut it before that point",
+                ) from error
+
+    def _check_unchanged(self, frame: Any, done: int) -> None:
+        found = frame.sample_rate, len(frame.layout.channels)
+        if found != (self.info.sample_rate, self.info.channels):
+            raise AudioError(
+                f"{self.info.path} changes to {found[0]} Hz, {found[1]} channels after "
+                f"{done / self.info.sample_rate:.2f} s, expected {self.info.sample_rate} Hz, "
+                f"{self.info.channels} channels throughout",
+                "Convert it to WAV first",
+            )
+
+
+def count_streams(path: Path, reason: str) -> int:
+    """Number of audio streams in a file that FFmpeg opens."""
+    with _open(path, reason) as container:
+        return len(container.streams.audio)
+
+
+@contextmanager
+def _open(path: Path, reason: str) -> Iterator[av.container.InputContainer]:
+    try:
+        import av
+    except ImportError as error:
+        raise AudioError(
+            f"{path} cannot be decoded without FFmpeg ({reason})", 'pip install "mrsep-deploy[av]"'
+        ) from error
+    try:
+        # A playlist is a text file that can name addresses. "file" alone keeps FFmpeg on this disk, and
+        # as a prefix keeps it from reading a protocol into an odd file name.
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, ValueError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        raise AudioError(
+            f"{path} is not audio that can be decoded ({reason}; FFmpeg: {what})",
+            "Check that the file plays; convert it to WAV",
+        ) from error
+    with container:
+        yield container
+
+
+def _frames(container: av.container.InputContainer, index: int) -> Iterator[tuple[Any, int]]:
+    """Yield every decoded frame and how many of its samples belong to the song.
+
+    An AAC frame has 1024 samples, a song any number; what is stated of the last packet's duration tells
+    the rest from padding. Only a clock that ticks in samples says it exactly (mp4 does).
+    """
+    stream = container.streams.audio[index]
+    end: int | None = None
+    held: Any = None
+    for packet in container.demux(stream):
+        if packet.pts is not None and packet.duration:
+            end = packet.pts + packet.duration
+        for frame in packet.decode():
+            if held is not None:
+                yield held, held.samples
+            held = frame
+    if held is None:
+        return
+    keep = held.samples
+    if end is not None and held.pts is not None and held.time_base == Fraction(1, held.sample_rate):
+        keep = int(np.clip(end - held.pts, 1, keep))
+    yield held, keep
+
+
+def _stated_frames(stream: Any, container: av.container.InputContainer) -> int | None:
+    rate = stream.codec_context.sample_rate
+    if stream.duration is not None and stream.time_base is not None:
+        return round(stream.duration * stream.time_base * rate) or None
+    if container.duration is not None:
+        return round(Fraction(container.duration, 1_000_000) * rate) or None
+    return None

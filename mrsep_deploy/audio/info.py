@@ -1,0 +1,113 @@
+"""What an audio file says about itself, and the bounds of what is believed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import AudioError
+
+Samples: TypeAlias = npt.NDArray[np.float32]
+"""Audio as float32 ``[channels, frames]``, full scale is ±1."""
+
+MIN_SAMPLE_RATE = 1_000
+MAX_SAMPLE_RATE = 1_000_000
+MAX_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """A file's own statement about its audio, before anything is converted.
+
+    Attributes:
+        sample_rate: in Hz.
+        frames: samples per channel at ``sample_rate``. Good for a progress bar and nothing more: a
+            header may promise more than a cut file holds. None where the file does not say.
+        format: container and codec as their library names them, such as ``WAV PCM_16``.
+    """
+
+    path: Path
+    sample_rate: int
+    channels: int
+    frames: int | None
+    format: str
+
+    @property
+    def duration(self) -> float | None:
+        """Length in seconds as stated by the file, or None."""
+        return None if self.frames is None else self.frames / self.sample_rate
+
+
+class Decoder(Protocol):
+    """One audio stream of one file; every call of ``pieces`` decodes it again from the start."""
+
+    info: AudioInfo
+
+    def pieces(self) -> Iterator[Samples]:
+        """Yield ``[info.channels, n]`` at ``info.sample_rate``, n as it comes.
+
+        Raises:
+            AudioError: the file is damaged somewhere in the middle.
+        """
+
+
+def check_file(path: Path) -> None:
+    """Refuse what no decoder should be handed: only a regular, readable file with bytes in it passes.
+
+    A pipe or a device could block for ever, and can in any case not be read a second time.
+
+    Raises:
+        AudioError: ``path`` is anything else.
+    """
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise AudioError(f"{path} is a directory, not an audio file", "Name the files in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(
+                f"{path} is a pipe or a device; a song is read twice and has to be a file",
+                "Save it to a file first",
+            )
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError as error:
+        raise AudioError(f"{path} does not exist", "Check the path") from error
+    except PermissionError as error:
+        raise AudioError(f"{path} may not be read by this user", "Change its permissions") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise AudioError(f"{path} cannot be opened: {error}", "Check the path") from error
+    if status.st_size == 0:
+        raise AudioError(f"{path} is empty (0 bytes)", "Get the file again")
+
+
+def check_info(info: AudioInfo) -> None:
+    """Refuse a header that can only be damage.
+
+    Raises:
+        AudioError: the sample rate is outside 1 kHz to 1 MHz, the channels outside 1 to 64, or the file
+            states that it holds no samples.
+    """
+    damaged = "The header is damaged or the file is not audio; export it again"
+    if not MIN_SAMPLE_RATE <= info.sample_rate <= MAX_SAMPLE_RATE:
+        raise AudioError(
+            f"{info.path} states a sample rate of {info.sample_rate} Hz, expected "
+            f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz",
+            damaged,
+        )
+    if not 1 <= info.channels <= MAX_CHANNELS:
+        raise AudioError(
+            f"{info.path} states {info.channels} channels, expected 1 to {MAX_CHANNELS}", damaged
+        )
+    if info.frames == 0:
+        raise no_samples(info.path)
+
+
+def no_samples(path: Path) -> AudioError:
+    return AudioError(f"{path} holds no samples", "The recording is empty or cut off; get the file again")

@@ -1,0 +1,171 @@
+"""A song as the model wants it: its sample rate, its channels, float32, block by block, twice the same.
+
+How channels are matched is Demucs' rule:
+
+    file            model           what the model hears
+    n               n               the file
+    any             1               the mean of the channels
+    1               n               that channel, n times
+    more than n     n               the first n channels
+    fewer than n    n > 1           AudioError: there is no good answer
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import AudioError
+from .decode_av import AvDecoder, count_streams
+from .decode_soundfile import SoundfileDecoder, Unsupported
+from .info import AudioInfo, Decoder, Samples, check_file, check_info, no_samples
+from .resample import resample_stream, resampled_length
+
+BLOCK_FRAMES = 65536
+
+
+class AudioSource:
+    """A song that can be read any number of times from the start; every pass gives the same samples.
+
+    Args:
+        path: an audio file, or a video with sound.
+        sample_rate: of the samples wanted, in Hz.
+        channels: of the samples wanted; see the table above.
+        stream: which audio stream of a file with several, counted from 0; None is the first. In a
+            ``.stem.mp4`` the first is the mix.
+
+    Attributes:
+        info: the file as it is, before conversion.
+
+    Raises:
+        AudioError: not a readable audio file, or too few channels.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], sample_rate: int, channels: int, stream: int | None = None
+    ) -> None:
+        if sample_rate < 1 or channels < 1:
+            raise ValueError(f"sample_rate {sample_rate} and channels {channels} have to be 1 or more")
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self._decoder = _open_decoder(Path(path), stream or 0)
+        self.info: AudioInfo = self._decoder.info
+        check_info(self.info)
+        if 1 < self.info.channels < channels:
+            raise AudioError(
+                f"{self.info.path} has {self.info.channels} channels, expected 1 or at least {channels}",
+                "Mix it to mono, or add the missing channels",
+            )
+
+    @property
+    def frames(self) -> int | None:
+        """Frames to expect at ``sample_rate``, as far as the file's header can be believed; or None."""
+        if self.info.frames is None:
+            return None
+        return resampled_length(self.info.frames, self.info.sample_rate, self.sample_rate)
+
+    def blocks(self, frames: int = BLOCK_FRAMES) -> Iterator[Samples]:
+        """Yield the song as ``[channels, frames]`` blocks in order, without overlap; the last is shorter.
+
+        Raises:
+            AudioError: damage in the middle, a sample that is not a finite number, no samples at all.
+        """
+        if frames < 1:
+            raise ValueError(f"a block of {frames} frames, expected 1 or more")
+        # Reduce, resample, then duplicate: each channel is resampled once. Resampling is linear, so
+        # the order changes nothing else.
+        kept = min(self.info.channels, self.channels)
+        reduced = _finite(_reduce(self._decoder.pieces(), kept), self.info)
+        resampled = resample_stream(reduced, self.info.sample_rate, self.sample_rate, kept)
+        empty = True
+        for block in _reblock(resampled, frames):
+            empty = False
+            yield block if kept == self.channels else np.repeat(block, self.channels, axis=0)
+        if empty:
+            raise no_samples(self.info.path)
+
+    def read(self) -> Samples:
+        """The whole song, ``[channels, frames]``. Memory grows with it: 2.5 GB per hour of stereo at peak."""
+        return np.concatenate(list(self.blocks()), axis=1)
+
+
+def open_audio(
+    path: str | os.PathLike[str], sample_rate: int, channels: int, stream: int | None = None
+) -> AudioSource:
+    """Open a song for reading at the model's sample rate and channels; see ``AudioSource``."""
+    return AudioSource(path, sample_rate, channels, stream)
+
+
+def audio_streams(path: str | os.PathLike[str]) -> int:
+    """Number of audio streams in a file; 0 for a video without sound.
+
+    Raises:
+        AudioError: the file is neither audio nor video.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        SoundfileDecoder(path)
+    except Unsupported as error:
+        return count_streams(path, str(error))
+    return 1  # libsndfile knows no container with more
+
+
+def _open_decoder(path: Path, stream: int) -> Decoder:
+    check_file(path)
+    try:
+        decoder = SoundfileDecoder(path)
+    except Unsupported as error:
+        return AvDecoder(path, stream, str(error))
+    if stream != 0:
+        raise AudioError(f"{path} has no audio stream {stream}, it has 1", "Take stream 0")
+    return decoder
+
+
+def _reduce(pieces: Iterable[Samples], channels: int) -> Iterator[Samples]:
+    """``[n, frames]`` to ``[channels, frames]``, channels ≤ n: the mean if 1, else the first."""
+    for piece in pieces:
+        if channels == 1 < piece.shape[0]:
+            yield piece.mean(axis=0, keepdims=True)
+        else:
+            yield piece[:channels]
+
+
+def _finite(pieces: Iterable[Samples], info: AudioInfo) -> Iterator[Samples]:
+    """Pass the samples on; NaN or infinity anywhere would spread over every stem."""
+    done = 0
+    for piece in pieces:
+        bad = ~np.isfinite(piece).all(axis=0)
+        if bad.any():
+            at = done + int(bad.argmax())
+            raise AudioError(
+                f"{info.path} holds NaN or infinity at {at / info.sample_rate:.3f} s (frame {at})",
+                "Export it again, as 16-bit or 24-bit WAV",
+            )
+        done += piece.shape[1]
+        yield piece
+
+
+def _reblock(pieces: Iterable[Samples], frames: int) -> Iterator[Samples]:
+    """Cut ``[channels, n]`` pieces of any n into ``[channels, frames]`` blocks; the last is shorter."""
+    held: list[Samples] = []
+    count = 0
+    for piece in pieces:
+        start = 0
+        while start < piece.shape[1]:
+            part = piece[:, start : start + frames - count]
+            held.append(part)
+            start += part.shape[1]
+            count += part.shape[1]
+            if count == frames:
+                yield _join(held)
+                held, count = [], 0
+    if count:
+        yield _join(held)
+
+
+def _join(parts: list[Samples]) -> Samples:
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))  # decoders give interleaved samples

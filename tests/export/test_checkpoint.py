@@ -1,0 +1,376 @@
+"""Checkpoints and bags as people have them: what is read equals what torch reads."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pickles
+import pytest
+import torch
+from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
+from safetensors.torch import save_file
+
+from mrsep_deploy.errors import CheckpointError
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.th"))
+
+
+@pytest.fixture
+def some() -> dict[str, torch.Tensor]:
+    """Tensors that lie in their storages in every way there is."""
+    torch.manual_seed(0)
+    base = torch.randn(4, 6)
+    return {
+        "plain": torch.randn(3, 5),
+        "parameter": torch.nn.Parameter(torch.randn(7)),
+        "transposed": base.t(),
+        "strided": base[::2, 1::3],
+        "tied": base,
+        "scalar": torch.tensor(1.5),
+        "empty": torch.empty(0, 3),
+        "expanded": torch.ones(1).expand(4),
+        "half": torch.randn(9).half(),
+        "bfloat16": torch.randn(3, 3).bfloat16(),
+        "double": torch.randn(4, dtype=torch.float64),
+        "long": torch.arange(5),
+        "byte": torch.arange(3, dtype=torch.uint8),
+        "bool": torch.tensor([True, False]),
+    }
+
+
+def same(ours: dict[str, torch.Tensor], torchs: dict[str, torch.Tensor]) -> None:
+    assert list(ours) == list(torchs)
+    for name, reference in torchs.items():
+        expected = reference.detach().float() if reference.is_floating_point() else reference
+        assert ours[name].dtype == expected.dtype, name
+        assert ours[name].is_contiguous(), name
+        assert torch.equal(ours[name], expected), name
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_packages(path: Path) -> None:
+    checkpoint = read_checkpoint(path)
+    reference = pickles.load(path, checkpoint.klass)
+    same(checkpoint.state, reference["state"])  # type: ignore[arg-type]
+    assert checkpoint.klass in KNOWN_CLASSES
+    assert checkpoint.kwargs == reference["kwargs"]
+    assert checkpoint.training_args == reference["training_args"]
+    assert checkpoint.storage_dtypes == ("float16",)
+    assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checkpoint.path == path
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_tensors_are_those_torch_reads(tmp_path: Path, some: dict[str, torch.Tensor], legacy: bool) -> None:
+    path = pickles.save(tmp_path / "model.th", some, legacy=legacy)
+    checkpoint = read_checkpoint(path)
+    same(checkpoint.state, pickles.load(path)["state"])  # type: ignore[arg-type]
+    dtypes = "bfloat16 bool float16 float32 float64 int64 uint8".split()  # noqa: SIM905
+    assert checkpoint.storage_dtypes == tuple(dtypes)
+
+
+def test_tensors_share_no_memory(tmp_path: Path, some: dict[str, torch.Tensor]) -> None:
+    state = read_checkpoint(pickles.save(tmp_path / "model.th", some)).state
+    before = state["transposed"].clone()
+    state["tied"].zero_()
+    assert torch.equal(state["transposed"], before)
+
+
+def test_big_endian_storages(tmp_path: Path) -> None:
+    path = tmp_path / "model.th"
+    content = np.array([1.5, -2.0], ">f4").tobytes()
+    pickles.write_zip(path, pickles.program(), data_0=content, byteorder=b"big")
+    assert read_checkpoint(path).state["w"].tolist() == [1.5, -2.0]
+
+
+def test_a_state_dict_with_module_versions(tmp_path: Path) -> None:
+    module = torch.nn.BatchNorm1d(3)
+    path = pickles.save(tmp_path / "model.th", module.state_dict())
+    assert isinstance(module.state_dict(), collections.OrderedDict)
+    same(read_checkpoint(path).state, dict(module.state_dict()))
+
+
+def test_plain_values_come_through(tmp_path: Path) -> None:
+    kwargs = {
+        "segment": Fraction(39, 5),
+        "sources": ["drums", "vocals"],
+        "nested": {"a": (1, None, True), 3: -1.5},
+        "big": 2**62,
+        "size": torch.Size([2, 3]),
+        "numpy": np.float64(0.25),
+        "count": np.int64(-3),
+        "flag": np.bool_(True),
+    }
+    training = {"lr": 3e-4, "end": math.inf, "name": "ünï"}
+    path = pickles.save(tmp_path / "model.th", {}, kwargs=kwargs, training_args=training, extra=[1])
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.kwargs == kwargs
+    assert type(checkpoint.kwargs["segment"]) is Fraction
+    assert [type(checkpoint.kwargs[name]) for name in ("numpy", "count", "flag")] == [float, int, bool]
+    assert checkpoint.training_args == training
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_pickle_protocol_torch_can_be_told_to_use(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "model.th"
+    state = {"w": torch.randn(3)}
+    with pickles.importable() as klass:
+        package = {"klass": klass, "args": (), "kwargs": {"x": np.float32(0.5)}, "state": state}
+        torch.save(package, path, pickle_protocol=protocol)
+    checkpoint = read_checkpoint(path)
+    same(checkpoint.state, state)
+    assert checkpoint.kwargs == {"x": 0.5}
+
+
+@pytest.mark.parametrize("klass", KNOWN_CLASSES)
+def test_every_known_class_is_read_by_name(tmp_path: Path, klass: str) -> None:
+    assert read_checkpoint(pickles.save(tmp_path / "m.th", {}, klass=klass)).klass == klass
+
+
+def test_an_unknown_class_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    path = pickles.save(tmp_path / "model.th", {}, klass="demucs.wdemucs.WDemucs")
+    with pytest.raises(CheckpointError, match=r"demucs\.wdemucs\.WDemucs, expected one of demucs\.htdemucs"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    path = pickles.save(
+        tmp_path / "model.th", {"good": torch.ones(2), "conv.bad": torch.tensor([1.0, value])}
+    )
+    with pytest.raises(CheckpointError, match=r"conv\.bad has NaN or infinite"):
+        read_checkpoint(path)
+
+
+def test_a_double_too_large_for_float32(tmp_path: Path) -> None:
+    path = pickles.save(tmp_path / "model.th", {"w": torch.tensor([1e300], dtype=torch.float64)})
+    with pytest.raises(CheckpointError, match="in float32"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.eye(2).to_sparse(), "sparse"),
+        (torch.ones(2, dtype=torch.complex64), "complex"),
+        (3, "is int, expected a tensor"),
+        (None, "is NoneType, expected a tensor"),
+        ({"w": torch.ones(1)}, "is dict, expected a tensor"),
+    ],
+    ids=["sparse", "complex", "int", "None", "dict"],
+)
+def test_states_of_other_things(tmp_path: Path, value: object, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        read_checkpoint(pickles.save(tmp_path / "model.th", {"w": value}))
+
+
+@pytest.mark.parametrize("state", [{"__quantized": True, "data": []}, {"quantized": [], "others": []}])
+def test_diffq_states(tmp_path: Path, state: object) -> None:
+    with pytest.raises(CheckpointError, match=r"DiffQ codes.*save that"):
+        read_checkpoint(pickles.save(tmp_path / "model.th", state))
+
+
+def test_what_is_no_package(tmp_path: Path) -> None:
+    path = tmp_path / "model.th"
+    for value, said in [
+        ({"w": torch.ones(1)}, "bare state dict; expected a package with klass, args, kwargs, state"),
+        ({"state": {}, "optimizer": {}}, r"lacks klass, args, kwargs \(it has state, optimizer\)"),
+        (torch.ones(1), "single tensor"),
+        ([1], "of type list"),
+        ({}, "it has nothing"),
+    ]:
+        torch.save(value, path)
+        with pytest.raises(CheckpointError, match=said):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>Not found</html>", "web page"),
+        (b"\n <html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
+        (b"models: ['955717e8']\n", "bag"),
+        (b"PK\x03\x04" + bytes(200), "truncated"),
+        (b"\x80\x02", "truncated"),
+        (b"RIFF1234WAVE", "not a torch package: it starts with RIFF|starts with b'RIFF"),
+    ],
+    ids=["empty", "html", "html after blanks", "lfs", "bag", "zip", "pickle", "wav"],
+)
+@pytest.mark.parametrize("suffix", [".th", ".safetensors"])
+def test_other_files_under_a_checkpoints_name(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    if suffix == ".safetensors" and content[:4] in (b"RIFF", b"\x80\x02"):
+        said = "not a safetensors file"
+    with pytest.raises(CheckpointError, match=said) as caught:
+        read_checkpoint(path)
+    assert caught.value.fix
+    assert caught.value.message.startswith(path.name)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(tmp_path / "absent.th")
+    with pytest.raises(CheckpointError, match="folder"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        read_checkpoint(tmp_path / "nul\0.th")
+    with pytest.raises(CheckpointError, match="device or a pipe"):
+        read_checkpoint("/dev/zero")
+
+
+def test_torchscript(tmp_path: Path) -> None:
+    path = pickles.write_zip(tmp_path / "model.th", pickles.program(), **{"constants.pkl": b""})
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        read_checkpoint(path)
+
+
+def metadata(**others: str) -> dict[str, str]:
+    kwargs = {"segment": {"_type": "fraction", "numerator": 39, "denominator": 5}, "sources": ["a"]}
+    return {"klass": pickles.KLASS, "args": "[1]", "kwargs": json.dumps(kwargs), **others}
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    state = {"b": torch.randn(3).half(), "a": torch.randn(2, 2), "n": torch.arange(3)}
+    save_file(state, path, metadata())
+    checkpoint = read_checkpoint(path)
+    same(dict(sorted(checkpoint.state.items())), dict(sorted(state.items())))
+    assert checkpoint.klass == pickles.KLASS
+    assert checkpoint.args == (1,)
+    assert checkpoint.kwargs == {"segment": Fraction(39, 5), "sources": ["a"]}
+    assert checkpoint.storage_dtypes == ("float16", "float32", "int64")
+    assert checkpoint.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "lacks klass, args, kwargs"),
+        ({"klass": pickles.KLASS}, "lacks args, kwargs"),
+        (metadata(structure="{}"), "DiffQ"),
+        (metadata(klass="os.system"), r"os\.system, expected one of"),
+        (metadata(kwargs="{"), "kwargs in the metadata is not JSON"),
+        (metadata(kwargs="[" * 100_000), "kwargs in the metadata is not JSON"),
+        (metadata(kwargs="[" * 40 + "]" * 40), "nested more than"),
+        (metadata(kwargs="[]"), "kwargs is list"),
+        (metadata(args="{}"), "args is dict"),
+        (metadata(kwargs='{"a": 1' + "0" * 50 + "}"), "more than 64 bits"),
+        (metadata(kwargs='{"a": {"_type": "fraction", "numerator": 1, "denominator": 0}}'), "fraction"),
+        (metadata(kwargs='{"a": {"_type": "fraction", "numerator": "1e999999999"}}'), "fraction"),
+        (metadata(kwargs='"' + "x" * 2_000_000 + '"'), "characters"),
+    ],
+    ids="none part diffq klass torn bomb deep list args int zero exponent long".split(),  # noqa: SIM905
+)
+def test_safetensors_with_other_metadata(tmp_path: Path, given: dict[str, str] | None, said: str) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(2)}, path, given)
+    with pytest.raises(CheckpointError, match=said):
+        read_checkpoint(path)
+
+
+def test_safetensors_with_other_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.tensor([math.nan])}, path, metadata())
+    with pytest.raises(CheckpointError, match="w has NaN"):
+        read_checkpoint(path)
+    save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, path, metadata())
+    with pytest.raises(CheckpointError, match="F8_E4M3"):
+        read_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated"):
+        read_checkpoint(path)
+
+
+def test_require_fit(tmp_path: Path) -> None:
+    state = {"b": torch.ones(2), "a": torch.ones(3, 1), "ema": torch.ones(1)}
+    checkpoint = read_checkpoint(pickles.save(tmp_path / "model.th", state))
+    shapes = {"a": torch.Size([3, 1]), "b": torch.Size([2])}
+    assert list(require_fit(shapes, checkpoint, ignore=("ema", "absent"))) == ["a", "b"]
+    with pytest.raises(CheckpointError, match=r"1 unexpected, first ema$|1 unexpected, first ema\."):
+        require_fit(shapes, checkpoint)
+    wrong = {"a": torch.Size([1, 3]), "c": torch.Size([1]), "ema": torch.Size([1])}
+    with pytest.raises(CheckpointError) as caught:
+        require_fit(wrong, checkpoint)
+    for part in ("1 missing, first c", "1 unexpected, first b", "first a: (3, 1) in the file and (1, 3) in"):
+        assert part in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with three models of a bag, one of each form of name."""
+    for name in ("aaaa1111.th", "bbbb2222.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    digest = hashlib.sha256(b"third").hexdigest()
+    (tmp_path / f"cccc-3-{digest[:8]}.th").write_bytes(b"third")
+    (tmp_path / "aaaa1111-notes.th").write_bytes(b"the name of another signature")
+    return tmp_path
+
+
+def bag(folder: Path, content: str) -> Path:
+    path = folder / "bag.yaml"
+    path.write_text(content)
+    return path
+
+
+def test_a_bag(folder: Path) -> None:
+    content = "models: ['cccc-3', aaaa1111, bbbb2222]\nweights: [[1, 0.], [0, 1], [0, 0]]\nsegment: 44"
+    found = read_bag(bag(folder, content))
+    assert [model.name[:4] for model in found.models] == ["cccc", "aaaa", "bbbb"]
+    assert found.weights == ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
+    assert found.segment == 44.0
+    alone = read_bag(bag(folder, "models: [aaaa1111]"))
+    assert (alone.weights, alone.segment) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("models: [dddd4444]", r"dddd4444 is missing.*dddd4444\.th"),
+        ("models: [92202414]", r"has a int.*quotes"),
+        ("models: [../aaaa1111]", "signature"),
+        ("models: []", "no list of 1 to"),
+        ("models: aaaa1111", "no list of 1 to"),
+        ("weights: []", "keys are weights"),
+        ("models: [aaaa1111]\nweight: [[1]]", "keys are models, weight"),
+        ("models: [aaaa1111]\nweights: [[1], [1]]", "2 rows, expected one row for each of the 1"),
+        ("models: [aaaa1111, bbbb2222]\nweights: [[1, 1], [1]]", "rows of 2, 1 numbers"),
+        ("models: [aaaa1111]\nweights: [[one]]", "row 0 of weights"),
+        ("models: [aaaa1111]\nweights: [[true]]", "row 0 of weights"),
+        ("models: [aaaa1111]\nweights: [[.nan]]", "row 0 of weights"),
+        ("models: [aaaa1111]\nweights: [[]]", "row 0 of weights"),
+        ("models: [aaaa1111]\nweights: [[1, 0]]", "source 1 add up to 0"),
+        ("models: [aaaa1111]\nsegment: 0", "segment is 0"),
+        ("models: [aaaa1111]\nsegment: ten", "segment is ten"),
+        ("models: [aaaa1111]\nsegment: 0x" + "f" * 9000, "segment is a huge number"),
+        ("- 1", "holds a list"),
+        ("models: [", "not YAML"),
+        ("a: !!timestamp x", "not YAML"),
+        ("[" * 30_000, "not YAML"),
+        ("!!python/object/apply:os.system [true]", "not YAML"),
+        ("#" * 70_000, "more than"),
+    ],
+)
+def test_bags_with_mistakes(folder: Path, content: str, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said) as caught:
+        read_bag(bag(folder, content))
+    assert caught.value.message.startswith("bag.yaml")
+
+
+def test_bags_whose_models_are_not_clear(folder: Path) -> None:
+    (folder / "aaaa1111.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"ambiguous: aaaa1111\.safetensors, aaaa1111\.th"):
+        read_bag(bag(folder, "models: [aaaa1111]"))
+    (folder / "eeee-01234567.th").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"sha256 of eeee-01234567\.th .* expected 01234567"):
+        read_bag(bag(folder, "models: [eeee]"))
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_bag(folder / "absent.yaml")

@@ -1,0 +1,283 @@
+"""A manifest survives its way through JSON, and nothing else gets in."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from bundles import tiny_manifest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mrsep_deploy.errors import BundleError, MrsepError
+from mrsep_deploy.manifest import Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
+from mrsep_deploy.manifest_json import from_json, to_json
+
+FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+
+names = st.text(string.ascii_lowercase + string.digits + "_", min_size=1, max_size=8).filter(
+    lambda name: name not in ("con", "prn", "aux", "nul", "shared")
+)
+free_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=4), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    """Valid manifests: some resolutions, one graph each, summed."""
+    sources = tuple(draw(st.lists(names, min_size=1, max_size=4, unique=True)))
+    channels, batch = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    rate, samples = draw(st.sampled_from([8000, 44100, 48000])), draw(st.integers(1, 500_000))
+    gain = st.floats(-2, 2)
+    branches = [
+        Branch(name, n_fft, n_fft // 4, n_fft // 2, 7, tuple(draw(gain) for _ in sources))
+        for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))
+        for n_fft in [draw(st.sampled_from([16, 2048]))]
+    ]
+    stems = (batch, len(sources), channels, samples)
+    tensors, stages, files, signals = [TensorSpec("mix", (batch, channels, samples))], [], {}, []
+    for index, branch in enumerate(branches):
+        x, stats, y, signal = (f"{what}.{index}" for what in ("x", "stats", "y", "signal"))
+        size = (branch.bins, branch.frames)
+        tensors += [
+            TensorSpec(x, (batch, 2 * channels, *size)),
+            TensorSpec(stats, (batch, 2)),
+            TensorSpec(y, (batch, 2 * channels * len(sources), *size), "float16"),
+            TensorSpec(signal, stems),
+        ]
+        file = f"graph.{index}.onnx"
+        files[file] = FileInfo(f"{draw(st.integers(0, 2**256 - 1)):064x}", draw(st.integers(0, 2**31)))
+        macs = draw(st.integers(0, 2**50))
+        stages += [
+            Stage(f"spectrogram.{index}", "spectrogram", branch.name, ("mix",), (x, stats)),
+            Stage(f"graph.{index}", "graph", branch.name, (x,), (y,), file, index, macs),
+            Stage(f"inverse.{index}", "inverse", branch.name, (y, stats), (signal,)),
+        ]
+        signals.append(signal)
+    tensors.append(TensorSpec("stems", stems))
+    stages.append(Stage("sum", "sum", "shared", tuple(signals), ("stems",)))
+    free = st.dictionaries(st.text("abc", max_size=4), free_json, max_size=3)
+    segment = Fraction(samples, rate)
+    info = ModelInfo("HTDemucs", sources, rate, channels, segment, samples, True, 7, draw(free))
+    return Manifest(
+        name=draw(names), model=info, branches=tuple(branches), tensors=tuple(tensors), stages=tuple(stages),
+        layout=draw(st.sampled_from(["split", "whole"])), batch=batch, opset=draw(st.integers(7, 30)),
+        precision="float32", files=files, checks=draw(free), provenance=draw(free),
+    )  # fmt: skip
+
+
+@FUZZ
+@given(manifests())
+def test_round_trip(manifest: Manifest) -> None:
+    text = to_json(manifest)
+    assert from_json(text) == manifest
+    assert to_json(from_json(text)) == text
+
+
+def test_text_is_for_people() -> None:
+    lines = to_json(tiny_manifest()).splitlines()
+    assert lines[:3] == ["{", '  "format": "mrsep-deploy bundle",', '  "format_version": 1,']
+    assert '    "segment": "1/125",' in lines
+    assert '    {"name": "mix", "shape": [1, 2, 64], "dtype": "float32"},' in lines
+    assert '    "config": {"depth": 1, "note": "naïve"}' in lines
+    assert max(map(len, lines)) <= 160
+
+
+def test_fraction_in_config_is_text() -> None:
+    manifest = tiny_manifest()
+    model = replace(manifest.model, config={"segment": Fraction(39, 5), "list": (1, 2)})
+    assert from_json(to_json(replace(manifest, model=model))).model.config == {"segment": "39/5", "list": [1, 2]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", object(), {1: 2}, {"a": {3}}])
+def test_unwritable_value_is_named(value: object) -> None:
+    with pytest.raises(BundleError, match="manifest.checks"):
+        to_json(replace(tiny_manifest(), checks={"bad": value}))
+
+
+def changed(change: Callable[[Any], None]) -> str:
+    tree = json.loads(to_json(tiny_manifest()))
+    change(tree)
+    return json.dumps(tree)
+
+
+def put(*path: Any) -> Callable[[Any], None]:
+    """``put("model", "segment", "0")`` sets ``tree["model"]["segment"] = "0"``."""
+    *keys, last, value = path
+
+    def change(tree: Any) -> None:
+        for key in keys:
+            tree = tree[key]
+        tree[last] = value
+
+    return change
+
+
+def drop(*path: Any) -> Callable[[Any], None]:
+    def change(tree: Any) -> None:
+        for key in path[:-1]:
+            tree = tree[key]
+        del tree[path[-1]]
+
+    return change
+
+
+INFO = {"sha256": "0" * 64, "bytes": 1}
+REFUSED = [
+    (put("format", "zip"), "manifest.format is 'zip'"),
+    (put("format_version", 2), "format version 2, this mrsep-deploy reads version 1. Upgrade"),
+    (put("format_version", "1"), "manifest.format_version is '1'"),
+    (put("format_version", True), "manifest.format_version is True"),
+    (put("extra", 1), "unknown field 'extra'"),
+    (put("model", "extra", 1), "model has an unknown field 'extra'"),
+    (drop("opset"), "no field 'opset'"),
+    (drop("model", "segment"), "model has no field 'segment'"),
+    (put("model", []), "manifest.model is \\[\\], expected an object"),
+    (put("name", "../x"), "manifest.name is '../x'"),
+    (put("name", "x\n"), "manifest.name"),
+    (put("name", ".hidden"), "manifest.name"),
+    (put("layout", "both"), "manifest.layout is 'both', expected one of split, whole"),
+    (put("layout", ["split"]), "manifest.layout"),
+    (put("batch", 0), "manifest.batch is 0, expected a whole number from 1 to 1024"),
+    (put("batch", 1025), "manifest.batch"),
+    (put("batch", 1.0), "manifest.batch"),
+    (put("batch", True), "manifest.batch is True"),
+    (put("batch", 2), "tensor 'mix' is float32 \\[1, 2, 64\\], expected float32 \\[2, 2, 64\\]"),
+    (put("model", "trained", 1), "model.trained is 1, expected true or false"),
+    (put("model", "sources", []), "model.sources has 0 entries"),
+    (put("model", "sources", ["a", "a"]), "names that differ"),
+    (put("model", "sources", ["a", "A"]), "twice in model.sources"),
+    (put("model", "sources", ["a", "b/c"]), "model.sources"),
+    (put("model", "sources", ["a", "nul"]), "'nul', which cannot name a file"),
+    (put("model", "segment", 7.8), "model.segment is 7.8, expected seconds as a fraction"),
+    (put("model", "segment", "1/0"), "model.segment is '1/0'"),
+    (put("model", "segment", "0"), "model.segment is 0 s"),
+    (put("model", "segment", "9999999"), "model.segment"),
+    (put("model", "segment", "1"), "model.segment_samples is 64, expected 8000"),
+    (put("model", "sample_rate", 0), "model.sample_rate"),
+    (put("branches", 0, "gains", [1.0]), "branch '16' has 1 gains"),
+    (put("branches", 0, "gains", [1.0, "x"]), "branches\\[0\\].gains"),
+    (put("branches", 0, "gains", [1.0, True]), "branches\\[0\\].gains"),
+    (put("branches", 0, "hop", 17), "branch '16' has hop 17 and 8 bins"),
+    (put("branches", 0, "name", "shared"), "branch 'shared'"),
+    (put("branches", 0, "name", "time"), "lists 'time' twice in branches"),
+    (put("branches", 1, "frames", 63), "expected hop 0, bins 0 and 64 frames"),
+    (put("tensors", 1, "shape", [1, 0]), "tensors\\[1\\].shape"),
+    (put("tensors", 1, "shape", []), "tensors\\[1\\].shape has 0 entries"),
+    (put("tensors", 1, "shape", [2**16, 2**16]), "tensors\\[1\\].shape .* at most 2147483648 elements"),
+    (put("tensors", 1, "dtype", "object"), "tensors\\[1\\].dtype"),
+    (put("tensors", 0, "dtype", "float16"), "tensor 'mix' is float16"),
+    (put("tensors", 1, "name", "mix"), "lists 'mix' twice"),
+    (put("tensors", 1, "name", "x"), "uses 'spectrogram_16', which manifest.tensors does not list"),
+    (put("stages", 0, "kind", "shell"), "stages\\[0\\].kind"),
+    (put("stages", 0, "branch", "32"), "branch '32', expected a listed branch"),
+    (put("stages", 0, "branch", "shared"), "expected a listed branch"),
+    (put("stages", 0, "branch", "time"), "'time' is no spectrogram branch"),
+    (put("stages", 1, "branch", "16"), "'16' is no waveform branch"),
+    (put("stages", 2, "branch", "32"), "expected 'shared' or a listed branch"),
+    (put("stages", 2, "file", "other.onnx"), "'other.onnx', expected one listed"),
+    (drop("stages", 2, "file"), "stage 'branch.16' has the file None"),
+    (put("stages", 6, "file", "branch.16.onnx"), "kind sum and has a file"),
+    (put("stages", 2, "inputs", ["estimate_16"]), "which no earlier stage writes"),
+    (put("stages", 2, "inputs", ["signal_16"]), "which no earlier stage writes"),
+    (put("stages", 2, "inputs", []), "stages\\[2\\].inputs has 0 entries"),
+    (put("stages", 2, "outputs", ["mix"]), "writes 'mix', which already exists"),
+    (put("stages", 3, "outputs", ["estimate_16"]), "writes 'estimate_16', which already exists"),
+    (put("stages", 2, "name", "fusion"), "lists 'fusion' twice in stages"),
+    (put("stages", 2, "macs", -1), "stages\\[2\\].macs"),
+    (put("stages", []), "manifest.stages has 0 entries"),
+    (drop("stages", 6), "no stage writes 'stems'"),
+    (lambda t: t["tensors"].append({"name": "z", "shape": [1], "dtype": "int64"}), "'z', which no stage"),
+    (lambda t: t.update(stages=t["stages"] * 10), "manifest.stages has 70 entries, expected 1 to 64"),
+    (put("fusion", 0, "weights", [[1.0]]), "fusion\\[0\\].weights .* 2 rows"),
+    (put("fusion", 0, "weights", [[1.0], [1.0, 2.0]]), "rows of one length"),
+    (put("fusion", 0, "sources", ["drums", "voice"]), "source 'voice'"),
+    (put("files", "branch.16.onnx", "sha256", "A" * 64), "sha256"),
+    (put("files", "branch.16.onnx", "bytes", 2**40), "bytes"),
+    (put("files", "branch.16.onnx", None), "expected an object"),
+    (put("files", "BRANCH.16.onnx", INFO), "twice in files"),
+    *(
+        (put("files", name, INFO), "manifest.files names")
+        for name in ("../up", "/etc/passwd", "a/b", "a\\b", "C:x", "C:\\x", "a\0b", "a\nb", "..", ".", "", "-x")
+    ),
+    *(
+        (put("files", name, INFO), "reserved")
+        for name in ("manifest.json", "MANIFEST.JSON", "nul", "Con.onnx", "x.")
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED)
+def test_refused(change: Callable[[Any], None], message: str) -> None:
+    with pytest.raises(BundleError, match=message) as caught:
+        from_json(changed(change))
+    assert caught.value.fix
+
+
+def test_unknown_keys_where_they_belong() -> None:
+    manifest = from_json(changed(lambda t: [t[k].update(new=[{}]) for k in ("checks", "provenance")]))
+    assert manifest.checks["new"] == manifest.provenance["new"] == [{}]
+
+
+VALID = to_json(tiny_manifest())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "manifest.format is \\[\\]"),
+        ("null", "manifest.format"),
+        (VALID[:-3], "not valid JSON"),
+        (VALID + VALID, "not valid JSON"),
+        (VALID.replace('"opset": 17', '"opset": 17, "opset": 17'), "'opset' appears twice"),
+        (VALID.replace("1e-06", "NaN"), "NaN is not a number"),
+        (VALID.replace("1e-06", "-Infinity"), "-Infinity is not a number"),
+        (VALID.replace("1e-06", "1e999"), "'1e999' is out of range"),
+        (VALID.replace("1e-06", "1" * 50_000), "has 50000 digits"),
+        (VALID.replace("1e-06", "[" * 100_000 + "]" * 100_000), "nested deeper than 48"),
+        (VALID.replace("1e-06", "[" * 60 + "]" * 60), "nested deeper than 48"),
+        (VALID.replace("naïve", "\\ud800"), "not Unicode"),
+        (" " * (16 * 2**20) + VALID, "expected at most 16777216"),
+        ("\ufeff" + VALID, "not valid JSON"),
+    ],
+)
+def test_hostile_text(text: str, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        from_json(text)
+
+
+@FUZZ
+@given(st.data())
+def test_any_changed_field_is_read_or_refused(data: st.DataObject) -> None:
+    """Replace one value anywhere by something else: a valid manifest or a BundleError, nothing else."""
+    tree = json.loads(VALID)
+    node, depth = tree, data.draw(st.integers(0, 4))
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if depth == 0 or not isinstance(node[key], (dict, list)) or not node[key]:
+            break
+        node, depth = node[key], depth - 1
+    node[key] = data.draw(free_json)
+    try:
+        assert isinstance(from_json(json.dumps(tree)), Manifest)
+    except MrsepError as error:
+        assert str(error)
+
+
+@FUZZ
+@given(st.integers(0, len(VALID) - 1), st.integers(0, 20), st.text(max_size=4))
+def test_any_changed_text_is_read_or_refused(at: int, cut: int, insert: str) -> None:
+    try:
+        assert isinstance(from_json(VALID[:at] + insert + VALID[at + cut :]), Manifest)
+    except MrsepError as error:
+        assert str(error)
