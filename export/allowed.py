@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..errors import CheckpointError, UnsafeCheckpointError
-from .plain import fraction, shown
+from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
+from mrsep_deploy.export.plain import fraction, shown
 
 #: Qualified name of a model class -> short name of its family.
 KNOWN_CLASSES: Mapping[str, str] = MappingProxyType(

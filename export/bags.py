@@ -17,9 +17,9 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import CheckpointError
-from .files import AGAIN, about, opened, sha256
-from .plain import shown
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.files import AGAIN, about, opened, sha256
+from mrsep_deploy.export.plain import shown
 
 MAX_BYTES = 2**16
 MAX_MODELS = 64

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
-from .allowed import KNOWN_CLASSES, RESAVE, Name, TensorSpec, unknown_class
-from .bags import Bag, read_bag
-from .files import AGAIN, about, opened, refuse_other_files, sha256
-from .packages import read_legacy, read_zip
-from .plain import plain, plain_dict, shown
-from .safetensors_file import looks_like_safetensors, read_safetensors
-from .storages import read_state, refuse_quantised
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.allowed import KNOWN_CLASSES, RESAVE, Name, TensorSpec, unknown_class
+from mrsep_deploy.export.bags import Bag, read_bag
+from mrsep_deploy.export.files import AGAIN, about, opened, refuse_other_files, sha256
+from mrsep_deploy.export.packages import read_legacy, read_zip
+from mrsep_deploy.export.plain import plain, plain_dict, shown
+from mrsep_deploy.export.safetensors_file import looks_like_safetensors, read_safetensors
+from mrsep_deploy.export.storages import read_state, refuse_quantised
 
 __all__ = ["KNOWN_CLASSES", "Bag", "Checkpoint", "read_bag", "read_checkpoint", "require_fit"]
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from ..errors import CheckpointError
-from .plain import shown
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.plain import shown
 
 AGAIN = "download or copy it again"
 _CHUNK = 2**20

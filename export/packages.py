@@ -25,12 +25,12 @@ from typing import IO
 
 import numpy as np
 
-from ..errors import CheckpointError
-from .allowed import RESAVE, StorageRef
-from .files import AGAIN
-from .plain import shown
-from .storages import DTYPES, StorageReader
-from .unpickler import MAX_BYTES, Unpickled, unpickle
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.allowed import RESAVE, StorageRef
+from mrsep_deploy.export.files import AGAIN
+from mrsep_deploy.export.plain import shown
+from mrsep_deploy.export.storages import DTYPES, StorageReader
+from mrsep_deploy.export.unpickler import MAX_BYTES, Unpickled, unpickle
 
 MAX_DIRECTORY = 4 * 2**20  # bytes of the archive's table of contents: some forty thousand members
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

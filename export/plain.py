@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from typing import TypeGuard
 
-from ..errors import CheckpointError
+from mrsep_deploy.errors import CheckpointError
 
 MAX_DEPTH = 32
 MAX_WEIGHT = 250_000  # values plus characters, all together

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError
-from .allowed import DIFFQ_FIX
-from .files import AGAIN
-from .plain import MAX_WEIGHT, fraction, shown
-from .storages import MAX_TENSORS, finished, refuse_quantised
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.allowed import DIFFQ_FIX
+from mrsep_deploy.export.files import AGAIN
+from mrsep_deploy.export.plain import MAX_WEIGHT, fraction, shown
+from mrsep_deploy.export.storages import MAX_TENSORS, finished, refuse_quantised
 
 MAX_HEADER = 8 * 2**20  # bytes of JSON; the published files have some tens of thousands
 _DTYPES = {

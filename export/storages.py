@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import CheckpointError
-from .allowed import DIFFQ_FIX, RESAVE, StorageRef, TensorSpec
-from .plain import shown
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.allowed import DIFFQ_FIX, RESAVE, StorageRef, TensorSpec
+from mrsep_deploy.export.plain import shown
 
 MAX_TENSORS = 16_384  # the largest published model has about two thousand
 MAX_DIMENSIONS = 8

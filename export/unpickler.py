@@ -15,10 +15,10 @@ import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import CheckpointError
-from .allowed import StorageRef, build, call, refuse, resolve, storage
-from .files import AGAIN
-from .plain import shown
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.allowed import StorageRef, build, call, refuse, resolve, storage
+from mrsep_deploy.export.files import AGAIN
+from mrsep_deploy.export.plain import shown
 
 MAX_BYTES = 8 * 2**20  # the published packages have 40 to 65 thousand
 MAX_INSTRUCTIONS = 500_000  # and about twenty thousand

@@ -14,7 +14,7 @@ from .errors import BundleError
 from .manifest_check import FIX
 
 MAX_DEPTH = 64
-MAX_FIELDS = 4_000_000
+MAX_FIELDS = 2_000_000
 
 _FOREIGN = "Use only graphs that `mrsep-deploy export` wrote; they are self-contained."
 

@@ -48,7 +48,9 @@ def tiny_manifest(batch: int = 1, name: str = "tiny") -> Manifest:
         Stage("branch.16", "graph", "16", ("spectrogram_16",), ("estimate_16",), "branch.16.onnx", 1, 9),
         Stage("branch.time", "graph", "time", ("waveform",), ("estimate_time",), "branch.time.onnx", 1, 9),
         Stage("inverse.16", "inverse", "16", ("estimate_16", "statistics_16"), ("signal_16",)),
-        Stage("denormalize.time", "denormalize", "time", ("estimate_time", "statistics_time"), ("signal_time",)),
+        Stage(
+            "denormalize.time", "denormalize", "time", ("estimate_time", "statistics_time"), ("signal_time",)
+        ),
         Stage("fusion", "sum", "shared", ("signal_16", "signal_time"), ("stems",)),
     )
     return Manifest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -20,15 +21,15 @@ from mrsep_deploy.manifest_json import from_json, to_json
 
 FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
-names = st.text(string.ascii_lowercase + string.digits + "_", min_size=1, max_size=8).filter(
-    lambda name: name not in ("con", "prn", "aux", "nul", "shared")
-)
+# no reserved word begins with z
+names = st.text(string.ascii_lowercase + string.digits + "_", max_size=7).map("z".__add__)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+numbers = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
 free_json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=4), inner, max_size=3),
+    st.none() | st.booleans() | numbers | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @st.composite
@@ -95,12 +96,15 @@ def test_text_is_for_people() -> None:
 def test_fraction_in_config_is_text() -> None:
     manifest = tiny_manifest()
     model = replace(manifest.model, config={"segment": Fraction(39, 5), "list": (1, 2)})
-    assert from_json(to_json(replace(manifest, model=model))).model.config == {"segment": "39/5", "list": [1, 2]}
+    assert from_json(to_json(replace(manifest, model=model))).model.config == {
+        "segment": "39/5",
+        "list": [1, 2],
+    }
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", object(), {1: 2}, {"a": {3}}])
 def test_unwritable_value_is_named(value: object) -> None:
-    with pytest.raises(BundleError, match="manifest.checks"):
+    with pytest.raises(BundleError, match=r"manifest\.checks"):
         to_json(replace(tiny_manifest(), checks={"bad": value}))
 
 
@@ -132,6 +136,8 @@ def drop(*path: Any) -> Callable[[Any], None]:
 
 
 INFO = {"sha256": "0" * 64, "bytes": 1}
+LEAVING = ("../up", "/etc/passwd", "a/b", "a\\b", "C:x", "C:\\x", "a\0b", "a\nb", "..", ".", "", "-x")
+RESERVED = ("manifest.json", "MANIFEST.JSON", "nul", "Con.onnx", "x.")
 REFUSED = [
     (put("format", "zip"), "manifest.format is 'zip'"),
     (put("format_version", 2), "format version 2, this mrsep-deploy reads version 1. Upgrade"),
@@ -205,15 +211,9 @@ REFUSED = [
     (put("files", "branch.16.onnx", "bytes", 2**40), "bytes"),
     (put("files", "branch.16.onnx", None), "expected an object"),
     (put("files", "BRANCH.16.onnx", INFO), "twice in files"),
-    *(
-        (put("files", name, INFO), "manifest.files names")
-        for name in ("../up", "/etc/passwd", "a/b", "a\\b", "C:x", "C:\\x", "a\0b", "a\nb", "..", ".", "", "-x")
-    ),
-    *(
-        (put("files", name, INFO), "reserved")
-        for name in ("manifest.json", "MANIFEST.JSON", "nul", "Con.onnx", "x.")
-    ),
-]  # fmt: skip
+    *((put("files", name, INFO), "manifest.files names") for name in LEAVING),
+    *((put("files", name, INFO), "reserved") for name in RESERVED),
+]
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
@@ -268,16 +268,12 @@ def test_any_changed_field_is_read_or_refused(data: st.DataObject) -> None:
             break
         node, depth = node[key], depth - 1
     node[key] = data.draw(free_json)
-    try:
+    with suppress(MrsepError):
         assert isinstance(from_json(json.dumps(tree)), Manifest)
-    except MrsepError as error:
-        assert str(error)
 
 
 @FUZZ
 @given(st.integers(0, len(VALID) - 1), st.integers(0, 20), st.text(max_size=4))
 def test_any_changed_text_is_read_or_refused(at: int, cut: int, insert: str) -> None:
-    try:
+    with suppress(MrsepError):
         assert isinstance(from_json(VALID[:at] + insert + VALID[at + cut :]), Manifest)
-    except MrsepError as error:
-        assert str(error)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """``[B, N, C] -> [B, heads, N, C / heads]``."""
     b, n, c = x.shape
     return x.view(b, n, heads, c // heads).transpose(1, 2)
@@ -36,7 +36,7 @@ class SoftmaxAttention(nn.Module):
         else:
             q = F.linear(query, self.in_proj_weight[:c], self.in_proj_bias[:c])
             k, v = F.linear(memory, self.in_proj_weight[c:], self.in_proj_bias[c:]).split(c, dim=-1)
-        out = F.scaled_dot_product_attention(*(_heads(x, self.heads) for x in (q, k, v)))
+        out = F.scaled_dot_product_attention(*(split_heads(x, self.heads) for x in (q, k, v)))
         y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return y
 
@@ -58,9 +58,9 @@ class LinearAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        q = F.elu(_heads(self.q(query), self.heads)) + 1
-        k = F.elu(_heads(self.k(memory), self.heads)) + 1
-        v = _heads(self.v(memory), self.heads)
+        q = F.elu(split_heads(self.q(query), self.heads)) + 1
+        k = F.elu(split_heads(self.k(memory), self.heads)) + 1
+        v = split_heads(self.v(memory), self.heads)
         summary = k.transpose(-1, -2) @ v
         total = k.sum(dim=-2)[..., None]
         out = (q @ summary) / (q @ total + self.eps)

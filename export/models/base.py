@@ -62,7 +62,7 @@ class SeparationModel(nn.Module):
         bins = n_fft // 2 // self.plan.spectrogram[0].stride
         if config.family == "htdemucs" and n_fft // 2 <= config.kernel_size:
             bins = 1
-        return FrequencyEmbedding(bins, config.channels, config.emb_scale)
+        return FrequencyEmbedding(bins, self.plan.spectrogram[0].inner, config.emb_scale)
 
     def _add_waveform_branch(self) -> None:
         if self.config.waveform:
@@ -130,13 +130,16 @@ class SeparationModel(nn.Module):
             xt = None if xt is None else self.channel_downsampler_t(xt)
         return x, xt
 
-    def decode_spectrogram(self, branch: int, x: Tensor, skips: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def decode_spectrogram(
+        self, branch: int, x: Tensor, skips: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         """The branch's estimate ``[B, S*2C, F, T]``, and what a merged waveform decoder continues from."""
         _, decoder, _ = self.branches[branch]
         before: Tensor | None = None
         for index, layer in enumerate(decoder):
             outer = len(decoder) - 1 - index
-            x, last = layer(x, skips[outer], skips[outer].shape[-1] * layer.shape.stride)
+            # Layers along time give back as many frames as entered them, the stride may not divide those.
+            x, last = layer(x, skips[outer], skips[max(outer - 1, 0)].shape[-1])
             if outer == self.plan.merge:
                 before = last
         return x, before

@@ -8,11 +8,13 @@ errors that name them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.plain import shown
 
 FAMILIES = (
     "htdemucs",
@@ -25,10 +27,11 @@ FAMILIES = (
 )
 
 TRAINING_ONLY = frozenset(
-    "emb_smooth dconv_init rescale t_dropout t_weight_decay t_lr t_max_positions t_sin_random_shift "
-    "t_cape_mean_normalize t_cape_augment t_cape_glob_loc_scale t_mask_type t_mask_random_seed "
-    "t_sparse_attn_window t_global_window t_sparsity t_auto_sparsity multi_freqs_depth t_stride".split()
-)
+    ("emb_smooth", "dconv_init", "rescale", "t_dropout", "t_weight_decay", "t_lr", "t_max_positions",
+     "t_sin_random_shift", "t_cape_mean_normalize", "t_cape_augment", "t_cape_glob_loc_scale", "t_mask_type",
+     "t_mask_random_seed", "t_sparse_attn_window", "t_global_window", "t_sparsity", "t_auto_sparsity",
+     "multi_freqs_depth", "t_stride")
+)  # fmt: skip
 """Arguments without effect on what a trained model computes (given the values ``REQUIRED`` asks for)."""
 
 REQUIRED: Mapping[str, tuple[object, ...]] = {
@@ -42,6 +45,9 @@ REQUIRED: Mapping[str, tuple[object, ...]] = {
     "t_sparse_cross_attn": (False,),
 }
 """Arguments with the only values the supported families compute. Another value changes the output."""
+
+LARGEST = 1e9
+"""Arguments that are not whole numbers stay below this in magnitude (``t_max_period`` is 1e4)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,13 @@ def layer_channels(first: int, growth: float, depth: int) -> list[int]:
 
 
 _FAMILY_DEFAULTS: Mapping[str, Mapping[str, object]] = {
-    "htdemucs": {"channels": 48, "freq_emb": 0.2, "nfft_list": (4096,), "attention": "softmax", "fusion": "sum"},
+    "htdemucs": {
+        "channels": 48,
+        "freq_emb": 0.2,
+        "nfft_list": (4096,),
+        "attention": "softmax",
+        "fusion": "sum",
+    },
     "htdemucs_n": {"fusion": "convolution"},
     "htdemucs_nn": {"fusion": "source"},
     "htdemucs_2nn": {
@@ -189,8 +201,12 @@ def parse_config(
             f"models of the family {family!r} cannot be exported", f"Supported are {', '.join(FAMILIES)}."
         )
     if len(args) > 1:
-        raise CheckpointError(f"the checkpoint gives {len(args)} constructor arguments by position, at most 1 is known")
+        raise CheckpointError(
+            f"the checkpoint gives {len(args)} constructor arguments by position, expected at most 1"
+        )
     given = dict(kwargs)
+    if args and "sources" in given:
+        raise CheckpointError("the checkpoint gives its sources twice, by position and by name")
     if args:
         given["sources"] = args[0]
     accepted = _accepted(family)
@@ -201,7 +217,7 @@ def parse_config(
         if name in REQUIRED:
             if value not in REQUIRED[name]:
                 raise CheckpointError(
-                    f"the checkpoint was made with {name}={value!r}; "
+                    f"the checkpoint was made with {name}={shown(value)}; "
                     f"only {name}={REQUIRED[name][0]!r} is supported"
                 )
         elif name in accepted:
@@ -212,7 +228,8 @@ def parse_config(
             unknown.append(name)
     if unknown:
         raise CheckpointError(
-            f"the checkpoint gives constructor arguments that {family} does not know: {', '.join(sorted(unknown))}"
+            f"the checkpoint gives constructor arguments that {family} does not know: "
+            + ", ".join(sorted(shown(name) for name in unknown))
         )
     config = _typed(family, used)
     _check(config)
@@ -224,8 +241,12 @@ def _typed(family: str, used: Mapping[str, object]) -> ModelConfig:
     if "sources" not in used:
         raise CheckpointError("the checkpoint does not name its sources")
     sources = used["sources"]
-    if not isinstance(sources, (list, tuple)) or not all(isinstance(s, str) and s for s in sources) or not sources:
-        raise CheckpointError(f"sources must be a list of names, found {sources!r}")
+    if (
+        not isinstance(sources, (list, tuple))
+        or not sources
+        or not all(isinstance(source, str) and source for source in sources)
+    ):
+        raise CheckpointError(f"sources must be a list of names, found {shown(sources)}")
     template = ModelConfig(family=family, sources=tuple(sources))
     values: dict[str, object] = {}
     for name, value in used.items():
@@ -239,63 +260,77 @@ def _coerce(name: str, value: object, default: object) -> object:
     if name == "nfft_list":
         if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
             return tuple(value)
-        raise CheckpointError(f"nfft_list must be a list of whole numbers, found {value!r}")
+        raise CheckpointError(f"nfft_list must be a list of whole numbers, found {shown(value)}")
     if name == "channels_time" and value is None:
         return None
-    if name == "segment":
-        if isinstance(value, (int, float, Fraction)) and not isinstance(value, bool):
-            return value
-    elif isinstance(default, bool):
-        if isinstance(value, (bool, int)):
+    if isinstance(default, bool):
+        # Some published switches are counts underneath (groups of a norm): only 0 and 1 are switches.
+        if isinstance(value, (bool, int)) and value in (0, 1):
             return bool(value)
-    elif isinstance(default, float) or name in ("growth", "emb_scale", "dconv_comp"):
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return value
     elif isinstance(default, str):
         if isinstance(value, str):
             return value
+    elif isinstance(value, bool):
+        pass
+    elif name == "segment" or isinstance(default, float) or name in ("growth", "emb_scale", "dconv_comp"):
+        kinds = (int, float, Fraction) if name == "segment" else (int, float)
+        if isinstance(value, kinds) and abs(value) < LARGEST and math.isfinite(value):
+            return value
     elif isinstance(value, int):
         return int(value)
-    raise CheckpointError(f"{name} has an impossible value, {value!r} (such as the default {default!r} was expected)")
+    raise CheckpointError(
+        f"{name} has an impossible value, {shown(value)} (such as the default {default!r} was expected)"
+    )
 
 
 def _check(config: ModelConfig) -> None:
     """Refuse structures that cannot be computed, before any module is made."""
     rules = [
-        (len(set(config.sources)) == len(config.sources), "sources have distinct names"),
+        (len(set(config.sources)) == len(config.sources), "sources with distinct names"),
+        (len(config.sources) <= 64, "1 to 64 sources"),
         (1 <= config.audio_channels <= 64, "1 to 64 audio channels"),
         (1 <= config.channels <= 4096, "1 to 4096 channels"),
         (config.channels_time is None or 1 <= config.channels_time <= 4096, "1 to 4096 time channels"),
         (1 <= config.depth <= 8, "a depth of 1 to 8"),
         (1 <= len(config.nfft_list) <= 16, "1 to 16 resolutions"),
-        (all(64 <= n <= 65536 and n % 16 == 0 for n in config.nfft_list), "nfft multiples of 16, 64 to 65536"),
+        (
+            all(64 <= n <= 65536 and n % 16 == 0 for n in config.nfft_list),
+            "nfft of 64 to 65536 in steps of 16",
+        ),
         (1 <= config.samplerate <= 768_000, "a sample rate of 1 to 768000 Hz"),
-        (0 < config.segment <= 600 and config.segment_samples > 1, "a segment of up to 600 s, 2 samples or more"),
-        (config.kernel_size >= 4 and config.kernel_size % 4 == 0, "a kernel size that is a multiple of 4"),
+        (0 < config.segment <= 600 and config.segment_samples > 1, "a segment of 2 samples to 600 s"),
+        (1 <= config.kernel_size <= 1024, "a kernel size of 1 to 1024"),
         (1 <= config.stride <= config.kernel_size, "a stride of 1 to the kernel size"),
+        (1 <= config.time_stride <= 64, "a time_stride of 1 to 64"),
         (0 <= config.context <= 16 and 0 <= config.context_enc <= 16, "contexts of 0 to 16"),
         (config.norm_groups >= 1 and config.norm_starts >= 0, "positive norm_groups and norm_starts"),
-        (config.dconv_comp > 0 and abs(config.dconv_depth) <= 16, "a DConv of reasonable depth"),
+        (
+            config.dconv_comp > 0 and abs(config.dconv_depth) <= 16,
+            "a positive dconv_comp and a dconv_depth to 16",
+        ),
         (0 <= config.dconv_mode <= 3, "a dconv_mode of 0 to 3"),
         (0 <= config.t_layers <= 64 and config.t_heads >= 1, "0 to 64 transformer layers and 1 head or more"),
+        (0 < config.t_hidden_scale <= 64, "a t_hidden_scale of up to 64"),
+        (config.t_max_period > 0, "a positive t_max_period"),
         (0 <= config.bottom_channels <= 16384, "0 to 16384 bottom channels"),
-        (config.growth > 0, "a positive growth"),
+        (0 < config.growth <= 64, "a growth of up to 64"),
         (config.attention in ("softmax", "linear"), "attention softmax or linear"),
-        (config.t_channels >= 1 and 1 <= config.t_depth <= 8, "a fusion U-Net of depth 1 to 8"),
-        (config.t_kernel_size % 2 == 1, "an odd t_kernel_size"),
+        (1 <= config.t_channels <= 4096 and 1 <= config.t_depth <= 8, "a fusion U-Net of depth 1 to 8"),
+        (1 <= config.t_kernel_size <= 4097 and config.t_kernel_size % 2 == 1, "an odd t_kernel_size to 4097"),
     ]
     for holds, expected in rules:
         if not holds:
-            raise CheckpointError(f"the checkpoint's constructor arguments make no model: expected {expected}")
+            raise CheckpointError(f"the constructor arguments make no model: expected {expected}")
     if config.t_layers:
         _check_transformer(config)
 
 
 def _check_transformer(config: ModelConfig) -> None:
     width = config.bottom_channels or config.bottleneck_channels
-    if width % config.t_heads or width % 4:
+    if width < 4 or width % config.t_heads or width % 4 or width * config.t_hidden_scale < 1:
         raise CheckpointError(
-            f"a transformer of {width} channels does not divide into {config.t_heads} heads (and by 4 for its positions)"
+            f"a transformer of {width} channels does not divide into {config.t_heads} heads "
+            "(and by 4 for its positions)"
         )
     time_width = layer_channels(config.channels_time or config.channels, config.growth, config.depth)[-1]
     if config.waveform and time_width != config.bottleneck_channels:

@@ -38,7 +38,12 @@ class MultiResolution(SeparationModel):
     Serves HTDemucs_n, _nn, _2nn, _nf, _dnf and the paper's form (``mrhdemucs``); the configuration
     says which parts there are. Published training state (``weight_ema``, ``final_weight_ema``) has no
     place here.
+
+    Attributes:
+        shares: ``bottleneck_weights`` worked out as numbers, for a model that is only exported.
     """
+
+    shares: tuple[float, ...] | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -87,7 +92,7 @@ class MultiResolution(SeparationModel):
         """
         if self.crosstransformer is None:
             return list(xs), xt
-        weights = self.bottleneck_weights
+        weights: Sequence[Tensor | float] = self.shares or list(self.bottleneck_weights)
         size = xs[len(xs) // 2].shape[-2:]
         fused = weights[0] * resample(xs[0], size)
         for weight, x in zip(weights[1:], xs[1:], strict=True):

@@ -203,5 +203,8 @@ class FrequencyEmbedding(nn.Module):
         self.embedding = nn.Embedding(bins, channels)
 
     def forward(self, x: Tensor, gain: float) -> Tensor:
-        """``x + gain * E`` for ``x`` of shape ``[B, C, F, T]``."""
-        return x + gain * (self.embedding.weight * self.scale).t()[None, :, :, None]
+        """``x + gain * E`` for ``x`` of shape ``[B, C, F, T]``, ``F`` at most the number of vectors."""
+        weight = self.embedding.weight
+        # Kernels longer than twice the stride leave fewer bins than the published class makes vectors.
+        weight = weight if len(weight) == x.shape[2] else weight[: x.shape[2]]
+        return x + gain * (weight * self.scale).t()[None, :, :, None]

@@ -134,14 +134,19 @@ class CrossTransformer(nn.Module):
         if xt is not None:
             xt = self.norm_in_t(xt.transpose(1, 2))
             xt = xt + (gain * positions_1d(xt.shape[1], c, period)).to(xt)
+        x, xt = self.run_layers(x, xt)
+        x = x.view(b, t, f, c).permute(0, 3, 2, 1)
+        return x, None if xt is None else xt.transpose(1, 2)
+
+    def run_layers(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """All layers on tokens ``[B, N, C]`` that carry their positions."""
         for index, layer in enumerate(self.layers):
             before = x
             x = layer(x, xt) if layer.cross else layer(x)
             if xt is not None:
                 layer_t = self.layers_t[index]
                 xt = layer_t(xt, before) if layer_t.cross else layer_t(xt)
-        x = x.view(b, t, f, c).permute(0, 3, 2, 1)
-        return x, None if xt is None else xt.transpose(1, 2)
+        return x, xt
 
 
 def crossing_layers(config: ModelConfig) -> list[bool]:

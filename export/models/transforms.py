@@ -54,7 +54,5 @@ def synthesise(x: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
     pad, before, after = frame_layout(n_fft, hop)
     z = F.pad(F.pad(z, (0, 0, 0, 1)), (before, after))
     window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
-    y = torch.istft(
-        z, n_fft, hop, window=window, normalized=True, center=True, length=hop * frames + 2 * pad
-    )
+    y = torch.istft(z, n_fft, hop, window=window, normalized=True, center=True, length=hop * frames + 2 * pad)
     return y[..., pad : pad + length].view(*other, c2 // 2, length)

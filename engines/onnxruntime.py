@@ -1,0 +1,72 @@
+"""ONNX Runtime on the CPU, the default engine."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.engines.contract import Availability, Buffers, Engine, EngineOptions, Runner
+from mrsep_deploy.errors import EngineError
+from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.manifest import Stage
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntimeEngine(Engine):
+    """Runs graphs with ``onnxruntime``'s CPU provider, writing straight into the given buffers."""
+
+    name: ClassVar[str] = "ort"
+    title: ClassVar[str] = "ONNX Runtime (CPU)"
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self.threads = options.threads or cpu_budget()
+
+    @classmethod
+    def availability(cls) -> Availability:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            return Availability(False, reason=f"onnxruntime cannot be imported ({error})", fix="pip install onnxruntime")
+        return Availability(True, onnxruntime.__version__, f"CPU, {cpu_budget()} threads")
+
+    def prepare(self, bundle: Bundle, stage: Stage) -> Runner:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Stages take turns on the same cores: a pool that spins while another stage runs steals from it.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = ort.InferenceSession(str(bundle.graph_path(stage)), options, providers=[PROVIDER])
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            raise EngineError(f"ONNX Runtime cannot load stage {stage.name}: {_first_line(error)}") from error
+        if session.get_providers() != [PROVIDER]:
+            raise EngineError(f"ONNX Runtime put stage {stage.name} on {session.get_providers()}, not {PROVIDER}")
+        return _OrtRunner(session, stage)
+
+
+class _OrtRunner:
+    def __init__(self, session: Any, stage: Stage) -> None:
+        self.session = session
+        self.stage = stage
+        self.binding = session.io_binding()
+
+    def __call__(self, inputs: Buffers, outputs: Buffers) -> None:
+        binding = self.binding
+        for name in self.stage.inputs:
+            binding.bind_cpu_input(name, inputs[name])
+        for name in self.stage.outputs:
+            array = outputs[name]
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed in stage {self.stage.name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,224 @@
+"""Checkpoint to bundle: split, rewrite, export, check, and only then write."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import mrsep_deploy
+from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.errors import UsageError
+from mrsep_deploy.export.chain import reference_chain, reference_stage
+from mrsep_deploy.export.check import GraphChecker, StageCheck, compare, require
+from mrsep_deploy.export.load import LoadedModel
+from mrsep_deploy.export.models.config import ModelConfig
+from mrsep_deploy.export.models.families import fusion_shares
+from mrsep_deploy.export.onnx_graph import OPSET, export_graph
+from mrsep_deploy.export.parts import count_macs
+from mrsep_deploy.export.probe import probe_signal
+from mrsep_deploy.export.rewrites import REWRITES, rewrite
+from mrsep_deploy.export.split import Splitter, StagePlan, make_branches
+from mrsep_deploy.manifest import MIX, STEMS, FusionShares, Layout, Manifest, ModelInfo, Stage, TensorSpec
+
+MAX_BATCH = 64
+
+Progress = Callable[[str, int, int], None]
+"""Called with what happens now, how many steps are done and how many there are."""
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
+        batch: segments one run takes.
+        rewrites: names out of ``REWRITES``.
+    """
+
+    layout: Layout = "split"
+    batch: int = 1
+    rewrites: tuple[str, ...] = tuple(REWRITES)
+
+
+def export_model(
+    loaded: LoadedModel,
+    name: str,
+    target: Path,
+    options: ExportOptions = ExportOptions(),
+    *,
+    overwrite: bool = False,
+    progress: Progress = _silent,
+) -> Bundle:
+    """Export a model to a bundle at ``target``.
+
+    Every graph is compared with PyTorch in float64 on a music-like signal, and so is the whole;
+    nothing is written unless all of them pass.
+
+    Raises:
+        ExportError: a stage cannot be exported, or strays from PyTorch.
+        OutputError, BundleError: the bundle cannot be written at ``target``.
+    """
+    if not 1 <= options.batch <= MAX_BATCH:
+        raise UsageError(f"a batch of {options.batch} segments was asked for, 1 to {MAX_BATCH} are possible")
+    return _Export(loaded, name, options, progress).run(target, overwrite)
+
+
+class _Export:
+    def __init__(self, loaded: LoadedModel, name: str, options: ExportOptions, progress: Progress) -> None:
+        self.loaded, self.name, self.options = loaded, name, options
+        self.model = loaded.model.eval()
+        self.config = loaded.config
+        self.plans = Splitter(self.model).split(options.layout)
+        self.branches = make_branches(self.model)
+        self.graph_count = sum(plan.part is not None for plan in self.plans)
+        self.steps = self.graph_count + 2
+        self.done = 0
+        self.progress = progress
+
+    def run(self, target: Path, overwrite: bool) -> Bundle:
+        self._step("reference run in float64", 0)
+        mix = torch.from_numpy(
+            probe_signal(
+                self.options.batch, self.config.audio_channels, self.config.segment_samples, self.config.samplerate
+            )
+        )
+        exact = reference_chain(copy.deepcopy(self.model).double(), self.plans, self.branches, mix.double())
+        tensors = _tensor_specs(exact)
+        checker = GraphChecker(exact, [p.stage for p in self.plans], self.branches, tensors)
+        rewritten = rewrite(self.model, self.options.rewrites)
+        files: dict[str, bytes] = {}
+        checks: dict[str, StageCheck] = {}
+        stages: list[Stage] = []
+        for plan in self.plans:
+            stage = self._counted(plan, exact)
+            if plan.part is not None and stage.file is not None:
+                self._step(f"exporting {stage.name}")
+                inputs = [exact[name].float() for name in stage.inputs]
+                graph = export_graph(plan.part(rewritten), inputs, stage.name, (stage.inputs, stage.outputs))
+                files[stage.file] = graph
+                exported = compare(checker.add(stage, graph), stage.outputs, exact)
+                checks[stage.name] = StageCheck(exported, self._float32(plan, exact))
+            stages.append(stage)
+        self._step("checking the whole")
+        checks["whole"] = StageCheck(checker.whole(), self._whole_float32(mix, exact[STEMS]))
+        require(checks)
+        self._step("writing")
+        manifest = self._manifest(stages, tensors, checks)
+        bundle = write_bundle(target, manifest, files, overwrite=overwrite)
+        self.progress("done", self.steps, self.steps)
+        return bundle
+
+    def _step(self, what: str, advance: int = 1) -> None:
+        self.progress(what, self.done, self.steps)
+        self.done += advance
+
+    def _counted(self, plan: StagePlan, exact: Mapping[str, Tensor]) -> Stage:
+        """The stage with its parameters, and its multiply-accumulates for one segment."""
+        if plan.part is None:
+            return plan.stage
+        part = plan.part(self.model)
+        macs = count_macs(part, [exact[name].float() for name in plan.stage.inputs])
+        return replace(plan.stage, parameters=part.parameter_count, macs=macs // self.options.batch)
+
+    def _float32(self, plan: StagePlan, exact: Mapping[str, Tensor]) -> Deviation:
+        """What PyTorch's own float32 loses in this stage, on exact inputs."""
+        assert plan.part is not None
+        inputs = [exact[name].float() for name in plan.stage.inputs]
+        with torch.no_grad():
+            values = reference_stage(
+                plan.stage, plan.part(self.model), inputs, self.branches, self.config.segment_samples
+            )
+        return compare([v.numpy() for v in values], plan.stage.outputs, exact)
+
+    def _whole_float32(self, mix: Tensor, stems: Tensor) -> Deviation:
+        with torch.no_grad():
+            return Deviation.between(self.model(mix).numpy(), stems.numpy())
+
+    def _manifest(
+        self, stages: Sequence[Stage], tensors: Mapping[str, TensorSpec], checks: Mapping[str, StageCheck]
+    ) -> Manifest:
+        return Manifest(
+            name=self.name,
+            model=_model_info(self.loaded),
+            branches=self.branches,
+            tensors=tuple(tensors.values()),
+            stages=tuple(stages),
+            layout=self.options.layout,
+            batch=self.options.batch,
+            opset=OPSET,
+            precision="float32",
+            files={},
+            fusion=_fusion(self.loaded),
+            checks={
+                "signal": "seeded music-like probe, one segment; relative L2 against PyTorch float64",
+                **{stage: check.to_json() for stage, check in checks.items()},
+            },
+            provenance={
+                **self.loaded.origin,
+                "rewrites": list(self.options.rewrites),
+                "ignored_arguments": list(self.loaded.ignored),
+                "exported": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "tools": _tools(),
+            },
+        )
+
+
+def _tensor_specs(exact: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
+    """Shapes of every tensor; statistics stay in float64, all else is float32."""
+    return {
+        name: TensorSpec(name, tuple(t.shape), "float64" if name.startswith("statistics_") else "float32")
+        for name, t in exact.items()
+        if name == MIX or t is not None
+    }
+
+
+def _model_info(loaded: LoadedModel) -> ModelInfo:
+    config = loaded.config
+    return ModelInfo(
+        family=config.family,
+        sources=config.sources,
+        sample_rate=config.samplerate,
+        audio_channels=config.audio_channels,
+        segment=Fraction(config.segment_samples, config.samplerate),
+        segment_samples=config.segment_samples,
+        trained=loaded.trained,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        config=_plain_config(config),
+    )
+
+
+def _plain_config(config: ModelConfig) -> dict[str, object]:
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
+    plain["segment"] = str(config.segment)
+    return plain
+
+
+def _fusion(loaded: LoadedModel) -> tuple[FusionShares, ...]:
+    shares = []
+    for where, weights in fusion_shares(loaded.model).items():
+        per_source = weights.dim() == 2
+        rows = weights.double().tolist() if per_source else [weights.double().tolist()]
+        sources = loaded.config.sources if per_source else ()
+        shares.append(FusionShares(where, tuple(sources), tuple(tuple(row) for row in rows)))
+    return tuple(shares)
+
+
+def _tools() -> dict[str, str]:
+    names = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"mrsep-deploy": mrsep_deploy.__version__, "python": platform.python_version(), **versions}

@@ -1,0 +1,163 @@
+"""From a file, or from a family's name and a seed, to a model with weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
+from mrsep_deploy.export.models.base import SeparationModel
+from mrsep_deploy.export.models.config import ModelConfig, parse_config
+from mrsep_deploy.export.models.families import IGNORED_STATE, build_model
+from mrsep_deploy.export.models.layers import LayerScale
+
+DEFAULT_SOURCES = ("drums", "bass", "other", "vocals")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and where its weights come from.
+
+    ``origin`` is what the manifest's provenance records; :func:`reload` makes the same model from it.
+    ``ignored`` names constructor arguments that only steered training.
+    """
+
+    model: SeparationModel
+    origin: Mapping[str, object]
+    trained: bool
+    ignored: tuple[str, ...] = ()
+    storage_dtypes: tuple[str, ...] = field(default=("float32",))
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+
+def load_model(path: str | os.PathLike[str]) -> LoadedModel:
+    """Read a checkpoint (``.th``, ``.safetensors``, or a bag of one model, ``.yaml``).
+
+    Raises:
+        CheckpointError: it cannot be read, is not of a supported family, or does not fit its class.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        path = _only_model(path)
+    checkpoint = read_checkpoint(path)
+    config, ignored = parse_config(KNOWN_CLASSES[checkpoint.klass], checkpoint.args, checkpoint.kwargs)
+    model = _build(config)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    state = require_fit(expected, checkpoint, ignore=IGNORED_STATE)
+    # The tensors read become the parameters: no second copy of the weights.
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    origin: dict[str, object] = {
+        "checkpoint": {
+            "path": str(path.resolve()),
+            "sha256": checkpoint.sha256,
+            "klass": checkpoint.klass,
+            "storage": list(checkpoint.storage_dtypes),
+        }
+    }
+    return LoadedModel(model, origin, True, tuple(ignored), checkpoint.storage_dtypes)
+
+
+def _only_model(path: Path) -> Path:
+    bag = read_bag(path)
+    if len(bag.models) != 1:
+        raise CheckpointError(
+            f"{path} is a bag of {len(bag.models)} models, an export makes a bundle of one",
+            f"Export them one by one: {', '.join(str(m) for m in bag.models)}.",
+        )
+    return bag.models[0]
+
+
+def _build(config: ModelConfig) -> SeparationModel:
+    # Fresh weights are about to be replaced, so they are never drawn.
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def untrained_model(family: str, seed: int, **kwargs: object) -> LoadedModel:
+    """A model of a family with seeded random weights: it runs like a trained one, but separates nothing.
+
+    Weights come from NumPy's ``RandomState``, whose stream is frozen, so a seed means the same model
+    everywhere and for good.
+    """
+    arguments = {"sources": list(DEFAULT_SOURCES), **kwargs}
+    config, ignored = parse_config(family, (), arguments)
+    model = _build(config)
+    model.to_empty(device="cpu")
+    _draw(model, np.random.RandomState(seed))
+    model.requires_grad_(False)
+    origin = {"untrained": {"family": family, "seed": seed, "kwargs": _plain(arguments)}}
+    return LoadedModel(model, origin, False, tuple(ignored))
+
+
+def _plain(arguments: Mapping[str, object]) -> dict[str, object]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in arguments.items()}
+
+
+def _draw(model: SeparationModel, random: np.random.RandomState) -> None:
+    """Weights of variance ``1 / fan_in``, unit norms, layer scales of 0.1: every path carries signal."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                value = np.full(parameter.shape, 1.0 if name == "weight" else 0.0)
+            elif isinstance(module, LayerScale):
+                value = np.full(parameter.shape, 0.1)
+            elif isinstance(module, nn.Embedding):
+                value = random.standard_normal(parameter.shape) * 0.1
+            elif parameter.dim() < 2 or name.endswith("fusion_weights"):
+                value = random.standard_normal(parameter.shape) * 0.1
+            else:
+                value = random.standard_normal(parameter.shape) / np.sqrt(_fan_in(module, parameter))
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(np.asarray(value, np.float32)))
+
+
+def _fan_in(module: nn.Module, parameter: nn.Parameter) -> float:
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        # Each output sample sees kernel / stride taps of every input channel.
+        taps = parameter[0, 0].numel() / int(np.prod(module.stride))
+        return len(parameter) * max(taps, 1.0)
+    return float(parameter[0].numel())
+
+
+def reload(origin: Mapping[str, object], checkpoint: Path | None = None) -> LoadedModel:
+    """Make the model of a bundle again, from its provenance.
+
+    Args:
+        origin: as :attr:`LoadedModel.origin`, out of a manifest.
+        checkpoint: where the checkpoint lies now; by default where it lay at the export.
+
+    Raises:
+        CheckpointError: the checkpoint is gone, or is not the one the bundle was exported from.
+    """
+    untrained = origin.get("untrained")
+    if isinstance(untrained, Mapping):
+        return untrained_model(str(untrained["family"]), int(untrained["seed"]), **untrained["kwargs"])
+    recorded = origin.get("checkpoint")
+    if not isinstance(recorded, Mapping):
+        raise CheckpointError("the bundle does not say which checkpoint it was exported from")
+    path = checkpoint or Path(str(recorded["path"]))
+    if not path.exists():
+        raise CheckpointError(
+            f"the checkpoint this bundle was exported from is not at {path}",
+            "Give its place with --checkpoint FILE.",
+        )
+    loaded = load_model(path)
+    found = loaded.origin["checkpoint"]
+    if isinstance(found, Mapping) and found["sha256"] != recorded["sha256"]:
+        raise CheckpointError(
+            f"{path} has sha256 {str(found['sha256'])[:16]}…, "
+            f"the bundle was exported from {str(recorded['sha256'])[:16]}…",
+            "Give the right file with --checkpoint FILE, or export again.",
+        )
+    return loaded

@@ -1,0 +1,114 @@
+"""Runners of the stages that are not graphs, on the host's CPU: transforms, statistics, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.manifest import Branch, Stage
+from mrsep_deploy.spectrogram import analyse, denormalise, normalise, statistics, synthesise
+
+Arrays = Mapping[str, NDArray[np.float32]]
+HostRunner = Callable[[Arrays, Arrays], None]
+
+
+def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> HostRunner:
+    """The runner of a stage whose kind is not ``graph``.
+
+    Args:
+        stage: which one.
+        branches: the manifest's branches.
+        workers: threads a Fourier transform may use.
+    """
+    if stage.kind == "sum":
+        return _Sum(stage)
+    branch = next(b for b in branches if b.name == stage.branch)
+    if stage.kind == "spectrogram":
+        return _Spectrogram(stage, branch, workers)
+    if stage.kind == "normalize":
+        return _Normalize(stage)
+    if stage.kind == "inverse":
+        return _Inverse(stage, branch, workers)
+    if stage.kind == "denormalize":
+        return _Denormalize(stage, branch)
+    raise ValueError(f"stage {stage.name} of kind {stage.kind} does not run on the host")
+
+
+class _Spectrogram:
+    """mix ``[B, C, L]`` -> normalised spectrogram ``[B, 2C, F, T]``, statistics ``[B, 2]``."""
+
+    def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
+        self.stage, self.branch, self.workers = stage, branch, workers
+
+    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
+        spectrogram, stats = (outputs[name] for name in self.stage.outputs)
+        mix = inputs[self.stage.inputs[0]]
+        analyse(mix, self.branch.n_fft, self.branch.hop, out=spectrogram, workers=self.workers)
+        found = statistics(spectrogram)
+        stats[:] = found
+        normalise(spectrogram, found)
+
+
+class _Normalize:
+    """mix ``[B, C, L]`` -> normalised waveform ``[B, C, L]``, statistics ``[B, 2]``."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
+        waveform, stats = (outputs[name] for name in self.stage.outputs)
+        waveform[:] = inputs[self.stage.inputs[0]]
+        found = statistics(waveform)
+        stats[:] = found
+        normalise(waveform, found)
+
+
+class _Inverse:
+    """estimate ``[B, S*2C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``.
+
+    De-normalisation commutes with the transform but for the mean, so it is done on the spectrogram;
+    the estimate's buffer is scratch from here on and is changed in place.
+    """
+
+    def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
+        self.stage, self.branch, self.workers = stage, branch, workers
+
+    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
+        estimate, stats = (inputs[name] for name in self.stage.inputs)
+        signal = outputs[self.stage.outputs[0]]
+        branch = self.branch
+        batch, sources, channels, length = signal.shape
+        by_source = estimate.reshape(batch, sources, channels, 2, branch.bins, branch.frames)
+        denormalise(by_source, stats.astype(np.float64), branch.gains)
+        pairs = by_source.reshape(-1, 2, branch.bins, branch.frames)
+        flat = signal.reshape(-1, length)
+        synthesise(pairs, branch.n_fft, branch.hop, length, out=flat, workers=self.workers)
+
+
+class _Denormalize:
+    """estimate ``[B, S*C, L]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
+
+    def __init__(self, stage: Stage, branch: Branch) -> None:
+        self.stage, self.branch = stage, branch
+
+    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
+        estimate, stats = (inputs[name] for name in self.stage.inputs)
+        signal = outputs[self.stage.outputs[0]]
+        signal[:] = estimate.reshape(signal.shape)
+        denormalise(signal, stats.astype(np.float64), self.branch.gains)
+
+
+class _Sum:
+    """Signals ``[B, S, C, L]`` -> stems ``[B, S, C, L]``."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
+        stems = outputs[self.stage.outputs[0]]
+        first, *rest = (inputs[name] for name in self.stage.inputs)
+        stems[:] = first
+        for signal in rest:
+            stems += signal

@@ -1,0 +1,32 @@
+"""What this process may use of the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cpu_budget() -> int:
+    """CPU cores this process may use: its affinity, and a container's quota where one is set."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        cores = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, int(quota + 0.5)) if quota else cores)
+
+
+def _cgroup_quota() -> float:
+    """CPU quota in cores of the enclosing control group (v2, then v1); 0 if there is none."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return 0.0 if quota == "max" else float(quota) / float(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = float((root / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = float((root / "cpu/cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return 0.0
+    return quota_us / period_us if quota_us > 0 else 0.0

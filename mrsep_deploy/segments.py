@@ -1,0 +1,157 @@
+"""A song as overlapping segments, and back: what users of Demucs know, in flat memory.
+
+Segments of the model's length start every ``(1 - overlap) * segment`` samples. One that reaches
+beyond the end is centred in real context where there is any, zeros elsewhere, and its output is cut
+back. Outputs are weighted by a triangle, added, and divided by the summed weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.errors import UsageError
+
+Float32 = NDArray[np.float32]
+
+SONG_EPS = 1e-8
+"""Added to the song's standard deviation (the published value)."""
+
+
+@dataclass(frozen=True)
+class SongStatistics:
+    """Mean and standard deviation of the mono mix of a whole song, and its length in samples."""
+
+    mean: float
+    std: float
+    frames: int
+
+    @classmethod
+    def measure(cls, blocks: Iterable[Float32]) -> SongStatistics:
+        """One pass over blocks ``[C, n]``; float64, merged as in Chan et al. 1979 (no cancellation)."""
+        frames, mean, power = 0, 0.0, 0.0
+        for block in blocks:
+            mono = block.mean(axis=0, dtype=np.float64)
+            count = mono.size
+            if not count:
+                continue
+            delta = float(mono.mean()) - mean
+            power += float(np.square(mono - mono.mean()).sum()) + delta**2 * frames * count / (frames + count)
+            mean += delta * count / (frames + count)
+            frames += count
+        return cls(mean, (power / (frames - 1)) ** 0.5 if frames > 1 else 0.0, frames)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One model input: ``samples`` ``[C, L]``, whose part ``[cut, cut + length)`` is song from ``start`` on."""
+
+    start: int
+    length: int
+    cut: int
+    samples: Float32
+
+
+def stride_of(segment: int, overlap: float) -> int:
+    """Samples from one segment's start to the next.
+
+    Raises:
+        UsageError: the overlap is not at least 0 and below 1, or leaves no step.
+    """
+    if not 0 <= overlap < 1:
+        raise UsageError(f"the overlap is {overlap:g}", "Give one of at least 0 and below 1.")
+    stride = int((1 - overlap) * segment)
+    if stride < 1:
+        raise UsageError(f"an overlap of {overlap:g} leaves no step between segments of {segment} samples")
+    return stride
+
+
+def cut_segments(blocks: Iterable[Float32], segment: int, stride: int) -> Iterator[Segment]:
+    """Cut a stream of blocks ``[C, n]`` into segments, holding about two segments in memory.
+
+    Args:
+        blocks: the song in order.
+        segment: model input in samples.
+        stride: samples between the starts of segments.
+    """
+    source = iter(blocks)
+    held: Float32 | None = None
+    origin = 0
+    start = 0
+    ended = False
+    while True:
+        pieces = [] if held is None else [held]
+        have = origin + sum(p.shape[-1] for p in pieces)
+        while not ended and have < start + segment:
+            piece = next(source, None)
+            if piece is None:
+                ended = True
+            elif piece.shape[-1]:
+                pieces.append(piece)
+                have += piece.shape[-1]
+        if not pieces or have <= start:
+            return
+        held = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+        yield _segment_at(held, origin, have, start, segment)
+        start += stride
+        # A last, short segment reaches back by up to half a segment for context.
+        keep = max(origin, start - segment)
+        held, origin = held[:, keep - origin :], keep
+
+
+def _segment_at(held: Float32, origin: int, end: int, start: int, segment: int) -> Segment:
+    length = min(segment, end - start)
+    missing = segment - length
+    cut = missing // 2
+    first = start - cut
+    samples = np.zeros((held.shape[0], segment), np.float32)
+    # Context before the song's first sample and after its last does not exist: zeros.
+    lo, hi = max(first, 0), min(first + segment, end)
+    samples[:, lo - first : hi - first] = held[:, lo - origin : hi - origin]
+    return Segment(start, length, cut, samples)
+
+
+def triangle(segment: int) -> Float32:
+    """Weights of a segment's samples: rising from its ends to 1 in its middle."""
+    half = segment // 2
+    rising = np.arange(1, half + 1, dtype=np.float32)
+    falling = np.arange(segment - half, 0, -1, dtype=np.float32)
+    weights = np.concatenate([rising, falling])
+    return weights / weights.max()
+
+
+class OverlapAdd:
+    """Adds weighted outputs ``[S, C, n]`` and hands out what no later segment will touch.
+
+    Segments come in order of their start.
+    """
+
+    def __init__(self, sources: int, channels: int, segment: int) -> None:
+        self.weights = triangle(segment)
+        self.total = np.zeros((sources, channels, segment), np.float32)
+        self.weight_sum = np.zeros(segment, np.float32)
+        self.position = 0
+
+    def add(self, start: int, output: Float32) -> Float32 | None:
+        """Add the output of the segment at ``start``; returns the finished samples before it, if any."""
+        finished = self._advance(start - self.position) if start > self.position else None
+        length = output.shape[-1]
+        weights = self.weights[:length]
+        self.total[..., :length] += output * weights
+        self.weight_sum[:length] += weights
+        return finished
+
+    def finish(self, frames: int) -> Float32 | None:
+        """The rest, up to the song's ``frames``."""
+        return self._advance(frames - self.position) if frames > self.position else None
+
+    def _advance(self, count: int) -> Float32:
+        done = self.total[..., :count] / self.weight_sum[:count]
+        for buffer in (self.total, self.weight_sum):
+            buffer[..., :-count] = buffer[..., count:].copy()
+            buffer[..., -count:] = 0
+        self.position += count
+        return done
