@@ -52,8 +52,9 @@ class SeparateAttention(nn.Module):
         self.out_proj = attention.out_proj
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        q, k, v = self.q(query), self.k(memory), self.v(memory)
-        out = F.scaled_dot_product_attention(*(split_heads(x, self.heads) for x in (q, k, v)))
+        projected = (self.q(query), self.k(memory), self.v(memory))
+        q, k, v = (split_heads(x, self.heads) for x in projected)
+        out = F.scaled_dot_product_attention(q, k, v)
         y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return y
 

@@ -114,7 +114,8 @@ class DConvLayer(nn.Module):
         b, _, f, t = g.shape
         constants = torch.cat([r, r * self.mean(mean_g)], dim=1).expand(b, 2, f, t)
         u = torch.cat([g * r, constants], dim=1)
-        return x + self.value(u) * torch.sigmoid(self.gate(u))
+        y: Tensor = x + self.value(u) * torch.sigmoid(self.gate(u))
+        return y
 
 
 class DConv2d(nn.Module):
@@ -188,12 +189,13 @@ class RewrittenDecoderLayer(nn.Module):
         super().__init__()
         self.shape = layer.shape
         self.norm2 = spelled_norm(layer.norm2)
-        self.conv_tr = copy.deepcopy(layer.conv_tr)
+        conv_tr = cast(nn.ConvTranspose1d | nn.ConvTranspose2d, copy.deepcopy(layer.conv_tr))
         # A norm sees the uncropped output, so it pins the crop behind it.
         self.crop_after = "crop" not in enabled or not isinstance(layer.norm2, nn.Identity)
         if not self.crop_after:
             pad = layer.shape.pad
-            self.conv_tr.padding = (pad, 0) if layer.shape.frequency else (pad,)
+            conv_tr.padding = (pad, 0) if layer.shape.frequency else (pad,)
+        self.conv_tr = conv_tr
         if layer.shape.empty:
             return
         self.glu = rewritten_glu(layer.rewrite, getattr(layer, "norm1", None), enabled)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 
-from torch import nn
-
 from mrsep_deploy.export.models.base import SeparationModel
 from mrsep_deploy.export.models.families import MultiResolution
 from mrsep_deploy.export.models.layers import DecoderLayer, EncoderLayer

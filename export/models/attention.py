@@ -32,11 +32,12 @@ class SoftmaxAttention(nn.Module):
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         c = query.shape[-1]
         if query is memory:
-            q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(c, dim=-1)
+            q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
             q = F.linear(query, self.in_proj_weight[:c], self.in_proj_bias[:c])
-            k, v = F.linear(memory, self.in_proj_weight[c:], self.in_proj_bias[c:]).split(c, dim=-1)
-        out = F.scaled_dot_product_attention(*(split_heads(x, self.heads) for x in (q, k, v)))
+            k, v = F.linear(memory, self.in_proj_weight[c:], self.in_proj_bias[c:]).chunk(2, dim=-1)
+        q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
         y: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return y
 

@@ -43,6 +43,10 @@ class SeparationModel(nn.Module):
     tencoder: nn.ModuleList
     tdecoder: nn.ModuleList
     crosstransformer: CrossTransformer | None
+    channel_upsampler: nn.Module
+    channel_downsampler: nn.Module
+    channel_upsampler_t: nn.Module
+    channel_downsampler_t: nn.Module
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -149,7 +153,7 @@ class SeparationModel(nn.Module):
         lengths = self.plan.waveform_lengths
         for index, layer in enumerate(self.tdecoder):
             outer = len(self.tdecoder) - 1 - index
-            skip = None if layer.shape.empty else skips[outer]
+            skip = None if self.plan.waveform[outer].empty else skips[outer]
             x, _ = layer(x, skip, lengths[outer])
         return x
 

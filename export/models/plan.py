@@ -80,7 +80,7 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
         if frequency:
             bins = 1 if merging else bins // config.stride
     plan = LayerPlan(tuple(spectrogram), tuple(waveform), _lengths(config, waveform), merge)
-    for check in (_check_widths, _check_norms, _check_bins, _check_lengths, _check_merge):
+    for check in (_check_widths, _check_norms, _check_bins, _check_lengths, _check_bottleneck):
         check(config, plan)
     return plan
 
@@ -189,11 +189,17 @@ def _check_lengths(config: ModelConfig, plan: LayerPlan) -> None:
             )
 
 
-def _check_merge(config: ModelConfig, plan: LayerPlan) -> None:
-    if plan.merge is None or not config.t_layers:
+def _check_bottleneck(config: ModelConfig, plan: LayerPlan) -> None:
+    if not config.t_layers:
         return
-    if plan.merge != config.depth - 1:
+    if plan.merge is not None and plan.merge != config.depth - 1:
         raise CheckpointError(
             f"depth={config.depth} leaves time-only layers inside the merged branch, "
             "which a transformer cannot follow"
         )
+    for what, shape in (("spectrogram", plan.spectrogram[-1]), *(("waveform", s) for s in plan.waveform[-1:])):
+        if shape.inner != config.bottleneck_channels:
+            raise CheckpointError(
+                f"channels={config.channels} and channels_time={config.channels_time} give the {what} branch "
+                f"{shape.inner} channels, the shared transformer expects {config.bottleneck_channels}"
+            )

@@ -53,6 +53,10 @@ class TransformerLayer(nn.Module):
     ``norm1`` (queries), ``norm2`` (memory), ``norm3``.
     """
 
+    norm1: nn.Module
+    norm2: nn.Module
+    norm3: nn.Module
+
     def __init__(self, channels: int, config: ModelConfig, cross: bool) -> None:
         super().__init__()
         self.cross = cross

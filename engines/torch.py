@@ -1,0 +1,78 @@
+"""PyTorch, the reference: runs the published modules themselves, stage by stage."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.engines.contract import Availability, Buffers, Engine, EngineOptions, Runner
+from mrsep_deploy.errors import EngineError
+from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.manifest import Stage
+
+INSTALL = 'pip install "mrsep-deploy[export]"'
+
+
+class TorchEngine(Engine):
+    """Runs the model a bundle was exported from, found through the bundle's provenance.
+
+    Nothing of the exported graphs is used, which is what makes it a reference.
+    """
+
+    name: ClassVar[str] = "torch"
+    title: ClassVar[str] = "PyTorch (reference)"
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self.threads = options.threads or cpu_budget()
+        self._models: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    @classmethod
+    def availability(cls) -> Availability:
+        try:
+            import torch
+        except ImportError as error:
+            return Availability(False, reason=f"torch cannot be imported ({error})", fix=INSTALL)
+        return Availability(True, torch.__version__, f"CPU, {cpu_budget()} threads")
+
+    def prepare(self, bundle: Bundle, stage: Stage) -> Runner:
+        import torch
+
+        torch.set_num_threads(self.threads)
+        model, makers = self._model(bundle)
+        return _TorchRunner(makers[stage.name](model), stage)
+
+    def _model(self, bundle: Bundle) -> tuple[Any, dict[str, Any]]:
+        from mrsep_deploy.export.load import reload
+        from mrsep_deploy.export.split import Splitter
+
+        if bundle.digest not in self._models:
+            model = reload(bundle.manifest.provenance, self.options.checkpoint).model
+            plans = Splitter(model).split(bundle.manifest.layout)
+            makers = {plan.stage.name: plan.part for plan in plans if plan.part is not None}
+            expected = {stage.name for stage in bundle.manifest.graph_stages}
+            if set(makers) != expected:
+                raise EngineError(
+                    f"the checkpoint splits into {len(makers)} graphs, the bundle has {len(expected)}",
+                    "Export the checkpoint again.",
+                )
+            self._models[bundle.digest] = (model, makers)
+        return self._models[bundle.digest]
+
+
+class _TorchRunner:
+    def __init__(self, part: Any, stage: Stage) -> None:
+        self.part = part
+        self.stage = stage
+
+    def __call__(self, inputs: Buffers, outputs: Buffers) -> None:
+        import torch
+
+        given = [torch.from_numpy(inputs[name]) for name in self.stage.inputs]
+        try:
+            with torch.inference_mode():
+                results = self.part(*given)
+        except RuntimeError as error:
+            raise EngineError(f"PyTorch failed in stage {self.stage.name}: {str(error).splitlines()[0]}") from error
+        for name, result in zip(self.stage.outputs, results, strict=True):
+            outputs[name][...] = result.numpy()

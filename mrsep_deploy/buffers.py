@@ -1,0 +1,109 @@
+"""Buffers planned once: where every tensor of a segment lies, so that running allocates nothing.
+
+Two tensors may share memory when everything that touches the one is certainly over before the other
+is written. What is certain depends on the order: a total order (one stage at a time) lets a skip
+connection's memory be used again as soon as its decoder has run; a partial order (branches side by
+side) only where one stage waits, directly or not, for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.manifest import MIX, STEMS, Stage, TensorSpec
+
+ALIGNMENT = 64
+"""Bytes; a cache line, and what vector units and ONNX Runtime like best."""
+
+
+@dataclass(frozen=True)
+class BufferPlan:
+    """Offset of every tensor in one block of memory, bytes."""
+
+    offsets: Mapping[str, int]
+    total_bytes: int
+
+
+def aligned_bytes(spec: TensorSpec) -> int:
+    """Size of a tensor rounded up to the alignment."""
+    size = spec.elements * np.dtype(spec.dtype).itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def happens_before(stages: Sequence[Stage], waits: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
+    """For every stage, all stages that are over when it starts.
+
+    Args:
+        stages: in an order in which they can run.
+        waits: the stages each one waits for directly.
+    """
+    before: dict[str, frozenset[str]] = {}
+    for stage in stages:
+        direct = waits.get(stage.name, ())
+        before[stage.name] = frozenset(direct).union(*(before[name] for name in direct))
+    return before
+
+
+def data_dependencies(stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """For every stage, the stages whose outputs it reads."""
+    producer = {name: stage.name for stage in stages for name in stage.outputs}
+    return {
+        stage.name: list(dict.fromkeys(producer[name] for name in stage.inputs if name in producer))
+        for stage in stages
+    }
+
+
+def plan_buffers(
+    stages: Sequence[Stage], tensors: Sequence[TensorSpec], before: Mapping[str, frozenset[str]]
+) -> BufferPlan:
+    """Place every tensor, largest first, at the lowest offset free of all it could meet.
+
+    ``mix`` and ``stems`` keep memory of their own: the caller fills the one and reads the other
+    outside the stages.
+    """
+    writer = {name: stage.name for stage in stages for name in stage.outputs}
+    users: dict[str, set[str]] = {spec.name: set() for spec in tensors}
+    for stage in stages:
+        for name in (*stage.inputs, *stage.outputs):
+            users[name].add(stage.name)
+
+    def over_before(first: str, second: str) -> bool:
+        """All that touches ``first`` is over when ``second`` is first written."""
+        if MIX in (first, second) or STEMS in (first, second):
+            return False
+        return users[first] <= before[writer[second]]
+
+    placed: list[tuple[int, int, str]] = []
+    for spec in sorted(tensors, key=lambda s: (-aligned_bytes(s), s.name)):
+        size = aligned_bytes(spec)
+        meets = sorted(
+            (start, end)
+            for start, end, other in placed
+            if not over_before(spec.name, other) and not over_before(other, spec.name)
+        )
+        offset = 0
+        for start, end in meets:
+            if offset + size <= start:
+                break
+            offset = max(offset, end)
+        placed.append((offset, offset + size, spec.name))
+    total = max((end for _, end, _ in placed), default=0)
+    return BufferPlan({name: start for start, _, name in placed}, total)
+
+
+class Arena:
+    """One block of memory and the planned tensors as views into it."""
+
+    def __init__(self, plan: BufferPlan, tensors: Sequence[TensorSpec]) -> None:
+        block = np.zeros(plan.total_bytes + ALIGNMENT, np.uint8)
+        skip = -block.ctypes.data % ALIGNMENT
+        self.arrays: dict[str, NDArray[np.float32]] = {}
+        for spec in tensors:
+            start = skip + plan.offsets[spec.name]
+            size = spec.elements * np.dtype(spec.dtype).itemsize
+            self.arrays[spec.name] = block[start : start + size].view(spec.dtype).reshape(spec.shape)
+        self.total_bytes = plan.total_bytes

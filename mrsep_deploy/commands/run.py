@@ -1,0 +1,138 @@
+"""``mrsep-deploy run``: songs to stems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mrsep_deploy.engines import AUTO, ENGINE_NAMES
+from mrsep_deploy.errors import PARTIAL, MrsepError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from mrsep_deploy.separator import Separator
+    from mrsep_deploy.song import OutputOptions, SeparatedSong
+
+
+@click.command(
+    "run",
+    epilog="""\b
+Examples:
+  mrsep-deploy run song.mp3
+  mrsep-deploy run -n htdemucs -o stems --float32 one.flac two.flac
+""",
+)
+@click.argument("tracks", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-n", "--model", metavar="NAME|PATH", help="Registered name or bundle; default: the last exported.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("separated"), show_default=True,
+              help="Stems go to OUT/MODEL/TRACK/STEM.wav.")  # fmt: skip
+@click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]), default=AUTO, show_default=True,
+              help="What runs the model. A named engine that does not work here is an error.")  # fmt: skip
+@click.option("--overlap", type=float, default=0.25, show_default=True, help="Share of a segment that overlaps.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]")
+@click.option("--int24", is_flag=True, help="Write 24-bit wav instead of 16-bit.")
+@click.option("--float32", is_flag=True, help="Write 32-bit float wav instead of 16-bit.")
+@click.option("--clip-mode", type=click.Choice(["rescale", "clamp", "none"]), default="rescale", show_default=True,
+              help="What to do with stems beyond full scale.")  # fmt: skip
+@click.option("--checkpoint", type=click.Path(path_type=Path),
+              help="For --engine torch: the checkpoint, if it moved since the export.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def run(
+    tracks: tuple[Path, ...],
+    model: str | None,
+    out: Path,
+    engine: str,
+    overlap: float,
+    threads: int,
+    int24: bool,
+    float32: bool,
+    clip_mode: str,
+    checkpoint: Path | None,
+    quiet: bool,
+) -> None:
+    """Separate songs into stems.
+
+    Reads wav, flac, ogg, opus and mp3; m4a, mp4 and more with the extra mrsep-deploy[av]. Writes at the
+    model's sample rate.
+    """
+    if int24 and float32:
+        raise click.UsageError("--int24 and --float32 exclude each other")
+    from mrsep_deploy.audio import WAV_16, WAV_24, WAV_FLOAT
+    from mrsep_deploy.separator import Separator
+    from mrsep_deploy.song import OutputOptions
+
+    encoding = WAV_FLOAT if float32 else WAV_24 if int24 else WAV_16
+    options = OutputOptions(out, encoding, clip_mode)  # type: ignore[arg-type]
+    with Separator(model, engine=engine, threads=threads, overlap=overlap, checkpoint=checkpoint) as separator:
+        if not quiet:
+            _introduce(separator)
+        failed = [track for track in tracks if not _separate(separator, track, options, quiet, len(tracks) > 1)]
+    if failed:
+        click.echo(f"{len(failed)} of {len(tracks)} failed: {', '.join(map(str, failed))}", err=True)
+        raise SystemExit(PARTIAL)
+
+
+def _introduce(separator: Separator) -> None:
+    found = separator.engine.availability()
+    click.echo(
+        f"{separator.manifest.name} ({', '.join(separator.sources)}) on {separator.engine.title} "
+        f"{found.version}, {found.device}",
+        err=True,
+    )
+    if not separator.manifest.model.trained:
+        click.echo(
+            "This model is untrained: its weights are random, and its stems are no separation of the song.", err=True
+        )
+
+
+def _separate(separator: Separator, track: Path, options: OutputOptions, quiet: bool, several: bool) -> bool:
+    """Separate one track; of several, a failing one is reported and the others go on."""
+    try:
+        song = _with_progress(separator, track, options, quiet)
+    except MrsepError as error:
+        if not several:
+            raise
+        click.echo(f"mrsep-deploy: {track}: {error}", err=True)
+        return False
+    if not quiet:
+        click.echo(f"{song.folder}{_stem_list(song)}  {song.seconds:.1f} s in {song.elapsed:.1f} s, {song.speed:.2f} x realtime")
+    return True
+
+
+def _stem_list(song: SeparatedSong) -> str:
+    return "/{" + ",".join(stem.path.stem for stem in song.stems) + "}.wav"
+
+
+def _with_progress(separator: Separator, track: Path, options: OutputOptions, quiet: bool) -> SeparatedSong:
+    from mrsep_deploy.song import separate_file
+
+    if quiet:
+        return separate_file(separator, track, options)
+    with _bar() as bar:
+        task = bar.add_task(track.name, total=None, speed="")
+        rate = separator.sample_rate
+
+        def report(done: int, total: int) -> None:
+            elapsed = bar.tasks[0].elapsed or 0.0
+            speed = f"{done / rate / elapsed:.2f} x realtime" if elapsed else ""
+            bar.update(task, completed=done, total=total, speed=speed)
+
+        return separate_file(separator, track, options, report)
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,169 @@
+"""The main door: a bundle and an engine, songs in, stems out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.engines import AUTO, EngineOptions, choose_engine
+from mrsep_deploy.errors import UsageError
+from mrsep_deploy.manifest import Manifest
+from mrsep_deploy.registry import resolve
+from mrsep_deploy.scheduler import Scheduler
+from mrsep_deploy.segments import SONG_EPS, OverlapAdd, Segment, SongStatistics, cut_segments, stride_of
+
+Float32 = NDArray[np.float32]
+Blocks = Callable[[], Iterable[Float32]]
+
+DEFAULT_OVERLAP = 0.25
+
+
+class Separator:
+    """Separates songs with a bundle on an engine.
+
+        with Separator("htdemucs", engine="ort") as separator:
+            stems = separator.separate(mix)          # {"drums": [C, L], ...}
+
+    Args:
+        bundle: an open bundle, its path, or its registered name.
+        engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, or ``auto``.
+        threads: CPU threads to use, 0 for all this process may use.
+        overlap: share of a segment that the next one repeats, 0 to below 1.
+        checkpoint: for the torch engine, the checkpoint if it has moved since the export.
+
+    Raises:
+        BundleError, EngineUnavailableError, UsageError: the bundle, the engine or a value is not usable.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        *,
+        engine: str = AUTO,
+        threads: int = 0,
+        overlap: float = DEFAULT_OVERLAP,
+        checkpoint: Path | None = None,
+    ) -> None:
+        if threads < 0:
+            raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
+        self.overlap = overlap
+        self.stride = stride_of(self.manifest.model.segment_samples, overlap)
+        self.engine = choose_engine(engine, EngineOptions(threads, checkpoint))
+        self._scheduler = Scheduler(self.bundle, self.engine)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.manifest.model.sources
+
+    @property
+    def sample_rate(self) -> int:
+        return self.manifest.model.sample_rate
+
+    @property
+    def audio_channels(self) -> int:
+        return self.manifest.model.audio_channels
+
+    @property
+    def engine_name(self) -> str:
+        return self.engine.name
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs the segments; its ``trace`` tells where the last one's time went."""
+        return self._scheduler
+
+    def run_segments(self, segments: Float32) -> Float32:
+        """One model call: segments ``[b, C, L]``, ``b`` at most the bundle's batch -> ``[b, S, C, L]``.
+
+        The result is a view that the next call overwrites.
+        """
+        return self._scheduler.run(segments)
+
+    def separate(self, mix: Float32) -> dict[str, Float32]:
+        """Separate a whole song held in memory.
+
+        Args:
+            mix: ``[C, L]`` at the model's sample rate, any length from one sample.
+
+        Returns:
+            A stem ``[C, L]`` for every source.
+        """
+        mix = np.ascontiguousarray(mix, np.float32)
+        if mix.ndim != 2 or mix.shape[0] != self.audio_channels or not mix.shape[1]:
+            raise UsageError(
+                f"the mix has the shape {list(mix.shape)}, expected [{self.audio_channels}, samples] with samples > 0"
+            )
+        stems = np.concatenate(list(self.separate_blocks(lambda: [mix])), axis=-1)
+        return dict(zip(self.sources, stems, strict=True))
+
+    def separate_blocks(self, blocks: Blocks, progress: Callable[[int], None] | None = None) -> Iterator[Float32]:
+        """Separate a song of any length in flat memory.
+
+        Args:
+            blocks: gives the song's blocks ``[C, n]`` from its start; called twice (for the song's
+                level, then to separate), with the same samples both times.
+            progress: called with the number of samples finished so far.
+
+        Yields:
+            Stems ``[S, C, n]`` in order, as soon as no later segment can change them.
+        """
+        song = SongStatistics.measure(blocks())
+        yield from self.separate_measured(blocks(), song, progress)
+
+    def separate_measured(
+        self, blocks: Iterable[Float32], song: SongStatistics, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Float32]:
+        """:meth:`separate_blocks` for a song whose statistics are known, in one pass."""
+        scale = song.std + SONG_EPS
+        adder = OverlapAdd(len(self.sources), self.audio_channels, self.manifest.model.segment_samples)
+
+        def restored(done: Float32 | None) -> Iterator[Float32]:
+            if done is None:
+                return
+            done *= np.float32(scale)
+            done += np.float32(song.mean)
+            if progress is not None:
+                progress(adder.position)
+            yield done
+
+        normalised = ((block - np.float32(song.mean)) * np.float32(1 / scale) for block in blocks)
+        for group in self._groups(normalised):
+            outputs = self.run_segments(np.stack([segment.samples for segment in group]))
+            for segment, output in zip(group, outputs, strict=True):
+                cut = output[..., segment.cut : segment.cut + segment.length]
+                yield from restored(adder.add(segment.start, cut))
+        yield from restored(adder.finish(song.frames))
+
+    def _groups(self, blocks: Iterable[Float32]) -> Iterator[list[Segment]]:
+        """Segments in groups of the bundle's batch."""
+        group: list[Segment] = []
+        for segment in cut_segments(blocks, self.manifest.model.segment_samples, self.stride):
+            group.append(segment)
+            if len(group) == self.manifest.batch:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def close(self) -> None:
+        """Let go of the engine's sessions and buffers."""
+        del self._scheduler
+
+    def __enter__(self) -> Separator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
