@@ -31,8 +31,9 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 from filelock import FileLock
-from mrsep_deploy.audio import open_audio
 from numpy.typing import NDArray
+
+from mrsep_deploy.audio import open_audio
 
 SAMPLE_RATE = 44100
 CHANNELS = 2
@@ -135,9 +136,10 @@ def trained_htdemucs() -> Path:
         FetchError: it cannot be fetched.
     """
     # Needs torch and onnx, which reading songs does not.
+    from rebuild import WEIGHTS_SHA256, rebuild, weights_digest
+
     from mrsep_deploy.errors import CheckpointError
     from mrsep_deploy.export.checkpoint import read_checkpoint
-    from rebuild import WEIGHTS_SHA256, rebuild, weights_digest
 
     def is_right(package: Path) -> bool:
         try:
@@ -179,7 +181,8 @@ def read_excerpt() -> dict[str, NDArray[np.float32]]:
     """
     path = four_stem_excerpt()
     return {
-        stem: open_audio(path, SAMPLE_RATE, CHANNELS, stream=index).read() for index, stem in enumerate(STEMS, start=1)
+        stem: open_audio(path, SAMPLE_RATE, CHANNELS, stream=index).read()
+        for index, stem in enumerate(STEMS, start=1)
     }
 
 
@@ -234,7 +237,9 @@ def _unpack_deb(package: str, work: Path) -> Path:
 def asset_folder() -> Path:
     """Where fetched things are kept."""
     chosen = os.environ.get("MRSEP_DEPLOY_ASSETS")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("mrsep-deploy", appauthor=False) / "assets"
+    return (
+        Path(chosen) if chosen else platformdirs.user_cache_path("mrsep-deploy", appauthor=False) / "assets"
+    )
 
 
 def _cached(name: str, is_right: Callable[[Path], bool], fetch: Callable[[Path], Path]) -> Path:
@@ -310,5 +315,9 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 if __name__ == "__main__":
-    for asset in (trained_htdemucs(), four_stem_excerpt(), *(part for song in songs() for part in song.parts)):
+    for asset in (
+        trained_htdemucs(),
+        four_stem_excerpt(),
+        *(part for song in songs() for part in song.parts),
+    ):
         print(asset)

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from mrsep_deploy.export.models.config import parse_config
-from mrsep_deploy.export.models.families import build_model
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from mrsep_deploy.export.models.config import parse_config
+from mrsep_deploy.export.models.families import build_model
 
 Parameters = dict[str, NDArray[np.float32]]
 
@@ -71,7 +72,10 @@ def rebuild(graph: Path, package: Path) -> None:
     if weights_digest(state) != WEIGHTS_SHA256:
         raise ValueError(f"the parameters in {graph.name} are not those of the published HTDemucs")
     with published_class() as klass:
-        torch.save({"klass": klass, "args": (), "kwargs": dict(ARGUMENTS), "state": state, "training_args": {}}, package)
+        torch.save(
+            {"klass": klass, "args": (), "kwargs": dict(ARGUMENTS), "state": state, "training_args": {}},
+            package,
+        )
 
 
 def read_parameters(graph: Path) -> Parameters:

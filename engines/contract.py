@@ -1,11 +1,12 @@
 """What an engine promises: to say whether it works here, and to turn a graph stage into a runner.
 
-    availability()          works here? which version and device? if not, the one line that fixes it
-    prepare(bundle, stage)  -> runner, built or loaded from the cache
-    runner(inputs, outputs) fills the given output buffers from the given inputs
+    availability()                    works here? which version and device? if not, the line that fixes it
+    prepare(bundle, stage, threads)   -> runner, built or loaded from the cache
+    runner(inputs, outputs, stream)   fills the given output tensors from the given inputs
 
-Buffers are contiguous float32 arrays of the shapes the manifest declares; a runner allocates no
-result of its own and keeps no reference to either side after it returns.
+Tensors are contiguous and of the shapes the manifest declares, arrays on a CPU and addresses on CUDA. A
+runner allocates no result of its own and keeps no reference to either side after it returns. On a CPU
+it returns when the outputs are there; on CUDA it has enqueued its work on ``stream`` and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import ClassVar, Literal, Protocol
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.devices.interface import Device, Stream, TensorView
 from mrsep_deploy.manifest import Stage
 
-Buffers = Mapping[str, NDArray[np.float32]]
+Tensors = Mapping[str, TensorView]
+Precision = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,39 @@ class EngineOptions:
     Attributes:
         threads: threads one stage may use; 0 for all this process may use.
         checkpoint: for the torch engine, where the checkpoint lies if it has moved since the export.
+        precision: of the graphs' arithmetic.
+        device: index of the GPU, for engines on CUDA.
     """
 
     threads: int = 0
     checkpoint: Path | None = None
+    precision: Precision = "fp32"
+    device: int = 0
 
 
 class Runner(Protocol):
     """One prepared stage."""
 
-    def __call__(self, inputs: Buffers, outputs: Buffers) -> None:
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
         """Compute ``outputs`` from ``inputs``, both by tensor name."""
+
+    def close(self) -> None:
+        """Let go of sessions and memory. Idempotent."""
 
 
 class Engine(abc.ABC):
-    """Base of all engines. ``name`` is what users type after ``--engine``."""
+    """Base of all engines.
+
+    Attributes:
+        name: what users type after ``--engine``.
+        title: what people read.
+        graph_transforms: spectrograms, inverses and sums run as graphs on the engine's device too;
+            otherwise the host computes them.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    graph_transforms: ClassVar[bool] = False
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -78,9 +93,19 @@ class Engine(abc.ABC):
     def availability(cls) -> Availability:
         """Look, without raising and without loading more than needed."""
 
+    @property
     @abc.abstractmethod
-    def prepare(self, bundle: Bundle, stage: Stage) -> Runner:
+    def device(self) -> Device:
+        """Where runners compute; opened at the first use."""
+
+    @abc.abstractmethod
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         """Make a graph stage ready to run.
+
+        Args:
+            bundle: where the graph lies.
+            stage: which one.
+            threads: CPU threads this stage may use (engines on a GPU ignore it).
 
         Raises:
             EngineError: the stage cannot be built; the message names stage and operator.

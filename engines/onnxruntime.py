@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines.contract import Availability, Buffers, Engine, EngineOptions, Runner
+from mrsep_deploy.devices.cpu import CpuDevice
+from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.engines.contract import Availability, Engine, Runner, Tensors
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Stage
@@ -19,9 +22,9 @@ class OnnxRuntimeEngine(Engine):
     name: ClassVar[str] = "ort"
     title: ClassVar[str] = "ONNX Runtime (CPU)"
 
-    def __init__(self, options: EngineOptions) -> None:
-        super().__init__(options)
-        self.threads = options.threads or cpu_budget()
+    @functools.cached_property
+    def device(self) -> Device:
+        return CpuDevice()
 
     @classmethod
     def availability(cls) -> Availability:
@@ -31,11 +34,11 @@ class OnnxRuntimeEngine(Engine):
             return Availability(False, reason=f"onnxruntime cannot be imported ({error})", fix="pip install onnxruntime")
         return Availability(True, onnxruntime.__version__, f"CPU, {cpu_budget()} threads")
 
-    def prepare(self, bundle: Bundle, stage: Stage) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Stages take turns on the same cores: a pool that spins while another stage runs steals from it.
@@ -55,7 +58,7 @@ class _OrtRunner:
         self.stage = stage
         self.binding = session.io_binding()
 
-    def __call__(self, inputs: Buffers, outputs: Buffers) -> None:
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
         binding = self.binding
         for name in self.stage.inputs:
             binding.bind_cpu_input(name, inputs[name])
@@ -66,6 +69,9 @@ class _OrtRunner:
             self.session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in stage {self.stage.name}: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        self.binding = self.session = None
 
 
 def _first_line(error: Exception) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines.contract import Availability, Buffers, Engine, EngineOptions, Runner
+from mrsep_deploy.devices.cpu import CpuDevice
+from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Stage
@@ -24,8 +27,11 @@ class TorchEngine(Engine):
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
-        self.threads = options.threads or cpu_budget()
         self._models: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    @functools.cached_property
+    def device(self) -> Device:
+        return CpuDevice()
 
     @classmethod
     def availability(cls) -> Availability:
@@ -35,12 +41,9 @@ class TorchEngine(Engine):
             return Availability(False, reason=f"torch cannot be imported ({error})", fix=INSTALL)
         return Availability(True, torch.__version__, f"CPU, {cpu_budget()} threads")
 
-    def prepare(self, bundle: Bundle, stage: Stage) -> Runner:
-        import torch
-
-        torch.set_num_threads(self.threads)
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         model, makers = self._model(bundle)
-        return _TorchRunner(makers[stage.name](model), stage)
+        return _TorchRunner(makers[stage.name](model), stage, threads)
 
     def _model(self, bundle: Bundle) -> tuple[Any, dict[str, Any]]:
         from mrsep_deploy.export.load import reload
@@ -61,13 +64,17 @@ class TorchEngine(Engine):
 
 
 class _TorchRunner:
-    def __init__(self, part: Any, stage: Stage) -> None:
+    def __init__(self, part: Any, stage: Stage, threads: int) -> None:
         self.part = part
         self.stage = stage
+        self.threads = threads
 
-    def __call__(self, inputs: Buffers, outputs: Buffers) -> None:
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
         import torch
 
+        # The setting belongs to the calling thread, which is the stream's worker.
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
         given = [torch.from_numpy(inputs[name]) for name in self.stage.inputs]
         try:
             with torch.inference_mode():
@@ -76,3 +83,6 @@ class _TorchRunner:
             raise EngineError(f"PyTorch failed in stage {self.stage.name}: {str(error).splitlines()[0]}") from error
         for name, result in zip(self.stage.outputs, results, strict=True):
             outputs[name][...] = result.numpy()
+
+    def close(self) -> None:
+        self.part = None

@@ -97,7 +97,7 @@ class GraphChecker:
                 continue
             for name in stage.outputs:
                 arrays[name] = np.empty(self.tensors[name].shape, self.tensors[name].dtype)
-            host_runner(stage, self.branches, cpu_budget())(arrays, arrays)
+            host_runner(stage, self.branches, cpu_budget())(arrays, arrays, None)
         return Deviation.between(arrays[STEMS], self.exact[STEMS].numpy())
 
 

@@ -7,8 +7,7 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,15 +19,14 @@ from mrsep_deploy.deviation import Deviation
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.chain import reference_chain, reference_stage
 from mrsep_deploy.export.check import GraphChecker, StageCheck, compare, require
+from mrsep_deploy.export.complexity import count_stages
+from mrsep_deploy.export.describe import learnt_shares, model_info
 from mrsep_deploy.export.load import LoadedModel
-from mrsep_deploy.export.models.config import ModelConfig
-from mrsep_deploy.export.models.families import fusion_shares
 from mrsep_deploy.export.onnx_graph import OPSET, export_graph
-from mrsep_deploy.export.parts import count_macs
 from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.export.rewrites import REWRITES, rewrite
 from mrsep_deploy.export.split import Splitter, StagePlan, make_branches
-from mrsep_deploy.manifest import MIX, STEMS, FusionShares, Layout, Manifest, ModelInfo, Stage, TensorSpec
+from mrsep_deploy.manifest import MIX, STEMS, Layout, Manifest, Stage, TensorSpec
 
 MAX_BATCH = 64
 
@@ -92,20 +90,20 @@ class _Export:
 
     def run(self, target: Path, overwrite: bool) -> Bundle:
         self._step("reference run in float64", 0)
-        mix = torch.from_numpy(
-            probe_signal(
-                self.options.batch, self.config.audio_channels, self.config.segment_samples, self.config.samplerate
-            )
-        )
+        config = self.config
+        shape = (self.options.batch, config.audio_channels, config.segment_samples)
+        mix = torch.from_numpy(probe_signal(*shape, config.samplerate))
         exact = reference_chain(copy.deepcopy(self.model).double(), self.plans, self.branches, mix.double())
         tensors = _tensor_specs(exact)
         checker = GraphChecker(exact, [p.stage for p in self.plans], self.branches, tensors)
         rewritten = rewrite(self.model, self.options.rewrites)
+        complexity = count_stages(config, self.branches, self.options.layout)
+        counted = {stage.name: stage for stage in complexity.stages}
         files: dict[str, bytes] = {}
         checks: dict[str, StageCheck] = {}
         stages: list[Stage] = []
         for plan in self.plans:
-            stage = self._counted(plan, exact)
+            stage = counted[plan.stage.name]
             if plan.part is not None and stage.file is not None:
                 self._step(f"exporting {stage.name}")
                 inputs = [exact[name].float() for name in stage.inputs]
@@ -127,14 +125,6 @@ class _Export:
         self.progress(what, self.done, self.steps)
         self.done += advance
 
-    def _counted(self, plan: StagePlan, exact: Mapping[str, Tensor]) -> Stage:
-        """The stage with its parameters, and its multiply-accumulates for one segment."""
-        if plan.part is None:
-            return plan.stage
-        part = plan.part(self.model)
-        macs = count_macs(part, [exact[name].float() for name in plan.stage.inputs])
-        return replace(plan.stage, parameters=part.parameter_count, macs=macs // self.options.batch)
-
     def _float32(self, plan: StagePlan, exact: Mapping[str, Tensor]) -> Deviation:
         """What PyTorch's own float32 loses in this stage, on exact inputs."""
         assert plan.part is not None
@@ -154,7 +144,7 @@ class _Export:
     ) -> Manifest:
         return Manifest(
             name=self.name,
-            model=_model_info(self.loaded),
+            model=model_info(self.loaded),
             branches=self.branches,
             tensors=tuple(tensors.values()),
             stages=tuple(stages),
@@ -163,7 +153,7 @@ class _Export:
             opset=OPSET,
             precision="float32",
             files={},
-            fusion=_fusion(self.loaded),
+            fusion=learnt_shares(self.loaded),
             checks={
                 "signal": "seeded music-like probe, one segment; relative L2 against PyTorch float64",
                 **{stage: check.to_json() for stage, check in checks.items()},
@@ -185,37 +175,6 @@ def _tensor_specs(exact: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
         for name, t in exact.items()
         if name == MIX or t is not None
     }
-
-
-def _model_info(loaded: LoadedModel) -> ModelInfo:
-    config = loaded.config
-    return ModelInfo(
-        family=config.family,
-        sources=config.sources,
-        sample_rate=config.samplerate,
-        audio_channels=config.audio_channels,
-        segment=Fraction(config.segment_samples, config.samplerate),
-        segment_samples=config.segment_samples,
-        trained=loaded.trained,
-        parameters=sum(p.numel() for p in loaded.model.parameters()),
-        config=_plain_config(config),
-    )
-
-
-def _plain_config(config: ModelConfig) -> dict[str, object]:
-    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
-    plain["segment"] = str(config.segment)
-    return plain
-
-
-def _fusion(loaded: LoadedModel) -> tuple[FusionShares, ...]:
-    shares = []
-    for where, weights in fusion_shares(loaded.model).items():
-        per_source = weights.dim() == 2
-        rows = weights.double().tolist() if per_source else [weights.double().tolist()]
-        sources = loaded.config.sources if per_source else ()
-        shares.append(FusionShares(where, tuple(sources), tuple(tuple(row) for row in rows)))
-    return tuple(shares)
 
 
 def _tools() -> dict[str, str]:

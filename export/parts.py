@@ -15,7 +15,7 @@ from mrsep_deploy.export.models.base import SeparationModel
 
 
 class Part(nn.Module):
-    """Base: holds the model without registering it, so that a part owns no parameters twice."""
+    """Base: holds the whole model; ``owned`` tells which of its parameters this part computes with."""
 
     def __init__(self, model: SeparationModel) -> None:
         super().__init__()
@@ -185,13 +185,14 @@ def decode_spectrogram(
 
 
 def count_macs(part: Part, inputs: Sequence[Tensor]) -> int:
-    """Multiply-accumulates of one call: convolutions and matrix products, by torch's own counter.
+    """Multiply-accumulates of one call, as torch's own counter sees convolutions and matrix products.
 
-    Attention is unfused for the count: fused on a CPU, the counter would not see its products.
+    Counted on shapes alone (the ``meta`` device): nothing is computed, and softmax attention is the
+    matrix products it consists of. On a CPU it is a fused kernel, for which the counter has no formula.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        part(*inputs)
+    shapes = {name: p.to("meta") for name, p in part.state_dict().items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(part, shapes, tuple(x.to("meta") for x in inputs))
     return int(counter.get_total_flops() // 2)

@@ -1,3 +1,40 @@
-"""Trained music-separation models out of PyTorch and into production."""
+"""Trained music-separation models out of PyTorch and into production.
+
+    bundle = mrsep_deploy.export("checkpoint.th", name="mine")     # needs mrsep-deploy[export]
+    print(mrsep_deploy.inspect("mine").macs)
+    with mrsep_deploy.Separator("mine") as separator:
+        stems = separator.separate(mix)                            # {"drums": [C, L], ...}
+
+Importing this package imports nothing else; each name is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mrsep_deploy import errors as errors
+    from mrsep_deploy.bundle import Bundle as Bundle
+    from mrsep_deploy.export.api import export as export
+    from mrsep_deploy.inspection import inspect as inspect
+    from mrsep_deploy.separator import Separator as Separator
 
 __version__ = "0.1.0"
+
+__all__ = ["Bundle", "Separator", "__version__", "errors", "export", "inspect"]
+
+_MODULES = ("errors", "export")
+_MEMBERS = {"Bundle": "bundle", "Separator": "separator", "inspect": "inspection"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _MEMBERS:
+        return getattr(importlib.import_module(f"{__name__}.{_MEMBERS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mrsep_deploy.manifest import MIX, STEMS, Stage, TensorSpec
 
-ALIGNMENT = 64
-"""Bytes; a cache line, and what vector units and ONNX Runtime like best."""
+ALIGNMENT = 256
+"""Bytes; what CUDA's allocator gives, and more than a CPU's vector units need."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,12 @@ def data_dependencies(stages: Sequence[Stage]) -> dict[str, list[str]]:
 def plan_buffers(
     stages: Sequence[Stage], tensors: Sequence[TensorSpec], before: Mapping[str, frozenset[str]]
 ) -> BufferPlan:
-    """Place every tensor, largest first, at the lowest offset free of all it could meet.
+    """Place tensors, largest first, at the lowest offset free of all they could meet.
+
+    Args:
+        stages: in an order in which they can run.
+        tensors: the ones to place; the stages may use others, which lie elsewhere.
+        before: for every stage, what is over when it starts (:func:`happens_before`).
 
     ``mix`` and ``stems`` keep memory of their own: the caller fills the one and reads the other
     outside the stages.
@@ -69,7 +73,8 @@ def plan_buffers(
     users: dict[str, set[str]] = {spec.name: set() for spec in tensors}
     for stage in stages:
         for name in (*stage.inputs, *stage.outputs):
-            users[name].add(stage.name)
+            if name in users:
+                users[name].add(stage.name)
 
     def over_before(first: str, second: str) -> bool:
         """All that touches ``first`` is over when ``second`` is first written."""
@@ -93,17 +98,3 @@ def plan_buffers(
         placed.append((offset, offset + size, spec.name))
     total = max((end for _, end, _ in placed), default=0)
     return BufferPlan({name: start for start, _, name in placed}, total)
-
-
-class Arena:
-    """One block of memory and the planned tensors as views into it."""
-
-    def __init__(self, plan: BufferPlan, tensors: Sequence[TensorSpec]) -> None:
-        block = np.zeros(plan.total_bytes + ALIGNMENT, np.uint8)
-        skip = -block.ctypes.data % ALIGNMENT
-        self.arrays: dict[str, NDArray[np.float32]] = {}
-        for spec in tensors:
-            start = skip + plan.offsets[spec.name]
-            size = spec.elements * np.dtype(spec.dtype).itemsize
-            self.arrays[spec.name] = block[start : start + size].view(spec.dtype).reshape(spec.shape)
-        self.total_bytes = plan.total_bytes

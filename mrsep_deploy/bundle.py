@@ -28,6 +28,7 @@ from .onnx_wire import check_self_contained
 from .strict_json import MAX_BYTES, parse
 
 ARCHIVE_SUFFIX = ".zip"
+OVERWRITE = "allow overwriting: --overwrite"
 
 
 class Bundle:
@@ -145,11 +146,17 @@ def write_bundle(
     described = {name: _describe(data) for name, data in files.items()}
     manifest_bytes = to_json(replace(manifest, files=described)).encode()
     _read_manifest(manifest_bytes)
-    with explained(place):
-        _check_place(place, overwrite)
+    check_place(place, overwrite=overwrite)
     with new_folder(place, {MANIFEST_FILE: manifest_bytes, **files}) as written:
         Bundle.open(written)
     return Bundle.open(place, verify=False)
+
+
+def check_place(directory: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise ``OutputError``, as ``write_bundle`` would, if it may not take this place."""
+    place = Path(os.path.abspath(directory))
+    with explained(place):
+        _check_place(place, overwrite)
 
 
 def write_archive(bundle: Bundle, target: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -160,15 +167,21 @@ def write_archive(bundle: Bundle, target: str | os.PathLike[str], overwrite: boo
         OutputError: the place is taken or cannot be written; nothing is left behind.
     """
     place = Path(os.path.abspath(target))
+    check_archive_place(target, overwrite=overwrite)
+    make_folder(place.parent)
+    write_zip(place, _members(bundle))
+    return place
+
+
+def check_archive_place(target: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise, as ``write_archive`` would, if it may not take this place."""
+    place = Path(os.path.abspath(target))
     if place.suffix.lower() != ARCHIVE_SUFFIX:
         raise UsageError(f"{target} does not end in .zip", f"Name it {place.stem}.zip.")
     if place.is_dir():
         raise OutputError(f"{place} is a folder, expected a place for a file", "Choose another name.")
     if os.path.lexists(place) and not overwrite:
-        raise OutputError(f"{place} exists", "Choose another place, or allow overwriting.")
-    make_folder(place.parent)
-    write_zip(place, _members(bundle))
-    return place
+        raise OutputError(f"{place} exists", f"Choose another place, or {OVERWRITE}.")
 
 
 def _members(bundle: Bundle) -> Iterator[tuple[str, bytes]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.devices.interface import Stream, TensorView
+from mrsep_deploy.engines.contract import Runner, Tensors
 from mrsep_deploy.manifest import Branch, Stage
 from mrsep_deploy.spectrogram import analyse, denormalise, normalise, statistics, synthesise
 
-Arrays = Mapping[str, NDArray[np.float32]]
-HostRunner = Callable[[Arrays, Arrays], None]
 
-
-def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> HostRunner:
+def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> Runner:
     """The runner of a stage whose kind is not ``graph``.
 
     Args:
@@ -36,36 +36,47 @@ def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> H
     raise ValueError(f"stage {stage.name} of kind {stage.kind} does not run on the host")
 
 
-class _Spectrogram:
+def _array(tensor: TensorView) -> NDArray[Any]:
+    return cast("NDArray[Any]", tensor)
+
+
+class _HostStage:
+    """Base: host stages hold nothing that needs closing."""
+
+    def close(self) -> None:
+        pass
+
+
+class _Spectrogram(_HostStage):
     """mix ``[B, C, L]`` -> normalised spectrogram ``[B, 2C, F, T]``, statistics ``[B, 2]``."""
 
     def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
         self.stage, self.branch, self.workers = stage, branch, workers
 
-    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
-        spectrogram, stats = (outputs[name] for name in self.stage.outputs)
-        mix = inputs[self.stage.inputs[0]]
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
+        spectrogram, stats = (_array(outputs[name]) for name in self.stage.outputs)
+        mix = _array(inputs[self.stage.inputs[0]])
         analyse(mix, self.branch.n_fft, self.branch.hop, out=spectrogram, workers=self.workers)
         found = statistics(spectrogram)
         stats[:] = found
         normalise(spectrogram, found)
 
 
-class _Normalize:
+class _Normalize(_HostStage):
     """mix ``[B, C, L]`` -> normalised waveform ``[B, C, L]``, statistics ``[B, 2]``."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
 
-    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
-        waveform, stats = (outputs[name] for name in self.stage.outputs)
-        waveform[:] = inputs[self.stage.inputs[0]]
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
+        waveform, stats = (_array(outputs[name]) for name in self.stage.outputs)
+        waveform[:] = _array(inputs[self.stage.inputs[0]])
         found = statistics(waveform)
         stats[:] = found
         normalise(waveform, found)
 
 
-class _Inverse:
+class _Inverse(_HostStage):
     """estimate ``[B, S*2C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``.
 
     De-normalisation commutes with the transform but for the mean, so it is done on the spectrogram;
@@ -75,9 +86,9 @@ class _Inverse:
     def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
         self.stage, self.branch, self.workers = stage, branch, workers
 
-    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
-        estimate, stats = (inputs[name] for name in self.stage.inputs)
-        signal = outputs[self.stage.outputs[0]]
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
+        estimate, stats = (_array(inputs[name]) for name in self.stage.inputs)
+        signal = _array(outputs[self.stage.outputs[0]])
         branch = self.branch
         batch, sources, channels, length = signal.shape
         by_source = estimate.reshape(batch, sources, channels, 2, branch.bins, branch.frames)
@@ -87,28 +98,28 @@ class _Inverse:
         synthesise(pairs, branch.n_fft, branch.hop, length, out=flat, workers=self.workers)
 
 
-class _Denormalize:
+class _Denormalize(_HostStage):
     """estimate ``[B, S*C, L]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
 
     def __init__(self, stage: Stage, branch: Branch) -> None:
         self.stage, self.branch = stage, branch
 
-    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
-        estimate, stats = (inputs[name] for name in self.stage.inputs)
-        signal = outputs[self.stage.outputs[0]]
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
+        estimate, stats = (_array(inputs[name]) for name in self.stage.inputs)
+        signal = _array(outputs[self.stage.outputs[0]])
         signal[:] = estimate.reshape(signal.shape)
         denormalise(signal, stats.astype(np.float64), self.branch.gains)
 
 
-class _Sum:
+class _Sum(_HostStage):
     """Signals ``[B, S, C, L]`` -> stems ``[B, S, C, L]``."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
 
-    def __call__(self, inputs: Arrays, outputs: Arrays) -> None:
-        stems = outputs[self.stage.outputs[0]]
-        first, *rest = (inputs[name] for name in self.stage.inputs)
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
+        stems = _array(outputs[self.stage.outputs[0]])
+        first, *rest = (_array(inputs[name]) for name in self.stage.inputs)
         stems[:] = first
         for signal in rest:
             stems += signal

@@ -29,6 +29,7 @@ def check(manifest: Manifest) -> None:
     """Raise ``BundleError`` for the first rule the manifest breaks."""
     _check_model(manifest)
     _check_branches(manifest)
+    _check_fusion(manifest)
     _check_distinct("tensors", [tensor.name for tensor in manifest.tensors])
     _check_distinct("stages", [stage.name for stage in manifest.stages])
     _check_files(manifest)
@@ -62,10 +63,6 @@ def _check_model(manifest: Manifest) -> None:
     expected = model.segment * model.sample_rate
     if abs(model.segment_samples - expected) > 1:
         _refuse(f"model.segment_samples is {model.segment_samples}, expected {expected} from model.segment")
-    for shares in manifest.fusion:
-        for source in shares.sources:
-            if source not in model.sources:
-                _refuse(f"manifest.fusion names the source {source!r}, which the model does not have")
 
 
 def _check_branches(manifest: Manifest) -> None:
@@ -84,6 +81,18 @@ def _check_branches(manifest: Manifest) -> None:
         elif not (1 <= branch.hop <= branch.n_fft and 1 <= branch.bins <= branch.n_fft // 2 + 1):
             sizes = f"hop {branch.hop} and {branch.bins} bins"
             _refuse(f"{where} has {sizes}, impossible for n_fft {branch.n_fft}")
+
+
+def _check_fusion(manifest: Manifest) -> None:
+    for shares in manifest.fusion:
+        for source in shares.sources:
+            if source not in manifest.model.sources:
+                _refuse(f"manifest.fusion names the source {source!r}, which the model does not have")
+        for row in shares.weights:
+            if len(row) > len(manifest.branches):
+                _refuse(f"manifest.fusion weighs {len(row)} resolutions of {len(manifest.branches)} branches")
+            if min(row) < 0 or abs(sum(row) - 1) > 1e-3:
+                _refuse(f"manifest.fusion has a row that sums to {sum(row):g}, expected shares that sum to 1")
 
 
 def _check_files(manifest: Manifest) -> None:

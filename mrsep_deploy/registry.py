@@ -133,7 +133,7 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
         name = str(name_or_path)
     entry = _entry(registry, name)
     if not os.path.exists(entry.path):
-        fix = f"Export it again, or forget it: mrsep-deploy models --remove {name}"
+        fix = f"Export it again, or forget it: mrsep-deploy models remove {name}"
         raise BundleError(f"the model {name} was at {entry.path}, where nothing is now", fix)
     return Path(entry.path)
 
@@ -192,7 +192,7 @@ def _check_free(registry: _Registry, name: str, path: Path) -> None:
     if entry and _is_managed(name, entry) and Path(entry.path) != path:
         raise UsageError(
             f"the name {name} belongs to the bundle at {entry.path}",
-            f"Choose another name, or delete that bundle: mrsep-deploy models --remove {name}",
+            f"Choose another name, or delete that bundle: mrsep-deploy models remove {name}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,8 @@ from mrsep_deploy.engines import AUTO, EngineOptions, choose_engine
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.registry import resolve
-from mrsep_deploy.scheduler import Scheduler
+from mrsep_deploy.schedule import MODES, Mode
+from mrsep_deploy.scheduler import SLOTS, Scheduler, Ticket
 from mrsep_deploy.segments import SONG_EPS, OverlapAdd, Segment, SongStatistics, cut_segments, stride_of
 
 Float32 = NDArray[np.float32]
@@ -35,7 +37,9 @@ class Separator:
         engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, or ``auto``.
         threads: CPU threads to use, 0 for all this process may use.
         overlap: share of a segment that the next one repeats, 0 to below 1.
+        mode: how branches are scheduled, one of ``mrsep_deploy.schedule.MODES``.
         checkpoint: for the torch engine, the checkpoint if it has moved since the export.
+        trace: note who runs when, for ``scheduler.trace``.
 
     Raises:
         BundleError, EngineUnavailableError, UsageError: the bundle, the engine or a value is not usable.
@@ -48,7 +52,9 @@ class Separator:
         engine: str = AUTO,
         threads: int = 0,
         overlap: float = DEFAULT_OVERLAP,
+        mode: Mode = "sequential",
         checkpoint: Path | None = None,
+        trace: bool = False,
     ) -> None:
         if threads < 0:
             raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
@@ -56,7 +62,9 @@ class Separator:
         self.overlap = overlap
         self.stride = stride_of(self.manifest.model.segment_samples, overlap)
         self.engine = choose_engine(engine, EngineOptions(threads, checkpoint))
-        self._scheduler = Scheduler(self.bundle, self.engine)
+        if mode not in MODES:
+            raise UsageError(f"there is no mode {mode!r}", f"Choose one of {', '.join(MODES)}.")
+        self._scheduler = Scheduler(self.bundle, self.engine, mode, trace)
 
     @property
     def manifest(self) -> Manifest:
@@ -86,7 +94,7 @@ class Separator:
     def run_segments(self, segments: Float32) -> Float32:
         """One model call: segments ``[b, C, L]``, ``b`` at most the bundle's batch -> ``[b, S, C, L]``.
 
-        The result is a view that the next call overwrites.
+        The result is a view that the next call but one overwrites.
         """
         return self._scheduler.run(segments)
 
@@ -138,12 +146,23 @@ class Separator:
             yield done
 
         normalised = ((block - np.float32(song.mean)) * np.float32(1 / scale) for block in blocks)
-        for group in self._groups(normalised):
-            outputs = self.run_segments(np.stack([segment.samples for segment in group]))
+        for group, outputs in self._pipelined(self._groups(normalised)):
             for segment, output in zip(group, outputs, strict=True):
                 cut = output[..., segment.cut : segment.cut + segment.length]
                 yield from restored(adder.add(segment.start, cut))
         yield from restored(adder.finish(song.frames))
+
+    def _pipelined(self, groups: Iterable[list[Segment]]) -> Iterator[tuple[list[Segment], Float32]]:
+        """Keep as many groups under way as the scheduler has slots, so that cutting, adding and
+        writing happen while the next group computes."""
+        pending: deque[tuple[list[Segment], Ticket]] = deque()
+        for group in groups:
+            if len(pending) == SLOTS:
+                done, ticket = pending.popleft()
+                yield done, self._scheduler.result(ticket)
+            pending.append((group, self._scheduler.submit(np.stack([s.samples for s in group]))))
+        for done, ticket in pending:
+            yield done, self._scheduler.result(ticket)
 
     def _groups(self, blocks: Iterable[Float32]) -> Iterator[list[Segment]]:
         """Segments in groups of the bundle's batch."""
@@ -157,8 +176,9 @@ class Separator:
             yield group
 
     def close(self) -> None:
-        """Let go of the engine's sessions and buffers."""
-        del self._scheduler
+        """Stop the streams; let go of the engine's sessions, of buffers and device. Idempotent."""
+        self._scheduler.close()
+        self.engine.device.close()
 
     def __enter__(self) -> Separator:
         return self

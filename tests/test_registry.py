@@ -115,7 +115,7 @@ def test_missing_and_damaged(home: Path, tmp_path: Path) -> None:
         "old": "damaged",
         "fine": "ok",
     }
-    with pytest.raises(BundleError, match=r"the model gone was at .*mrsep-deploy models --remove gone"):
+    with pytest.raises(BundleError, match=r"the model gone was at .*mrsep-deploy models remove gone"):
         registry.resolve("gone")
     registry.remove("gone")
     assert "gone" not in by_name()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mrsep_deploy.export.models.config import parse_config
 from mrsep_deploy.export.models.families import build_model, fusion_shares
 from mrsep_deploy.export.models.plan import bottleneck_size
 from mrsep_deploy.export.models.transformer import crossing_layers
-from mrsep_deploy.export.parts import count_macs
+from mrsep_deploy.export.parts import Core, count_macs
 from mrsep_deploy.export.split import Splitter
 from torch import Tensor
 
@@ -124,6 +125,7 @@ def parts_on_meta(model: SeparationModel) -> int:
     length = config.segment_samples
     tensors = {"waveform": torch.empty(1, config.audio_channels, length, device="meta")}
     signal = torch.empty(1, len(config.sources), config.audio_channels, length, device="meta")
+    tensors["signal_time"] = signal
     for n_fft, hop in zip(config.nfft_list, config.hops, strict=True):
         shape = (1, 2 * config.audio_channels, n_fft // 2, -(-length // hop))
         tensors[f"spectrogram_{n_fft}"] = torch.empty(shape, device="meta")
@@ -187,6 +189,23 @@ def test_published_sizes(family: str, arguments: dict[str, object], gmacs: float
     digits = len(str(millions).partition(".")[2])
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, digits) == millions
     assert (parts_on_meta(model) - unseen(model)) / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+def test_attention_is_counted_wherever_the_inputs_are() -> None:
+    """A transformer layer of N tokens and C channels costs 8 N C^2 + 2 N^2 C, the second in fused kernels."""
+    model = named("htdemucs")
+    counts = {}
+    for layers in (0, 1):
+        config = replace(model.config, t_layers=layers, bottom_channels=0)
+        part = Core(build_model(config))
+        counts[layers] = count_macs(part, [torch.zeros(1, 4, 256, 16), torch.zeros(1, 2, 2000)])
+    bins, frames, tokens_t = bottleneck_size(config, model.plan)
+    width = config.bottleneck_channels
+    expected = 0
+    for tokens in (bins * frames, tokens_t):
+        # Four projections, both products, and the two linear layers of hidden width 2 C.
+        expected += 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * 2 * width**2
+    assert counts[1] - counts[0] == expected
 
 
 def test_the_model_depends_on_its_weights() -> None:

@@ -1,0 +1,213 @@
+"""Trained HTDemucs, exported and run by this package, against the published demucs in float64.
+
+    python benchmarks/parity_trained.py [--seconds 60] [--threads 2]
+
+Separates the four-stem excerpt (both layouts) and a whole song (split), and writes
+``benchmarks/results/parity_trained.json``: for every stem its SNR against the reference in dB, over
+all of it and over its first and last second, and for the excerpt the SDR against the true stems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from assets import SAMPLE_RATE, STEMS, Song, read_excerpt, songs, trained_htdemucs
+from machine_info import machine_info, write_result
+from numpy.typing import NDArray
+
+from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.export.exporter import ExportOptions, export_model
+from mrsep_deploy.export.load import load_model
+from mrsep_deploy.manifest import Layout
+from mrsep_deploy.separator import Separator
+
+Samples = NDArray[Any]
+Stems = Mapping[str, Samples]
+
+LAYOUTS: tuple[Layout, ...] = ("split", "whole")
+OVERLAP = 0.25
+EDGE_SECONDS = 1.0
+AUDIBLE = -60.0  # dBFS; edges of a stem below it are silence to anyone
+REQUIRED_SNR = 110.0  # dB
+
+
+# --- the reference
+
+
+@functools.cache
+def published_model() -> torch.nn.Module:
+    """The trained model as the PyPI package demucs builds it, in float64."""
+    from demucs.states import load_model as load_published
+
+    model: torch.nn.Module = load_published(trained_htdemucs())
+    return model.double().eval()
+
+
+def separate_published(mix: Samples) -> dict[str, NDArray[np.float64]]:
+    """What demucs makes of a song ``[2, L]``, every step in float64, without random shifts.
+
+    The song is normalised as ``demucs.api.Separator`` does.
+    """
+    from demucs.apply import apply_model
+
+    with _float64_by_default(), torch.no_grad():
+        wav = torch.from_numpy(mix.astype(np.float64))
+        mono = wav.mean(0)
+        mean, std = mono.mean(), mono.std() + 1e-8
+        model = published_model()
+        stems = apply_model(model, ((wav - mean) / std)[None], shifts=0, split=True, overlap=OVERLAP)
+        return dict(zip(STEMS, (stems * std + mean)[0].numpy(), strict=True))
+
+
+@contextmanager
+def _float64_by_default() -> Iterator[None]:
+    # demucs makes windows, positions and the sum of segments in the default dtype.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# --- ours
+
+
+def export_trained(folder: Path, layout: Layout) -> Path:
+    """Export the trained model to ``folder / layout``."""
+    target = folder / layout
+    export_model(load_model(trained_htdemucs()), f"htdemucs-{layout}", target, ExportOptions(layout=layout))
+    return target
+
+
+# --- how far apart they are
+
+
+@dataclass(frozen=True)
+class StemParity:
+    """SNR of one stem in dB against the reference; None where an edge of the reference is silence."""
+
+    snr: float
+    start: float | None
+    end: float | None
+
+    @property
+    def worst(self) -> float:
+        return min(value for value in (self.snr, self.start, self.end) if value is not None)
+
+    def __str__(self) -> str:
+        edges = (f"{value:.1f}" if value is not None else "silent" for value in (self.start, self.end))
+        return f"{self.snr:.1f} dB, first and last second {', '.join(edges)}"
+
+
+def parity(stems: Stems, reference: Stems) -> dict[str, StemParity]:
+    """Compare every stem ``[2, L]``, and its first and last second by themselves."""
+    edge = round(EDGE_SECONDS * SAMPLE_RATE)
+    found = {}
+    for name, exact in reference.items():
+        value = stems[name]
+        edges = [
+            Deviation.between(value[:, part], exact[:, part]).snr if level(exact[:, part]) > AUDIBLE else None
+            for part in (slice(0, edge), slice(-edge, None))
+        ]
+        found[name] = StemParity(Deviation.between(value, exact).snr, *edges)
+    return found
+
+
+def level(samples: Samples) -> float:
+    """RMS level in dBFS."""
+    power = float(np.mean(np.square(samples, dtype=np.float64)))
+    return 10 * math.log10(power) if power else -math.inf
+
+
+def sdr(estimate: Samples, truth: Samples) -> float:
+    """``10 lg(sum truth² / sum (truth - estimate)²)`` in dB, over all samples and channels."""
+    return Deviation.between(estimate, truth).snr
+
+
+# --- the script
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    result: dict[str, object] = {"machine": machine_info()}
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as work:
+        bundles = {layout: export_trained(Path(work), layout) for layout in LAYOUTS}
+        result["excerpt"] = _excerpt(bundles, options.threads)
+        song = next(song for song in songs() if song.name == options.song)
+        result["song"] = _song(song, options.seconds, bundles["split"], options.threads)
+    print(write_result("parity_trained", result))
+
+
+def _excerpt(bundles: Mapping[Layout, Path], threads: int) -> dict[str, object]:
+    truth = read_excerpt()
+    mix = np.sum(list(truth.values()), axis=0, dtype=np.float32)
+    reference = separate_published(mix)
+    by_layout: dict[str, object] = {}
+    for layout, bundle in bundles.items():
+        with Separator(bundle, engine="ort", threads=threads, overlap=OVERLAP) as separator:
+            stems = separator.separate(mix)
+        ours = {name: round(sdr(stems[name], truth[name]), 3) for name in STEMS}
+        by_layout[layout] = {**_report(f"excerpt, {layout}", parity(stems, reference)), "sdr": ours}
+    return {
+        "seconds": round(mix.shape[1] / SAMPLE_RATE, 2),
+        "sdr_demucs": {name: round(sdr(reference[name], truth[name]), 3) for name in STEMS},
+        "layouts": by_layout,
+    }
+
+
+def _song(song: Song, seconds: float | None, bundle: Path, threads: int) -> dict[str, object]:
+    mix = song.read(seconds)
+    began = time.perf_counter()
+    with Separator(bundle, engine="ort", threads=threads, overlap=OVERLAP) as separator:
+        stems = separator.separate(mix)
+    ours = time.perf_counter() - began
+    report = _report(song.name, parity(stems, separate_published(mix)))
+    return {
+        "name": song.name,
+        "licence": song.licence,
+        "seconds": round(mix.shape[1] / SAMPLE_RATE, 2),
+        "separated_in": round(ours, 1),
+        **report,
+    }
+
+
+def _report(what: str, found: Mapping[str, StemParity]) -> dict[str, object]:
+    for name, stem in found.items():
+        print(f"{what}: {name:6} {stem}", flush=True)
+    return {
+        "snr": {name: round(stem.snr, 2) for name, stem in found.items()},
+        "snr_first_second": {name: _rounded(stem.start) for name, stem in found.items()},
+        "snr_last_second": {name: _rounded(stem.end) for name, stem in found.items()},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--song", default=songs()[0].name, choices=[song.name for song in songs()])
+    parser.add_argument("--seconds", type=float, help="take only the start of the song")
+    parser.add_argument("--threads", type=int, default=0, help="0 for all")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The verb: export a checkpoint, give the bundle a name, and make it the default.
+
+Needs the extra ``mrsep-deploy[export]`` only when it runs; importing this module needs nothing of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mrsep_deploy import paths, registry
+from mrsep_deploy.bundle import Bundle, check_place
+from mrsep_deploy.errors import ExportError, UsageError
+from mrsep_deploy.manifest import Layout
+
+if TYPE_CHECKING:
+    from mrsep_deploy.export.exporter import Progress
+    from mrsep_deploy.export.load import LoadedModel
+
+EXTRA = ("torch", "onnx", "onnxscript", "yaml", "safetensors")
+"""Modules of the extra ``mrsep-deploy[export]``."""
+
+INSTALL = 'pip install "mrsep-deploy[export]"'
+
+def export(
+    checkpoint: str | os.PathLike[str] | LoadedModel,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    layout: Layout = "split",
+    batch: int = 1,
+    without: Collection[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Turn a checkpoint into a bundle, checked against PyTorch stage by stage, and register it.
+
+        bundle = mrsep_deploy.export("955717e8-8726e21a.th", name="htdemucs")
+
+    Args:
+        checkpoint: a file (``.th``, ``.safetensors``, a ``.yaml`` bag of one), or a model already loaded.
+        output: the bundle's folder; by default one of this program's own, found again by ``name``.
+        name: the name to register; by default the checkpoint's stem.
+        layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
+        batch: segments one run takes.
+        without: rewrites to leave out, by name.
+        overwrite: whether a bundle at ``output`` may be replaced.
+        progress: called with what happens now, how many steps are done and how many there are.
+
+    Raises:
+        ExportError: the extra is not installed, or the model strays from PyTorch on the way.
+        CheckpointError: the checkpoint cannot be read or fits no supported model.
+        UsageError: a name or a value is impossible, or the name is taken.
+        OutputError: the bundle cannot be written at ``output``.
+    """
+    require_extra("exporting a checkpoint")
+    from mrsep_deploy.export.exporter import ExportOptions, export_model
+    from mrsep_deploy.export.load import LoadedModel, load_model
+    from mrsep_deploy.export.rewrites import REWRITES
+
+    unknown = sorted(set(without) - set(REWRITES))
+    if unknown:
+        raise UsageError(f"there is no rewrite {', '.join(unknown)}", f"There are {', '.join(REWRITES)}.")
+    options = ExportOptions(layout, batch, tuple(r for r in REWRITES if r not in without))
+    name = registry.validate_name(default_name(checkpoint) if name is None else name)
+    target = Path(os.path.abspath(paths.models_dir() / name if output is None else output))
+    # The export takes minutes, so whatever would stop its last step is found before its first.
+    registry.check_free(name, target)
+    check_place(target, overwrite=overwrite)
+    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+    report = progress or (lambda _what, _done, _total: None)
+    bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)
+    registry.register(bundle)
+    return bundle
+
+
+def default_name(checkpoint: str | os.PathLike[str] | LoadedModel) -> str:
+    """The name an export gets if it is given none: the file's stem, or ``FAMILY-untrained``.
+
+    What a name cannot hold becomes ``-``.
+
+    Raises:
+        UsageError: nothing of the stem can stand in a name.
+    """
+    if isinstance(checkpoint, (str, os.PathLike)):
+        stem = Path(checkpoint).stem
+    else:
+        origin = checkpoint.origin.get("checkpoint")
+        stem = f"{checkpoint.config.family}-untrained"
+        if isinstance(origin, dict):
+            stem = Path(str(origin["path"])).stem
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")[:64]
+    if not name:
+        raise UsageError(f"the file name {stem!r} gives no name for the model", "Give one with --name NAME.")
+    return name
+
+
+def require_extra(what: str) -> None:
+    """Raise ``ExportError`` with the line that installs the extra, unless all of it is there."""
+    missing = [module for module in EXTRA if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ExportError(f"{what} needs {', '.join(missing)}, not installed here", f"Run {INSTALL}")

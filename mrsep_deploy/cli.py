@@ -1,0 +1,101 @@
+"""The command ``mrsep-deploy``: finds the subcommand, and turns errors into one line and an exit code.
+
+Nothing heavy is imported before a subcommand runs, so that help and completion are instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from io import TextIOWrapper
+from typing import Any
+
+import click
+
+from mrsep_deploy import __version__
+from mrsep_deploy.errors import FAILED, MrsepError
+
+PROGRAM = "mrsep-deploy"
+DEBUG_VARIABLE = "MRSEP_DEPLOY_DEBUG"
+INTERRUPTED = 130
+"""What a shell reports of a program that Ctrl-C ended: 128 + SIGINT."""
+
+COMMANDS = {
+    "export": "Turn a trained checkpoint into a bundle.",
+    "run": "Separate songs into stems.",
+    "models": "List, show and remove exported models.",
+    "inspect": "Show what a bundle or a checkpoint is made of.",
+}
+"""Each is the click command of that name in ``mrsep_deploy.commands``; the text is its short help."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"mrsep_deploy.commands.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _never_fail_to_print()
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own business
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except MrsepError as error:
+            _report(str(error), ctx)
+            ctx.exit(error.exit_code)
+        except Exception as error:
+            _report(_unexpected(error), ctx)
+            ctx.exit(FAILED)
+
+
+def _never_fail_to_print() -> None:
+    """Characters that the terminal's encoding lacks come out as ``?``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _unexpected(error: Exception) -> str:
+    first = (str(error).splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first}. This should not happen; set {DEBUG_VARIABLE}=1 to see where it does"
+
+
+def _report(message: str, ctx: click.Context) -> None:
+    if ctx.params["debug"]:
+        traceback.print_exc()
+    click.echo(f"{PROGRAM}: error: {message}", err=True)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"""\b
+Examples:
+  {PROGRAM} export 955717e8-8726e21a.th --name htdemucs
+  {PROGRAM} run song.mp3
+  {PROGRAM} COMMAND --help
+\b
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some of several inputs failed.
+""",
+)
+@click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, show_envvar=True, help="Show tracebacks of errors.")
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def main(debug: bool) -> None:
+    """Trained music-separation models out of PyTorch and into production."""
+

@@ -1,0 +1,162 @@
+"""``mrsep-deploy export``: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mrsep_deploy.export.load import LoadedModel
+    from mrsep_deploy.inspection import Inspection
+    from mrsep_deploy.manifest import Layout
+
+# Spelled out because the modules that define them import torch; a test holds them equal.
+FAMILIES = (
+    *("htdemucs", "htdemucs_n", "htdemucs_nn", "htdemucs_2nn"),
+    *("htdemucs_nf", "htdemucs_dnf", "mrhdemucs"),
+)
+REWRITES = ("dconv", "glu", "crop", "embedding", "positions", "attention", "shares")
+LISTS = ("sources", "nfft_list")
+"""Arguments that are lists even with one entry."""
+
+Argument = tuple[str, object]
+
+
+def _parse_arguments(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, object]:
+    """``("nfft_list=2048,4096", "channels=24")`` -> ``{"nfft_list": [2048, 4096], "channels": 24}``."""
+    return dict(_parse_argument(text) for text in given)
+
+
+def _parse_argument(text: str) -> Argument:
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE, such as channels=24")
+    if name in ("family", "seed"):
+        raise click.BadParameter(f"{name} is no constructor argument; there are --untrained and --seed")
+    if name in LISTS or "," in value:
+        return name, [_parse_value(item) for item in value.split(",") if item.strip()]
+    return name, _parse_value(value)
+
+
+def _parse_value(text: str) -> object:
+    text = text.strip()
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+@click.command(
+    "export",
+    epilog="""\b
+Examples:
+  mrsep-deploy export 955717e8-8726e21a.th --name htdemucs
+  mrsep-deploy export model.th -o bundles/model --zip model.zip
+  mrsep-deploy export --untrained htdemucs_n --seed 1 --set nfft_list=2048,4096
+""",
+)
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("-n", "--name", help="Name of the model.  [default: the file's name]")
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path),
+              help="Folder of the bundle.  [default: one that is found by the name]")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1, 64), default=1, show_default="1", help="Segments one run takes.")
+@click.option("--layout", type=click.Choice(["split", "whole"]), default="split", show_default=True,
+              help="A graph for every stage, or one for the whole.")  # fmt: skip
+@click.option("--zip", "archive", metavar="FILE", type=click.Path(path_type=Path),
+              help="Write the bundle as one file, too.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--untrained", metavar="FAMILY", type=click.Choice(FAMILIES),
+              help=f"Instead of CHECKPOINT: random weights, to measure speed. One of {', '.join(FAMILIES)}.")  # fmt: skip
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), help="For --untrained.  [default: 0]")
+@click.option("--set", "arguments", metavar="KEY=VALUE", multiple=True, callback=_parse_arguments,
+              help="For --untrained: a constructor argument.")  # fmt: skip
+@click.option("--no-rewrite", "without", metavar="NAME", multiple=True, type=click.Choice(REWRITES),
+              help=f"Leave out an exact rewrite of the graphs: {', '.join(REWRITES)}.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def export(
+    checkpoint: Path | None,
+    name: str | None,
+    output: Path | None,
+    batch: int,
+    layout: Layout,
+    archive: Path | None,
+    overwrite: bool,
+    untrained: str | None,
+    seed: int | None,
+    arguments: dict[str, object],
+    without: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Turn a trained checkpoint into a bundle.
+
+    Reads .th and .safetensors files of the Demucs family, and .yaml bags of one model, without running any
+    code in them. Every graph is compared with PyTorch before anything is written. The model exported last is
+    the one that run takes if none is named. Needs the extra mrsep-deploy[export].
+    """
+    if (checkpoint is None) == (untrained is None):
+        raise click.UsageError("Give a CHECKPOINT, or --untrained FAMILY.")
+    if untrained is None and (arguments or seed is not None):
+        raise click.UsageError("--set and --seed need --untrained FAMILY; a checkpoint has its own arguments.")
+    from mrsep_deploy.bundle import check_archive_place, write_archive
+    from mrsep_deploy.export.api import export as export_checkpoint
+    from mrsep_deploy.inspection import inspect_bundle
+    from mrsep_deploy.progress import console, step_progress
+
+    started = time.perf_counter()
+    if archive is not None:
+        check_archive_place(archive, overwrite=overwrite)
+    with step_progress(quiet) as progress:
+        bundle = export_checkpoint(
+            checkpoint or _untrained(str(untrained), seed or 0, arguments), output, name=name, layout=layout,
+            batch=batch, without=without, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+        archive = archive and write_archive(bundle, archive, overwrite)
+    found, seconds = inspect_bundle(bundle), time.perf_counter() - started
+    if as_json:
+        click.echo(_json(found, archive, seconds))
+    elif not quiet:
+        _print(console(), found, archive, seconds)
+
+
+def _untrained(family: str, seed: int, arguments: dict[str, object]) -> LoadedModel:
+    from mrsep_deploy.export.api import require_extra
+
+    require_extra("making a model")
+    from mrsep_deploy.export.load import untrained_model
+
+    return untrained_model(family, seed, **arguments)
+
+
+def _json(found: Inspection, archive: Path | None, seconds: float) -> str:
+    from mrsep_deploy.inspection_json import to_plain
+
+    result = {**to_plain(found), "archive": archive and str(archive), "seconds": seconds}
+    return json.dumps(result, indent=2)
+
+
+def _print(screen: Console, found: Inspection, archive: Path | None, seconds: float) -> None:
+    from mrsep_deploy.reports import stage_table, untrained_note
+
+    screen.print(stage_table(found))
+    screen.print("\nSNR in dB against PyTorch in float64, and PyTorch's own in float32.", style="dim")
+    if not found.model.trained:
+        screen.print(untrained_note(found), style="yellow")
+    screen.print(f"\n{found.name} exported in {seconds:.1f} s to", soft_wrap=True)
+    for place in (found.path, archive):
+        if place is not None:
+            screen.print(f"  {place}", soft_wrap=True)
+    screen.print(f"Try it: mrsep-deploy run -n {found.name} SONG", soft_wrap=True)

@@ -1,0 +1,42 @@
+"""``mrsep-deploy inspect``: what a bundle or a checkpoint is made of."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command(
+    "inspect",
+    epilog="""\b
+Examples:
+  mrsep-deploy inspect
+  mrsep-deploy inspect htdemucs --json
+  mrsep-deploy inspect 955717e8-8726e21a.th
+""",
+)
+@click.argument("model", metavar="[NAME|BUNDLE|CHECKPOINT]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
+def inspect(model: str | None, as_json: bool) -> None:
+    """Show what a bundle or a checkpoint is made of.
+
+    Its sources, the resolution of every branch in time and frequency, parameters and multiply-accumulates of
+    every stage, the learnt fusion weights and their entropy, and where it comes from. Without an argument: the
+    model exported last. A checkpoint needs the extra mrsep-deploy[export].
+    """
+    show(model, as_json)
+
+
+def show(model: str | None, as_json: bool) -> None:
+    """Print an inspection, for people or for programs."""
+    from mrsep_deploy.inspection import inspect as inspect_model
+    from mrsep_deploy.inspection_json import to_plain
+    from mrsep_deploy.progress import console
+    from mrsep_deploy.reports import print_inspection
+
+    found = inspect_model(model)
+    if as_json:
+        click.echo(json.dumps(to_plain(found), indent=2))
+    else:
+        print_inspection(console(), found)

@@ -1,0 +1,144 @@
+"""``mrsep-deploy models``: the exported models by name."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from mrsep_deploy.commands.inspect import show
+from mrsep_deploy.errors import PARTIAL, MrsepError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mrsep_deploy.manifest import Manifest
+    from mrsep_deploy.registry import RegisteredModel
+
+
+@click.group(
+    "models",
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  mrsep-deploy models
+  mrsep-deploy models show htdemucs
+  mrsep-deploy models remove htdemucs htdemucs_n
+""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.pass_context
+def models(ctx: click.Context, as_json: bool) -> None:
+    """List, show and remove exported models.
+
+    Without a command: list them. The one with a * is taken where no model is named.
+    """
+    if ctx.invoked_subcommand is None:
+        _list(as_json)
+
+
+@models.command("show", epilog="\b\nExample:\n  mrsep-deploy models show htdemucs")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
+def show_model(name: str, as_json: bool) -> None:
+    """Show what a model is made of, as inspect does."""
+    show(name, as_json)
+
+
+@models.command("remove", epilog="\b\nExample:\n  mrsep-deploy models remove htdemucs htdemucs_n")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def remove(names: tuple[str, ...]) -> None:
+    """Forget models by name.
+
+    Deletes bundles that export put among this program's own; a bundle that was given another place stays
+    there.
+    """
+    failed = [name for name in names if not _remove(name, several=len(names) > 1)]
+    if failed:
+        raise SystemExit(PARTIAL)
+
+
+def _remove(name: str, several: bool) -> bool:
+    """Remove one; of several, a failing one is reported and the others go on."""
+    from mrsep_deploy import registry
+
+    try:
+        known = {model.name: model for model in registry.list_models()}
+        registry.remove(name)
+    except MrsepError as error:
+        if not several:
+            raise
+        click.echo(f"mrsep-deploy: error: {error}", err=True)
+        return False
+    model = known[name]
+    click.echo(f"deleted {model.path}" if model.managed else f"forgot {name}; {model.path} stays as it is")
+    return True
+
+
+def _list(as_json: bool) -> None:
+    from mrsep_deploy.progress import console
+    from mrsep_deploy.registry import EXPORT, list_models
+
+    found = [(model, _manifest(model)) for model in list_models()]
+    if as_json:
+        click.echo(json.dumps([_plain(model, manifest) for model, manifest in found], indent=2))
+    elif found:
+        console().print(_table(found))
+    else:
+        click.echo(f"No model has been exported yet. {EXPORT}", err=True)
+
+
+def _manifest(model: RegisteredModel) -> Manifest | None:
+    """What the bundle says of itself, if it can be opened."""
+    from mrsep_deploy.bundle import Bundle
+
+    return Bundle.open(model.path, verify=False).manifest if model.status == "ok" else None
+
+
+def _table(found: list[tuple[RegisteredModel, Manifest | None]]) -> Table:
+    from mrsep_deploy.tables import file_size, table
+
+    made = table("", "name", "family", "sources", "segment", "layout", "size", "exported", "status",
+                 right=("segment", "size"))  # fmt: skip
+    for model, manifest in found:
+        row = ["", "", "", "", ""]
+        if manifest is not None:
+            info = manifest.model
+            row = [
+                info.family,
+                ", ".join(info.sources),
+                f"{float(info.segment):g} s",
+                manifest.layout,
+                file_size(_size(manifest)),
+            ]
+        status = model.status if manifest is None or manifest.model.trained else "untrained"
+        made.add_row("*" if model.is_default else "", model.name, *row, model.exported[:10], status)
+    return made
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(info.bytes for info in manifest.files.values())
+
+
+def _plain(model: RegisteredModel, manifest: Manifest | None) -> dict[str, object]:
+    plain: dict[str, object] = {
+        "name": model.name,
+        "path": str(model.path),
+        "digest": model.digest,
+        "exported": model.exported,
+        "default": model.is_default,
+        "managed": model.managed,
+        "status": model.status,
+    }
+    if manifest is not None:
+        plain |= {
+            "family": manifest.model.family,
+            "sources": manifest.model.sources,
+            "segment_seconds": float(manifest.model.segment),
+            "layout": manifest.layout,
+            "batch": manifest.batch,
+            "trained": manifest.model.trained,
+            "bytes": _size(manifest),
+        }
+    return plain

@@ -1,0 +1,227 @@
+"""The CPU as a device: streams are worker threads, memory is NumPy's, copies are copies."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.devices.interface import (
+    Device,
+    DeviceKind,
+    DeviceTensor,
+    Event,
+    Graph,
+    Memory,
+    Stream,
+    TensorView,
+)
+from mrsep_deploy.errors import EngineError
+
+ALIGNMENT = 256
+
+
+class CpuEvent(Event):
+    """A flag raised by the worker that reaches the record. Each record makes a fresh flag."""
+
+    def __init__(self) -> None:
+        self._mark = _Mark()
+        self._mark.reached.set()
+
+    def arm(self) -> _Mark:
+        """A new mark that the next waits refer to; the recording stream raises it."""
+        self._mark = _Mark()
+        return self._mark
+
+    @property
+    def mark(self) -> _Mark:
+        return self._mark
+
+    def synchronize(self) -> None:
+        self._mark.reached.wait()
+        if self._mark.failed is not None:
+            raise self._mark.failed
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, CpuEvent)
+        return self._mark.time - earlier._mark.time
+
+
+class _Mark:
+    """One record of an event: when it was reached, and the error of the work before it, if any."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.failed: BaseException | None = None
+        self.time = 0.0
+
+
+class CpuStream(Stream):
+    """A worker thread that runs what is enqueued, in order.
+
+    After an error the rest of the queue is skipped, and streams that wait for this one's events skip
+    too, until ``synchronize`` has raised it: no work ever sees the output of work that failed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name=f"stream {name}", daemon=True)
+        self._worker.start()
+
+    @property
+    def handle(self) -> int:
+        return 0
+
+    def enqueue(self, work: Callable[[], None]) -> None:
+        def guarded() -> None:
+            if self._error is not None:
+                return
+            try:
+                work()
+            except BaseException as error:  # raised again where the host synchronizes
+                self._error = error
+
+        self._put(guarded)
+
+    def record(self, event: Event) -> None:
+        assert isinstance(event, CpuEvent)
+        mark = event.arm()
+
+        def reach() -> None:
+            mark.failed = self._error
+            mark.time = time.perf_counter()
+            mark.reached.set()
+
+        self._put(reach)
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, CpuEvent)
+        mark = event.mark
+
+        def hold() -> None:
+            mark.reached.wait()
+            if self._error is None:
+                self._error = mark.failed
+
+        self._put(hold)
+
+    def synchronize(self) -> None:
+        done = threading.Event()
+        error: list[BaseException | None] = []
+
+        def finish() -> None:
+            error.append(self._error)
+            self._error = None
+            done.set()
+
+        self._put(finish)
+        done.wait()
+        if error[0] is not None:
+            raise error[0]
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._worker.join()
+
+    def _put(self, item: Callable[[], None]) -> None:
+        if self._closed:
+            raise EngineError("work was enqueued on a closed stream")
+        self._queue.put(item)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            item()
+
+
+class CpuMemory(Memory):
+    """A block of zeroed host memory."""
+
+    def __init__(self, size: int, given_back: Callable[[int], None]) -> None:
+        self.size = size
+        self._given_back = given_back
+        try:
+            block = np.zeros(size + ALIGNMENT, np.uint8)
+        except MemoryError as error:
+            raise EngineError(f"there is no memory for {size / 1e6:,.0f} MB of buffers") from error
+        skip = -block.ctypes.data % ALIGNMENT
+        self._block: NDArray[np.uint8] | None = block[skip : skip + size]
+
+    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        assert self._block is not None, "the block is closed"
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        return self._block[offset : offset + size].view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        if self._block is not None:
+            self._block = None
+            self._given_back(self.size)
+
+
+class CpuDevice(Device):
+    """The processor this runs on."""
+
+    kind: DeviceKind = "cpu"
+    name = "CPU"
+
+    def __init__(self) -> None:
+        self._used = 0
+        self._lock = threading.Lock()
+        self._streams: list[CpuStream] = []
+
+    def stream(self, name: str) -> CpuStream:
+        stream = CpuStream(name)
+        self._streams.append(stream)
+        return stream
+
+    def event(self) -> CpuEvent:
+        return CpuEvent()
+
+    def allocate(self, size: int) -> CpuMemory:
+        memory = CpuMemory(size, self._given_back)
+        with self._lock:
+            self._used += size
+        return memory
+
+    def _given_back(self, size: int) -> None:
+        with self._lock:
+            self._used -= size
+
+    def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        return np.zeros(shape, dtype)
+
+    def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
+        assert not isinstance(target, DeviceTensor) and not isinstance(source, DeviceTensor)
+
+        def work(target: NDArray[Any] = target, source: NDArray[Any] = source) -> None:
+            np.copyto(target, source)
+
+        stream.enqueue(work)
+
+    @property
+    def captures(self) -> bool:
+        return False
+
+    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
+        raise EngineError("a CPU cannot capture work into a graph", "Choose --mode sequential or concurrent.")
+
+    def synchronize(self) -> None:
+        for stream in self._streams:
+            if not stream._closed:
+                stream.synchronize()
+
+    def memory_used(self) -> int:
+        return self._used
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+        self._streams.clear()

@@ -1,0 +1,46 @@
+"""The trained model as tests use it: exported once for a run of the tests, its reference computed once."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.manifest import Layout
+
+# What fetches and measures belongs to the benchmarks, which publish the same figures.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import assets
+import parity_trained
+
+# Deleted when the tests end.
+_folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-trained-")
+
+
+@functools.cache
+def trained_bundle(layout: Layout) -> Path:
+    """The bundle of the trained HTDemucs."""
+    return parity_trained.export_trained(Path(_folder.name), layout)
+
+
+@functools.cache
+def excerpt_stems() -> dict[str, NDArray[np.float32]]:
+    """The true stems of the excerpt."""
+    return assets.read_excerpt()
+
+
+def excerpt_mix() -> NDArray[np.float32]:
+    """The excerpt: the sum of its true stems, ``[2, samples]``."""
+    mix: NDArray[np.float32] = np.sum(list(excerpt_stems().values()), axis=0, dtype=np.float32)
+    return mix
+
+
+@functools.cache
+def excerpt_reference() -> dict[str, NDArray[np.float64]]:
+    """What the published demucs makes of the excerpt, in float64."""
+    return parity_trained.separate_published(excerpt_mix())
