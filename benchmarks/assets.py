@@ -51,7 +51,8 @@ _LICENCES = {
     _SECTOID: "MIT, Carlos Viola Iborra (Sectoid)",
     _MULDJORD: "CC BY-SA 3.0, El Senator (Muldjord)",
 }
-# Package, folder in it, sha256 of guitar.ogg and of song.ogg. Packages differ between Debian releases, songs do not.
+# Package, folder in it, sha256 of guitar.ogg and of song.ogg. Packages differ between Debian releases,
+# the songs in them do not.
 _SONGS = (
     (
         _SECTOID,
@@ -234,7 +235,7 @@ def _unpack_deb(package: str, work: Path) -> Path:
     return work / "unpacked"
 
 
-def asset_folder() -> Path:
+def cache_folder() -> Path:
     """Where fetched things are kept."""
     chosen = os.environ.get("MRSEP_DEPLOY_ASSETS")
     return (
@@ -244,7 +245,7 @@ def asset_folder() -> Path:
 
 def _cached(name: str, is_right: Callable[[Path], bool], fetch: Callable[[Path], Path]) -> Path:
     """The asset called ``name``, made by ``fetch`` in a folder of its own unless a right one is there."""
-    path = asset_folder() / name
+    path = cache_folder() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists() and is_right(path):

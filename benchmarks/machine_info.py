@@ -81,13 +81,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {name: list(importlib.metadata.distributions(name=name)) for name in _DISTRIBUTIONS}
+    return {name: found[0].version for name, found in installed.items() if found}
 
 
 def write_result(name: str, result: Mapping[str, object]) -> Path:

@@ -45,7 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         export_model(load_model(trained_htdemucs()), "htdemucs", bundle, ExportOptions(layout=options.layout))
         song = work / "song.flac"
         frames = write_song(song, round(seconds * SAMPLE_RATE))
-        command = [*_program(), "run", str(bundle), str(song), "--output", str(work / "stems")]
+        command = [
+            *_program(),
+            "run",
+            str(song),
+            "--model",
+            str(bundle),
+            "--out",
+            str(work / "stems"),
+            "--quiet",
+        ]
         if options.threads:
             command += ["--threads", str(options.threads)]
         took, samples = watch(command)
@@ -76,7 +85,7 @@ def write_song(path: Path, frames: int) -> int:
         for block in _endless():
             part = block[:, : frames - written]
             file.write(part.T * np.float32(GAIN))
-            written += part.shape[1]
+            written += int(part.shape[1])
             if written == frames:
                 return written
     raise AssertionError("music does not end")
@@ -157,7 +166,7 @@ def peak_mib(samples: Curve) -> float:
 
 
 def growth_mib(samples: Curve) -> float:
-    """Median resident memory of the later half less that of the earlier half, the first tenth (loading) left out."""
+    """Median resident memory of the later half less that of the earlier; without the first tenth, loading."""
     rss = [memory["rss"] for _, memory in samples][len(samples) // 10 :]
     half = len(rss) // 2
     return round(statistics.median(rss[half:]) - statistics.median(rss[:half]), 1)

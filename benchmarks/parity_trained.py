@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _excerpt(bundles: Mapping[Layout, Path], threads: int) -> dict[str, object]:
     truth = read_excerpt()
-    mix = np.sum(list(truth.values()), axis=0, dtype=np.float32)
+    mix: NDArray[np.float32] = np.sum(list(truth.values()), axis=0, dtype=np.float32)
     reference = separate_published(mix)
     by_layout: dict[str, object] = {}
     for layout, bundle in bundles.items():

@@ -139,7 +139,7 @@ class _Finder:
 
 
 def _scope(node: str) -> str:
-    """The module of a node: ``/encoder.0/dconv/layers.0/layers.0.4/Mul`` -> ``encoder.0.dconv.layers.0.4``."""
+    """A node's module: ``/encoder.0/dconv/layers.0/layers.0.4/Mul`` -> ``encoder.0.dconv.layers.0.4``."""
     scope: list[str] = []
     for part in node.strip("/").split("/")[:-1]:
         if scope and part.startswith(f"{scope[-1]}."):

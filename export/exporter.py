@@ -26,7 +26,7 @@ from mrsep_deploy.export.onnx_graph import OPSET, export_graph
 from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.export.rewrites import REWRITES, rewrite
 from mrsep_deploy.export.split import Splitter, StagePlan, make_branches
-from mrsep_deploy.manifest import MIX, STEMS, Layout, Manifest, Stage, TensorSpec
+from mrsep_deploy.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
 
 MAX_BATCH = 64
 

@@ -130,7 +130,7 @@ class DConv2d(nn.Module):
         x = x[:, :, None] if waveform else x
         for layer in self.layers:
             x = layer(x)
-        return x[:, :, 0] if waveform else x
+        return x.squeeze(2) if waveform else x
 
 
 class SplitGLU(nn.Module):

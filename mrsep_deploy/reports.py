@@ -60,7 +60,9 @@ def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "graphs", f"{found.precision}, opset {found.opset}, {found.layout}, batch {found.batch}"
         yield "files", f"{len(found.files)}, {file_size(sum(found.files.values()))}, hashes as in the manifest"
     if origin.checkpoint:
-        yield "checkpoint", f"{origin.checkpoint}, sha256 {origin.sha256}" if found.kind == "bundle" else origin.sha256
+        if found.kind == "bundle":
+            yield "checkpoint", origin.checkpoint
+        yield "sha256", origin.sha256
         yield "weights", f"{origin.klass}, stored as {', '.join(origin.storage)}"
     if not model.trained:
         yield "weights", untrained_note(found)
