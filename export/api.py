@@ -26,6 +26,7 @@ EXTRA = ("torch", "onnx", "onnxscript", "yaml", "safetensors")
 
 INSTALL = 'pip install "mrsep-deploy[export]"'
 
+
 def export(
     checkpoint: str | os.PathLike[str] | LoadedModel,
     output: str | os.PathLike[str] | None = None,

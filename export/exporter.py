@@ -169,12 +169,8 @@ class _Export:
 
 
 def _tensor_specs(exact: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """Shapes of every tensor; statistics stay in float64, all else is float32."""
-    return {
-        name: TensorSpec(name, tuple(t.shape), "float64" if name.startswith("statistics_") else "float32")
-        for name, t in exact.items()
-        if name == MIX or t is not None
-    }
+    """Shapes of every tensor; all are float32 between stages."""
+    return {name: TensorSpec(name, tuple(tensor.shape)) for name, tensor in exact.items()}
 
 
 def _tools() -> dict[str, str]:

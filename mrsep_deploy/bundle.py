@@ -256,7 +256,7 @@ def _check_place(place: Path, overwrite: bool) -> None:
     if not _looks_like_bundle(place):
         raise OutputError(f"{place} is a folder with other things in it", "Choose another place.")
     if not overwrite:
-        raise OutputError(f"{place} already holds a bundle", "Choose another place, or allow overwriting.")
+        raise OutputError(f"{place} already holds a bundle", f"Choose another place, or {OVERWRITE}.")
     for name in entries:
         # the old folder is deleted whole, so nothing of the user's may be in it
         if name != MANIFEST_FILE and not name.endswith(".onnx") and not name.startswith("."):

@@ -94,8 +94,9 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some of several inputs failed.
 """,
 )
-@click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, show_envvar=True, help="Show tracebacks of errors.")
+@click.option(
+    "--debug", is_flag=True, envvar=DEBUG_VARIABLE, show_envvar=True, help="Show tracebacks of errors."
+)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def main(debug: bool) -> None:
     """Trained music-separation models out of PyTorch and into production."""
-

@@ -172,7 +172,7 @@ def _is_checkpoint(value: str | os.PathLike[str]) -> bool:
     suffix = Path(value).suffix.lower()
     if suffix in CHECKPOINT_SUFFIXES:
         return not os.path.isdir(value)
-    is_path = not isinstance(value, str) or len(Path(value).parts) > 1
+    is_path = not isinstance(value, str) or os.path.dirname(value) != ""
     return is_path and suffix != ARCHIVE_SUFFIX and os.path.isfile(value)
 
 

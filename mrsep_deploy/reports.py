@@ -13,6 +13,7 @@ from mrsep_deploy.manifest import TensorSpec
 from mrsep_deploy.provenance import Check
 from mrsep_deploy.tables import count, decibels, file_size, shape, table
 
+SNR_NOTE = "SNR of the graphs in dB against PyTorch in float64; last, PyTorch's own in float32."
 BAR_WIDTH = 30
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
@@ -25,8 +26,7 @@ def print_inspection(screen: Console, found: Inspection) -> None:
         screen.print(f"\n{title}", style="bold")
         screen.print(body)
     if found.whole is not None:
-        note = "SNR in dB against PyTorch in float64, and PyTorch's own in float32."
-        screen.print(f"\n{note}", style="dim")
+        screen.print(f"\n{SNR_NOTE}", style="dim")
 
 
 def _sections(found: Inspection, encoding: str) -> Iterator[tuple[str, RenderableType]]:
@@ -58,7 +58,10 @@ def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "MACs", f"{count(found.macs)} a segment, {count(round(found.macs / segment))} a second of audio"
     if found.kind == "bundle":
         yield "graphs", f"{found.precision}, opset {found.opset}, {found.layout}, batch {found.batch}"
-        yield "files", f"{len(found.files)}, {file_size(sum(found.files.values()))}, hashes as in the manifest"
+        yield (
+            "files",
+            f"{len(found.files)}, {file_size(sum(found.files.values()))}, hashes as in the manifest",
+        )
     if origin.checkpoint:
         if found.kind == "bundle":
             yield "checkpoint", origin.checkpoint
@@ -101,11 +104,13 @@ def branch_table(found: Inspection) -> Table:
 def stage_table(found: Inspection) -> Table:
     """The graphs: shapes, costs and, where they were checked, how true they are."""
     checked = found.whole is not None
-    numbers = ("parameters", "MACs", *(("SNR", "float32") if checked else ()))
+    numbers = ("parameters", "MACs", *(("SNR", "PyTorch") if checked else ()))
     made = table("stage", "in", "out", *numbers, right=numbers)
     for stage in found.graphs:
         costs = (count(stage.parameters), count(stage.macs))
-        made.add_row(stage.name, _main(stage.inputs), _main(stage.outputs), *costs, *_snr(stage.check, checked))
+        made.add_row(
+            stage.name, _main(stage.inputs), _main(stage.outputs), *costs, *_snr(stage.check, checked)
+        )
     ends = (_main(found.stages[0].inputs), _main(found.stages[-1].outputs))
     totals = (count(sum(stage.parameters for stage in found.graphs)), count(found.macs))
     made.add_row("whole", *ends, *totals, *_snr(found.whole, checked), style="bold")
@@ -134,7 +139,9 @@ def _fusion(reports: Sequence[FusionReport], encoding: str) -> Text:
         entropy = f"entropy {report.entropy:.3f} of {report.max_entropy:.3f} bits ({report.evenness:.1%})"
         text.append(f"  {place}").append(f"   {entropy}\n", style="dim")
         for name, weight in zip(report.resolutions, report.weights, strict=True):
-            text.append(f"    {name:>{widest}}  ").append(f"{bar(weight, encoding=encoding):{BAR_WIDTH}}", "cyan")
+            text.append(f"    {name:>{widest}}  ").append(
+                f"{bar(weight, encoding=encoding):{BAR_WIDTH}}", "cyan"
+            )
             text.append(f" {weight:6.1%}\n")
     text.rstrip()
     return text

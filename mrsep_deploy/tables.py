@@ -39,7 +39,9 @@ def decibels(snr: float | None) -> str:
 
 def table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:
     """An empty table without lines; the columns named in ``right`` hold numbers."""
-    made = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    made = Table(
+        box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
+    )
     for column in columns:
         side = "right" if column in right else "left"
         made.add_column(Text(column, "dim"), justify=side, overflow="fold")  # type: ignore[arg-type]

@@ -28,7 +28,9 @@ LISTS = ("sources", "nfft_list")
 Argument = tuple[str, object]
 
 
-def _parse_arguments(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, object]:
+def _parse_arguments(
+    _ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, object]:
     """``("nfft_list=2048,4096", "channels=24")`` -> ``{"nfft_list": [2048, 4096], "channels": 24}``."""
     return dict(_parse_argument(text) for text in given)
 
@@ -71,7 +73,8 @@ Examples:
 @click.option("-n", "--name", help="Name of the model.  [default: the file's name]")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path),
               help="Folder of the bundle.  [default: one that is found by the name]")  # fmt: skip
-@click.option("--batch", type=click.IntRange(1, 64), default=1, show_default="1", help="Segments one run takes.")
+@click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Segments one run takes.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["split", "whole"]), default="split", show_default=True,
               help="A graph for every stage, or one for the whole.")  # fmt: skip
 @click.option("--zip", "archive", metavar="FILE", type=click.Path(path_type=Path),
@@ -110,7 +113,9 @@ def export(
     if (checkpoint is None) == (untrained is None):
         raise click.UsageError("Give a CHECKPOINT, or --untrained FAMILY.")
     if untrained is None and (arguments or seed is not None):
-        raise click.UsageError("--set and --seed need --untrained FAMILY; a checkpoint has its own arguments.")
+        raise click.UsageError(
+            "--set and --seed need --untrained FAMILY; a checkpoint has its own arguments."
+        )
     from mrsep_deploy.bundle import check_archive_place, write_archive
     from mrsep_deploy.export.api import export as export_checkpoint
     from mrsep_deploy.inspection import inspect_bundle
@@ -149,12 +154,12 @@ def _json(found: Inspection, archive: Path | None, seconds: float) -> str:
 
 
 def _print(screen: Console, found: Inspection, archive: Path | None, seconds: float) -> None:
-    from mrsep_deploy.reports import stage_table, untrained_note
+    from mrsep_deploy.reports import SNR_NOTE, stage_table, untrained_note
 
     screen.print(stage_table(found))
-    screen.print("\nSNR in dB against PyTorch in float64, and PyTorch's own in float32.", style="dim")
+    screen.print(f"\n{SNR_NOTE}", style="dim")
     if not found.model.trained:
-        screen.print(untrained_note(found), style="yellow")
+        screen.print(f"This model is {untrained_note(found)}.", style="yellow")
     screen.print(f"\n{found.name} exported in {seconds:.1f} s to", soft_wrap=True)
     for place in (found.path, archive):
         if place is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands.inspect import show
-from mrsep_deploy.errors import PARTIAL, MrsepError
+from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ def remove(names: tuple[str, ...]) -> None:
     """
     failed = [name for name in names if not _remove(name, several=len(names) > 1)]
     if failed:
-        raise SystemExit(PARTIAL)
+        raise SystemExit(FAILED if len(failed) == len(names) else PARTIAL)
 
 
 def _remove(name: str, several: bool) -> bool:
@@ -77,14 +77,18 @@ def _remove(name: str, several: bool) -> bool:
 
 
 def _list(as_json: bool) -> None:
-    from mrsep_deploy.progress import console
+    from mrsep_deploy.progress import WIDE, console
     from mrsep_deploy.registry import EXPORT, list_models
 
     found = [(model, _manifest(model)) for model in list_models()]
     if as_json:
         click.echo(json.dumps([_plain(model, manifest) for model, manifest in found], indent=2))
     elif found:
-        console().print(_table(found))
+        screen = console()
+        fits = (
+            screen.measure(_table(found), options=screen.options.update(width=WIDE)).maximum <= screen.width
+        )
+        screen.print(_table(found, detailed=fits))
     else:
         click.echo(f"No model has been exported yet. {EXPORT}", err=True)
 
@@ -96,23 +100,22 @@ def _manifest(model: RegisteredModel) -> Manifest | None:
     return Bundle.open(model.path, verify=False).manifest if model.status == "ok" else None
 
 
-def _table(found: list[tuple[RegisteredModel, Manifest | None]]) -> Table:
+def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool = True) -> Table:
+    """The list; on a narrow terminal without the columns that ``models show`` has, too."""
     from mrsep_deploy.tables import file_size, table
 
-    made = table("", "name", "family", "sources", "segment", "layout", "size", "exported", "status",
-                 right=("segment", "size"))  # fmt: skip
+    details = ("segment", "layout") if detailed else ()
+    columns = ("", "name", "family", "sources", *details, "size", "exported", "status")
+    made = table(*columns, right=("segment", "size"))
+    for column in made.columns:
+        column.no_wrap = column.header not in ("name", "sources")
     for model, manifest in found:
-        row = ["", "", "", "", ""]
+        row = [""] * (3 + len(details))
+        status = model.status if manifest is None or manifest.model.trained else "untrained"
         if manifest is not None:
             info = manifest.model
-            row = [
-                info.family,
-                ", ".join(info.sources),
-                f"{float(info.segment):g} s",
-                manifest.layout,
-                file_size(_size(manifest)),
-            ]
-        status = model.status if manifest is None or manifest.model.trained else "untrained"
+            more = (f"{float(info.segment):g} s", manifest.layout) if detailed else ()
+            row = [info.family, ", ".join(info.sources), *more, file_size(_size(manifest))]
         made.add_row("*" if model.is_default else "", model.name, *row, model.exported[:10], status)
     return made
 
