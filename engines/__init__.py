@@ -5,13 +5,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner
+from mrsep_deploy.engines.contract import (
+    Availability,
+    BuildOptions,
+    BuildsEngines,
+    BuiltStage,
+    Engine,
+    EngineOptions,
+    Runner,
+)
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
 
 __all__ = [
     "AUTO",
     "ENGINE_NAMES",
     "Availability",
+    "BuildOptions",
+    "BuildsEngines",
+    "BuiltStage",
     "Engine",
     "EngineOptions",
     "Runner",
@@ -24,6 +35,8 @@ AUTO = "auto"
 _CLASSES = {
     "ort": "mrsep_deploy.engines.onnxruntime:OnnxRuntimeEngine",
     "torch": "mrsep_deploy.engines.torch:TorchEngine",
+    "trt": "mrsep_deploy.engines.tensorrt:TensorRtEngine",
+    "trt-rtx": "mrsep_deploy.engines.tensorrt:TensorRtRtxEngine",
 }
 ENGINE_NAMES = tuple(_CLASSES)
 

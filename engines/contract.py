@@ -15,11 +15,12 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.devices.interface import Device, Stream, TensorView
+from mrsep_deploy.devices.interface import Device, Memory, Stream, TensorView
 from mrsep_deploy.manifest import Stage
+from mrsep_deploy.schedule import Schedule
 
 Tensors = Mapping[str, TensorView]
 Precision = Literal["fp32", "fp16"]
@@ -109,4 +110,67 @@ class Engine(abc.ABC):
 
         Raises:
             EngineError: the stage cannot be built; the message names stage and operator.
+        """
+
+    def share_workspaces(self, runners: Mapping[str, Runner], schedule: Schedule) -> Memory | None:
+        """Give runners their scratch memory, one block in which stages that never overlap share.
+
+        Called once, after every stage is prepared and before the first runs; whoever calls closes the
+        block. Engines whose runners bring their own scratch memory have nothing to do.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build an engine from a graph.
+
+    Attributes:
+        targets: compute capabilities to build for, as ``sm_86``; empty for the device that is present.
+        optimization_level: effort from 0 to 5; ``None`` for the library's default.
+        workspace: bytes of scratch memory a layer may use; ``None`` for all there is.
+    """
+
+    targets: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    workspace: int | None = None
+
+
+@dataclass(frozen=True)
+class BuiltStage:
+    """An engine built for one stage.
+
+    Attributes:
+        stage: its name.
+        data: the serialised engine.
+        key: its name in the engine cache.
+        seconds: what building took, now or when the cached one was built.
+        from_cache: it was there already.
+        details: element types of its tensors and layers, for people and for checks.
+    """
+
+    stage: str
+    data: bytes
+    key: str
+    seconds: float
+    from_cache: bool
+    details: Mapping[str, object]
+
+
+@runtime_checkable
+class BuildsEngines(Protocol):
+    """An engine with a build step of its own, whose results are cached.
+
+    Attributes:
+        parallel_builds: several stages can be built at the same time.
+    """
+
+    parallel_builds: ClassVar[bool]
+
+    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> BuiltStage:
+        """Build a stage or take it from the cache.
+
+        Raises:
+            EngineError: it cannot be built; the message names stage and operator.
+            UsageError: the targets are none that this engine builds for.
         """

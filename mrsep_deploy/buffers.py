@@ -8,7 +8,7 @@ side) only where one stage waits, directly or not, for the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,11 @@ class BufferPlan:
 
 def aligned_bytes(spec: TensorSpec) -> int:
     """Size of a tensor rounded up to the alignment."""
-    size = spec.elements * np.dtype(spec.dtype).itemsize
+    return aligned(spec.elements * np.dtype(spec.dtype).itemsize)
+
+
+def aligned(size: int) -> int:
+    """Bytes rounded up to the alignment."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -59,7 +63,7 @@ def data_dependencies(stages: Sequence[Stage]) -> dict[str, list[str]]:
 def plan_buffers(
     stages: Sequence[Stage], tensors: Sequence[TensorSpec], before: Mapping[str, frozenset[str]]
 ) -> BufferPlan:
-    """Place tensors, largest first, at the lowest offset free of all they could meet.
+    """Place tensors (:func:`place`).
 
     Args:
         stages: in an order in which they can run.
@@ -82,19 +86,25 @@ def plan_buffers(
             return False
         return users[first] <= before[writer[second]]
 
+    sizes = {spec.name: aligned_bytes(spec) for spec in tensors}
+    return place(sizes, lambda a, b: over_before(a, b) or over_before(b, a))
+
+
+def place(sizes: Mapping[str, int], may_share: Callable[[str, str], bool]) -> BufferPlan:
+    """Place blocks, largest first, at the lowest offset free of all they could meet.
+
+    Args:
+        sizes: bytes of every block, multiples of the alignment.
+        may_share: whether two blocks are never in use at the same time; symmetric.
+    """
     placed: list[tuple[int, int, str]] = []
-    for spec in sorted(tensors, key=lambda s: (-aligned_bytes(s), s.name)):
-        size = aligned_bytes(spec)
-        meets = sorted(
-            (start, end)
-            for start, end, other in placed
-            if not over_before(spec.name, other) and not over_before(other, spec.name)
-        )
+    for name, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        meets = sorted((start, end) for start, end, other in placed if not may_share(name, other))
         offset = 0
         for start, end in meets:
             if offset + size <= start:
                 break
             offset = max(offset, end)
-        placed.append((offset, offset + size, spec.name))
+        placed.append((offset, offset + size, name))
     total = max((end for _, end, _ in placed), default=0)
     return BufferPlan({name: start for start, _, name in placed}, total)

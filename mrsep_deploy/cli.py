@@ -73,7 +73,7 @@ def _never_fail_to_print() -> None:
 
 def _unexpected(error: Exception) -> str:
     first = (str(error).splitlines() or ["no message"])[0]
-    return f"{type(error).__name__}: {first}. This should not happen; set {DEBUG_VARIABLE}=1 to see where it does"
+    return f"{type(error).__name__}: {first}. This is a bug; {DEBUG_VARIABLE}=1 shows where"
 
 
 def _report(message: str, ctx: click.Context) -> None:

@@ -1,4 +1,4 @@
-"""An inspection as plain values, for ``--json``: numbers unrounded, shapes as lists, None where there is nothing."""
+"""An inspection as plain values for ``--json``: numbers unrounded, shapes as lists, None if missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a bundle comes from: the manifest's ``provenance`` and ``checks``, which are free-form, as typed data.
+"""Where a bundle comes from: the manifest's free-form ``provenance`` and ``checks`` as typed data.
 
 Nothing computes with any of it, so what is missing or of another kind is left out, and text is made
 printable: a bundle may come from anyone.

@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mrsep_deploy.inspection import FusionReport, Inspection, StageReport
+from mrsep_deploy.inspection import FusionReport, Inspection
 from mrsep_deploy.manifest import TensorSpec
 from mrsep_deploy.provenance import Check
 from mrsep_deploy.tables import count, decibels, file_size, shape, table

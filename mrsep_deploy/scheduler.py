@@ -160,11 +160,21 @@ class Scheduler:
         return self.result(self.submit(mix))
 
     def submit(self, mix: NDArray[np.float32]) -> Ticket:
-        """Start one batch; ``SLOTS`` may be under way, the one before those must have been collected."""
+        """Start one batch; ``SLOTS`` may be under way, the one before those must have been collected.
+
+        Raises:
+            UsageError: the segments are not ``[b, C, L]``, ``b`` at most the bundle's batch.
+            EngineError: the batch that had the slot before has failed, and nobody has asked for it.
+        """
+        batch, *rest = self.manifest.tensor(MIX).shape
+        if mix.ndim != 3 or len(mix) > batch or list(mix.shape[1:]) != rest:
+            raise UsageError(
+                f"the segments have the shape {list(mix.shape)}, expected [b, {rest[0]}, {rest[1]}] "
+                f"with b up to {batch}"
+            )
         number = self._submitted
         slot = self._slots[number % SLOTS]
-        if slot.number >= 0:
-            self._done[number % SLOTS].synchronize()
+        self._settle(number % SLOTS)
         count = len(mix)
         slot.mix[:count] = mix
         slot.mix[count:] = 0
@@ -188,14 +198,28 @@ class Scheduler:
         """
         slot = self._slots[ticket.slot]
         if slot.number != ticket.number:
-            raise UsageError("the batch's slot has been given to a later one", "Collect results in order.")
-        try:
-            self._done[ticket.slot].synchronize()
-        except BaseException:
-            self._drain()
-            raise
+            raise UsageError(
+                "the batch's slot has been given to a later one, or it was lost with one that failed",
+                "Collect results in order, and submit again after a failure.",
+            )
+        self._settle(ticket.slot)
         stems: NDArray[np.float32] = slot.stems[: ticket.count]
         return stems
+
+    def _settle(self, slot: int) -> None:
+        """Wait for the batch in a slot, if there is one; its failure ends all that is under way."""
+        if self._slots[slot].number < 0:
+            return
+        try:
+            self._done[slot].synchronize()
+        except BaseException:
+            self._drain()
+            for lost in self._slots:
+                lost.number = -1
+            # Events keep the failure they passed on; the next batch starts with fresh ones.
+            self._body_done = self.device.event()
+            self._done = [self.device.event() for _ in range(SLOTS)]
+            raise
 
     def _drain(self) -> None:
         """After a failure: let every stream come to rest and forget the error."""

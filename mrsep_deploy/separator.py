@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import AUTO, EngineOptions, choose_engine
+from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose_engine
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.registry import resolve
@@ -34,7 +34,8 @@ class Separator:
 
     Args:
         bundle: an open bundle, its path, or its registered name.
-        engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, or ``auto``.
+        engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, ``auto``, or an engine, which the
+            separator then owns (``threads`` and ``checkpoint`` are for engines chosen by name).
         threads: CPU threads to use, 0 for all this process may use.
         overlap: share of a segment that the next one repeats, 0 to below 1.
         mode: how branches are scheduled, one of ``mrsep_deploy.schedule.MODES``.
@@ -49,7 +50,7 @@ class Separator:
         self,
         bundle: Bundle | str | os.PathLike[str],
         *,
-        engine: str = AUTO,
+        engine: Engine | str = AUTO,
         threads: int = 0,
         overlap: float = DEFAULT_OVERLAP,
         mode: Mode = "sequential",
@@ -61,7 +62,8 @@ class Separator:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
         self.overlap = overlap
         self.stride = stride_of(self.manifest.model.segment_samples, overlap)
-        self.engine = choose_engine(engine, EngineOptions(threads, checkpoint))
+        options = EngineOptions(threads, checkpoint)
+        self.engine = engine if isinstance(engine, Engine) else choose_engine(engine, options)
         if mode not in MODES:
             raise UsageError(f"there is no mode {mode!r}", f"Choose one of {', '.join(MODES)}.")
         self._scheduler = Scheduler(self.bundle, self.engine, mode, trace)

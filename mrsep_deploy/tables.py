@@ -11,12 +11,13 @@ from rich.text import Text
 
 def count(number: int) -> str:
     """A number to three digits with its prefix: ``5.89 M``; whole below a thousand."""
-    value, prefix = float(number), ""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if value < 999.5:
-            break
+    if number < 1000:
+        return str(number)
+    value, prefixes = number / 1000, list("kMGTPE")
+    while value >= 999.5 and len(prefixes) > 1:
         value /= 1000
-    return f"{value:#.3g}".rstrip(".") + f" {prefix}" if prefix else str(number)
+        del prefixes[0]
+    return f"{value:#.3g}".rstrip(".") + f" {prefixes[0]}"
 
 
 def file_size(size: int) -> str:

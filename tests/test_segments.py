@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -221,37 +222,28 @@ def test_reads_no_further_than_it_must(block: int) -> None:
         assert read < part.start + 100 + block
 
 
-def test_holds_two_segments_of_an_endless_song() -> None:
-    """Blocks are let go: those alive never hold more than three segments, however long it goes on."""
-    segment, block = 1000, 100
-    alive: list[Any] = []
-    import weakref
+def test_memory_does_not_grow_with_the_song() -> None:
+    """A thousand segments, about 30 MB, in the memory of a dozen; what is finished comes out at once."""
+    segment, stride, block = 10_000, 7_500, 1_000
 
     def endless() -> Iterator[Array]:
         while True:
-            piece = np.zeros((1, block), np.float32)
-            alive.append(weakref.ref(piece))
-            yield piece
+            yield np.zeros((1, block), np.float32)
 
-    parts = cut_segments(endless(), segment, 750)
-    adder = OverlapAdd(SOURCES, 1, segment)
+    parts, adder = cut_segments(endless(), segment, stride), OverlapAdd(SOURCES, 1, segment)
     handed_out = 0
-    for _ in range(200):
-        part = next(parts)
-        finished = adder.add(part.start, repeat(part.samples))
-        handed_out += 0 if finished is None else finished.shape[-1]
-        assert handed_out == part.start  # all that no later segment will touch
-        assert sum(ref() is not None for ref in alive) * block <= 3 * segment
-    assert len(alive) * block > 100 * segment
-    assert parts.gi_frame.f_locals["held"].base is None or _bytes_behind(parts) <= 4 * 3 * segment
-
-
-def _bytes_behind(parts: Any) -> int:
-    """Bytes of the memory that the generator's array is a view of."""
-    base = parts.gi_frame.f_locals["held"]
-    while isinstance(base.base, np.ndarray):
-        base = base.base
-    return int(base.nbytes)
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            part = next(parts)
+            finished = adder.add(part.start, repeat(part.samples))
+            handed_out += 0 if finished is None else finished.shape[-1]
+            assert handed_out == part.start
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Held samples and their successor, 2 to 3 segments each; one segment; sums and their copies, 2 sources.
+    assert peak < 16 * segment * np.dtype(np.float32).itemsize
 
 
 # --- weights and strides -----------------------------------------------------------------------------------
@@ -260,12 +252,10 @@ def _bytes_behind(parts: Any) -> int:
 @pytest.mark.parametrize("segment", [1, 2, 3, 8, 9, 1001])
 def test_triangle(segment: int) -> None:
     weights = triangle(segment)
-    assert weights.shape == (segment,)
     assert weights.dtype == np.float32
-    assert weights.max() == 1
-    assert weights.min() == weights[-1] > 0
-    slopes = np.diff(weights.astype(np.float64)) * weights.argmax() if segment > 2 else np.zeros(0)
-    assert (np.diff(slopes) < 1e-6).all()  # it rises, and then it falls, at constant rates
+    to_the_nearer_end = [min(n + 1, segment - n) for n in range(segment)]
+    # One rounding; weights that were 0 somewhere could leave a sample without any.
+    np.testing.assert_allclose(weights, np.array(to_the_nearer_end) / max(to_the_nearer_end), rtol=1e-7)
 
 
 @pytest.mark.parametrize(("overlap", "stride"), [(0, 44100), (0.25, 33075), (0.1, 39690), (0.999, 44)])

@@ -272,8 +272,9 @@ def _coerce(name: str, value: object, default: object) -> object:
     elif isinstance(value, bool):
         pass
     elif name == "segment" or isinstance(default, float) or name in ("growth", "emb_scale", "dconv_comp"):
-        number = isinstance(value, (int, float)) or (name == "segment" and isinstance(value, Fraction))
-        if number and -LARGEST < value < LARGEST:  # neither NaN
+        if isinstance(value, Fraction) and name != "segment":
+            pass
+        elif isinstance(value, (int, float, Fraction)) and -LARGEST < value < LARGEST:  # NaN is not
             return value
     elif isinstance(value, int):
         return int(value)

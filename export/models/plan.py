@@ -197,7 +197,10 @@ def _check_bottleneck(config: ModelConfig, plan: LayerPlan) -> None:
             f"depth={config.depth} leaves time-only layers inside the merged branch, "
             "which a transformer cannot follow"
         )
-    for what, shape in (("spectrogram", plan.spectrogram[-1]), *(("waveform", s) for s in plan.waveform[-1:])):
+    for what, shape in (
+        ("spectrogram", plan.spectrogram[-1]),
+        *(("waveform", s) for s in plan.waveform[-1:]),
+    ):
         if shape.inner != config.bottleneck_channels:
             raise CheckpointError(
                 f"channels={config.channels} and channels_time={config.channels_time} give the {what} branch "

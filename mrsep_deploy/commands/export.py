@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,16 +49,14 @@ def _parse_argument(text: str) -> Argument:
 
 
 def _parse_value(text: str) -> object:
+    """A number, true, false or none if it reads as one, else the text."""
     text = text.strip()
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    if re.fullmatch(r"[+-]?[0-9]+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", text) else text
 
 
 @click.command(
@@ -81,7 +80,7 @@ Examples:
               help="Write the bundle as one file, too.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--untrained", metavar="FAMILY", type=click.Choice(FAMILIES),
-              help=f"Instead of CHECKPOINT: random weights, to measure speed. One of {', '.join(FAMILIES)}.")  # fmt: skip
+              help=f"Instead of CHECKPOINT: random weights. One of {', '.join(FAMILIES)}.")  # fmt: skip
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), help="For --untrained.  [default: 0]")
 @click.option("--set", "arguments", metavar="KEY=VALUE", multiple=True, callback=_parse_arguments,
               help="For --untrained: a constructor argument.")  # fmt: skip

@@ -21,9 +21,9 @@ Examples:
 def inspect(model: str | None, as_json: bool) -> None:
     """Show what a bundle or a checkpoint is made of.
 
-    Its sources, the resolution of every branch in time and frequency, parameters and multiply-accumulates of
-    every stage, the learnt fusion weights and their entropy, and where it comes from. Without an argument: the
-    model exported last. A checkpoint needs the extra mrsep-deploy[export].
+    Its sources, the resolution of every branch in time and frequency, parameters and multiply-accumulates
+    of every stage, the learnt fusion weights and their entropy, and where it comes from. Without an argument:
+    the model exported last. A checkpoint needs the extra mrsep-deploy[export].
     """
     show(model, as_json)
 

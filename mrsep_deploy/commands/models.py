@@ -108,7 +108,7 @@ def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool 
     columns = ("", "name", "family", "sources", *details, "size", "exported", "status")
     made = table(*columns, right=("segment", "size"))
     for column in made.columns:
-        column.no_wrap = column.header not in ("name", "sources")
+        column.no_wrap = str(column.header) not in ("name", "sources")
     for model, manifest in found:
         row = [""] * (3 + len(details))
         status = model.status if manifest is None or manifest.model.trained else "untrained"

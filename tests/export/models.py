@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from mrsep_deploy.export.models.base import SeparationModel
 from mrsep_deploy.export.models.config import parse_config
 from mrsep_deploy.export.models.families import build_model
-from torch import Tensor, nn
 
 SOURCES = ["drums", "bass", "other", "vocals", "guitar", "piano"]
 
@@ -21,7 +22,12 @@ SMALL: dict[str, object] = {
 """2000 samples, three layers: every kind of layer in some ten milliseconds."""
 
 _HTDEMUCS: dict[str, object] = {"nfft": 512, "t_layers": 3, "t_heads": 2, "t_hidden_scale": 2.0}
-_SEVERAL: dict[str, object] = {"nfft_list": [256, 512, 1024], "t_layers": 3, "t_heads": 2, "t_hidden_scale": 2.0}
+_SEVERAL: dict[str, object] = {
+    "nfft_list": [256, 512, 1024],
+    "t_layers": 3,
+    "t_heads": 2,
+    "t_hidden_scale": 2.0,
+}
 _PAIR: dict[str, object] = {**_SEVERAL, "nfft_list": [256, 512]}
 
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
@@ -30,9 +36,18 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "htdemucs-no-transformer": ("htdemucs", {**_HTDEMUCS, "t_layers": 0, "bottom_channels": 8}),
     "htdemucs-group-norms": (
         "htdemucs",
-        {**_HTDEMUCS, "t_group_norm": True, "t_norm_in": False, "t_norm_in_group": True, "t_norm_first": False},
+        {
+            **_HTDEMUCS,
+            "t_group_norm": True,
+            "t_norm_in": False,
+            "t_norm_in_group": True,
+            "t_norm_first": False,
+        },
     ),
-    "htdemucs-merged": ("htdemucs", {"nfft": 64, "depth": 4, "t_layers": 0, "channels_time": 6, "dconv_mode": 3}),
+    "htdemucs-merged": (
+        "htdemucs",
+        {"nfft": 64, "depth": 4, "t_layers": 0, "channels_time": 6, "dconv_mode": 3},
+    ),
     "htdemucs-merged-transformer": ("htdemucs", {**_HTDEMUCS, "nfft": 256}),
     "htdemucs_n": ("htdemucs_n", {**_SEVERAL, "norm_starts": 2}),
     "htdemucs_n-no-transformer": ("htdemucs_n", {**_SEVERAL, "t_layers": 0, "channels_time": 6}),
@@ -54,7 +69,10 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 
 def make(family: str, arguments: dict[str, object], seed: int = 0) -> SeparationModel:
     """A small model with parameters that all matter."""
-    model = build_model(parse_config(family, (), {**SMALL, **arguments})[0])
+    config, _ = parse_config(family, (), {**SMALL, **arguments})
+    with torch.device("meta"):  # initialising costs more than a run
+        model = build_model(config)
+    model = model.to_empty(device="cpu")
     randomise(model, seed)
     return model.requires_grad_(False)
 

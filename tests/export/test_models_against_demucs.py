@@ -10,13 +10,13 @@ import demucs.transformer
 import pytest
 import torch
 from demucs.htdemucs import HTDemucs
+from models import SMALL, SOURCES, noise, randomise, relative
+from torch import Tensor
+
+from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.models.base import SeparationModel
 from mrsep_deploy.export.models.config import parse_config
 from mrsep_deploy.export.models.families import build_model
-from torch import Tensor
-
-from models import SMALL, SOURCES, noise, randomise, relative
-from mrsep_deploy.errors import CheckpointError
 
 # Both sides run in float64, where rounding reaches 1e-13 or so through the norms of a few layers. Any
 # difference in a formula or in the precision of a constant (1e-7 for one float32) is far above 1e-10.
@@ -133,7 +133,13 @@ VARIANTS: dict[str, dict[str, object]] = {
     "segment-even": {"segment": Fraction(1478, 2000)},
     "segment-shorter-than-nfft": {"segment": Fraction(301, 2000)},
     "sample-rate": {"samplerate": 1001, "segment": 1.9},
-    "training-only": {"t_dropout": 0.4, "dconv_init": 0.3, "rescale": 0.2, "t_lr": 1e-3, "t_weight_decay": 0.1},
+    "training-only": {
+        "t_dropout": 0.4,
+        "dconv_init": 0.3,
+        "rescale": 0.2,
+        "t_lr": 1e-3,
+        "t_weight_decay": 0.1,
+    },
     "sparse-settings-unused": {"t_sparsity": 0.5, "t_mask_type": "random", "t_auto_sparsity": True},
     "wide-segment": {"use_train_segment": True, "segment": 2},
 }
@@ -189,6 +195,9 @@ def test_an_input_longer_than_the_segment_is_refused() -> None:
         theirs.valid_length(mix.shape[-1])
 
 
+DRAWN = 40
+
+
 def draw(seed: int) -> dict[str, object]:
     """Arguments drawn at random, usual and unusual ones mixed."""
     pick = random.Random(seed).choice
@@ -231,36 +240,39 @@ def draw(seed: int) -> dict[str, object]:
     return arguments
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_drawn_configurations(seed: int) -> None:
-    """Equal where we accept a configuration; where we refuse it, the published class cannot run it either."""
-    arguments = draw(seed)
+def accepted(arguments: dict[str, object]) -> bool:
     try:
         build_model(parse_config("htdemucs", (), arguments)[0])
     except CheckpointError:
-        channels = int(str(arguments["audio_channels"]))
-        with pytest.raises((RuntimeError, AssertionError, ValueError, IndexError, TypeError)):
-            published = HTDemucs(**arguments).eval()
-            published(noise(1, channels, int(published.segment * published.samplerate)))
-    else:
+        return False
+    return True
+
+
+def run_published(arguments: dict[str, object]) -> None:
+    published = HTDemucs(**arguments).eval()
+    published(noise(1, published.audio_channels, int(published.segment * published.samplerate)))
+
+
+@pytest.mark.parametrize("seed", range(DRAWN))
+def test_drawn_configurations(seed: int) -> None:
+    """Equal where we accept a configuration; where we refuse it, the published class cannot run it either."""
+    arguments = draw(seed)
+    if accepted(arguments):
         assert difference(arguments, seed=seed) < TOLERANCE
+    else:
+        with pytest.raises((RuntimeError, AssertionError, ValueError, IndexError, TypeError)):
+            run_published(arguments)
 
 
-def test_most_drawn_configurations_are_accepted() -> None:
+def test_many_drawn_configurations_are_accepted() -> None:
     """Or else the test above would be about refusals."""
-    accepted = 0
-    for seed in range(60):
-        try:
-            build_model(parse_config("htdemucs", (), draw(seed))[0])
-            accepted += 1
-        except CheckpointError:
-            pass
-    assert accepted >= 25
+    assert sum(accepted(draw(seed)) for seed in range(DRAWN)) >= DRAWN // 3
 
 
 def test_every_parameter_matters() -> None:
-    """With the parameters these tests draw, an error in any path shows: none is hidden behind a small gain."""
-    ours, _ = pair({**BASE, "dconv_mode": 3, "bottom_channels": 8, "norm_starts": 1, "norm_groups": 2})
+    """With the parameters these tests draw, an error in any path shows: none has a small gain."""
+    shape = {"dconv_mode": 3, "bottom_channels": 8, "norm_starts": 1, "norm_groups": 2, "depth": 2}
+    ours, _ = pair({**BASE, **shape})
     mix = noise(1, 2, ours.config.segment_samples)
     expected = ours(mix)
     generator = torch.Generator().manual_seed(0)

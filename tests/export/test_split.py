@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import MODELS, named, noise
+from torch import Tensor, nn
+
 from mrsep_deploy.export.models.base import NORMALISE_EPS, SeparationModel, statistics
 from mrsep_deploy.export.models.transforms import analyse, synthesise
 from mrsep_deploy.export.parts import Part
 from mrsep_deploy.export.split import Splitter, StagePlan, branch_names, make_branches
-from torch import Tensor, nn
-
-from models import MODELS, named, noise
 from mrsep_deploy.manifest import MIX, STAGE_KINDS, STEMS, Branch, Layout
 
 LAYOUTS: tuple[Layout, ...] = ("split", "whole")
@@ -44,7 +44,9 @@ def run_stage(
     if stage.kind == "denormalize":
         return (y,)
     gains = torch.tensor(branch.gains, dtype=y.dtype)
-    return (synthesise(y * gains[:, None, None, None], branch.n_fft, branch.hop, model.config.segment_samples),)
+    return (
+        synthesise(y * gains[:, None, None, None], branch.n_fft, branch.hop, model.config.segment_samples),
+    )
 
 
 def run_stages(model: SeparationModel, layout: Layout, mix: Tensor) -> dict[str, Tensor]:

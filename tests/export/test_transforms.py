@@ -9,10 +9,10 @@ import pytest
 import torch
 from demucs.hdemucs import pad1d
 from demucs.htdemucs import HTDemucs
-from mrsep_deploy.export.models.transforms import analyse, reflect, synthesise
+from models import noise, relative
 from torch import Tensor
 
-from models import noise, relative
+from mrsep_deploy.export.models.transforms import analyse, reflect, synthesise
 
 # All in float64, where an FFT rounds to about 1e-15: 1e-12 is that and a few thousand additions.
 TOLERANCE = 1e-12
@@ -74,7 +74,9 @@ def half_hop_frame(x: Tensor, n_fft: int, index: int) -> Tensor:
     position = position.abs()
     position = torch.where(position >= length, 2 * (length - 1) - position, position)
     window = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(n_fft) / n_fft)
-    phase = torch.outer(torch.arange(n_fft // 2), torch.arange(n_fft)).remainder(n_fft) * (2 * math.pi / n_fft)
+    phase = torch.outer(torch.arange(n_fft // 2), torch.arange(n_fft)).remainder(n_fft) * (
+        2 * math.pi / n_fft
+    )
     frame = x[position] * window / math.sqrt(n_fft)
     return torch.complex((frame * phase.cos()).sum(-1), -(frame * phase.sin()).sum(-1))
 
