@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.devices.interface import Device, Memory, Stream, TensorView
+from mrsep_deploy.engine_cache import EngineCache
 from mrsep_deploy.manifest import Stage
 from mrsep_deploy.schedule import Schedule
 
@@ -163,9 +164,11 @@ class BuildsEngines(Protocol):
 
     Attributes:
         parallel_builds: several stages can be built at the same time.
+        cache: where built engines are kept; another may be put in its place.
     """
 
     parallel_builds: ClassVar[bool]
+    cache: EngineCache
 
     def build(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> BuiltStage:
         """Build a stage or take it from the cache.

@@ -49,6 +49,7 @@ class OnnxRuntimeEngine(Engine):
             raise EngineError(f"ONNX Runtime cannot load stage {stage.name}: {_first_line(error)}") from error
         if session.get_providers() != [PROVIDER]:
             raise EngineError(f"ONNX Runtime put stage {stage.name} on {session.get_providers()}, not {PROVIDER}")
+        _require_names(session, stage)
         return _OrtRunner(session, stage)
 
 
@@ -69,9 +70,27 @@ class _OrtRunner:
             self.session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in stage {self.stage.name}: {_first_line(error)}") from error
+        finally:
+            # A binding holds on to its arrays.
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
 
     def close(self) -> None:
         self.binding = self.session = None
+
+
+def _require_names(session: Any, stage: Stage) -> None:
+    for kind, found, expected in (
+        ("inputs", session.get_inputs(), stage.inputs),
+        ("outputs", session.get_outputs(), stage.outputs),
+    ):
+        names = [value.name for value in found]
+        if sorted(names) != sorted(expected):
+            raise EngineError(
+                f"the graph of stage {stage.name} has the {kind} {', '.join(names)}, "
+                f"expected {', '.join(expected)}",
+                "Export the checkpoint again.",
+            )
 
 
 def _first_line(error: Exception) -> str:

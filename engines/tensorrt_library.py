@@ -1,16 +1,17 @@
 """TensorRT and TensorRT for RTX behind one face: the same Python calls in two libraries.
 
-    trt       ``tensorrt``: builds for the GPU that is present, timing its kernels there
-    trt-rtx   ``tensorrt_rtx``: builds for named compute capabilities, with or without a GPU; kernels are
-              compiled on the machine that runs them
+trt       ``tensorrt``: builds for the GPU that is present, timing its kernels there
+trt-rtx   ``tensorrt_rtx``: builds for named compute capabilities, with or without a GPU; kernels are
+          compiled on the machine that runs them
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import logging
 import re
+import sys
 import threading
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -111,16 +112,19 @@ def find_library(flavour: Flavour) -> Library:
 
 
 def _import(flavour: Flavour) -> ModuleType:
-    reasons = []
-    for name in _MODULES[flavour]:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            reasons.append("it is not installed" if error.name == name else str(error))
-        except (ImportError, OSError, RuntimeError) as error:  # a library of its own that does not load
-            reasons.append(f"{name} does not load: {(str(error).splitlines() or [''])[0]}")
-    reason = next((r for r in reasons if r != "it is not installed"), reasons[0])
-    raise EngineUnavailableError(f"{_TITLES[flavour]} cannot be imported: {reason}", INSTALL[flavour])
+    name = next((name for name in _MODULES[flavour] if _is_there(name)), None)
+    if name is None:
+        raise EngineUnavailableError(f"{_TITLES[flavour]} is not installed", INSTALL[flavour])
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:  # one of its shared libraries does not load
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        message = f"{_TITLES[flavour]} is installed but does not load: {reason}"
+        raise EngineUnavailableError(message, INSTALL[flavour]) from error
+
+
+def _is_there(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 def _release(version: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,12 @@ from mrsep_deploy.export.check import GraphChecker, StageCheck, compare, require
 from mrsep_deploy.export.complexity import count_stages
 from mrsep_deploy.export.describe import learnt_shares, model_info
 from mrsep_deploy.export.load import LoadedModel
+from mrsep_deploy.export.models.base import SeparationModel
 from mrsep_deploy.export.onnx_graph import OPSET, export_graph
 from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.export.rewrites import REWRITES, rewrite
 from mrsep_deploy.export.split import Splitter, StagePlan, make_branches
+from mrsep_deploy.export.transform_graphs import transform_graph
 from mrsep_deploy.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
 
 MAX_BATCH = 64
@@ -64,8 +66,11 @@ def export_model(
 ) -> Bundle:
     """Export a model to a bundle at ``target``.
 
-    Every graph is compared with PyTorch in float64 on a music-like signal, and so is the whole;
-    nothing is written unless all of them pass.
+    Every graph is compared with PyTorch in float64 on a music-like signal, and so is the whole, with the
+    transforms of the host and with those of the device; nothing is written unless all of them pass.
+
+    Stages that are not part of the network (spectrograms, inverses, sums) get a graph too, for engines
+    that run them on a device. Their ``macs`` stay 0: a stage's are those of the network, and comparable.
 
     Raises:
         ExportError: a stage cannot be exported, or strays from PyTorch.
@@ -83,8 +88,7 @@ class _Export:
         self.config = loaded.config
         self.plans = Splitter(self.model).split(options.layout)
         self.branches = make_branches(self.model)
-        self.graph_count = sum(plan.part is not None for plan in self.plans)
-        self.steps = self.graph_count + 2
+        self.steps = len(self.plans) + 2
         self.done = 0
         self.progress = progress
 
@@ -103,17 +107,17 @@ class _Export:
         checks: dict[str, StageCheck] = {}
         stages: list[Stage] = []
         for plan in self.plans:
-            stage = counted[plan.stage.name]
-            if plan.part is not None and stage.file is not None:
-                self._step(f"exporting {stage.name}")
-                inputs = [exact[name].float() for name in stage.inputs]
-                graph = export_graph(plan.part(rewritten), inputs, stage.name, (stage.inputs, stage.outputs))
-                files[stage.file] = graph
-                exported = compare(checker.add(stage, graph), stage.outputs, exact)
-                checks[stage.name] = StageCheck(exported, self._float32(plan, exact))
+            self._step(f"exporting {plan.stage.name}")
+            file = f"{plan.stage.name}.onnx"
+            stage = replace(counted[plan.stage.name], file=file)
+            files[file] = self._graph(plan, rewritten, exact, tensors)
+            exported = compare(checker.add(stage, files[file]), stage.outputs, exact)
+            checks[stage.name] = StageCheck(exported, self._float32(plan, exact))
             stages.append(stage)
         self._step("checking the whole")
-        checks["whole"] = StageCheck(checker.whole(), self._whole_float32(mix, exact[STEMS]))
+        pytorch = self._whole_float32(mix, exact[STEMS])
+        checks["whole"] = StageCheck(checker.whole(), pytorch)
+        checks["whole_device"] = StageCheck(checker.whole(device=True), pytorch)
         require(checks)
         self._step("writing")
         manifest = self._manifest(stages, tensors, checks)
@@ -125,14 +129,26 @@ class _Export:
         self.progress(what, self.done, self.steps)
         self.done += advance
 
+    def _graph(
+        self,
+        plan: StagePlan,
+        rewritten: SeparationModel,
+        exact: Mapping[str, Tensor],
+        tensors: Mapping[str, TensorSpec],
+    ) -> bytes:
+        """The ONNX model of a stage: traced if it is part of the network, built if it is a transform."""
+        stage = plan.stage
+        if plan.part is None:
+            return transform_graph(stage, self.branches, tensors)
+        inputs = [exact[name].float() for name in stage.inputs]
+        return export_graph(plan.part(rewritten), inputs, stage.name, (stage.inputs, stage.outputs))
+
     def _float32(self, plan: StagePlan, exact: Mapping[str, Tensor]) -> Deviation:
         """What PyTorch's own float32 loses in this stage, on exact inputs."""
-        assert plan.part is not None
+        part = plan.part(self.model) if plan.part is not None else None
         inputs = [exact[name].float() for name in plan.stage.inputs]
         with torch.no_grad():
-            values = reference_stage(
-                plan.stage, plan.part(self.model), inputs, self.branches, self.config.segment_samples
-            )
+            values = reference_stage(plan.stage, part, inputs, self.branches, self.config.segment_samples)
         return compare([v.numpy() for v in values], plan.stage.outputs, exact)
 
     def _whole_float32(self, mix: Tensor, stems: Tensor) -> Deviation:

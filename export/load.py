@@ -142,11 +142,14 @@ def reload(origin: Mapping[str, object], checkpoint: Path | None = None) -> Load
     """
     untrained = origin.get("untrained")
     if isinstance(untrained, Mapping):
-        return untrained_model(str(untrained["family"]), int(untrained["seed"]), **untrained["kwargs"])
+        try:
+            return untrained_model(str(untrained["family"]), int(untrained["seed"]), **untrained["kwargs"])
+        except (KeyError, TypeError, ValueError) as error:  # a manifest may come from anyone
+            raise CheckpointError("the bundle does not say how its untrained model was made") from error
     recorded = origin.get("checkpoint")
-    if not isinstance(recorded, Mapping):
+    if not isinstance(recorded, Mapping) or not isinstance(recorded.get("sha256"), str):
         raise CheckpointError("the bundle does not say which checkpoint it was exported from")
-    path = checkpoint or Path(str(recorded["path"]))
+    path = checkpoint or Path(str(recorded.get("path", "an unknown place")))
     if not path.exists():
         raise CheckpointError(
             f"the checkpoint this bundle was exported from is not at {path}",

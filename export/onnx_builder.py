@@ -76,12 +76,6 @@ class GraphBuilder:
         pads = [0] * (dims - 1) + [before] + [0] * (dims - 1) + [after]
         return self.op("Pad", x, self.integers(*pads), self.number(0, "zero"), mode="constant")
 
-    def sum_over(self, x: str, axes: Sequence[int]) -> str:
-        """Sum over axes one after the other, each kept with size 1."""
-        for axis in axes:
-            x = self.op("ReduceSum", x, self.integers(axis), keepdims=1)
-        return x
-
     def serialise(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
         """The finished model; its nodes' shapes must agree with those of its ends (``onnx.checker``)."""
         graph = helper.make_graph(

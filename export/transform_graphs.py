@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -23,7 +24,11 @@ from mrsep_deploy.export import factored_dft
 from mrsep_deploy.export.factored_dft import Factors, factorise
 from mrsep_deploy.export.onnx_builder import GraphBuilder
 from mrsep_deploy.manifest import Branch, Stage, TensorSpec
-from mrsep_deploy.spectrogram import NORMALISE_EPS, frame_offset
+from mrsep_deploy.spectrogram import NORMALISE_EPS, Float64, frame_offset
+
+
+SHORT_SUM = 1024
+"""Terms that one float32 accumulator adds with an error of 1e-6 (about ``6e-8 sqrt(n) / 2``)."""
 
 
 def transform_graph(stage: Stage, branches: Sequence[Branch], tensors: Mapping[str, TensorSpec]) -> bytes:
@@ -109,34 +114,152 @@ def _spectrogram(graph: GraphBuilder, branch: Branch, mix: TensorSpec, outputs: 
 def _frames(graph: GraphBuilder, branch: Branch, factors: Factors, mix: TensorSpec) -> str:
     """``[B, C, L]`` -> ``[R, N2, N1, T]``: sample ``N2 n1 + n2`` of every frame.
 
-    A hop is ``N1 / overlap`` whole rows ``n1``, so frame ``t`` is the hops ``t .. t + overlap - 1`` on top of each
-    other: the transposed signal next to itself, shifted by one hop each time.
+    A hop is ``N1 / overlap`` whole rows ``n1``, so frame ``t`` is the hops ``t .. t + overlap - 1`` on top of
+    each other: the transposed signal several times, shifted by one hop each time.
     """
     graph.scope = "frames"
     overlap = branch.n_fft // branch.hop
     hops = branch.frames + overlap - 1
     rows = math.prod(mix.shape[:-1])
-    x = _padded(graph, mix, frame_offset(branch.n_fft, branch.hop), hops * branch.hop)
+    x = _padded(graph, branch, mix)
+    if hops * branch.hop < branch.frames * branch.hop + 2 * frame_offset(branch.n_fft, branch.hop):
+        x = graph.slice(x, 2, 0, hops * branch.hop)  # a hop of half a frame: one hop is in no frame
     x = graph.reshape(x, rows, hops, factors.first // overlap, factors.second)
     x = graph.op("Transpose", x, perm=[0, 3, 2, 1])
     shifted = [graph.slice(x, 3, hop, hop + branch.frames) for hop in range(overlap)]
     return graph.op("Concat", *shifted, axis=2)
 
 
-def _padded(graph: GraphBuilder, mix: TensorSpec, left: int, length: int) -> str:
-    """``[B, C, L]`` reflected at both ends, as :func:`mrsep_deploy.spectrogram.reflect` does, and cut to ``length``.
-
-    The padding it is given there is ``left`` on both sides and what the last hop lacks; a hop of half a frame
-    needs one hop less than that, which is cut off again.
-    """
+def _padded(graph: GraphBuilder, branch: Branch, mix: TensorSpec) -> str:
+    """``[B, C, L]`` -> ``[B, C, T hop + 2 offset]``, reflected as :func:`mrsep_deploy.spectrogram.reflect` does."""
     samples = mix.shape[-1]
-    hop_end = length - left if length - 2 * left >= samples else length
-    right = max(left + _missing(samples, length, left), 0)
-    del hop_end
+    left = frame_offset(branch.n_fft, branch.hop)
+    right = left + branch.frames * branch.hop - samples
     x = mix.name
-    if samples <= max(left, right):
-        extra = max(left, right) - samples + 1
-        extra_right = min(right, extra)
-        x = graph.pad_last(x, 3, extra - extra_right, extra_right)
-        left, right, samples = left - (extra - extra_right), right - extra_right, samples + extra
-    return x
+    short = max(left, right) - samples + 1
+    if short > 0:
+        zeros_right = min(right, short)
+        zeros_left = short - zeros_right
+        x = graph.pad_last(x, 3, zeros_left, zeros_right)
+        left, right, samples = left - zeros_left, right - zeros_right, samples + short
+    before = [graph.slice(x, 2, left, 0, -1)] if left else []
+    # a stop of -1 would be the last sample; "before the first" is counted from the end
+    stop = samples - 2 - right
+    after = [graph.slice(x, 2, samples - 2, stop if stop >= 0 else -samples - 1, -1)] if right else []
+    return graph.op("Concat", *before, x, *after, axis=2)
+
+
+# --- normalisation
+
+
+def _normalise(graph: GraphBuilder, x: str, shape: Sequence[int], outputs: Sequence[TensorSpec]) -> None:
+    """``[B, ...]`` -> ``(x - mean) / (1e-5 + std)`` per item, and (mean, unbiased std) ``[B, 2]``."""
+    graph.scope = "normalise"
+    normalised, statistics = outputs
+    count = math.prod(shape[1:])
+    mean = graph.op("Mul", _total(graph, x, shape), graph.number(1 / count, "1/count"))
+    centred = graph.op("Sub", x, _one_per_item(graph, mean, shape))
+    power = _total(graph, graph.op("Mul", centred, centred), shape)
+    variance = graph.op("Mul", power, graph.number(1 / max(count - 1, 1), "1/(count-1)"))
+    std = graph.op("Sqrt", variance)
+    graph.op("Concat", mean, std, axis=1, output=statistics.name)
+    scale = graph.op("Reciprocal", graph.op("Add", std, graph.number(NORMALISE_EPS, "epsilon")))
+    graph.op("Mul", centred, _one_per_item(graph, scale, shape), output=normalised.name)
+
+
+def _total(graph: GraphBuilder, x: str, shape: Sequence[int]) -> str:
+    """Sum of every item of ``[B, ...]`` as ``[B, 1]``, in steps of about a thousand terms at most.
+
+    Engines accumulate a reduction in one float32; over millions of terms that alone costs 40 dB. OpenVINO
+    joins reductions that follow each other, so there is a change of shape between them.
+    """
+    batch, count = shape[0], math.prod(shape[1:])
+    if len(shape) == 4:  # a spectrogram: its frames first, which lie together as they are
+        x = graph.op("ReduceSum", x, graph.integers(3), keepdims=0)
+        count //= shape[3]
+    while count > 1:
+        block = _block(count)
+        blocks = -(-count // block)
+        x = graph.reshape(x, batch, count)
+        if blocks * block > count:
+            x = graph.pad_last(x, 2, 0, blocks * block - count)
+        x = graph.op("ReduceSum", graph.reshape(x, batch, blocks, block), graph.integers(2), keepdims=0)
+        count = blocks
+    return graph.reshape(x, batch, 1)
+
+
+def _block(count: int) -> int:
+    """How many terms to add at a time: all of a few, else about the square root, a divisor if there is one."""
+    if count <= SHORT_SUM:
+        return count
+    root = math.isqrt(count - 1) + 1
+    return next((block for block in range(root, 2 * root) if count % block == 0), root)
+
+
+def _one_per_item(graph: GraphBuilder, x: str, shape: Sequence[int]) -> str:
+    """``[B, 1]`` shaped to be broadcast over ``[B, ...]``."""
+    return graph.reshape(x, shape[0], *[1] * (len(shape) - 1))
+
+
+def _denormalise(
+    graph: GraphBuilder, x: str, statistics: TensorSpec, gains: Float64, output: str | None = None
+) -> str:
+    """``(x std + mean) gain``, for constant ``gains`` that broadcast over ``x`` as ``x[0]`` does.
+
+    One product and one sum over ``x``: gains are multiplied into the statistics, which are few.
+    """
+    graph.scope = "denormalise"
+    gain = graph.constant(gains.astype(np.float32), "gains")
+    mean, std = (
+        graph.reshape(graph.slice(statistics.name, 1, i, i + 1), -1, *[1] * (gains.ndim - 1))
+        for i in range(2)
+    )
+    x = graph.op("Mul", x, graph.op("Mul", std, gain))
+    return graph.op("Add", x, graph.op("Mul", mean, gain), output=output)
+
+
+# --- synthesis
+
+
+def _inverse(graph: GraphBuilder, branch: Branch, inputs: Sequence[TensorSpec], signal: TensorSpec) -> None:
+    """estimate ``[B, 2 S C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
+    factors = factorise(branch.n_fft, branch.hop)
+    batch, sources, channels, _ = signal.shape
+    estimate = graph.reshape(inputs[0].name, batch, sources, 2 * channels, branch.bins, branch.frames)
+    halved = np.ones(branch.bins)
+    halved[0] = 0.5  # the one bin that is not there twice, see factored_dft
+    gains = np.outer(branch.gains, halved).reshape(1, sources, 1, branch.bins, 1)
+    x = _denormalise(graph, estimate, inputs[1], gains)
+    graph.scope = "dft"
+    rows = batch * sources * channels
+    first = graph.constant(factored_dft.inverse_first(factors)[None], "first")
+    second = graph.constant(factored_dft.inverse_second(factors, branch.hop)[None], "second")
+    # [1, 2 N2, N2] @ [R, (re/im, k2), (k1, T)] -> [R, (n2, re/im), (k1, T)] = [R, N2, (re/im, k1), T]
+    x = graph.reshape(x, rows, factors.second, factors.first * branch.frames)
+    x = graph.op("MatMul", first, x)
+    # [1, N2, N1, 2 N1] @ that -> [R, N2, N1, T]
+    x = graph.reshape(x, rows, factors.second, 2 * factors.first, branch.frames)
+    x = graph.op("MatMul", second, x)
+    _overlap_add(graph, branch, factors, x, signal)
+
+
+def _overlap_add(graph: GraphBuilder, branch: Branch, factors: Factors, x: str, signal: TensorSpec) -> None:
+    """Frames ``[R, N2, N1, T]`` -> ``[B, S, C, L]``: :func:`_frames` reversed, then the padding cut off.
+
+    Hop ``h`` of the signal is the sum over ``i`` of the ``i``-th ``N1 / overlap`` rows ``n1`` of frame
+    ``h - i``.
+    """
+    graph.scope = "overlap-add"
+    overlap = branch.n_fft // branch.hop
+    height = factors.first // overlap
+    hops = branch.frames + overlap - 1
+    rows, samples = math.prod(signal.shape[:-1]), signal.shape[-1]
+    shifted = [
+        graph.pad_last(graph.slice(x, 2, i * height, (i + 1) * height), 4, i, overlap - 1 - i)
+        for i in range(overlap)
+    ]
+    total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
+    total = graph.op("Transpose", total, perm=[0, 3, 2, 1])
+    total = graph.reshape(total, rows, hops * branch.hop)
+    offset = frame_offset(branch.n_fft, branch.hop)
+    graph.reshape(graph.slice(total, 1, offset, offset + samples), *signal.shape, output=signal.name)

@@ -26,6 +26,8 @@ COMMANDS = {
     "run": "Separate songs into stems.",
     "models": "List, show and remove exported models.",
     "inspect": "Show what a bundle or a checkpoint is made of.",
+    "build": "Build a bundle's engines ahead of time.",
+    "cache": "List and delete built engines.",
 }
 """Each is the click command of that name in ``mrsep_deploy.commands``; the text is its short help."""
 

@@ -2,7 +2,8 @@
 
 Types and bounds of single fields are ``manifest_json``'s; here a manifest is already well typed. What
 passes is safe to schedule: stages come after what they read, every tensor has one producer and a
-shape, every graph a file, every file a name that cannot leave its folder.
+shape, every graph a file (other stages may have one, the same function for engines that run it on a
+device), every file a name that cannot leave its folder.
 """
 
 from __future__ import annotations
@@ -104,11 +105,8 @@ def _check_files(manifest: Manifest) -> None:
 def _check_stage(manifest: Manifest, stage: Stage) -> None:
     where = f"stage {stage.name!r}"
     branches = {branch.name: branch for branch in manifest.branches}
-    if stage.kind == "graph":
-        if stage.file is None or stage.file not in manifest.files:
-            _refuse(f"{where} has the file {stage.file!r}, expected one listed in manifest.files")
-    elif stage.file is not None:
-        _refuse(f"{where} is of kind {stage.kind} and has a file, expected none")
+    if stage.file not in manifest.files and (stage.kind == "graph" or stage.file is not None):
+        _refuse(f"{where} has the file {stage.file!r}, expected one listed in manifest.files")
     if stage.kind in ("graph", "sum"):
         if stage.branch not in branches and stage.branch != SHARED:
             _refuse(f"{where} belongs to branch {stage.branch!r}, expected {SHARED!r} or a listed branch")

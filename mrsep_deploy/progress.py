@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 WIDE = 240
 """Columns of an output that is read by no one or by another program."""
@@ -51,7 +51,7 @@ def step_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
 def _bar(screen: Console) -> Progress:
     columns = (
         BarColumn(24),
-        TextColumn("{task.completed}/{task.total}"),
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )

@@ -135,6 +135,13 @@ def drop(*path: Any) -> Callable[[Any], None]:
     return change
 
 
+def test_a_transform_may_have_a_file() -> None:
+    """Its device form; only listed ones (see ``REFUSED``)."""
+    found = from_json(changed(put("stages", 6, "file", "branch.16.onnx")))
+    assert found.stages[6].kind == "sum"
+    assert found.stages[6].file == "branch.16.onnx"
+
+
 INFO = {"sha256": "0" * 64, "bytes": 1}
 LEAVING = ("../up", "/etc/passwd", "a/b", "a\\b", "C:x", "C:\\x", "a\0b", "a\nb", "..", ".", "", "-x")
 RESERVED = ("manifest.json", "MANIFEST.JSON", "nul", "Con.onnx", "x.")
@@ -192,7 +199,7 @@ REFUSED = [
     (put("stages", 2, "branch", "32"), "expected 'shared' or a listed branch"),
     (put("stages", 2, "file", "other.onnx"), "'other.onnx', expected one listed"),
     (drop("stages", 2, "file"), "stage 'branch.16' has the file None"),
-    (put("stages", 6, "file", "branch.16.onnx"), "kind sum and has a file"),
+    (put("stages", 6, "file", "other.onnx"), "stage 'fusion' has the file 'other.onnx', expected one listed"),
     (put("stages", 2, "inputs", ["estimate_16"]), "which no earlier stage writes"),
     (put("stages", 2, "inputs", ["signal_16"]), "which no earlier stage writes"),
     (put("stages", 2, "inputs", []), "stages\\[2\\].inputs has 0 entries"),

@@ -195,7 +195,8 @@ def test_an_input_longer_than_the_segment_is_refused() -> None:
         theirs.valid_length(mix.shape[-1])
 
 
-DRAWN = 40
+DRAWN = 24
+"""Configurations drawn in every run; three times as many where slow tests run."""
 
 
 def draw(seed: int) -> dict[str, object]:
@@ -253,7 +254,10 @@ def run_published(arguments: dict[str, object]) -> None:
     published(noise(1, published.audio_channels, int(published.segment * published.samplerate)))
 
 
-@pytest.mark.parametrize("seed", range(DRAWN))
+@pytest.mark.parametrize(
+    "seed",
+    [*range(DRAWN), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(DRAWN, 3 * DRAWN))],
+)
 def test_drawn_configurations(seed: int) -> None:
     """Equal where we accept a configuration; where we refuse it, the published class cannot run it either."""
     arguments = draw(seed)

@@ -1,0 +1,119 @@
+"""Every family, from checkpoint to stems: the exported bundle gives what the published code gives in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from goldens import NAMES, SONGS, Export, checkpoint, golden
+from numpy.typing import NDArray
+
+from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.export.exporter import ExportOptions, export_model
+from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
+from mrsep_deploy.manifest import Layout
+from mrsep_deploy.separator import Separator
+
+pytestmark = pytest.mark.slow
+
+# An export takes 10 to 60 s. Every checkpoint in both layouts and in both batch sizes; every kind of model
+# (one resolution, several, without a bottleneck, with softmax fusion) in all four combinations.
+TURNED = ("htdemucs_6s", "htdemucs_2nn", "htdemucs_n_short", "htdemucs_dnf")
+COVERING = [
+    (name, layout, batch)
+    for name in NAMES
+    for layout, batch in ([("split", 3), ("whole", 1)] if name in TURNED else [("split", 1), ("whole", 3)])
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+def limit(loaded: LoadedModel, mix: NDArray[np.float32]) -> float:
+    """1e-5 (100 dB), or three times what PyTorch's own float32 loses on this mix where that is more.
+
+    Some checkpoints amplify rounding: no float32 run of them in another order can be nearer than PyTorch's
+    own is, up to luck, for which there is the factor of three.
+    """
+    given = torch.from_numpy(mix)[None]
+    single = loaded.model(given).numpy()
+    loaded.model.double()
+    exact = loaded.model(given.double()).numpy()
+    loaded.model.float()
+    return max(1e-5, 3 * Deviation.between(single, exact).relative)
+
+
+@pytest.mark.parametrize(("name", "layout", "batch"), COVERING)
+def test_segment(exports: Export, name: str, layout: Layout, batch: int) -> None:
+    """The golden segment among others of its batch; and each of these as if it had been alone."""
+    expected, allowed = golden(name), limit(load_model(checkpoint(name)), golden(name).mix)
+    bundle = exports(name, layout, batch)
+    assert (bundle.manifest.layout, bundle.manifest.batch) == (layout, batch)
+    mix = expected.mix
+    several = np.stack([mix, 0.01 * mix[::-1, ::-1], np.roll(mix, 1234, axis=-1)][:batch])
+    with Separator(bundle, engine="ort", threads=1) as separator:
+        stems = separator.run_segments(several).copy()
+        alone = np.stack([separator.run_segments(one[None])[0].copy() for one in several])
+    assert stems.shape[1:] == expected.stems.shape
+    assert Deviation.between(stems[0], expected.stems).relative <= allowed
+    for one, other in zip(stems, alone, strict=True):
+        # The same kernels on the same shapes: a fraction of what float32 may lose.
+        assert Deviation.between(one, other).relative <= allowed / 10
+
+
+@pytest.mark.parametrize("name", SONGS)
+@pytest.mark.parametrize(("layout", "batch"), [("split", 1), ("whole", 3)])
+def test_song(exports: Export, name: str, layout: Layout, batch: int) -> None:
+    """A whole song, in overlapping segments, as the published ``apply_model`` gives it."""
+    song = golden(SONGS[name])
+    loaded = load_model(checkpoint(name))
+    assert song.overlap is not None
+    padded = np.zeros((len(song.mix), loaded.config.segment_samples), np.float32)
+    head = song.mix[:, : padded.shape[1]]
+    padded[:, : head.shape[1]] = head / head.std()
+    with Separator(exports(name, layout, batch), engine="ort", threads=1, overlap=song.overlap) as separator:
+        stems = separator.separate(song.mix)
+    assert list(stems) == list(loaded.config.sources)
+    found = np.stack(list(stems.values()))
+    assert found.shape == song.stems.shape
+    assert Deviation.between(found, song.stems).relative <= limit(loaded, padded)
+
+
+PAPER: dict[str, dict[str, object]] = {
+    "no-transformer": {"t_layers": 0},
+    "linear-waveform": {"t_layers": 2, "t_heads": 2, "attention": "linear", "waveform": True},
+    "softmax": {"t_layers": 2, "t_heads": 2, "attention": "softmax"},
+}
+LAYOUTS: tuple[Layout, ...] = ("split", "split", "whole")
+
+
+@pytest.mark.parametrize(("variant", "layout"), list(zip(PAPER, LAYOUTS, strict=True)))
+def test_the_papers_form(tmp_path: Path, variant: str, layout: Layout) -> None:
+    """Of this family there is no published code: the reference is our model in float64."""
+    small = {"channels": 4, "dconv_comp": 2, "nfft_list": [512, 1024], "samplerate": 8000, "segment": 1}
+    loaded = untrained_model("mrhdemucs", 3, **small, **PAPER[variant])
+    mix = golden("htdemucs").mix
+    allowed = limit(loaded, mix)
+    bundle = export_model(loaded, variant, tmp_path / variant, ExportOptions(layout))
+    with Separator(bundle, engine="ort", threads=1) as separator:
+        stems = separator.run_segments(mix[None])[0].copy()
+    exact = loaded.model.double()(torch.from_numpy(mix)[None].double())[0].numpy()
+    assert Deviation.between(stems, exact).relative <= allowed
+    # Untrained, but not idle: each stem is a signal of its own.
+    assert np.abs(np.corrcoef(stems.reshape(len(stems), -1)) - np.eye(len(stems))).max() < 0.9999
+
+
+def test_golden_songs_are_those_of_golden_checkpoints() -> None:
+    assert set(SONGS) <= set(NAMES)
+    assert len({(name, layout) for name, layout, _ in COVERING}) == 2 * len(NAMES)
+    assert len({(name, batch) for name, _, batch in COVERING}) == 2 * len(NAMES)
