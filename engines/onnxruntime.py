@@ -61,8 +61,10 @@ class _OrtRunner:
 
     def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
         binding = self.binding
+        # By address: a binding would hold on to an array until the next run.
         for name in self.stage.inputs:
-            binding.bind_cpu_input(name, inputs[name])
+            array = inputs[name]
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name in self.stage.outputs:
             array = outputs[name]
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -70,10 +72,6 @@ class _OrtRunner:
             self.session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed in stage {self.stage.name}: {_first_line(error)}") from error
-        finally:
-            # A binding holds on to its arrays.
-            binding.clear_binding_inputs()
-            binding.clear_binding_outputs()
 
     def close(self) -> None:
         self.binding = self.session = None

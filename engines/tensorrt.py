@@ -174,7 +174,7 @@ class TensorRtEngine(Engine):
 
         key = self.cache.newest(serves)
         found = self.cache.find(key) if key else None
-        return found and _built(stage, found)
+        return _built(stage, found) if found else None
 
 
 class TensorRtRtxEngine(TensorRtEngine):

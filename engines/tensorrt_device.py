@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ def find_gpu(index: int, extra: str) -> Gpu:
         EngineUnavailableError: no cuda-python, no driver, or no such GPU.
     """
     try:
-        from cuda.bindings import driver
+        driver: Any = importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
         message = f"cuda-python cannot be imported ({error})"
         raise EngineUnavailableError(message, f'pip install "mrsep-deploy[{extra}]"') from error

@@ -1,8 +1,10 @@
 """TensorRT and TensorRT for RTX behind one face: the same Python calls in two libraries.
 
-trt       ``tensorrt``: builds for the GPU that is present, timing its kernels there
-trt-rtx   ``tensorrt_rtx``: builds for named compute capabilities, with or without a GPU; kernels are
-          compiled on the machine that runs them
+    trt       ``tensorrt``: builds for the GPU that is present, timing its kernels there
+    trt-rtx   ``tensorrt_rtx``: builds for named compute capabilities, with or without a GPU; kernels are
+              compiled on the machine that runs them
+
+Neither is imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Library:
 
     def last_error(self) -> str:
         """What the library said last of an error in this thread, and forget it."""
-        messages = self.logger.messages.taken()
+        messages: list[str] = self.logger.messages.taken()
         return messages[-1] if messages else "the library gave no reason"
 
     def capabilities(self) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.devices.cpu import CpuDevice
@@ -80,9 +83,11 @@ class _TorchRunner:
             with torch.inference_mode():
                 results = self.part(*given)
         except RuntimeError as error:
-            raise EngineError(f"PyTorch failed in stage {self.stage.name}: {str(error).splitlines()[0]}") from error
+            raise EngineError(
+                f"PyTorch failed in stage {self.stage.name}: {str(error).splitlines()[0]}"
+            ) from error
         for name, result in zip(self.stage.outputs, results, strict=True):
-            outputs[name][...] = result.numpy()
+            np.copyto(cast("NDArray[Any]", outputs[name]), result.numpy())
 
     def close(self) -> None:
         self.part = None

@@ -59,7 +59,7 @@ def export_model(
     loaded: LoadedModel,
     name: str,
     target: Path,
-    options: ExportOptions = ExportOptions(),
+    options: ExportOptions | None = None,
     *,
     overwrite: bool = False,
     progress: Progress = _silent,
@@ -76,6 +76,7 @@ def export_model(
         ExportError: a stage cannot be exported, or strays from PyTorch.
         OutputError, BundleError: the bundle cannot be written at ``target``.
     """
+    options = options or ExportOptions()
     if not 1 <= options.batch <= MAX_BATCH:
         raise UsageError(f"a batch of {options.batch} segments was asked for, 1 to {MAX_BATCH} are possible")
     return _Export(loaded, name, options, progress).run(target, overwrite)

@@ -56,7 +56,8 @@ def export_graph(part: Part, inputs: Sequence[Tensor], stage: str, names: tuple[
     model = program.model_proto
     _clean(model, stage)
     _check(model, stage)
-    return model.SerializeToString(deterministic=True)
+    serialised: bytes = model.SerializeToString(deterministic=True)
+    return serialised
 
 
 @contextlib.contextmanager

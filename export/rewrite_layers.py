@@ -27,15 +27,35 @@ def _conv(weight: Tensor, bias: Tensor, padding: int = 0, dilation: int = 1) -> 
     return conv
 
 
+LONG_AXIS = 4096
+CHUNK = 256
+
+
 def mean_in_steps(x: Tensor, *dims: int) -> Tensor:
     """Mean over several axes, one at a time, kept as size 1.
 
-    Engines accumulate a reduction in one float32; over millions of elements that alone costs 40 dB.
-    One axis at a time the partial sums stay short.
+    Engines accumulate a reduction in one float32; over millions of elements that alone costs 40 dB. One
+    axis at a time, a long one in chunks, the partial sums stay short. Means and sums take turns, because
+    OpenVINO makes one reduction of two means in a row, and of two sums.
     """
+    averaged = False
     for dim in dims:
-        x = x.mean(dim=dim, keepdim=True)
+        size = x.shape[dim]
+        if size > LONG_AXIS:
+            x = _chunk_means(x, dim).sum(dim=dim, keepdim=True) * (CHUNK / size)
+            averaged = False
+        else:
+            x = x.sum(dim=dim, keepdim=True) * (1 / size) if averaged else x.mean(dim=dim, keepdim=True)
+            averaged = not averaged
     return x
+
+
+def _chunk_means(x: Tensor, dim: int) -> Tensor:
+    """Means of every ``CHUNK`` elements along one axis, the last chunk filled up with zeros."""
+    missing = -x.shape[dim] % CHUNK
+    if missing:
+        x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
+    return x.unflatten(dim, (-1, CHUNK)).mean(dim=dim + 1)
 
 
 class SteppedNorm(nn.Module):
@@ -105,11 +125,11 @@ class DConvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         g = F.gelu(self.norm(self.conv(x)))
-        mean_g = g.mean(dim=3, keepdim=True)
+        mean_g = mean_in_steps(g, 3)
         offset = self.centred(mean_g)
         spread = self.root(g - mean_g)
         variance = (offset * offset).sum(1, keepdim=True)
-        variance = variance + (spread * spread).mean(3, keepdim=True).sum(1, keepdim=True)
+        variance = variance + mean_in_steps(spread * spread, 3).sum(1, keepdim=True)
         r = torch.rsqrt(variance + self.eps)
         b, _, f, t = g.shape
         constants = torch.cat([r, r * self.mean(mean_g)], dim=1).expand(b, 2, f, t)

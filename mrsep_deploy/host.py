@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -9,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.devices.interface import Stream, TensorView
-from mrsep_deploy.engines.contract import Runner, Tensors
+from mrsep_deploy.engines.contract import Tensors
 from mrsep_deploy.manifest import Branch, Stage
 from mrsep_deploy.spectrogram import analyse, denormalise, normalise, statistics, synthesise
 
 
-def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> Runner:
+def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> HostStage:
     """The runner of a stage whose kind is not ``graph``.
 
     Args:
@@ -40,14 +41,18 @@ def _array(tensor: TensorView) -> NDArray[Any]:
     return cast("NDArray[Any]", tensor)
 
 
-class _HostStage:
-    """Base: host stages hold nothing that needs closing."""
+class HostStage(abc.ABC):
+    """A runner (see the engine contract) of a stage that is not a graph; it needs no stream and no closing."""
 
-    def close(self) -> None:
-        pass
+    @abc.abstractmethod
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
+        """Fill ``outputs`` from ``inputs``, both by tensor name."""
+
+    def close(self) -> None:  # noqa: B027  (nothing to let go of, in any of them)
+        """Host stages hold neither sessions nor memory."""
 
 
-class _Spectrogram(_HostStage):
+class _Spectrogram(HostStage):
     """mix ``[B, C, L]`` -> normalised spectrogram ``[B, 2C, F, T]``, statistics ``[B, 2]``."""
 
     def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
@@ -62,7 +67,7 @@ class _Spectrogram(_HostStage):
         normalise(spectrogram, found)
 
 
-class _Normalize(_HostStage):
+class _Normalize(HostStage):
     """mix ``[B, C, L]`` -> normalised waveform ``[B, C, L]``, statistics ``[B, 2]``."""
 
     def __init__(self, stage: Stage) -> None:
@@ -76,7 +81,7 @@ class _Normalize(_HostStage):
         normalise(waveform, found)
 
 
-class _Inverse(_HostStage):
+class _Inverse(HostStage):
     """estimate ``[B, S*2C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``.
 
     De-normalisation commutes with the transform but for the mean, so it is done on the spectrogram;
@@ -98,7 +103,7 @@ class _Inverse(_HostStage):
         synthesise(pairs, branch.n_fft, branch.hop, length, out=flat, workers=self.workers)
 
 
-class _Denormalize(_HostStage):
+class _Denormalize(HostStage):
     """estimate ``[B, S*C, L]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
 
     def __init__(self, stage: Stage, branch: Branch) -> None:
@@ -111,7 +116,7 @@ class _Denormalize(_HostStage):
         denormalise(signal, stats.astype(np.float64), self.branch.gains)
 
 
-class _Sum(_HostStage):
+class _Sum(HostStage):
     """Signals ``[B, S, C, L]`` -> stems ``[B, S, C, L]``."""
 
     def __init__(self, stage: Stage) -> None:

@@ -101,7 +101,8 @@ class Inspection:
         kind: what was looked at.
         layout, batch: of the bundle; what an export would take by default for a checkpoint.
         precision: the element type of the graphs.
-        whole: the check of the whole path, mix to stems.
+        whole, whole_device: the check of the whole path, mix to stems, with the transforms of the host and
+            with the graphs that take their place on a device.
         digest, opset, files: of a bundle only; sizes of files are bytes.
     """
 
@@ -117,6 +118,7 @@ class Inspection:
     batch: int = 1
     precision: str = "float32"
     whole: Check | None = None
+    whole_device: Check | None = None
     digest: str | None = None
     opset: int | None = None
     files: Mapping[str, int] = field(default_factory=dict)
@@ -162,6 +164,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         batch=manifest.batch,
         precision=manifest.precision,
         whole=Check.read(manifest.checks, "whole"),
+        whole_device=Check.read(manifest.checks, "whole_device"),
         digest=bundle.digest,
         opset=manifest.opset,
         files={name: info.bytes for name, info in manifest.files.items()},

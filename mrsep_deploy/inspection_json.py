@@ -28,6 +28,7 @@ def to_plain(found: Inspection) -> dict[str, object]:
         "fusion": [_fusion(report) for report in found.fusion],
         "files": dict(found.files),
         "whole": _check(found.whole),
+        "whole_device": _check(found.whole_device),
         "provenance": {**asdict(found.provenance), "tools": dict(found.provenance.tools)},
     }
 

@@ -114,6 +114,8 @@ def stage_table(found: Inspection) -> Table:
     ends = (_main(found.stages[0].inputs), _main(found.stages[-1].outputs))
     totals = (count(sum(stage.parameters for stage in found.graphs)), count(found.macs))
     made.add_row("whole", *ends, *totals, *_snr(found.whole, checked), style="bold")
+    if found.whole_device is not None:
+        made.add_row("on a device", "", "", "", "", *_snr(found.whole_device, checked))
     return made
 
 

@@ -119,8 +119,9 @@ def triangle(segment: int) -> Float32:
     half = segment // 2
     rising = np.arange(1, half + 1, dtype=np.float32)
     falling = np.arange(segment - half, 0, -1, dtype=np.float32)
-    weights = np.concatenate([rising, falling])
-    return weights / weights.max()
+    weights: Float32 = np.concatenate([rising, falling])
+    weights /= weights.max()
+    return weights
 
 
 class OverlapAdd:

@@ -33,7 +33,7 @@ class Separator:
             stems = separator.separate(mix)          # {"drums": [C, L], ...}
 
     Args:
-        bundle: an open bundle, its path, or its registered name.
+        bundle: an open bundle, its path, or its registered name; by default the one last exported.
         engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, ``auto``, or an engine, which the
             separator then owns (``threads`` and ``checkpoint`` are for engines chosen by name).
         threads: CPU threads to use, 0 for all this process may use.
@@ -48,7 +48,7 @@ class Separator:
 
     def __init__(
         self,
-        bundle: Bundle | str | os.PathLike[str],
+        bundle: Bundle | str | os.PathLike[str] | None = None,
         *,
         engine: Engine | str = AUTO,
         threads: int = 0,

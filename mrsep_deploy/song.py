@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class SeparatedSong:
 def separate_file(
     separator: Separator,
     track: Path,
-    options: OutputOptions = OutputOptions(),
+    options: OutputOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SeparatedSong:
     """Separate one file; memory does not grow with its length.
@@ -65,6 +66,7 @@ def separate_file(
         AudioError: the file cannot be read.
         OutputError: a stem cannot be written; none appears then.
     """
+    options = options or OutputOptions()
     began = time.perf_counter()
     rate, channels = separator.sample_rate, separator.audio_channels
     source = open_audio(track, rate, channels)
@@ -73,7 +75,9 @@ def separate_file(
     _require_space(folder, song.frames, separator, options)
     with contextlib.ExitStack() as stack:
         writers = [
-            stack.enter_context(StemWriter(folder / f"{name}.wav", rate, channels, options.encoding, options.clip))
+            stack.enter_context(
+                StemWriter(folder / f"{name}.wav", rate, channels, options.encoding, options.clip)
+            )
             for name in separator.sources
         ]
 
@@ -102,8 +106,6 @@ def _require_space(folder: Path, frames: int, separator: Separator, options: Out
 
 
 def _free_bytes(folder: Path) -> int | None:
-    import shutil
-
     for place in _existing(folder):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free

@@ -54,8 +54,8 @@ class FakeEngine(Engine):
     name: ClassVar[str] = "fake"
     title: ClassVar[str] = "Fake"
 
-    def __init__(self, compute: Compute = identity, options: EngineOptions = EngineOptions()) -> None:
-        super().__init__(options)
+    def __init__(self, compute: Compute = identity, options: EngineOptions | None = None) -> None:
+        super().__init__(options or EngineOptions())
         self.compute = compute
         self.prepared: dict[str, int] = {}
         self.calls: list[str] = []

@@ -1,7 +1,8 @@
-"""Tensors share memory only when one is certainly over before the other is written, in any order of running."""
+"""Tensors share memory only when one is certainly over before the other is written."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,13 +45,11 @@ class Case:
 def laid_out(case: Case, plan: BufferPlan) -> dict[str, NDArray[Any]]:
     """The planned tensors in one block of memory."""
     memory = CpuDevice().allocate(plan.total_bytes)
-    return {
-        t.name: np.asarray(memory.tensor(plan.offsets[t.name], t.shape, t.dtype)) for t in case.tensors
-    }
+    return {t.name: np.asarray(memory.tensor(plan.offsets[t.name], t.shape, t.dtype)) for t in case.tensors}
 
 
 def in_turn(stages: Sequence[Stage]) -> dict[str, list[str]]:
-    return {b.name: [a.name] for a, b in zip(stages, stages[1:], strict=False)}
+    return {b.name: [a.name] for a, b in itertools.pairwise(stages)}
 
 
 @st.composite
@@ -70,7 +69,9 @@ def cases(draw: st.DrawFn, total: bool | None = None) -> Case:
     for index, stage in enumerate(stages):
         others = [s.name for s in stages[:index]]
         more = draw(st.lists(st.sampled_from(others), unique=True)) if others else []
-        waits[stage.name] = in_turn(stages).get(stage.name, []) if one_by_one else [*needed[stage.name], *more]
+        waits[stage.name] = (
+            in_turn(stages).get(stage.name, []) if one_by_one else [*needed[stage.name], *more]
+        )
     sizes = {name: draw(st.integers(1, 100)) for name in names}
     dtypes = {name: draw(st.sampled_from(["float32", "float64"])) for name in names}
     tensors = tuple(TensorSpec(name, (sizes[name],), dtypes[name]) for name in names)

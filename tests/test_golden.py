@@ -1,4 +1,4 @@
-"""Every family, from checkpoint to stems: the exported bundle gives what the published code gives in float64."""
+"""From checkpoint to stems: a bundle of every family gives what the published code gives in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages run in an order that respects their data, over shared buffers, and nothing of one batch is in the next."""
+"""Stages run when their data is there, over shared buffers; nothing of one batch is in the next."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def test_the_callers_arrays_stay_as_they_are(bundle: Bundle, mode: Mode) -> None
     np.testing.assert_array_equal(mix, kept)
 
 
-@pytest.mark.parametrize("shape", [(4, CHANNELS, SAMPLES), (1, 1, SAMPLES), (1, CHANNELS, 1), (CHANNELS, SAMPLES)])
+@pytest.mark.parametrize(
+    "shape", [(4, CHANNELS, SAMPLES), (1, 1, SAMPLES), (1, CHANNELS, 1), (CHANNELS, SAMPLES)]
+)
 def test_segments_of_another_shape(bundle: Bundle, shape: tuple[int, ...]) -> None:
     """None of these may be broadcast into the buffers, nor end in an error of NumPy's."""
     with (
@@ -226,7 +228,9 @@ def test_threads_never_exceed_the_budget(bundle: Bundle) -> None:
         with lock:
             running -= 1
 
-    with closing(Scheduler(bundle, FakeEngine(counting, EngineOptions(threads=1)), "concurrent")) as scheduler:
+    with closing(
+        Scheduler(bundle, FakeEngine(counting, EngineOptions(threads=1)), "concurrent")
+    ) as scheduler:
         for ticket in [scheduler.submit(segments(1)) for _ in range(SLOTS)]:
             scheduler.result(ticket)
     assert most == 1
@@ -304,7 +308,9 @@ def test_a_failing_stage_is_named_and_the_next_batch_runs(bundle: Bundle, mode: 
             np.testing.assert_array_equal(scheduler.run(mix), expected)
 
 
-def test_a_failure_nobody_asked_for_is_raised_before_its_slot_is_used_again(bundle: Bundle, mode: Mode) -> None:
+def test_a_failure_nobody_asked_for_is_raised_before_its_slot_is_used_again(
+    bundle: Bundle, mode: Mode
+) -> None:
     with closing(Scheduler(bundle, FakeEngine(failing_once("branch.16")), mode)) as scheduler:
         for _ in range(SLOTS):
             scheduler.submit(segments(1))

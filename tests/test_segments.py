@@ -58,7 +58,9 @@ def plain(mix: Array, model: Model, segment: int, stride: int) -> Array:
     return total / weight_sum
 
 
-def stream(blocks: Iterator[Array], model: Model, segment: int, stride: int, channels: int, frames: int) -> Array:
+def stream(
+    blocks: Iterator[Array], model: Model, segment: int, stride: int, channels: int, frames: int
+) -> Array:
     """The same through the code under test."""
     adder = OverlapAdd(SOURCES, channels, segment)
     done = []
@@ -93,7 +95,9 @@ PARTITIONS = st.lists(st.integers(0, 150), min_size=1, max_size=5).filter(any)
     seed=st.integers(0, 99),
 )
 @settings(max_examples=150, deadline=None)
-def test_streamed_equals_whole(length: int, segment: int, overlap: float, sizes: list[int], seed: int) -> None:
+def test_streamed_equals_whole(
+    length: int, segment: int, overlap: float, sizes: list[int], seed: int
+) -> None:
     stride = max(1, int((1 - overlap) * segment))
     mix, model = noise(2, length, seed=seed), positional(segment)
     found = stream(blocks_of(mix, sizes), model, segment, stride, 2, length)

@@ -229,7 +229,10 @@ def test_a_source_that_fails_in_the_middle_does_not_spoil_the_next(bundle: Bundl
 
 @pytest.mark.parametrize("shape", [(1000,), (1, 1000), (3, 1000), (1000, 2), (2, 0), (1, 2, 1000)])
 def test_a_mix_of_another_shape(bundle: Bundle, shape: tuple[int, ...]) -> None:
-    with Separator(bundle, engine=FakeEngine()) as separator, pytest.raises(UsageError, match=r"\[2, samples\]"):
+    with (
+        Separator(bundle, engine=FakeEngine()) as separator,
+        pytest.raises(UsageError, match=r"\[2, samples\]"),
+    ):
         separator.separate(np.zeros(shape, np.float32))
 
 

@@ -264,7 +264,9 @@ ADVERSARIAL = {
     "offset 1e3": noise(1, 2, 50_000) + np.float32(1e3),
     "offset -1e6": noise(1, 2, 50_000) - np.float32(1e6),
     "quiet on an offset": noise(1, 2, 50_000) * np.float32(1e-3) + np.float32(1),
-    "one loud sample": np.concatenate([noise(1, 1, 50_000) * np.float32(1e-4), np.full((1, 1, 1), 1e3)], axis=-1),
+    "one loud sample": np.concatenate(
+        [noise(1, 1, 50_000) * np.float32(1e-4), np.full((1, 1, 1), 1e3)], axis=-1
+    ),
     "loud": noise(1, 2, 50_000) * np.float32(1e10),
     "rising": np.linspace(0, 1e4, 100_000, dtype=np.float32)[None, None],
     "two samples": np.array([[[1e5, 1e5 + 1]]]),

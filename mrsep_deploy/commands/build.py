@@ -109,7 +109,7 @@ def _check(bundle: Bundle, engine: BuildsEngines, name: str, batch: int | None, 
     found = bundle.manifest.batch
     if batch not in (None, found):
         raise UsageError(
-            f"{bundle.manifest.name} was exported with --batch {found}, found --batch {batch}: graphs are static",
+            f"{bundle.manifest.name} has static graphs of batch {found}, found --batch {batch}",
             f"Export it again: mrsep-deploy export CHECKPOINT --batch {batch}",
         )
     if jobs > 1 and not engine.parallel_builds:

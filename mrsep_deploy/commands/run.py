@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
-from mrsep_deploy.errors import PARTIAL, MrsepError
+from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,13 +26,19 @@ Examples:
 """,
 )
 @click.argument("tracks", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-n", "--model", metavar="NAME|PATH", help="Registered name or bundle; default: the last exported.")
+@click.option(
+    "-n", "--model", metavar="NAME|PATH", help="Registered name or bundle; default: the last exported."
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("separated"), show_default=True,
               help="Stems go to OUT/MODEL/TRACK/STEM.wav.")  # fmt: skip
 @click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]), default=AUTO, show_default=True,
               help="What runs the model. A named engine that does not work here is an error.")  # fmt: skip
-@click.option("--overlap", type=float, default=0.25, show_default=True, help="Share of a segment that overlaps.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]")
+@click.option(
+    "--overlap", type=float, default=0.25, show_default=True, help="Share of a segment that overlaps."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
+)
 @click.option("--int24", is_flag=True, help="Write 24-bit wav instead of 16-bit.")
 @click.option("--float32", is_flag=True, help="Write 32-bit float wav instead of 16-bit.")
 @click.option("--clip-mode", type=click.Choice(["rescale", "clamp", "none"]), default="rescale", show_default=True,
@@ -66,13 +72,17 @@ def run(
 
     encoding = WAV_FLOAT if float32 else WAV_24 if int24 else WAV_16
     options = OutputOptions(out, encoding, clip_mode)  # type: ignore[arg-type]
-    with Separator(model, engine=engine, threads=threads, overlap=overlap, checkpoint=checkpoint) as separator:
+    with Separator(
+        model, engine=engine, threads=threads, overlap=overlap, checkpoint=checkpoint
+    ) as separator:
         if not quiet:
             _introduce(separator)
-        failed = [track for track in tracks if not _separate(separator, track, options, quiet, len(tracks) > 1)]
+        failed = [
+            track for track in tracks if not _separate(separator, track, options, quiet, len(tracks) > 1)
+        ]
     if failed:
         click.echo(f"{len(failed)} of {len(tracks)} failed: {', '.join(map(str, failed))}", err=True)
-        raise SystemExit(PARTIAL)
+        raise SystemExit(PARTIAL if len(failed) < len(tracks) else FAILED)
 
 
 def _introduce(separator: Separator) -> None:
@@ -84,7 +94,8 @@ def _introduce(separator: Separator) -> None:
     )
     if not separator.manifest.model.trained:
         click.echo(
-            "This model is untrained: its weights are random, and its stems are no separation of the song.", err=True
+            "This model is untrained: its weights are random, and its stems are no separation of the song.",
+            err=True,
         )
 
 
@@ -98,7 +109,9 @@ def _separate(separator: Separator, track: Path, options: OutputOptions, quiet: 
         click.echo(f"mrsep-deploy: {track}: {error}", err=True)
         return False
     if not quiet:
-        click.echo(f"{song.folder}{_stem_list(song)}  {song.seconds:.1f} s in {song.elapsed:.1f} s, {song.speed:.2f} x realtime")
+        click.echo(
+            f"{song.folder}{_stem_list(song)}  {song.seconds:.1f} s in {song.elapsed:.1f} s, {song.speed:.2f} x realtime"
+        )
     return True
 
 

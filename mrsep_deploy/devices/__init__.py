@@ -1,0 +1,106 @@
+"""Devices: the CPU, and CUDA through cuda-python or pycuda, behind one small interface.
+
+    open_cuda(0)        a GPU, in the implementation that MRSEP_DEPLOY_CUDA names (cuda-python by default)
+    cuda_status()       whether there is one, and what to do if not
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mrsep_deploy.errors import EngineUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from mrsep_deploy.devices.cuda import CudaDevice, CudaProperties
+
+__all__ = ["CUDA_PYTHON", "CUDA_VARIABLE", "PYCUDA", "CudaStatus", "cuda_status", "open_cuda"]
+
+CUDA_PYTHON = "cuda-python"
+PYCUDA = "pycuda"
+CUDA_VARIABLE = "MRSEP_DEPLOY_CUDA"
+
+_CLASSES = {
+    CUDA_PYTHON: ("mrsep_deploy.devices.cuda_python", "CudaPythonDevice"),
+    PYCUDA: ("mrsep_deploy.devices.pycuda", "PyCudaDevice"),
+}
+
+
+@dataclass(frozen=True)
+class CudaStatus:
+    """Whether CUDA works here.
+
+    Attributes:
+        works: there is at least one GPU.
+        implementation: the Python package that was asked.
+        driver: the newest CUDA version the driver supports, ``13.0``.
+        names: of the GPUs, in CUDA's order.
+        compute_capabilities: of each GPU, ``(8, 6)``.
+        reason: why it does not work.
+        fix: what makes it work.
+    """
+
+    works: bool
+    implementation: str
+    driver: str = ""
+    names: tuple[str, ...] = ()
+    compute_capabilities: tuple[tuple[int, int], ...] = ()
+    reason: str = ""
+    fix: str = ""
+
+
+def open_cuda(index: int = 0, implementation: str | None = None) -> CudaDevice:
+    """Open a GPU.
+
+    Args:
+        index: in CUDA's order.
+        implementation: ``cuda-python`` or ``pycuda``; by default what ``MRSEP_DEPLOY_CUDA`` names, and
+            cuda-python, which alone captures graphs, if it names none.
+
+    Raises:
+        EngineUnavailableError: the package, the driver or the GPU is missing.
+        UsageError: there is no such implementation.
+    """
+    module, name = _CLASSES[_chosen(implementation)]
+    opened: CudaDevice = getattr(import_module(module), name)(index)
+    return opened
+
+
+def cuda_status(implementation: str | None = None) -> CudaStatus:
+    """Look for GPUs without making a context on any; never raises."""
+    try:
+        chosen = _chosen(implementation)
+    except UsageError as error:
+        return CudaStatus(False, "", reason=error.message, fix=error.fix)
+    try:
+        found = _probe(chosen)
+    except EngineUnavailableError as error:
+        return CudaStatus(False, chosen, reason=error.message, fix=error.fix)
+    except Exception as error:  # a broken installation can raise anything
+        return CudaStatus(False, chosen, reason=f"{chosen} failed while looking for GPUs: {error}")
+    if not found:
+        return CudaStatus(False, chosen, reason="the NVIDIA driver finds no GPU")
+    return CudaStatus(
+        True,
+        chosen,
+        found[0].driver,
+        tuple(each.name for each in found),
+        tuple(each.compute_capability for each in found),
+    )
+
+
+def _probe(implementation: str) -> list[CudaProperties]:
+    module: Any = import_module(_CLASSES[implementation][0])
+    probe: Callable[[], list[CudaProperties]] = module.probe
+    return probe()
+
+
+def _chosen(implementation: str | None) -> str:
+    name = implementation or os.environ.get(CUDA_VARIABLE) or CUDA_PYTHON
+    if name not in _CLASSES:
+        where = "" if implementation else f" ({CUDA_VARIABLE})"
+        raise UsageError(f"CUDA has no implementation {name!r}{where}", f"Choose {' or '.join(_CLASSES)}.")
+    return name

@@ -51,6 +51,9 @@ class CpuEvent(Event):
         assert isinstance(earlier, CpuEvent)
         return self._mark.time - earlier._mark.time
 
+    def close(self) -> None:
+        """An event holds nothing on a CPU."""
+
 
 class _Mark:
     """One record of an event: when it was reached, and the error of the work before it, if any."""
@@ -182,7 +185,7 @@ class CpuDevice(Device):
         self._streams.append(stream)
         return stream
 
-    def event(self) -> CpuEvent:
+    def event(self, timed: bool = False) -> CpuEvent:
         return CpuEvent()
 
     def allocate(self, size: int) -> CpuMemory:

@@ -37,7 +37,11 @@ TensorView = NDArray[Any] | DeviceTensor
 
 
 class Event(abc.ABC):
-    """A point in a stream that other streams, or the host, can wait for. Reusable."""
+    """A point in a stream that other streams, or the host, can wait for. Reusable.
+
+    A wait means the most recent record at the time of the call, and nothing if there is none; a record
+    made later does not move it.
+    """
 
     @abc.abstractmethod
     def synchronize(self) -> None:
@@ -45,7 +49,11 @@ class Event(abc.ABC):
 
     @abc.abstractmethod
     def seconds_since(self, earlier: Event) -> float:
-        """Seconds between two recorded points, both of them reached."""
+        """Seconds between the points of two timed events, both of them reached."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let the event go. Idempotent."""
 
 
 class Stream(abc.ABC):
@@ -81,10 +89,12 @@ class Graph(abc.ABC):
     """A captured piece of work over several streams, launched as one."""
 
     @abc.abstractmethod
-    def launch(self, stream: Stream) -> None: ...
+    def launch(self, stream: Stream) -> None:
+        """Enqueue the whole of it on one stream."""
 
     @abc.abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let the graph go. Idempotent."""
 
 
 class Memory(abc.ABC):
@@ -112,19 +122,35 @@ class Device(abc.ABC):
         """A new stream; ``name`` is for traces and thread names."""
 
     @abc.abstractmethod
-    def event(self) -> Event: ...
+    def event(self, timed: bool = False) -> Event:
+        """A new event.
+
+        Args:
+            timed: for :meth:`Event.seconds_since`. Inside a capture a timed event takes the time of every
+                launch, and orders nothing.
+        """
 
     @abc.abstractmethod
     def allocate(self, size: int) -> Memory:
-        """``size`` bytes, aligned to at least 256; raises EngineError when there is not so much."""
+        """``size`` bytes of any content, aligned to at least 256.
+
+        Raises:
+            EngineError: there is not so much.
+        """
 
     @abc.abstractmethod
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A host array that copies to and from the device can overlap with (page-locked on CUDA)."""
+        """A zeroed host array that copies to and from the device can overlap with (page-locked on CUDA).
+
+        Its memory lives as long as the array or a view of it does, the device's end included.
+        """
 
     @abc.abstractmethod
     def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
-        """Enqueue a copy, whole tensors of equal size, host or device on either side."""
+        """Enqueue a copy: whole, contiguous tensors of equal size in bytes, host or device on either side.
+
+        Both must live until the stream has passed the copy.
+        """
 
     @property
     @abc.abstractmethod
@@ -136,11 +162,13 @@ class Device(abc.ABC):
         """Capture what ``work`` enqueues on ``stream`` and on streams forked from it and joined to it by events."""
 
     @abc.abstractmethod
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Block the host until every stream of this object is empty; raises as a stream's does."""
 
     @abc.abstractmethod
     def memory_used(self) -> int:
         """Bytes of device memory taken through this object and not yet given back."""
 
     @abc.abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close what is still open, streams first. Idempotent."""

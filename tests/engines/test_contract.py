@@ -69,7 +69,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     loaded = untrained_model("htdemucs", 1, **SMALL)
-    return export_model(loaded, "small", tmp_path_factory.mktemp("contract") / "small", ExportOptions(batch=2))
+    return export_model(
+        loaded, "small", tmp_path_factory.mktemp("contract") / "small", ExportOptions(batch=2)
+    )
 
 
 def given(manifest: Manifest, stage: Stage, seed: int = 0) -> Values:
@@ -258,7 +260,15 @@ def wrong_graph(kind: str, manifest: Manifest) -> bytes:
 @pytest.mark.parametrize("name", READ_GRAPHS)
 @pytest.mark.parametrize(
     "kind",
-    ["unknown operator", "another input", "another output", "another shape", "another type", "nothing", "garbage"],
+    [
+        "unknown operator",
+        "another input",
+        "another output",
+        "another shape",
+        "another type",
+        "nothing",
+        "garbage",
+    ],
 )
 def test_a_wrong_graph_is_an_error_that_names_the_stage(tmp_path: Path, name: str, kind: str) -> None:
     """Found when the stage is prepared or at its first run; never a crash, never a wrong result."""
@@ -326,7 +336,7 @@ def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: 
 
 
 def test_auto_never_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch would be a slow surprise; without another engine there is an error that says what to install."""
+    """PyTorch would be a slow surprise; without another engine an error says what to install."""
     block(monkeypatch, *(library for library in LIBRARIES if library != "torch"))
     with pytest.raises(EngineUnavailableError) as caught:
         choose_engine(AUTO, EngineOptions())

@@ -1,0 +1,110 @@
+"""What the two CUDA implementations share: what a GPU says of itself, tensors in a block, checks of copies."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor, TensorView
+from mrsep_deploy.devices.open_objects import OpenObjects
+from mrsep_deploy.errors import EngineError, EngineUnavailableError
+
+NO_DRIVER = "there is no NVIDIA driver"
+INSTALL_DRIVER = (
+    "Install NVIDIA's driver, until nvidia-smi lists the GPU; start a container with --gpus all."
+)
+UPDATE_DRIVER = "Update NVIDIA's driver, or install the CUDA libraries of the version it supports."
+SEE_GPU = "Choose one that nvidia-smi lists, and see that CUDA_VISIBLE_DEVICES does not hide it."
+CONTEXT_LOST = (
+    "Everything on this GPU that the process held is lost: start it again, "
+    "with CUDA_LAUNCH_BLOCKING=1 to see which call failed."
+)
+
+
+@dataclass(frozen=True)
+class CudaProperties:
+    """One GPU.
+
+    Attributes:
+        name: as NVIDIA calls it.
+        compute_capability: ``(8, 6)``.
+        total_bytes: of its memory.
+        driver: the newest CUDA version its driver supports, ``13.0``.
+        runtime: the CUDA version of the library that asked.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    total_bytes: int
+    driver: str
+    runtime: str
+
+
+class CudaDevice(Device):
+    """A GPU; its streams run beside the host, in the device's primary context.
+
+    The primary context is the one that torch and ONNX Runtime use too, so that their tensors, kernels
+    and streams and this device's can be mixed in one process.
+    """
+
+    kind: DeviceKind = "cuda"
+
+    def __init__(self, index: int, properties: CudaProperties) -> None:
+        self.index = index
+        self.properties = properties
+        self.name = properties.name
+        self._open = OpenObjects()
+
+    @abc.abstractmethod
+    def free_bytes(self) -> int:
+        """Device memory nobody has taken, other programs included."""
+
+    def memory_used(self) -> int:
+        return self._open.memory_bytes()
+
+    def out_of_memory(self, size: int) -> EngineError:
+        """The error of an allocation that does not fit."""
+        free, total = self.free_bytes() / 1e6, self.properties.total_bytes / 1e6
+        return EngineError(
+            f"{self.name} has no {size / 1e6:,.1f} MB for buffers, {free:,.0f} of its {total:,.0f} MB are free",
+            "Export with a smaller batch, or close other programs on the GPU.",
+        )
+
+
+def slice_block(pointer: int, size: int, offset: int, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+    """A tensor ``offset`` bytes into a block at ``pointer``."""
+    tensor = DeviceTensor(pointer + offset, tuple(shape), np.dtype(dtype))
+    if offset < 0 or offset + tensor.nbytes > size:
+        raise EngineError(f"a tensor of {tensor.nbytes} bytes at {offset} leaves its block of {size} bytes")
+    return tensor
+
+
+def check_copy(target: TensorView, source: TensorView) -> int:
+    """Bytes to copy, if the two fit."""
+    if target.nbytes != source.nbytes:
+        raise EngineError(f"a copy of {source.nbytes} bytes was asked for into {target.nbytes} bytes")
+    for tensor in (target, source):
+        if isinstance(tensor, np.ndarray) and not tensor.flags.c_contiguous:
+            raise EngineError(f"a copy needs a contiguous array, found strides {tensor.strides}")
+    return target.nbytes
+
+
+def check_index(index: int, count: int) -> None:
+    """Raise unless there is a GPU of that index."""
+    if count == 0:
+        raise EngineUnavailableError("the NVIDIA driver finds no GPU", SEE_GPU)
+    if not 0 <= index < count:
+        raise EngineUnavailableError(f"there is no GPU {index}, CUDA finds {count}, counted from 0", SEE_GPU)
+
+
+def version_text(version: int) -> str:
+    """``13000`` -> ``13.0``, as CUDA writes versions."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def host_address(array: Any) -> int:
+    """Where an array lies."""
+    return int(array.ctypes.data)

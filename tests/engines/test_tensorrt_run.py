@@ -1,0 +1,444 @@
+"""TensorRT's engine and runner, driven against a library and a GPU that are fakes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import OFFSET, tiny_bundle
+from fake_tensorrt import BuilderFlag, DataType, FakeCuda, FakeTensorRt, MemoryPoolType, Strategy, host_array
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.devices.interface import DeviceTensor, Stream
+from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class, tensorrt_device
+from mrsep_deploy.engines import tensorrt as tensorrt_engine
+from mrsep_deploy.engines.tensorrt import TensorRtEngine
+from mrsep_deploy.engines.tensorrt_device import Gpu
+from mrsep_deploy.engines.tensorrt_runner import TensorRtRunner
+from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
+from mrsep_deploy.manifest import Stage
+from mrsep_deploy.schedule import make_schedule
+
+GPU = Gpu("Fake GPU", "sm_86", "13.0")
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorRt:
+    """A fake ``tensorrt`` that imports as the real one, a GPU, and an empty cache."""
+    fake = FakeTensorRt()
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index, extra: GPU)
+    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+    return fake
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return tiny_bundle(tmp_path)
+
+
+@pytest.fixture
+def stage(bundle: Bundle) -> Stage:
+    return bundle.manifest.graph_stages[0]
+
+
+Make = Callable[[], TensorRtEngine]
+
+
+@pytest.fixture
+def make(library: FakeTensorRt) -> Make:
+    def new() -> TensorRtEngine:
+        engine = TensorRtEngine(EngineOptions())
+        engine.__dict__["device"] = FakeCuda()  # fills the cached property
+        return engine
+
+    return new
+
+
+class _Stream(Stream):
+    """Nothing but a handle."""
+
+    handle = 4711
+
+    enqueue = record = wait = synchronize = close = None  # type: ignore[assignment]
+
+
+def tensors_of(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> dict[str, DeviceTensor]:
+    specs = [bundle.manifest.tensor(name) for name in (*stage.inputs, *stage.outputs)]
+    found = {s.name: engine.device.allocate(s.elements * 4).tensor(0, s.shape, s.dtype) for s in specs}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, DeviceTensor)}
+
+
+def ready(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> TensorRtRunner:
+    runner = engine.prepare(bundle, stage, 1)
+    assert isinstance(runner, TensorRtRunner)
+    memory = engine.device.allocate(runner.workspace_bytes)
+    workspace = memory.tensor(0, (runner.workspace_bytes,), "uint8")
+    assert isinstance(workspace, DeviceTensor)
+    runner.set_workspace(workspace)
+    return runner
+
+
+# --- running -----------------------------------------------------------------------------------------------
+
+
+def test_a_runner_computes_the_stage(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
+    engine = make()
+    runner = ready(engine, bundle, stage)
+    tensors = tensors_of(engine, bundle, stage)
+    given, wanted = (host_array(tensors[name]) for name in (stage.inputs[0], stage.outputs[0]))
+    given[...] = np.random.default_rng(1).standard_normal(given.shape)
+    runner(tensors, tensors, _Stream())
+    np.testing.assert_array_equal(wanted, np.concatenate([given, given], axis=1) + np.float32(OFFSET))
+
+
+def test_every_address_is_set_before_it_runs(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    engine = make()
+    runner = ready(engine, bundle, stage)
+    for _ in range(2):  # a second segment lies elsewhere
+        tensors = tensors_of(engine, bundle, stage)
+        runner(tensors, tensors, _Stream())
+        stream, addresses = library.of("execute")[-1]
+        assert stream == 4711
+        assert addresses == {name: tensor.pointer for name, tensor in tensors.items()}
+
+
+def test_the_context_brings_no_memory_of_its_own(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    ready(make(), bundle, stage)
+    assert library.of("context") == [(Strategy.USER_MANAGED,)]
+
+
+def test_it_does_not_run_without_its_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
+    engine = make()
+    runner = engine.prepare(bundle, stage, 1)
+    tensors = tensors_of(engine, bundle, stage)
+    with pytest.raises(EngineError, match="run before it was given its workspace"):
+        runner(tensors, tensors, _Stream())
+
+
+def test_a_stage_that_needs_no_workspace_runs_without(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    library.workspace = 0
+    engine = make()
+    tensors = tensors_of(engine, bundle, stage)
+    engine.prepare(bundle, stage, 1)(tensors, tensors, _Stream())
+    assert len(library.of("execute")) == 1
+
+
+def test_too_small_a_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
+    runner = make().prepare(bundle, stage, 1)
+    assert isinstance(runner, TensorRtRunner)
+    with pytest.raises(EngineError, match="was given 999 bytes of workspace, expected 1000"):
+        runner.set_workspace(DeviceTensor(256, (999,), np.dtype("uint8")))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [("execute", "TensorRT 10.13.2.6 failed in stage branch.16"), ("address", "refuses the address of")],
+)
+def test_a_call_that_fails(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage, call: str, message: str
+) -> None:
+    engine = make()
+    runner = ready(engine, bundle, stage)
+    library.fails.add(call)
+    tensors = tensors_of(engine, bundle, stage)
+    with pytest.raises(EngineError, match=message):
+        runner(tensors, tensors, _Stream())
+
+
+def test_host_memory_is_refused(make: Make, bundle: Bundle, stage: Stage) -> None:
+    runner = ready(make(), bundle, stage)
+    arrays = {name: np.zeros(1) for name in (*stage.inputs, *stage.outputs)}
+    with pytest.raises(EngineError, match="lies in host memory"):
+        runner(arrays, arrays, _Stream())
+
+
+def test_no_context(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
+    library.fails.add("context")
+    with pytest.raises(EngineError, match=r"makes no execution context for stage branch\.16"):
+        make().prepare(bundle, stage, 1)
+
+
+def test_closing_twice(make: Make, bundle: Bundle, stage: Stage) -> None:
+    runner = make().prepare(bundle, stage, 1)
+    runner.close()
+    runner.close()
+
+
+def test_stages_that_never_overlap_share_a_workspace(
+    make: Make, library: FakeTensorRt, bundle: Bundle
+) -> None:
+    engine = make()
+    for mode, shared in (("sequential", 1), ("concurrent", 2)):
+        library.calls.clear()
+        runners = {stage.name: engine.prepare(bundle, stage, 1) for stage in bundle.manifest.graph_stages}
+        memory = engine.share_workspaces(runners, make_schedule(bundle.manifest, mode))  # type: ignore[arg-type]
+        assert memory is not None
+        assert memory.size == 1024 * shared
+        assert len({pointer for _, pointer, _ in library.of("memory")}) == shared
+
+
+def test_nobody_needs_a_workspace(make: Make, library: FakeTensorRt, bundle: Bundle) -> None:
+    library.workspace = 0
+    engine = make()
+    runners = {stage.name: engine.prepare(bundle, stage, 1) for stage in bundle.manifest.graph_stages}
+    assert engine.share_workspaces(runners, make_schedule(bundle.manifest, "sequential")) is None
+
+
+# --- building ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.9.0.34", 2), ("10.16.1", 2), ("11.4.0.1", 0)])
+def test_networks_are_strongly_typed(
+    monkeypatch: pytest.MonkeyPatch, make: Make, bundle: Bundle, stage: Stage, version: str, flags: int
+) -> None:
+    fake = FakeTensorRt(version)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    make().build(bundle, stage, BuildOptions())
+    ((network, config),) = fake.of("build")
+    assert network.flags == flags
+    assert config.flags == set(), "TF32 is off"
+    assert config.max_aux_streams == 0
+
+
+def test_options_reach_the_library(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
+    make().build(bundle, stage, BuildOptions(optimization_level=5, workspace=10**9))
+    ((_, config),) = library.of("build")
+    assert config.builder_optimization_level == 5
+    assert config.limits == {MemoryPoolType.WORKSPACE: 10**9}
+    assert BuilderFlag.TF32 not in config.flags
+
+
+def test_it_builds_once(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
+    first = make().build(bundle, stage, BuildOptions())
+    again = make().build(bundle, stage, BuildOptions())
+    make().prepare(bundle, stage, 1)
+    assert (first.from_cache, again.from_cache) == (False, True)
+    assert (first.key, first.data, first.details) == (again.key, again.data, again.details)
+    assert len(library.of("build")) == 1
+
+
+def test_running_takes_what_was_built_last(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    """Whatever options it was built with: they were asked for by whoever called ``build``."""
+    make().build(bundle, stage, BuildOptions(optimization_level=5))
+    make().prepare(bundle, stage, 1)
+    assert len(library.of("build")) == 1
+
+
+def test_another_driver_device_or_library_builds_again(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().prepare(bundle, stage, 1)
+    for gpu in (
+        Gpu("Fake GPU", "sm_86", "13.1"),
+        Gpu("Other GPU", "sm_86", "13.0"),
+        Gpu("Fake GPU", "sm_89", "13.0"),
+    ):
+        monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index, extra, gpu=gpu: gpu)
+        make().prepare(bundle, stage, 1)
+    assert len(library.of("build")) == 4
+    library.__version__ = "10.13.3.9"
+    make().prepare(bundle, stage, 1)
+    assert len(library.of("build")) == 5
+
+
+def test_a_cached_engine_that_does_not_load_is_built_anew(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    make().build(bundle, stage, BuildOptions())
+    library.fails.add("deserialize")
+    ready(make(), bundle, stage)
+    assert len(library.of("build")) == 2
+    assert "plan file is not compatible" in caplog.text
+
+
+def test_a_new_engine_that_does_not_load_is_an_error(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    library.fails.add("deserialize")
+    with pytest.raises(
+        EngineError, match=r"cannot load stage branch\.16: The engine plan file is not compatible"
+    ):
+        make().prepare(bundle, stage, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("build", r"cannot build stage branch\.16: Could not find any implementation for node 3"),
+        ("builder", "cannot make a builder"),
+    ],
+)
+def test_a_build_that_fails(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage, call: str, message: str
+) -> None:
+    library.fails.add(call)
+    engine = make()
+    with pytest.raises(EngineError, match=message):
+        engine.build(bundle, stage, BuildOptions())
+    assert engine.cache.entries() == []
+
+
+def test_targets_are_for_tensorrt_for_rtx(make: Make, bundle: Bundle, stage: Stage) -> None:
+    with pytest.raises(UsageError, match="builds only for the GPU that is present, found --target sm_86"):
+        make().build(bundle, stage, BuildOptions(targets=("sm_86",)))
+
+
+def test_a_bundle_without_graphs_for_its_transforms(make: Make, bundle: Bundle) -> None:
+    spectrogram = next(stage for stage in bundle.manifest.stages if stage.file is None)
+    with pytest.raises(
+        EngineError, match=r"tiny has no graph for stage spectrogram\.16.*Export the checkpoint again"
+    ):
+        make().prepare(bundle, spectrogram, 1)
+
+
+def test_timings_are_kept_and_merged(make: Make, library: FakeTensorRt, bundle: Bundle) -> None:
+    for stage in bundle.manifest.graph_stages:
+        engine = make()
+        engine.build(bundle, stage, BuildOptions())
+    (file,) = engine.cache.folder.glob("timing-*.bin")
+    assert file.read_bytes() == b"kernel 1\nkernel 2"
+    engine.cache.prune(everything=True)
+    assert list(engine.cache.folder.glob("timing-*")) == []
+
+
+def test_damaged_timings_cost_nothing_but_time(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    engine = make()
+    engine.build(bundle, stage, BuildOptions())
+    (file,) = engine.cache.folder.glob("timing-*.bin")
+    file.write_bytes(b"damaged")
+    engine.build(bundle, stage, BuildOptions(), fresh=True)
+    assert file.read_bytes() == b"kernel 2"
+
+
+def test_timings_that_cannot_be_kept(
+    make: Make,
+    bundle: Bundle,
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = make()
+    monkeypatch.setattr(engine.cache, "timing_file", lambda *_: Path("/dev/null/timings"))
+    with caplog.at_level(logging.WARNING):
+        engine.build(bundle, stage, BuildOptions())
+    assert "kernel timings are not kept for the next build" in caplog.text
+
+
+# --- availability ------------------------------------------------------------------------------------------
+
+
+def test_availability(library: FakeTensorRt) -> None:
+    found = TensorRtEngine.availability()
+    assert (found.works, found.version, found.device) == (True, "10.13.2.6", "Fake GPU (sm_86)")
+
+
+def test_an_old_library(library: FakeTensorRt) -> None:
+    library.__version__ = "10.8.0.43"
+    found = TensorRtEngine.availability()
+    assert not found.works
+    assert found.reason == "TensorRT 10.8.0.43 is installed, expected 10.9 or newer"
+    assert "pip install --upgrade" in found.fix
+
+
+@pytest.mark.parametrize(("name", "extra"), [("trt", "trt"), ("trt-rtx", "rtx")])
+def test_no_library(name: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    found = engine_class(name).availability()
+    assert not found.works
+    assert found.reason.endswith("is not installed")
+    assert found.fix.startswith(f'pip install "mrsep-deploy[{extra}]"')
+
+
+def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    found = TensorRtEngine.availability()
+    assert found.reason == "TensorRT is installed but does not load: libnvinfer.so.10: cannot open"
+
+
+def test_no_gpu(library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_index: int, _extra: str) -> Gpu:
+        raise EngineUnavailableError("this machine has no CUDA driver", "Install it.")
+
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", none)
+    found = TensorRtEngine.availability()
+    assert (found.works, found.version) == (False, "10.13.2.6")
+    assert (found.reason, found.fix) == ("this machine has no CUDA driver", "Install it.")
+
+
+class _Driver:
+    """cuda-python's driver with one GPU, or with ``failing`` as the status of its first call."""
+
+    class CUdevice_attribute:
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 8
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 6
+
+    def __init__(self, failing: int = 0) -> None:
+        self.failing = failing
+
+    def _answer(self, *results: object) -> tuple[object, ...]:
+        name = "CUDA_ERROR_NO_DEVICE" if self.failing else "CUDA_SUCCESS"
+        return (type("CUresult", (), {"value": self.failing, "name": name})(), *results)
+
+    def cuInit(self, _flags: int) -> tuple[object, ...]:
+        return self._answer()
+
+    def cuDeviceGetCount(self) -> tuple[object, ...]:
+        return self._answer(1)
+
+    def cuDeviceGet(self, index: int) -> tuple[object, ...]:
+        return self._answer(index)
+
+    def cuDeviceGetName(self, size: int, _device: int) -> tuple[object, ...]:
+        return self._answer(b"NVIDIA Fake".ljust(size, b"\0"))
+
+    def cuDeviceGetAttribute(self, kind: int, _device: int) -> tuple[object, ...]:
+        return self._answer(kind)
+
+    def cuDriverGetVersion(self) -> tuple[object, ...]:
+        return self._answer(13020)
+
+
+def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_device.importlib, "import_module", lambda _name: _Driver())
+    assert tensorrt_device.find_gpu(0, "rtx") == Gpu("NVIDIA Fake", "sm_86", "13.2")
+    with pytest.raises(EngineUnavailableError, match="there is no GPU 3, CUDA finds 1"):
+        tensorrt_device.find_gpu(3, "rtx")
+
+
+def test_cuda_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_device.importlib, "import_module", lambda _name: _Driver(100))
+    with pytest.raises(EngineUnavailableError, match="CUDA says CUDA_ERROR_NO_DEVICE in cuInit"):
+        tensorrt_device.find_gpu(0, "rtx")
+
+
+def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_name: str) -> None:
+        raise ModuleNotFoundError("No module named 'cuda'")
+
+    monkeypatch.setattr(tensorrt_device.importlib, "import_module", fail)
+    with pytest.raises(EngineUnavailableError, match=r"cuda-python cannot be imported.*mrsep-deploy\[rtx\]"):
+        tensorrt_device.find_gpu(0, "rtx")
+
+
+def test_numpy_names_of_element_types(library: FakeTensorRt) -> None:
+    found = tensorrt_engine.find_library("trt")
+    assert [found.dtype(kind) for kind in DataType] == ["float32", "float16", "int64"]

@@ -1,0 +1,335 @@
+"""A TensorRT without a GPU, and a GPU without CUDA: enough of both to run what drives them.
+
+``FakeTensorRt()`` stands for the module ``tensorrt``. Its builder keeps the ONNX graph as the plan and its
+contexts compute it with ONNX's reference, reading and writing at the addresses they were given, which are
+addresses of host memory that ``FakeCuda`` hands out. ``fails`` names the calls that are to fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from enum import Enum, IntEnum
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from mrsep_deploy.devices.cpu import CpuDevice, CpuMemory
+from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Stream, TensorView
+
+PREFIX = b"fake plan "
+
+
+class DataType(IntEnum):
+    FLOAT = 0
+    HALF = 1
+    INT64 = 8
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+
+
+class Flag(IntEnum):
+    STRONGLY_TYPED = 1
+
+
+class Elsewhere(IntEnum):
+    """TensorRT 11, where networks are strongly typed and bit 1 means something else."""
+
+    OTHER = 1
+
+
+class BuilderFlag(IntEnum):
+    TF32 = 6
+
+
+class MemoryPoolType(IntEnum):
+    WORKSPACE = 0
+
+
+class Strategy(IntEnum):
+    USER_MANAGED = 2
+
+
+class Mode(IntEnum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class LayerType(Enum):
+    CONVOLUTION = 0
+    ELEMENTWISE = 1
+
+
+_TYPES = {
+    np.dtype("float32"): DataType.FLOAT,
+    np.dtype("float16"): DataType.HALF,
+    np.dtype("int64"): DataType.INT64,
+}
+
+
+class FakeTensorRt(ModuleType):
+    """The module. ``calls`` notes what is done to contexts and configurations, in order."""
+
+    DataType = DataType
+    BuilderFlag = BuilderFlag
+    MemoryPoolType = MemoryPoolType
+    ExecutionContextAllocationStrategy = Strategy
+    NetworkDefinitionCreationFlag: Any = Flag
+
+    def __init__(self, version: str = "10.13.2.6", workspace: int = 1000) -> None:
+        super().__init__("tensorrt")
+        self.__version__ = version
+        self.workspace = workspace
+        self.fails: set[str] = set()
+        self.calls: list[tuple[Any, ...]] = []
+        self.timings: list[bytes] = []
+        if version.startswith("11."):
+            self.NetworkDefinitionCreationFlag = Elsewhere
+        self.ILogger = _Logger
+        self.Builder: Callable[[Any], _Builder] = lambda logger: _Builder(self, logger)
+        self.OnnxParser: Callable[[Any, Any], _Parser] = lambda network, logger: _Parser(network)
+        self.Runtime: Callable[[Any], _Runtime] = lambda logger: _Runtime(self, logger)
+
+    def of(self, what: str) -> list[tuple[Any, ...]]:
+        """The calls of one kind."""
+        return [call[1:] for call in self.calls if call[0] == what]
+
+
+class _Logger:
+    ERROR, INTERNAL_ERROR, WARNING = Severity.ERROR, Severity.INTERNAL_ERROR, Severity.WARNING
+
+    def log(self, severity: Severity, message: str) -> None:
+        raise NotImplementedError
+
+
+class _Tensor:
+    def __init__(self, value: onnx.ValueInfoProto) -> None:
+        kind = value.type.tensor_type
+        self.name = value.name
+        self.shape = tuple(d.dim_value for d in kind.shape.dim)
+        self.dtype = _TYPES[onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)]
+
+
+class _Layer:
+    num_outputs = 1
+
+    def __init__(self, node: onnx.NodeProto, output: _Tensor) -> None:
+        self.type = LayerType.CONVOLUTION if node.op_type == "Conv" else LayerType.ELEMENTWISE
+        self.output = output
+
+    def get_output(self, index: int) -> _Tensor:
+        return self.output
+
+
+class _Network:
+    def __init__(self, flags: int) -> None:
+        self.flags = flags
+        self.inputs: list[_Tensor] = []
+        self.outputs: list[_Tensor] = []
+        self.layers: list[_Layer] = []
+        self.graph = b""
+
+    num_inputs = property(lambda self: len(self.inputs))
+    num_outputs = property(lambda self: len(self.outputs))
+    num_layers = property(lambda self: len(self.layers))
+
+    def get_flag(self, flag: IntEnum) -> bool:
+        return bool(self.flags & 1 << int(flag))
+
+    def get_input(self, index: int) -> _Tensor:
+        return self.inputs[index]
+
+    def get_output(self, index: int) -> _Tensor:
+        return self.outputs[index]
+
+    def get_layer(self, index: int) -> _Layer:
+        return self.layers[index]
+
+
+class _Parser:
+    num_errors = 0
+
+    def __init__(self, network: _Network) -> None:
+        self.network = network
+
+    def parse(self, graph: bytes) -> bool:
+        model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
+        known = {v.name: _Tensor(v) for v in (*model.graph.value_info, *model.graph.output)}
+        self.network.graph = graph
+        self.network.inputs = [_Tensor(value) for value in model.graph.input]
+        self.network.outputs = [_Tensor(value) for value in model.graph.output]
+        self.network.layers = [_Layer(node, known[node.output[0]]) for node in model.graph.node]
+        return True
+
+
+class _TimingCache:
+    """Timings as text: every build adds a line."""
+
+    def __init__(self, data: bytes) -> None:
+        self.lines = set(data.splitlines())
+
+    def combine(self, other: _TimingCache, _ignore: bool) -> bool:
+        self.lines |= other.lines
+        return True
+
+    def serialize(self) -> bytes:
+        return b"\n".join(sorted(self.lines))
+
+
+class _Config:
+    max_aux_streams = -1
+    builder_optimization_level = 3
+
+    def __init__(self) -> None:
+        self.flags = {BuilderFlag.TF32}
+        self.limits: dict[MemoryPoolType, int] = {}
+        self.timing: _TimingCache | None = None
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag)
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
+        self.limits[pool] = size
+
+    def create_timing_cache(self, data: bytes) -> _TimingCache | None:
+        return None if data.startswith(b"damaged") else _TimingCache(data)
+
+    def set_timing_cache(self, cache: _TimingCache, _ignore: bool) -> bool:
+        self.timing = cache
+        return True
+
+    def get_timing_cache(self) -> _TimingCache | None:
+        return self.timing
+
+
+class _Builder:
+    def __init__(self, library: FakeTensorRt, logger: Any) -> None:
+        if "builder" in library.fails:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        self.library, self.logger = library, logger
+
+    def create_network(self, flags: int) -> _Network:
+        return _Network(flags)
+
+    def create_builder_config(self) -> _Config:
+        return _Config()
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
+        self.library.calls.append(("build", network, config))
+        if "build" in self.library.fails:
+            self.logger.log(Severity.WARNING, "not this")
+            self.logger.log(Severity.ERROR, "Could not find any\nimplementation for node 3")
+            return None
+        if config.timing is not None:
+            config.timing.lines.add(b"kernel %d" % len(self.library.of("build")))
+        return PREFIX + network.graph
+
+
+class _Runtime:
+    def __init__(self, library: FakeTensorRt, logger: Any) -> None:
+        self.library, self.logger = library, logger
+
+    def deserialize_cuda_engine(self, data: bytes) -> _Engine | None:
+        if "deserialize" in self.library.fails:
+            self.library.fails.discard("deserialize")
+            self.logger.log(Severity.ERROR, "The engine plan file is not compatible")
+            return None
+        return _Engine(self.library, data)
+
+
+class _Engine:
+    def __init__(self, library: FakeTensorRt, data: bytes) -> None:
+        self.library = library
+        self.model = onnx.load_from_string(data.removeprefix(PREFIX))
+        self.inputs = {value.name: _Tensor(value) for value in self.model.graph.input}
+        self.tensors = {**self.inputs, **{v.name: _Tensor(v) for v in self.model.graph.output}}
+        self.num_io_tensors = len(self.tensors)
+        self.device_memory_size_v2 = library.workspace
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Mode:
+        return Mode.INPUT if name in self.inputs else Mode.OUTPUT
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name].shape
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return self.tensors[name].dtype
+
+    def create_execution_context(self, strategy: Strategy) -> _Context | None:
+        self.library.calls.append(("context", strategy))
+        return None if "context" in self.library.fails else _Context(self)
+
+
+class _Context:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine, self.library = engine, engine.library
+        self.addresses: dict[str, int] = {}
+        self.reference = ReferenceEvaluator(engine.model)
+
+    def set_device_memory(self, pointer: int, size: int) -> None:
+        self.library.calls.append(("memory", self.engine.model.graph.output[0].name, pointer, size))
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self.library.calls.append(("address", name, pointer))
+        self.addresses[name] = pointer
+        return "address" not in self.library.fails
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.library.calls.append(("execute", stream, dict(self.addresses)))
+        if "execute" in self.library.fails:
+            return False
+        inputs = {name: self._array(name).copy() for name in self.engine.inputs}
+        results = self.reference.run(None, inputs)
+        for value, result in zip(self.engine.model.graph.output, results, strict=True):
+            self._array(value.name)[...] = result
+        return True
+
+    def _array(self, name: str) -> NDArray[Any]:
+        tensor = self.engine.tensors[name]
+        dtype = next(np_type for np_type, kind in _TYPES.items() if kind == tensor.dtype)
+        return host_array(DeviceTensor(self.addresses[name], tensor.shape, dtype))
+
+
+def host_array(tensor: DeviceTensor) -> NDArray[Any]:
+    """What lies at the address of a tensor of ``FakeCuda``."""
+    block = (ctypes.c_uint8 * tensor.nbytes).from_address(tensor.pointer)
+    return np.frombuffer(block, np.uint8).view(tensor.dtype).reshape(tensor.shape)
+
+
+class _FakeCudaMemory(CpuMemory):
+    def __init__(self, size: int, kept: list[Any]) -> None:
+        super().__init__(size, lambda _size: None)
+        kept.append(self._block)  # an address keeps nothing alive
+
+    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
+        array = super().tensor(offset, shape, dtype)
+        return DeviceTensor(array.ctypes.data, shape, np.dtype(dtype))
+
+
+class FakeCuda(CpuDevice):
+    """Host memory behind device tensors; streams are the CPU's."""
+
+    kind: DeviceKind = "cuda"
+    name = "Fake GPU"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[Any] = []
+
+    def allocate(self, size: int) -> CpuMemory:
+        return _FakeCudaMemory(size, self._kept)
+
+    def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
+        sides = [host_array(s) if isinstance(s, DeviceTensor) else s for s in (target, source)]
+        stream.enqueue(lambda: np.copyto(*sides))
