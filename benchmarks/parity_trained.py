@@ -5,6 +5,8 @@
 Separates the four-stem excerpt (both layouts) and a whole song (split), and writes
 ``benchmarks/results/parity_trained.json``: for every stem its SNR against the reference in dB, over
 all of it and over its first and last second, and for the excerpt the SDR against the true stems.
+Beside each stands what demucs itself reaches in float32, which bounds what quiet parts can: rounding
+errors follow the level of the segment, not that of the stem.
 """
 
 from __future__ import annotations
@@ -46,35 +48,35 @@ REQUIRED_SNR = 110.0  # dB
 
 
 @functools.cache
-def published_model() -> torch.nn.Module:
-    """The trained model as the PyPI package demucs builds it, in float64."""
+def published_model(dtype: torch.dtype) -> torch.nn.Module:
+    """The trained model as the PyPI package demucs builds it."""
     from demucs.states import load_model as load_published
 
     model: torch.nn.Module = load_published(trained_htdemucs())
-    return model.double().eval()
+    return model.to(dtype).eval()
 
 
-def separate_published(mix: Samples) -> dict[str, NDArray[np.float64]]:
-    """What demucs makes of a song ``[2, L]``, every step in float64, without random shifts.
+def separate_published(mix: Samples, dtype: torch.dtype = torch.float64) -> dict[str, Samples]:
+    """What demucs makes of a song ``[2, L]``, every step in ``dtype``, without random shifts.
 
     The song is normalised as ``demucs.api.Separator`` does.
     """
     from demucs.apply import apply_model
 
-    with _float64_by_default(), torch.no_grad():
-        wav = torch.from_numpy(mix.astype(np.float64))
+    with _by_default(dtype), torch.no_grad():
+        wav = torch.from_numpy(mix).to(dtype)
         mono = wav.mean(0)
         mean, std = mono.mean(), mono.std() + 1e-8
-        model = published_model()
+        model = published_model(dtype)
         stems = apply_model(model, ((wav - mean) / std)[None], shifts=0, split=True, overlap=OVERLAP)
         return dict(zip(STEMS, (stems * std + mean)[0].numpy(), strict=True))
 
 
 @contextmanager
-def _float64_by_default() -> Iterator[None]:
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
     # demucs makes windows, positions and the sum of segments in the default dtype.
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
@@ -96,18 +98,25 @@ def export_trained(folder: Path, layout: Layout) -> Path:
 
 @dataclass(frozen=True)
 class StemParity:
-    """SNR of one stem in dB against the reference; None where an edge of the reference is silence."""
+    """SNR of one stem in dB against the reference; None where an edge of the reference is silence.
+
+    ``levels`` are those of the reference's edges in dBFS.
+    """
 
     snr: float
     start: float | None
     end: float | None
+    levels: tuple[float, float]
 
     @property
     def worst(self) -> float:
         return min(value for value in (self.snr, self.start, self.end) if value is not None)
 
     def __str__(self) -> str:
-        edges = (f"{value:.1f}" if value is not None else "silent" for value in (self.start, self.end))
+        edges = (
+            f"{f'{snr:.1f}' if snr is not None else 'silent'} ({level:.0f} dBFS)"
+            for snr, level in zip((self.start, self.end), self.levels, strict=True)
+        )
         return f"{self.snr:.1f} dB, first and last second {', '.join(edges)}"
 
 
@@ -117,11 +126,13 @@ def parity(stems: Stems, reference: Stems) -> dict[str, StemParity]:
     found = {}
     for name, exact in reference.items():
         value = stems[name]
-        edges = [
-            Deviation.between(value[:, part], exact[:, part]).snr if level(exact[:, part]) > AUDIBLE else None
-            for part in (slice(0, edge), slice(-edge, None))
-        ]
-        found[name] = StemParity(Deviation.between(value, exact).snr, *edges)
+        parts = (slice(0, edge), slice(-edge, None))
+        levels = (level(exact[:, parts[0]]), level(exact[:, parts[1]]))
+        start, end = (
+            Deviation.between(value[:, part], exact[:, part]).snr if loud > AUDIBLE else None
+            for part, loud in zip(parts, levels, strict=True)
+        )
+        found[name] = StemParity(Deviation.between(value, exact).snr, start, end, levels)
     return found
 
 
@@ -162,8 +173,10 @@ def _excerpt(bundles: Mapping[Layout, Path], threads: int) -> dict[str, object]:
             stems = separator.separate(mix)
         ours = {name: round(sdr(stems[name], truth[name]), 3) for name in STEMS}
         by_layout[layout] = {**_report(f"excerpt, {layout}", parity(stems, reference)), "sdr": ours}
+    yardstick = separate_published(mix, torch.float32)
     return {
         "seconds": round(mix.shape[1] / SAMPLE_RATE, 2),
+        "demucs_float32": _report("excerpt, demucs in float32", parity(yardstick, reference)),
         "sdr_demucs": {name: round(sdr(reference[name], truth[name]), 3) for name in STEMS},
         "layouts": by_layout,
     }
@@ -175,13 +188,16 @@ def _song(song: Song, seconds: float | None, bundle: Path, threads: int) -> dict
     with Separator(bundle, engine="ort", threads=threads, overlap=OVERLAP) as separator:
         stems = separator.separate(mix)
     ours = time.perf_counter() - began
-    report = _report(song.name, parity(stems, separate_published(mix)))
+    reference = separate_published(mix)
+    report = _report(song.name, parity(stems, reference))
+    yardstick = parity(separate_published(mix, torch.float32), reference)
     return {
         "name": song.name,
         "licence": song.licence,
         "seconds": round(mix.shape[1] / SAMPLE_RATE, 2),
         "separated_in": round(ours, 1),
         **report,
+        "demucs_float32": _report(f"{song.name}, demucs in float32", yardstick),
     }
 
 
@@ -192,11 +208,16 @@ def _report(what: str, found: Mapping[str, StemParity]) -> dict[str, object]:
         "snr": {name: round(stem.snr, 2) for name, stem in found.items()},
         "snr_first_second": {name: _rounded(stem.start) for name, stem in found.items()},
         "snr_last_second": {name: _rounded(stem.end) for name, stem in found.items()},
+        "edge_dbfs": {name: [_finite(level) for level in stem.levels] for name, stem in found.items()},
     }
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
+
+
+def _finite(level: float) -> float | None:
+    return round(level, 1) if math.isfinite(level) else None
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
@@ -19,13 +20,16 @@ from mrsep_deploy.errors import EngineUnavailableError, UsageError
 __all__ = [
     "AUTO",
     "ENGINE_NAMES",
+    "PREFERENCE",
     "Availability",
     "BuildOptions",
     "BuildsEngines",
     "BuiltStage",
+    "Choice",
     "Engine",
     "EngineOptions",
     "Runner",
+    "choose",
     "choose_engine",
     "engine_class",
 ]
@@ -33,15 +37,35 @@ __all__ = [
 AUTO = "auto"
 
 _CLASSES = {
+    "openvino": "mrsep_deploy.engines.openvino:OpenVinoEngine",
     "ort": "mrsep_deploy.engines.onnxruntime:OnnxRuntimeEngine",
+    "ort-cuda": "mrsep_deploy.engines.onnxruntime_cuda:OrtCudaEngine",
+    "ort-trt": "mrsep_deploy.engines.onnxruntime_cuda:OrtTensorRtEngine",
     "torch": "mrsep_deploy.engines.torch:TorchEngine",
     "trt": "mrsep_deploy.engines.tensorrt:TensorRtEngine",
     "trt-rtx": "mrsep_deploy.engines.tensorrt:TensorRtRtxEngine",
 }
 ENGINE_NAMES = tuple(_CLASSES)
 
-# The order in which `auto` looks. The torch engine is the reference, not a choice of its own.
-_PREFERENCE = ("ort",)
+PREFERENCE: dict[str, str] = {
+    "trt": "TensorRT times its kernels on the very GPU",
+    "trt-rtx": "TensorRT for RTX compiles for the GPU",
+    "ort-cuda": "it runs on the GPU",
+    "openvino": "on a CPU it takes a little less time than ONNX Runtime",
+    "ort": "it runs on every CPU",
+}
+"""What ``auto`` tries, the fastest first, and why it is there.
+
+``ort-trt`` is TensorRT with a detour, and ``torch`` the reference: both have to be asked for.
+"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine that works here, and why it is this one; ``reason`` is empty where it was named."""
+
+    engine: Engine
+    reason: str
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -61,11 +85,33 @@ def choose_engine(name: str, options: EngineOptions) -> Engine:
 
     Raises:
         EngineUnavailableError: the named engine does not work here (never a silent substitute).
+        UsageError: there is no such engine, or it has no such precision.
     """
-    candidates = _PREFERENCE if name == AUTO else (name,)
-    for candidate in candidates:
+    return choose(name, options).engine
+
+
+def choose(name: str, options: EngineOptions) -> Choice:
+    """:func:`choose_engine`, with the reason for the choice."""
+    if name != AUTO:
+        return Choice(_named(name, options), "")
+    for candidate, reason in PREFERENCE.items():
         engine = engine_class(candidate)
-        found = engine.availability()
-        if found.works:
-            return engine(options)
-    raise EngineUnavailableError(f"engine {candidate} does not work here: {found.reason}", found.fix)
+        if engine.availability().works and options.precision in engine.precisions:
+            return Choice(engine(options), f"the fastest that works here: {reason}")
+    raise EngineUnavailableError(*_nothing_works(options))
+
+
+def _named(name: str, options: EngineOptions) -> Engine:
+    engine = engine_class(name)
+    found = engine.availability()
+    if not found.works:
+        raise EngineUnavailableError(f"engine {name} does not work here: {found.reason}", found.fix)
+    return engine(options)
+
+
+def _nothing_works(options: EngineOptions) -> tuple[str, str]:
+    """Message and fix where ``auto`` finds nothing: those of the engine that is easiest to install."""
+    fitting = [name for name in PREFERENCE if options.precision in engine_class(name).precisions]
+    found = engine_class(fitting[-1]).availability()
+    what = f"no engine for {options.precision} works here; {fitting[-1]}: {found.reason}"
+    return what, found.fix

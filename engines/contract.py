@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.devices.interface import Device, Memory, Stream, TensorView
 from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.errors import UsageError
 from mrsep_deploy.manifest import Stage
 from mrsep_deploy.schedule import Schedule
 
@@ -81,13 +82,19 @@ class Engine(abc.ABC):
         title: what people read.
         graph_transforms: spectrograms, inverses and sums run as graphs on the engine's device too;
             otherwise the host computes them.
+        precisions: what it can compute in.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     graph_transforms: ClassVar[bool] = False
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
 
     def __init__(self, options: EngineOptions) -> None:
+        """Raises UsageError for a precision that the engine does not have."""
+        if options.precision not in self.precisions:
+            known = ", ".join(self.precisions)
+            raise UsageError(f"engine {self.name} has no precision {options.precision}", f"Choose {known}.")
         self.options = options
 
     @classmethod

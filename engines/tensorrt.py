@@ -22,6 +22,7 @@ from mrsep_deploy.engines.contract import (
     BuiltStage,
     Engine,
     EngineOptions,
+    Precision,
     Runner,
 )
 from mrsep_deploy.engines.tensorrt_build import build_plan, check_targets
@@ -43,10 +44,10 @@ class TensorRtEngine(Engine):
     name: ClassVar[str] = "trt"
     title: ClassVar[str] = "TensorRT"
     graph_transforms: ClassVar[bool] = True
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
     # kernels are timed: two builds on one GPU would measure each other
     parallel_builds: ClassVar[bool] = False
     flavour: ClassVar[Flavour] = "trt"
-    extra: ClassVar[str] = "trt"
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
@@ -58,7 +59,7 @@ class TensorRtEngine(Engine):
         try:
             library = find_library(cls.flavour)
             version = library.version
-            gpu = find_gpu(0, cls.extra)
+            gpu = find_gpu(0)
             _check_capability(library, gpu)
         except EngineUnavailableError as error:
             return Availability(False, version, reason=error.message, fix=error.fix)
@@ -72,7 +73,7 @@ class TensorRtEngine(Engine):
     @functools.cached_property
     def gpu(self) -> Gpu:
         """The GPU to run on (``EngineUnavailableError`` if there is none)."""
-        gpu = find_gpu(self.options.device, self.extra)
+        gpu = find_gpu(self.options.device)
         _check_capability(self.library, gpu)
         return gpu
 
@@ -184,7 +185,6 @@ class TensorRtRtxEngine(TensorRtEngine):
     title: ClassVar[str] = "TensorRT for RTX"
     parallel_builds: ClassVar[bool] = True
     flavour: ClassVar[Flavour] = "trt-rtx"
-    extra: ClassVar[str] = "rtx"
 
 
 def _check_capability(library: Library, gpu: Gpu) -> None:

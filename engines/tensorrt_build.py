@@ -78,14 +78,18 @@ def build_plan(
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         reason = library.last_error()
-        raise EngineError(f"{library.title} cannot build stage {stage.name}: {reason}", _build_fix(options))
+        message = f"{library.title} cannot build stage {stage.name}: {reason}"
+        raise EngineError(message, _build_fix(reason, options))
     if timing is not None:
         timing.save(config)
     tensors = {name: facts.dtype for name, facts in network_tensors(library, network).items()}
     return Plan(bytes(serialized), layers, tensors)
 
 
-def _build_fix(options: BuildOptions) -> str:
+def _build_fix(reason: str, options: BuildOptions) -> str:
+    if "FP32 GEMM is not supported" in reason:
+        # Turing's; of the graphs of a bundle every one with a matrix product in it is refused there
+        return "Leave out sm_75: TensorRT for RTX multiplies no float32 matrices on such GPUs."
     return "Give it more memory: --workspace MB" if options.workspace is not None else ""
 
 
@@ -209,7 +213,7 @@ def _shown(facts: TensorFacts | None) -> str:
 
 
 def layer_types(library: Library, network: Any) -> dict[str, int]:
-    """How many layers compute in each element type.
+    """How many layers compute in each floating-point type.
 
     Counts the heavy layers if there are any, otherwise all that compute at all. What an input is cast
     to before and after says nothing: a graph can be float16 at both ends and float32 in between.
@@ -219,8 +223,10 @@ def layer_types(library: Library, network: Any) -> dict[str, int]:
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         if layer.num_outputs == 0 or layer.type.name in _TRANSPARENT:
             continue
-        counts = heavy if layer.type.name in HEAVY_LAYERS else others
-        counts[library.dtype(layer.get_output(0).dtype)] += 1
+        dtype = library.dtype(layer.get_output(0).dtype)
+        if "float" in dtype:  # indices say nothing of precision
+            counts = heavy if layer.type.name in HEAVY_LAYERS else others
+            counts[dtype] += 1
     return dict(heavy or others)
 
 

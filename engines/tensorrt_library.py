@@ -94,7 +94,8 @@ class Library:
 
     def dtype(self, data_type: Any) -> str:
         """NumPy's name of an element type."""
-        return _DTYPES.get(data_type.name, data_type.name.lower())
+        name = str(data_type.name)
+        return _DTYPES.get(name, name.lower())
 
 
 def find_library(flavour: Flavour) -> Library:

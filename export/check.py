@@ -76,7 +76,9 @@ class GraphChecker:
         try:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
-            raise ExportError(f"ONNX Runtime refuses the graph of stage {stage.name}: {str(error).splitlines()[0]}") from error
+            raise ExportError(
+                f"ONNX Runtime refuses the graph of stage {stage.name}: {str(error).splitlines()[0]}"
+            ) from error
 
         def run(inputs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
             result: list[NDArray[np.float32]] = session.run(

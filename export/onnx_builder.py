@@ -47,7 +47,6 @@ class GraphBuilder:
 
     def constant(self, value: NDArray[Any], what: str) -> str:
         """A constant, named after what it is; equal ones are stored once."""
-        value = np.ascontiguousarray(value)
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self._constant_names:
             name = f"/{self._fresh(f'constant/{what}')}"
@@ -57,7 +56,7 @@ class GraphBuilder:
 
     def number(self, value: float, what: str) -> str:
         """A float32 scalar."""
-        return self.constant(np.float32(value).reshape(()), what)
+        return self.constant(np.array(value, np.float32), what)
 
     def integers(self, *values: int) -> str:
         """An int64 vector: a shape, axes, bounds."""
@@ -89,7 +88,8 @@ class GraphBuilder:
             producer_name="mrsep-deploy",
         )
         onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString(deterministic=True)
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data
 
     def _fresh(self, base: str) -> str:
         self._counts[base] += 1

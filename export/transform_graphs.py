@@ -6,10 +6,10 @@ every engine runs: no ``STFT``, ``DFT``, ``Col2Im``, ``Gather`` or ``Scatter``. 
 :mod:`~mrsep_deploy.export.factored_dft` derives the products and says how true they are.
 
 Shapes are written as in the manifest, with ``R`` for rows of real transforms (items times audio channels, and
-sources), ``H`` hops, and ``N1``, ``N2`` for the factors of ``n_fft``. Frames lie along the last axis from
-beginning to end, so that both products leave their result where the next step wants it, and the
-spectrogram comes out as the model reads it: the only transposes are those of the signal itself,
-a quarter (or half) of a spectrogram's size.
+sources), and samples and bins by their digits ``n1, n2, n3`` and ``k1, k2, k3`` as in ``factored_dft``. Frames lie
+along the last axis from beginning to end and digits are ordered so that every product leaves its
+result where the next one wants it, and the last one the bins as the model reads them. The only
+transposes are those of the signal itself, a quarter (or half) of a spectrogram's size.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from functools import reduce
 import numpy as np
 
 from mrsep_deploy.export import factored_dft
-from mrsep_deploy.export.factored_dft import Factors, factorise
+from mrsep_deploy.export.factored_dft import factorise
 from mrsep_deploy.export.onnx_builder import GraphBuilder
 from mrsep_deploy.manifest import Branch, Stage, TensorSpec
 from mrsep_deploy.spectrogram import NORMALISE_EPS, Float64, frame_offset
-
 
 SHORT_SUM = 1024
 """Terms that one float32 accumulator adds with an error of 1e-6 (about ``6e-8 sqrt(n) / 2``)."""
@@ -96,36 +95,43 @@ def _sum(graph: GraphBuilder, signals: Sequence[TensorSpec], stems: TensorSpec) 
 
 def _spectrogram(graph: GraphBuilder, branch: Branch, mix: TensorSpec, outputs: Sequence[TensorSpec]) -> None:
     """mix ``[B, C, L]`` -> normalised spectrogram ``[B, 2C, F, T]``, statistics ``[B, 2]``."""
-    factors = factorise(branch.n_fft, branch.hop)
-    rows, bins = math.prod(mix.shape[:-1]), branch.bins
-    frames = _frames(graph, branch, factors, mix)
-    graph.scope = "dft"
-    first = graph.constant(factored_dft.forward_first(factors)[None], "first")
-    second = graph.constant(factored_dft.forward_second(factors)[None], "second")
-    # [1, N2, 2 N1, N1] @ [R, N2, N1, T] -> [R, N2, (re/im, k1), T] = [R, (N2, re/im), (k1, T)]
-    x = graph.op("MatMul", first, frames)
-    x = graph.reshape(x, rows, 2 * factors.second, factors.first * branch.frames)
-    # [1, N2, 2 N2] @ that -> [R, (re/im, k2), (k1, T)] = [B, 2C, F, T], for k = k1 + N1 k2
-    x = graph.op("MatMul", second, x)
-    shape = (mix.shape[0], 2 * mix.shape[1], bins, branch.frames)
+    x = _forward(graph, branch, _frames(graph, branch, mix), math.prod(mix.shape[:-1]))
+    shape = (mix.shape[0], 2 * mix.shape[1], branch.bins, branch.frames)
     _normalise(graph, graph.reshape(x, *shape), shape, outputs)
 
 
-def _frames(graph: GraphBuilder, branch: Branch, factors: Factors, mix: TensorSpec) -> str:
-    """``[B, C, L]`` -> ``[R, N2, N1, T]``: sample ``N2 n1 + n2`` of every frame.
+def _forward(graph: GraphBuilder, branch: Branch, x: str, rows: int) -> str:
+    """Frames ``[R, (n3, n2), n1, T]`` -> spectrogram ``[R, (re/im, k3), (k2, k1, T)]``, ``k1`` fastest: by bins."""
+    factors = factorise(branch.n_fft, branch.hop)
+    graph.scope = "dft"
+    first = graph.constant(factored_dft.forward_first(factors)[None], "first")
+    x = graph.op("MatMul", first, x)  # [R, (n3, n2), (re/im, k1), T] = [R, n3, (n2, re/im), (k1, T)]
+    if factors.middle > 1:
+        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * branch.frames)
+        middle = graph.constant(factored_dft.forward_middle(factors)[None], "middle")
+        x = graph.op("MatMul", middle, x)  # [R, n3, (re/im, k2), (k1, T)] = [R, (n3, re/im), (k2, k1, T)]
+    x = graph.reshape(x, rows, 2 * factors.last, factors.middle * factors.first * branch.frames)
+    last = graph.constant(factored_dft.forward_last(factors)[None], "last")
+    return graph.op("MatMul", last, x)
+
+
+def _frames(graph: GraphBuilder, branch: Branch, mix: TensorSpec) -> str:
+    """``[B, C, L]`` -> ``[R, (n3, n2), n1, T]``: the samples ``n`` of every frame.
 
     A hop is ``N1 / overlap`` whole rows ``n1``, so frame ``t`` is the hops ``t .. t + overlap - 1`` on top of
     each other: the transposed signal several times, shifted by one hop each time.
     """
     graph.scope = "frames"
+    factors = factorise(branch.n_fft, branch.hop)
     overlap = branch.n_fft // branch.hop
-    hops = branch.frames + overlap - 1
+    hops, height = branch.frames + overlap - 1, factors.first // overlap
     rows = math.prod(mix.shape[:-1])
     x = _padded(graph, branch, mix)
     if hops * branch.hop < branch.frames * branch.hop + 2 * frame_offset(branch.n_fft, branch.hop):
         x = graph.slice(x, 2, 0, hops * branch.hop)  # a hop of half a frame: one hop is in no frame
-    x = graph.reshape(x, rows, hops, factors.first // overlap, factors.second)
-    x = graph.op("Transpose", x, perm=[0, 3, 2, 1])
+    x = graph.reshape(x, rows, hops, height, factors.middle, factors.last)
+    x = graph.op("Transpose", x, perm=[0, 4, 3, 2, 1])
+    x = graph.reshape(x, rows, factors.rest, height, hops)
     shifted = [graph.slice(x, 3, hop, hop + branch.frames) for hop in range(overlap)]
     return graph.op("Concat", *shifted, axis=2)
 
@@ -223,43 +229,50 @@ def _denormalise(
 
 def _inverse(graph: GraphBuilder, branch: Branch, inputs: Sequence[TensorSpec], signal: TensorSpec) -> None:
     """estimate ``[B, 2 S C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
-    factors = factorise(branch.n_fft, branch.hop)
     batch, sources, channels, _ = signal.shape
     estimate = graph.reshape(inputs[0].name, batch, sources, 2 * channels, branch.bins, branch.frames)
     halved = np.ones(branch.bins)
     halved[0] = 0.5  # the one bin that is not there twice, see factored_dft
     gains = np.outer(branch.gains, halved).reshape(1, sources, 1, branch.bins, 1)
     x = _denormalise(graph, estimate, inputs[1], gains)
+    x = _backward(graph, branch, x, batch * sources * channels)
+    _overlap_add(graph, branch, x, signal)
+
+
+def _backward(graph: GraphBuilder, branch: Branch, x: str, rows: int) -> str:
+    """Spectrogram ``[R, 2, F, T]``, bin 0 halved -> windowed frames ``[R, (n3, n2), n1, T]``: ``_forward`` reversed."""
+    factors = factorise(branch.n_fft, branch.hop)
     graph.scope = "dft"
-    rows = batch * sources * channels
-    first = graph.constant(factored_dft.inverse_first(factors)[None], "first")
-    second = graph.constant(factored_dft.inverse_second(factors, branch.hop)[None], "second")
-    # [1, 2 N2, N2] @ [R, (re/im, k2), (k1, T)] -> [R, (n2, re/im), (k1, T)] = [R, N2, (re/im, k1), T]
-    x = graph.reshape(x, rows, factors.second, factors.first * branch.frames)
-    x = graph.op("MatMul", first, x)
-    # [1, N2, N1, 2 N1] @ that -> [R, N2, N1, T]
-    x = graph.reshape(x, rows, factors.second, 2 * factors.first, branch.frames)
-    x = graph.op("MatMul", second, x)
-    _overlap_add(graph, branch, factors, x, signal)
+    x = graph.reshape(x, rows, factors.last, factors.middle * factors.first * branch.frames)
+    last = graph.constant(factored_dft.inverse_last(factors)[None], "last")
+    x = graph.op("MatMul", last, x)  # [R, (n3, re/im), (k2, k1, T)] = [R, n3, (re/im, k2), (k1, T)]
+    if factors.middle > 1:
+        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * branch.frames)
+        middle = graph.constant(factored_dft.inverse_middle(factors)[None], "middle")
+        x = graph.op("MatMul", middle, x)  # [R, n3, (n2, re/im), (k1, T)] = [R, (n3, n2), (re/im, k1), T]
+    x = graph.reshape(x, rows, factors.rest, 2 * factors.first, branch.frames)
+    first = graph.constant(factored_dft.inverse_first(factors, branch.hop)[None], "first")
+    return graph.op("MatMul", first, x)
 
 
-def _overlap_add(graph: GraphBuilder, branch: Branch, factors: Factors, x: str, signal: TensorSpec) -> None:
-    """Frames ``[R, N2, N1, T]`` -> ``[B, S, C, L]``: :func:`_frames` reversed, then the padding cut off.
+def _overlap_add(graph: GraphBuilder, branch: Branch, x: str, signal: TensorSpec) -> None:
+    """Frames ``[R, (n3, n2), n1, T]`` -> ``[B, S, C, L]``: ``_frames`` reversed, then the padding cut off.
 
     Hop ``h`` of the signal is the sum over ``i`` of the ``i``-th ``N1 / overlap`` rows ``n1`` of frame
     ``h - i``.
     """
     graph.scope = "overlap-add"
+    factors = factorise(branch.n_fft, branch.hop)
     overlap = branch.n_fft // branch.hop
-    height = factors.first // overlap
-    hops = branch.frames + overlap - 1
+    hops, height = branch.frames + overlap - 1, factors.first // overlap
     rows, samples = math.prod(signal.shape[:-1]), signal.shape[-1]
     shifted = [
         graph.pad_last(graph.slice(x, 2, i * height, (i + 1) * height), 4, i, overlap - 1 - i)
         for i in range(overlap)
     ]
     total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
-    total = graph.op("Transpose", total, perm=[0, 3, 2, 1])
+    total = graph.reshape(total, rows, factors.last, factors.middle, height, hops)
+    total = graph.op("Transpose", total, perm=[0, 4, 3, 2, 1])
     total = graph.reshape(total, rows, hops * branch.hop)
     offset = frame_offset(branch.n_fft, branch.hop)
     graph.reshape(graph.slice(total, 1, offset, offset + samples), *signal.shape, output=signal.name)

@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "Show what a bundle or a checkpoint is made of.",
     "build": "Build a bundle's engines ahead of time.",
     "cache": "List and delete built engines.",
+    "doctor": "Show which engines work here, and what to do about the others.",
 }
 """Each is the click command of that name in ``mrsep_deploy.commands``; the text is its short help."""
 

@@ -102,7 +102,7 @@ def part_of(stage: Stage) -> Part:
 
 
 def _stream(stage: Stage, part: Part, mode: Mode) -> str:
-    if mode == "sequential" or stage.branch == "shared" and part == "body":
+    if mode == "sequential" or (stage.branch == "shared" and part == "body"):
         return MAIN
     return stage.branch if part == "body" else HEAD if part == "head" else TAIL
 

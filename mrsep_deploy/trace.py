@@ -24,61 +24,91 @@ class TraceEvent:
     end: float
 
 
+@dataclass(frozen=True)
+class _Timers:
+    """The events around one stage in one slot; every segment in that slot records them anew."""
+
+    step: Step
+    before: Event
+    after: Event
+
+
 class Trace:
-    """Collects runs; on CUDA from timing events that cost no synchronization while running."""
+    """Collects the runs of segments that were collected themselves.
+
+    On a CPU a stage takes its own times. On CUDA timed events do, which need no synchronization while
+    running and work inside a captured graph too; they are read when their segment is over.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._spans: list[tuple[int, Step, float, float]] = []
-        self._pending: list[tuple[int, Step, Event, Event]] = []
+        self._found: list[TraceEvent] = []
+        self._timers: dict[int, dict[str, _Timers]] = {}
         self._origin: float | None = None
         self._origin_event: Event | None = None
 
-    def begin(self, segment: int) -> None:
-        """A segment is submitted; the first one starts the clock."""
+    def begin(self, stream: Stream) -> None:
+        """A segment is submitted; the first one starts the clock, on CUDA on ``stream``."""
         if self._origin is None:
             self._origin = time.perf_counter()
+            if self._device.kind == "cuda":
+                self._origin_event = self._origin_event or self._device.event(timed=True)
+                stream.record(self._origin_event)
 
     @contextlib.contextmanager
-    def span(self, segment: int, step: Step, stream: Stream) -> Iterator[None]:
+    def span(self, segment: int, slot: int, step: Step, stream: Stream) -> Iterator[None]:
         """Around one stage's run, on the stream it runs on."""
         if self._device.kind == "cpu":
             start = time.perf_counter()
             yield
-            with self._lock:
-                self._spans.append((segment, step, start, time.perf_counter()))
+            self._add(segment, step, start, time.perf_counter(), self._origin or 0.0)
             return
-        before, after = self._device.event(), self._device.event()
-        if self._origin_event is None:
-            self._origin_event = before
-        stream.record(before)
+        timers = self._timers_of(slot, step)
+        stream.record(timers.before)
         yield
-        stream.record(after)
-        self._pending.append((segment, step, before, after))
+        stream.record(timers.after)
+
+    def _timers_of(self, slot: int, step: Step) -> _Timers:
+        timers = self._timers.setdefault(slot, {})
+        name = step.stage.name
+        if name not in timers:
+            timers[name] = _Timers(step, self._device.event(timed=True), self._device.event(timed=True))
+        return timers[name]
+
+    def finished(self, segment: int, slot: int) -> None:
+        """A segment is over: read its timers, before the next one in its slot takes them."""
+        if self._origin_event is None:
+            return
+        for timers in self._timers.get(slot, {}).values():
+            start = timers.before.seconds_since(self._origin_event)
+            self._add(segment, timers.step, start, start + timers.after.seconds_since(timers.before), 0.0)
+
+    def _add(self, segment: int, step: Step, start: float, end: float, origin: float) -> None:
+        event = TraceEvent(
+            segment, step.stage.name, step.stage.branch, step.stream, start - origin, end - origin
+        )
+        with self._lock:
+            self._found.append(event)
 
     def events(self) -> list[TraceEvent]:
         """All runs so far, by start; call it when the segments of interest have been collected."""
-        found: list[TraceEvent] = []
-        origin = self._origin or 0.0
         with self._lock:
-            for segment, step, start, end in self._spans:
-                found.append(_event(segment, step, start - origin, end - origin))
-        for segment, step, before, after in self._pending:
-            assert self._origin_event is not None
-            after.synchronize()
-            start = before.seconds_since(self._origin_event)
-            found.append(_event(segment, step, start, start + after.seconds_since(before)))
-        return sorted(found, key=lambda e: e.start)
+            return sorted(self._found, key=lambda e: e.start)
 
     def clear(self) -> None:
         """Forget everything; the next segment starts the clock anew."""
         with self._lock:
-            self._spans.clear()
-        self._pending.clear()
+            self._found.clear()
         self._origin = None
-        self._origin_event = None
 
-
-def _event(segment: int, step: Step, start: float, end: float) -> TraceEvent:
-    return TraceEvent(segment, step.stage.name, step.stage.branch, step.stream, start, end)
+    def close(self) -> None:
+        """Let the timers go; what was found stays. Idempotent."""
+        for timers in self._timers.values():
+            for each in timers.values():
+                each.before.close()
+                each.after.close()
+        self._timers.clear()
+        if self._origin_event is not None:
+            self._origin_event.close()
+            self._origin_event = None

@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from mrsep_deploy.devices.cpu import CpuDevice, CpuMemory
-from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Stream, TensorView
+from mrsep_deploy.devices.cpu import CpuDevice
+from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Memory, Stream, TensorView
 
 PREFIX = b"fake plan "
 
@@ -307,14 +307,16 @@ def host_array(tensor: DeviceTensor) -> NDArray[Any]:
     return np.frombuffer(block, np.uint8).view(tensor.dtype).reshape(tensor.shape)
 
 
-class _FakeCudaMemory(CpuMemory):
-    def __init__(self, size: int, kept: list[Any]) -> None:
-        super().__init__(size, lambda _size: None)
-        kept.append(self._block)  # an address keeps nothing alive
+class _FakeCudaMemory(Memory):
+    def __init__(self, block: NDArray[np.uint8]) -> None:
+        self.size = block.nbytes
+        self.pointer = block.ctypes.data
 
-    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
-        array = super().tensor(offset, shape, dtype)
-        return DeviceTensor(array.ctypes.data, shape, np.dtype(dtype))
+    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        return DeviceTensor(self.pointer + offset, shape, np.dtype(dtype))
+
+    def close(self) -> None:
+        pass  # the device keeps the block: an address keeps nothing alive
 
 
 class FakeCuda(CpuDevice):
@@ -325,10 +327,11 @@ class FakeCuda(CpuDevice):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: list[Any] = []
+        self._kept: list[NDArray[np.uint8]] = []
 
-    def allocate(self, size: int) -> CpuMemory:
-        return _FakeCudaMemory(size, self._kept)
+    def allocate(self, size: int) -> Memory:  # type: ignore[override]
+        self._kept.append(np.full(size, 0xFF, np.uint8))
+        return _FakeCudaMemory(self._kept[-1])
 
     def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         sides = [host_array(s) if isinstance(s, DeviceTensor) else s for s in (target, source)]

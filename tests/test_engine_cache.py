@@ -1,4 +1,4 @@
-"""The engine cache loads what its side-car confirms and nothing else, whoever else writes, dies or fills the disk."""
+"""The engine cache loads what its side-car confirms and nothing else, whoever writes, dies or fills the disk."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def test_an_engine_that_must_be_kept(tmp_path: Path) -> None:
 def test_a_read_only_cache(
     cache: EngineCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is there is loaded; what is not is built and used. (Root may write anywhere, so this is a fake.)"""
+    """What is there is loaded; what is not is built and used. (A fake, since root may write anywhere.)"""
     cache.get_or_build(KEY, Builder())
 
     def refuse(*_: object, **__: object) -> None:

@@ -7,17 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import CHANNELS, HOP, N_FFT, OFFSET, SAMPLES, SOURCES, tiny_bundle
+from bundles import CHANNELS, HOP, N_FFT, OFFSET, SAMPLES, SOURCES, tiny_bundle, tiny_files, tiny_manifest
 from numpy.typing import NDArray
 
-from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.errors import EngineError, UsageError
-from mrsep_deploy.manifest import Stage
+from mrsep_deploy.manifest import FileInfo, Stage
 from mrsep_deploy.schedule import Mode
 from mrsep_deploy.scheduler import SLOTS, Scheduler
 from mrsep_deploy.spectrogram import analyse, synthesise
@@ -191,6 +192,58 @@ def test_a_result_that_is_gone(bundle: Bundle) -> None:
 
 
 # --- streams -----------------------------------------------------------------------------------------------
+
+
+def joined_bundle(folder: Path) -> Bundle:
+    """Two encoders that meet in a bottleneck, after which the waveform branch has nothing more to do."""
+    plain = tiny_manifest(name="joined")
+    spectrogram, waveform = plain.tensor("spectrogram_16"), plain.tensor("waveform")
+
+    def graph(name: str, branch: str, inputs: tuple[str, ...], output: str) -> Stage:
+        return Stage(name, "graph", branch, inputs, (output,), f"{name}.onnx")
+
+    stages = (
+        *plain.stages[:2],
+        graph("encoder.16", "16", ("spectrogram_16",), "feature_16"),
+        graph("encoder.time", "time", ("waveform",), "feature_time"),
+        graph("bottleneck", "shared", ("feature_16", "feature_time"), "hidden"),
+        graph("decoder.16", "16", ("hidden",), "estimate_16"),
+        next(s for s in plain.stages if s.kind == "inverse"),
+        replace(plain.stages[-1], inputs=("signal_16",)),
+    )
+    used = {name for s in stages for name in (*s.inputs, *s.outputs)}
+    tensors = (
+        *(t for t in plain.tensors if t.name in used),
+        replace(spectrogram, name="feature_16"),
+        replace(waveform, name="feature_time"),
+        replace(spectrogram, name="hidden"),
+    )
+    files = {str(s.file): FileInfo("0" * 64, 0) for s in stages if s.file}
+    manifest = replace(plain, stages=stages, tensors=tensors, files=files)
+    return write_bundle(folder / "joined", manifest, tiny_files(manifest), overwrite=True)
+
+
+@pytest.mark.parametrize("slowest", ["encoder.16", "encoder.time", "bottleneck", "decoder.16"])
+def test_the_next_segment_leaves_the_body_to_the_one_before(tmp_path: Path, slowest: str) -> None:
+    """The waveform encoder is done early, and its next segment is there already: it has to wait for the
+    bottleneck, which still reads what it would write over."""
+
+    def compute(stage: Stage, inputs: Arrays, outputs: Arrays) -> None:
+        if stage.name == slowest:
+            time.sleep(0.01)
+        identity(stage, inputs, outputs)
+        if stage.name == "bottleneck":
+            outputs["hidden"][...] = inputs["feature_16"] * inputs["feature_time"][:, :1, :1, None]
+
+    bundle, mixes, found = joined_bundle(tmp_path), [segments(1, seed) for seed in range(6)], {}
+    for mode in CPU_MODES:
+        with closing(Scheduler(bundle, FakeEngine(compute, EngineOptions(threads=4)), mode)) as scheduler:
+            tickets, found[mode] = [scheduler.submit(mixes[0])], []
+            for mix in mixes[1:]:
+                tickets.append(scheduler.submit(mix))
+                found[mode].append(scheduler.result(tickets.pop(0)).copy())
+            found[mode].append(scheduler.result(tickets.pop()).copy())
+    np.testing.assert_array_equal(np.stack(found["concurrent"]), np.stack(found["sequential"]))
 
 
 def test_branches_run_side_by_side(bundle: Bundle) -> None:

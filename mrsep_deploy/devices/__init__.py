@@ -1,7 +1,7 @@
 """Devices: the CPU, and CUDA through cuda-python or pycuda, behind one small interface.
 
-    open_cuda(0)        a GPU, in the implementation that MRSEP_DEPLOY_CUDA names (cuda-python by default)
-    cuda_status()       whether there is one, and what to do if not
+open_cuda(0)        a GPU, in the implementation that MRSEP_DEPLOY_CUDA names (cuda-python by default)
+cuda_status()       whether there is one, and what to do if not
 """
 
 from __future__ import annotations

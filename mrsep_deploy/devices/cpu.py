@@ -21,6 +21,8 @@ from mrsep_deploy.devices.interface import (
     Stream,
     TensorView,
 )
+from mrsep_deploy.devices.open_objects import OpenObjects
+from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError
 
 ALIGNMENT = 256
@@ -71,7 +73,8 @@ class CpuStream(Stream):
     too, until ``synchronize`` has raised it: no work ever sees the output of work that failed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, open_objects: OpenObjects) -> None:
+        self._open = open_objects
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._closed = False
@@ -84,7 +87,7 @@ class CpuStream(Stream):
 
     def enqueue(self, work: Callable[[], None]) -> None:
         def guarded() -> None:
-            if self._error is not None:
+            if self._error is not None or self._closed:
                 return
             try:
                 work()
@@ -130,10 +133,12 @@ class CpuStream(Stream):
             raise error[0]
 
     def close(self) -> None:
+        """Work that has begun is finished, the rest of the queue is dropped."""
         if not self._closed:
             self._closed = True
+            self._open.remove(self)
             self._queue.put(None)
-            self._worker.join()
+        self._worker.join()
 
     def _put(self, item: Callable[[], None]) -> None:
         if self._closed:
@@ -148,25 +153,30 @@ class CpuStream(Stream):
 class CpuMemory(Memory):
     """A block of zeroed host memory."""
 
-    def __init__(self, size: int, given_back: Callable[[int], None]) -> None:
+    def __init__(self, size: int, open_objects: OpenObjects) -> None:
         self.size = size
-        self._given_back = given_back
+        self._open = open_objects
         try:
             block = np.zeros(size + ALIGNMENT, np.uint8)
         except MemoryError as error:
-            raise EngineError(f"there is no memory for {size / 1e6:,.0f} MB of buffers") from error
+            raise EngineError(
+                f"there is no memory for {size / 1e6:,.0f} MB of buffers",
+                "Export with a smaller batch, or close other programs.",
+            ) from error
         skip = -block.ctypes.data % ALIGNMENT
         self._block: NDArray[np.uint8] | None = block[skip : skip + size]
 
     def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         assert self._block is not None, "the block is closed"
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if offset < 0 or offset + size > self.size:
+            raise EngineError(f"a tensor of {size} bytes at {offset} leaves its block of {self.size} bytes")
         return self._block[offset : offset + size].view(dtype).reshape(shape)
 
     def close(self) -> None:
-        if self._block is not None:
-            self._block = None
-            self._given_back(self.size)
+        """The memory itself goes with the last tensor in it."""
+        self._block = None
+        self._open.remove(self)
 
 
 class CpuDevice(Device):
@@ -176,38 +186,26 @@ class CpuDevice(Device):
     name = "CPU"
 
     def __init__(self) -> None:
-        self._used = 0
-        self._lock = threading.Lock()
-        self._streams: list[CpuStream] = []
+        self._open = OpenObjects()
 
     def stream(self, name: str) -> CpuStream:
-        stream = CpuStream(name)
-        self._streams.append(stream)
-        return stream
+        return self._open.add(CpuStream(name, self._open))
 
     def event(self, timed: bool = False) -> CpuEvent:
         return CpuEvent()
 
     def allocate(self, size: int) -> CpuMemory:
-        memory = CpuMemory(size, self._given_back)
-        with self._lock:
-            self._used += size
-        return memory
-
-    def _given_back(self, size: int) -> None:
-        with self._lock:
-            self._used -= size
+        return self._open.add(CpuMemory(size, self._open))
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         return np.zeros(shape, dtype)
 
     def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
-        assert not isinstance(target, DeviceTensor) and not isinstance(source, DeviceTensor)
-
-        def work(target: NDArray[Any] = target, source: NDArray[Any] = source) -> None:
-            np.copyto(target, source)
-
-        stream.enqueue(work)
+        assert not isinstance(target, DeviceTensor)
+        assert not isinstance(source, DeviceTensor)
+        check_copy(target, source)
+        to, from_ = as_bytes(target), as_bytes(source)
+        stream.enqueue(lambda: np.copyto(to, from_))
 
     @property
     def captures(self) -> bool:
@@ -217,14 +215,11 @@ class CpuDevice(Device):
         raise EngineError("a CPU cannot capture work into a graph", "Choose --mode sequential or concurrent.")
 
     def synchronize(self) -> None:
-        for stream in self._streams:
-            if not stream._closed:
-                stream.synchronize()
+        for stream in self._open.streams():
+            stream.synchronize()
 
     def memory_used(self) -> int:
-        return self._used
+        return self._open.memory_bytes()
 
     def close(self) -> None:
-        for stream in self._streams:
-            stream.close()
-        self._streams.clear()
+        self._open.close_all()

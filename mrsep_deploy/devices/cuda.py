@@ -1,21 +1,18 @@
-"""What the two CUDA implementations share: what a GPU says of itself, tensors in a block, checks of copies."""
+"""What the two CUDA implementations share: what a GPU says of itself, tensors in a block."""
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor, TensorView
+from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor
 from mrsep_deploy.devices.open_objects import OpenObjects
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 
 NO_DRIVER = "there is no NVIDIA driver"
-INSTALL_DRIVER = (
-    "Install NVIDIA's driver, until nvidia-smi lists the GPU; start a container with --gpus all."
-)
+INSTALL_DRIVER = "Install NVIDIA's driver, until nvidia-smi lists the GPU; start a container with --gpus all."
 UPDATE_DRIVER = "Update NVIDIA's driver, or install the CUDA libraries of the version it supports."
 SEE_GPU = "Choose one that nvidia-smi lists, and see that CUDA_VISIBLE_DEVICES does not hide it."
 CONTEXT_LOST = (
@@ -82,16 +79,6 @@ def slice_block(pointer: int, size: int, offset: int, shape: tuple[int, ...], dt
     return tensor
 
 
-def check_copy(target: TensorView, source: TensorView) -> int:
-    """Bytes to copy, if the two fit."""
-    if target.nbytes != source.nbytes:
-        raise EngineError(f"a copy of {source.nbytes} bytes was asked for into {target.nbytes} bytes")
-    for tensor in (target, source):
-        if isinstance(tensor, np.ndarray) and not tensor.flags.c_contiguous:
-            raise EngineError(f"a copy needs a contiguous array, found strides {tensor.strides}")
-    return target.nbytes
-
-
 def check_index(index: int, count: int) -> None:
     """Raise unless there is a GPU of that index."""
     if count == 0:
@@ -103,8 +90,3 @@ def check_index(index: int, count: int) -> None:
 def version_text(version: int) -> str:
     """``13000`` -> ``13.0``, as CUDA writes versions."""
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def host_address(array: Any) -> int:
-    """Where an array lies."""
-    return int(array.ctypes.data)

@@ -7,7 +7,6 @@ thread, so whatever makes or launches something sets it first; that device stays
 from __future__ import annotations
 
 import ctypes
-import importlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,111 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.devices.cuda import (
-    CONTEXT_LOST,
-    INSTALL_DRIVER,
-    NO_DRIVER,
-    UPDATE_DRIVER,
-    CudaDevice,
-    CudaProperties,
-    check_copy,
-    check_index,
-    host_address,
-    slice_block,
-    version_text,
-)
+from mrsep_deploy.devices.cuda import CudaDevice, check_index, slice_block
+from mrsep_deploy.devices.cuda_runtime import CudaCallError, CudaRuntime, probe
 from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, Stream, TensorView
 from mrsep_deploy.devices.open_objects import OpenObjects
-from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.devices.views import address, check_copy
+from mrsep_deploy.errors import EngineError
 
-INSTALL = "pip install cuda-python"
-
-# Newest first: cuda-python had everything in `cuda.cudart` before the packages were split at 12.6.
-_MODULES = ("cuda.bindings.runtime", "cuda.cudart")
-
-# After these no call in the process works any more.
-_LOST = frozenset(
-    f"cudaError{name}"
-    for name in (
-        "Assert", "ECCUncorrectable", "HardwareStackError", "IllegalAddress", "IllegalInstruction",
-        "InvalidAddressSpace", "InvalidPc", "LaunchFailure", "LaunchTimeout", "MisalignedAddress", "Unknown",
-    )
-)  # fmt: skip
-
-
-class CudaCallError(EngineError):
-    """A call of the runtime failed. ``code`` is CUDA's name for the error."""
-
-    def __init__(self, call: str, code: str, text: str) -> None:
-        fix = CONTEXT_LOST if code in _LOST else ""
-        super().__init__(f"CUDA failed in {call}: {text} ({code})", fix)
-        self.code = code
-
-
-class CudaRuntime:
-    """The runtime's calls by name, with the error that each returns raised.
-
-    Raises:
-        EngineUnavailableError: cuda-python cannot be imported.
-    """
-
-    def __init__(self) -> None:
-        missing: ImportError | None = None
-        for name in _MODULES:
-            try:
-                self.module: Any = importlib.import_module(name)
-                return
-            except ImportError as error:
-                missing = missing or error
-        raise EngineUnavailableError(f"cuda-python cannot be imported ({missing})", INSTALL) from missing
-
-    def __call__(self, call: str, *arguments: Any) -> Any:
-        """The call's result; a tuple if it has several."""
-        error, *results = getattr(self.module, call)(*arguments)
-        if error != self.module.cudaError_t.cudaSuccess:
-            _, text = self.module.cudaGetErrorString(error)
-            raise CudaCallError(call, error.name, text.decode(errors="replace"))
-        return results[0] if len(results) == 1 else tuple(results)
-
-    def release(self, call: str, handle: Any) -> None:
-        """Give something back. The error is of no use here: such calls also return those of earlier,
-        asynchronous work, which synchronizing has raised or will raise."""
-        getattr(self.module, call)(handle)
-
-
-def probe() -> list[CudaProperties]:
-    """All GPUs, without making a context on any.
-
-    Raises:
-        EngineUnavailableError: there is no cuda-python, no driver, or one too old for it.
-    """
-    runtime = CudaRuntime()
-    driver, own = runtime("cudaDriverGetVersion"), runtime("cudaRuntimeGetVersion")
-    if not driver:
-        raise EngineUnavailableError(NO_DRIVER, INSTALL_DRIVER)
-    try:
-        count = runtime("cudaGetDeviceCount")
-    except CudaCallError as error:
-        raise _unavailable(error, version_text(driver), version_text(own)) from error
-    found = []
-    for index in range(count):
-        properties = runtime("cudaGetDeviceProperties", index)
-        name = properties.name.split(b"\0")[0].decode(errors="replace")
-        capability = (properties.major, properties.minor)
-        versions = (version_text(driver), version_text(own))
-        found.append(CudaProperties(name, capability, properties.totalGlobalMem, *versions))
-    return found
-
-
-def _unavailable(error: CudaCallError, driver: str, own: str) -> EngineUnavailableError:
-    if error.code == "cudaErrorInsufficientDriver":
-        return EngineUnavailableError(
-            f"the NVIDIA driver supports CUDA {driver}, cuda-python needs {own}",
-            f'{UPDATE_DRIVER} Here: pip install "cuda-python=={driver.split(".")[0]}.*"',
-        )
-    if error.code == "cudaErrorNoDevice":
-        return EngineUnavailableError("the NVIDIA driver finds no GPU", INSTALL_DRIVER)
-    return EngineUnavailableError(error.message, INSTALL_DRIVER)
+__all__ = ["CudaPythonDevice", "probe"]
 
 
 class CudaPythonEvent(Event):
@@ -284,18 +186,16 @@ class CudaPythonDevice(CudaDevice):
         # Every view of the array holds `block`, so nobody can be left with freed memory in hand.
         finalizer = weakref.finalize(block, self.runtime.release, "cudaFreeHost", pointer)
         finalizer.atexit = False  # the process's end frees it, the driver may be gone by then
-        array: NDArray[Any] = np.frombuffer(block, dtype, count).reshape(shape)
+        array: NDArray[Any] = np.frombuffer(memoryview(block), dtype, count).reshape(shape)
         array[...] = 0
         return array
 
     def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         size = check_copy(target, source)
         kinds = self.runtime.module.cudaMemcpyKind
-        to, from_ = (
-            "Device" if isinstance(tensor, DeviceTensor) else "Host" for tensor in (target, source)
-        )
+        to, from_ = ("Device" if isinstance(tensor, DeviceTensor) else "Host" for tensor in (target, source))
         kind = getattr(kinds, f"cudaMemcpy{from_}To{to}")
-        self.runtime("cudaMemcpyAsync", _address(target), _address(source), size, kind, stream.handle)
+        self.runtime("cudaMemcpyAsync", address(target), address(source), size, kind, stream.handle)
 
     @property
     def captures(self) -> bool:
@@ -339,7 +239,3 @@ class CudaPythonDevice(CudaDevice):
 
     def close(self) -> None:
         self._open.close_all()
-
-
-def _address(tensor: TensorView) -> int:
-    return tensor.pointer if isinstance(tensor, DeviceTensor) else host_address(tensor)

@@ -7,7 +7,9 @@ ONNX Runtime use, and pops it again, so that no order of opening and closing dev
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,12 +23,12 @@ from mrsep_deploy.devices.cuda import (
     NO_DRIVER,
     CudaDevice,
     CudaProperties,
-    check_copy,
     check_index,
     slice_block,
     version_text,
 )
 from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, Stream, TensorView
+from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 
 INSTALL = "pip install pycuda (it is compiled on the spot and needs nvcc), or use cuda-python."
@@ -68,6 +70,24 @@ def probe() -> list[CudaProperties]:
         ]
 
 
+@functools.cache
+def _primary_context(driver: Any, index: int) -> Any:
+    """A GPU's primary context, held until the process ends, as the runtime API does.
+
+    Pinned arrays may outlive the device object and need it to be freed. At the end ``detach`` is called
+    on it: pycuda's destructor would use the call for contexts of another kind.
+    """
+    context = driver.Device(index).retain_primary_context()
+
+    def release() -> None:
+        with contextlib.suppress(driver.Error):
+            context.push()
+            context.detach()
+
+    atexit.register(release)
+    return context
+
+
 @contextlib.contextmanager
 def _mapped(driver: Any) -> Iterator[None]:
     """Raise pycuda's errors as this package's."""
@@ -101,9 +121,7 @@ class PyCudaEvent(Event):
 
     def close(self) -> None:
         if self._event is not None:
-            with self._device.active():
-                self._event = None
-            self._device.forget(self)
+            self._device.let_go(self, "_event")
 
 
 class PyCudaStream(Stream):
@@ -147,9 +165,7 @@ class PyCudaStream(Stream):
     def close(self) -> None:
         """What is enqueued still runs to its end; the driver lets go of the stream after it."""
         if self._stream is not None:
-            with self._device.active():
-                self._stream = None
-            self._device.forget(self)
+            self._device.let_go(self, "_stream")
 
 
 class PyCudaMemory(Memory):
@@ -170,9 +186,7 @@ class PyCudaMemory(Memory):
 
     def close(self) -> None:
         if self._block is not None:
-            with self._device.active():
-                self._block = None  # its destructor frees, and keeps quiet about a lost context
-            self._device.forget(self)
+            self._device.let_go(self, "_block")
 
 
 class PyCudaDevice(CudaDevice):
@@ -190,7 +204,7 @@ class PyCudaDevice(CudaDevice):
         super().__init__(index, found[index])
         self.driver = load_driver()
         with _mapped(self.driver):
-            self._context: Any = self.driver.Device(index).retain_primary_context()
+            self._context: Any = _primary_context(self.driver, index)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -204,9 +218,15 @@ class PyCudaDevice(CudaDevice):
             finally:
                 self.driver.Context.pop()
 
-    def forget(self, closed: Stream | Event | Memory) -> None:
-        """Called by what this device made, once it is closed."""
-        self._open.remove(closed)
+    def let_go(self, made: Stream | Event | Memory, attribute: str) -> None:
+        """Drop pycuda's object, whose destructor gives it back and needs the context for that.
+
+        A context that is lost was reported by the call that lost it; there is nothing to give back then.
+        """
+        with contextlib.suppress(EngineError), self.active():
+            setattr(made, attribute, None)
+        setattr(made, attribute, None)
+        self._open.remove(made)
 
     def stream(self, name: str) -> PyCudaStream:
         return self._open.add(PyCudaStream(self))
@@ -241,7 +261,7 @@ class PyCudaDevice(CudaDevice):
             else:
                 # pycuda has no call that enqueues a copy inside the host: wait, and copy here.
                 stream.native.synchronize()
-                target.reshape(-1).view(np.uint8)[:] = source.reshape(-1).view(np.uint8)
+                np.copyto(as_bytes(target), as_bytes(source))
 
     @property
     def captures(self) -> bool:
@@ -255,7 +275,6 @@ class PyCudaDevice(CudaDevice):
             stream.synchronize()
 
     def close(self) -> None:
-        """Pinned arrays hold on to the context, which goes with the last of them."""
         if self._context is not None:
             self._open.close_all()
             self._context = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from bundles import OFFSET, tiny_bundle
 from fake_tensorrt import BuilderFlag, DataType, FakeCuda, FakeTensorRt, MemoryPoolType, Strategy, host_array
 
-from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor, Stream
 from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class, tensorrt_device
 from mrsep_deploy.engines import tensorrt as tensorrt_engine
@@ -20,8 +22,10 @@ from mrsep_deploy.engines.tensorrt import TensorRtEngine
 from mrsep_deploy.engines.tensorrt_device import Gpu
 from mrsep_deploy.engines.tensorrt_runner import TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
+from mrsep_deploy.export.transform_graphs import transform_graph
 from mrsep_deploy.manifest import Stage
-from mrsep_deploy.schedule import make_schedule
+from mrsep_deploy.schedule import Mode, make_schedule
+from mrsep_deploy.scheduler import Scheduler
 
 GPU = Gpu("Fake GPU", "sm_86", "13.0")
 
@@ -31,7 +35,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorRt:
     """A fake ``tensorrt`` that imports as the real one, a GPU, and an empty cache."""
     fake = FakeTensorRt()
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index, extra: GPU)
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index: GPU)
     monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
     return fake
 
@@ -71,6 +75,21 @@ def tensors_of(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> dict[str
     specs = [bundle.manifest.tensor(name) for name in (*stage.inputs, *stage.outputs)]
     found = {s.name: engine.device.allocate(s.elements * 4).tensor(0, s.shape, s.dtype) for s in specs}
     return {name: tensor for name, tensor in found.items() if isinstance(tensor, DeviceTensor)}
+
+
+def with_transforms(bundle: Bundle) -> Bundle:
+    """The same bundle with graphs for the stages that a host could compute."""
+    manifest = bundle.manifest
+    tensors = {spec.name: spec for spec in manifest.tensors}
+    files = {str(stage.file): bundle.graph_bytes(stage) for stage in manifest.graph_stages}
+    stages = []
+    for stage in manifest.stages:
+        if stage.file is None:
+            stage = replace(stage, file=f"{stage.name}.onnx")
+            files[f"{stage.name}.onnx"] = transform_graph(stage, manifest.branches, tensors)
+        stages.append(stage)
+    manifest = replace(manifest, stages=tuple(stages))
+    return write_bundle(bundle.path.parent / "complete", manifest, files, overwrite=True)
 
 
 def ready(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> TensorRtRunner:
@@ -195,6 +214,20 @@ def test_nobody_needs_a_workspace(make: Make, library: FakeTensorRt, bundle: Bun
     assert engine.share_workspaces(runners, make_schedule(bundle.manifest, "sequential")) is None
 
 
+@pytest.mark.parametrize("mode", ["sequential", "concurrent"])
+def test_a_whole_schedule_runs(make: Make, library: FakeTensorRt, bundle: Bundle, mode: Mode) -> None:
+    """Every stage as a graph, over the scheduler's streams, buffers and workspaces: the CPU engine's stems."""
+    complete = with_transforms(bundle)
+    mixes = np.random.default_rng(2).standard_normal((3, 1, 2, 64)).astype(np.float32)
+    reference = Scheduler(bundle, engine_class("ort")(EngineOptions()), mode)
+    scheduler = Scheduler(complete, make(), mode)
+    for mix in mixes:
+        np.testing.assert_allclose(scheduler.run(mix), reference.run(mix), atol=1e-5)
+    assert len(library.of("memory")) == len(complete.manifest.stages)
+    scheduler.close()
+    reference.close()
+
+
 # --- building ----------------------------------------------------------------------------------------------
 
 
@@ -246,7 +279,7 @@ def test_another_driver_device_or_library_builds_again(
         Gpu("Other GPU", "sm_86", "13.0"),
         Gpu("Fake GPU", "sm_89", "13.0"),
     ):
-        monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index, extra, gpu=gpu: gpu)
+        monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index, gpu=gpu: gpu)
         make().prepare(bundle, stage, 1)
     assert len(library.of("build")) == 4
     library.__version__ = "10.13.3.9"
@@ -375,7 +408,7 @@ def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_no_gpu(library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(_index: int, _extra: str) -> Gpu:
+    def none(_index: int) -> Gpu:
         raise EngineUnavailableError("this machine has no CUDA driver", "Install it.")
 
     monkeypatch.setattr(tensorrt_engine, "find_gpu", none)
@@ -384,59 +417,21 @@ def test_no_gpu(library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.reason, found.fix) == ("this machine has no CUDA driver", "Install it.")
 
 
-class _Driver:
-    """cuda-python's driver with one GPU, or with ``failing`` as the status of its first call."""
-
-    class CUdevice_attribute:
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 8
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 6
-
-    def __init__(self, failing: int = 0) -> None:
-        self.failing = failing
-
-    def _answer(self, *results: object) -> tuple[object, ...]:
-        name = "CUDA_ERROR_NO_DEVICE" if self.failing else "CUDA_SUCCESS"
-        return (type("CUresult", (), {"value": self.failing, "name": name})(), *results)
-
-    def cuInit(self, _flags: int) -> tuple[object, ...]:
-        return self._answer()
-
-    def cuDeviceGetCount(self) -> tuple[object, ...]:
-        return self._answer(1)
-
-    def cuDeviceGet(self, index: int) -> tuple[object, ...]:
-        return self._answer(index)
-
-    def cuDeviceGetName(self, size: int, _device: int) -> tuple[object, ...]:
-        return self._answer(b"NVIDIA Fake".ljust(size, b"\0"))
-
-    def cuDeviceGetAttribute(self, kind: int, _device: int) -> tuple[object, ...]:
-        return self._answer(kind)
-
-    def cuDriverGetVersion(self) -> tuple[object, ...]:
-        return self._answer(13020)
-
-
 def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_device.importlib, "import_module", lambda _name: _Driver())
-    assert tensorrt_device.find_gpu(0, "rtx") == Gpu("NVIDIA Fake", "sm_86", "13.2")
-    with pytest.raises(EngineUnavailableError, match="there is no GPU 3, CUDA finds 1"):
-        tensorrt_device.find_gpu(3, "rtx")
+    status = CudaStatus(True, "fake", "13.2", ("NVIDIA A", "NVIDIA B"), ((8, 6), (12, 0)))
+    monkeypatch.setattr(tensorrt_device, "cuda_status", lambda: status)
+    assert tensorrt_device.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "13.2")
+    with pytest.raises(
+        EngineUnavailableError, match=r"there is no GPU 2, CUDA finds 0 \(NVIDIA A\), 1 \(NVIDIA B\)"
+    ):
+        tensorrt_device.find_gpu(2)
 
 
-def test_cuda_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_device.importlib, "import_module", lambda _name: _Driver(100))
-    with pytest.raises(EngineUnavailableError, match="CUDA says CUDA_ERROR_NO_DEVICE in cuInit"):
-        tensorrt_device.find_gpu(0, "rtx")
-
-
-def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_name: str) -> None:
-        raise ModuleNotFoundError("No module named 'cuda'")
-
-    monkeypatch.setattr(tensorrt_device.importlib, "import_module", fail)
-    with pytest.raises(EngineUnavailableError, match=r"cuda-python cannot be imported.*mrsep-deploy\[rtx\]"):
-        tensorrt_device.find_gpu(0, "rtx")
+def test_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = CudaStatus(False, "fake", reason="there is no driver", fix="Install it.")
+    monkeypatch.setattr(tensorrt_device, "cuda_status", lambda: status)
+    with pytest.raises(EngineUnavailableError, match=r"there is no driver\. Install it\."):
+        tensorrt_device.find_gpu(0)
 
 
 def test_numpy_names_of_element_types(library: FakeTensorRt) -> None:

@@ -10,23 +10,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from mrsep_deploy.export.chain import reference_stage
-from mrsep_deploy.export.exporter import export_model
-from mrsep_deploy.export.factored_dft import LARGEST_FIRST, factorise
-from mrsep_deploy.export.load import load_model
-from mrsep_deploy.export.probe import probe_signal
-from mrsep_deploy.export.transform_graphs import transform_graph, transform_macs
+from goldens import Export
+from models import noise
 from numpy.typing import NDArray
 
-from models import noise
 from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.export.chain import reference_stage
+from mrsep_deploy.export.factored_dft import LARGEST_FIRST, Factors, factorise
+from mrsep_deploy.export.probe import probe_signal
+from mrsep_deploy.export.transform_graphs import transform_graph, transform_macs
 from mrsep_deploy.host import host_runner
 from mrsep_deploy.manifest import Branch, Stage, StageKind, TensorSpec
 from mrsep_deploy.spectrogram import NORMALISE_EPS
@@ -42,7 +40,6 @@ OPERATORS = {
     "Add", "Concat", "Identity", "MatMul", "Mul", "Pad", "Reciprocal", "ReduceSum", "Reshape", "Slice", "Sqrt",
     "Sub", "Transpose",
 }  # fmt: skip
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
 
 class Model:
@@ -247,7 +244,7 @@ def test_a_network_has_no_transform() -> None:
 
 
 @pytest.mark.parametrize("kind", ["spectrogram", "inverse"])
-@pytest.mark.parametrize(("n_fft", "hop"), [(4096, 1024), (3072, 1536)])
+@pytest.mark.parametrize(("n_fft", "hop"), [(4096, 1024), (3072, 1536), (8192, 2048)])
 def test_macs_are_those_of_the_matrix_products(kind: str, n_fft: int, hop: int) -> None:
     model = Model(n_fft, hop, 10_000, batch=3, gains=(1.0, 0.5))
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model.graph(kind))).graph
@@ -259,15 +256,20 @@ def test_macs_are_those_of_the_matrix_products(kind: str, n_fft: int, hop: int) 
 
 
 @pytest.mark.parametrize("overlap", [2, 4])
-@pytest.mark.parametrize("n_fft", [*range(64, 2048, 16), *SIZES, 65536])
-def test_factors(n_fft: int, overlap: int) -> None:
-    factors = factorise(n_fft, n_fft // overlap)
-    assert factors.first * factors.second == n_fft
-    assert factors.first <= LARGEST_FIRST
-    assert factors.second % 2 == 0
-    assert (n_fft // overlap) % factors.second == 0
-    if n_fft in SIZES:  # cheap where it matters: within a fifth of the least, or bound by LARGEST_FIRST
-        assert factors.first == LARGEST_FIRST or factors.first + factors.second < 1.2 * 2 * math.sqrt(n_fft)
+def test_factors(overlap: int) -> None:
+    for n_fft in (*range(64, 2048, 16), *SIZES, 65536):
+        factors = factorise(n_fft, n_fft // overlap)
+        assert factors.first * factors.middle * factors.last == n_fft
+        assert factors.first <= LARGEST_FIRST
+        assert factors.last % 2 == 0
+        assert (n_fft // overlap) % factors.rest == 0
+        if n_fft in SIZES:  # of two balanced factors, or fewer operations still
+            assert factors.macs < 1.2 * 4 * n_fft**1.5
+
+
+def test_long_frames_have_three_factors() -> None:
+    assert factorise(4096, 1024) == Factors(64, 1, 64)
+    assert factorise(8192, 2048) == Factors(16, 16, 32)
 
 
 def test_sizes_without_factors_are_refused() -> None:
@@ -275,7 +277,7 @@ def test_sizes_without_factors_are_refused() -> None:
         factorise(20, 5)
 
 
-@pytest.mark.parametrize(("n_fft", "hop"), [(4096, 1024), (3072, 1536)])
+@pytest.mark.parametrize(("n_fft", "hop"), [(4096, 1024), (3072, 1536), (8192, 2048)])
 @every_kind
 def test_tensorrt_builds_every_graph(kind: str, n_fft: int, hop: int) -> None:
     """TensorRT for RTX builds without a GPU; its parser is the one of TensorRT."""
@@ -292,16 +294,16 @@ def test_tensorrt_builds_every_graph(kind: str, n_fft: int, hop: int) -> None:
     assert builder.build_serialized_network(network, config) is not None
 
 
-def test_an_export_holds_them(tmp_path: Path) -> None:
+def test_an_export_holds_them(exports: Export) -> None:
     """Each stage has a graph, listed and checked; transforms count for nothing in the network's cost."""
-    bundle = export_model(load_model(GOLDEN / "htdemucs_n.th"), "small", tmp_path / "small")
+    bundle = exports("htdemucs_n")
     manifest = bundle.manifest
+    tensors = {tensor.name: tensor for tensor in manifest.tensors}
     for stage in manifest.stages:
         assert stage.file == f"{stage.name}.onnx"
         assert stage.file in manifest.files
         assert stage.name in manifest.checks
         assert (stage.macs > 0) == (stage.kind == "graph")
         if stage.kind != "graph":
-            tensors = {tensor.name: tensor for tensor in manifest.tensors}
             assert bundle.graph_bytes(stage) == transform_graph(stage, manifest.branches, tensors)
     assert {"whole", "whole_device"} <= set(manifest.checks)

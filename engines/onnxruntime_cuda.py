@@ -1,0 +1,259 @@
+"""ONNX Runtime on NVIDIA GPUs: its CUDA provider (``ort-cuda``) and its TensorRT provider (``ort-trt``).
+
+Both need the package ``onnxruntime-gpu`` in place of ``onnxruntime``. Nothing ever runs on the CPU instead:
+a session that would put a single node there is refused.
+"""
+
+from __future__ import annotations
+
+import abc
+import ctypes
+import functools
+import importlib.util
+import os
+from importlib import metadata
+from typing import Any, ClassVar
+
+from mrsep_deploy import paths
+from mrsep_deploy.atomic import make_folder
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.devices import cuda_status, open_cuda
+from mrsep_deploy.devices.interface import Device, DeviceTensor, Stream
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, first_line
+from mrsep_deploy.errors import EngineError
+from mrsep_deploy.manifest import Stage
+
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+CPU_PACKAGE, GPU_PACKAGE = "onnxruntime", "onnxruntime-gpu"
+REPLACE = (
+    f"pip uninstall -y {CPU_PACKAGE} {GPU_PACKAGE} && "
+    f'pip install "{GPU_PACKAGE}[cuda,cudnn]" "mrsep-deploy[cuda]"'
+)
+"""They share a folder: whichever is removed takes files of the other along, so both go first."""
+
+INSTALL_TENSORRT = 'pip install "tensorrt-cu13<11" --extra-index-url https://pypi.nvidia.com'
+
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+
+Providers = list[tuple[str, dict[str, str]]]
+
+
+class _OrtGpuEngine(Engine):
+    """What the two have in common."""
+
+    graph_transforms: ClassVar[bool] = True
+    provider: ClassVar[str]
+
+    @functools.cached_property
+    def device(self) -> Device:
+        return open_cuda(self.options.device)
+
+    @classmethod
+    def availability(cls) -> Availability:
+        try:
+            import onnxruntime as ort
+        except (ImportError, OSError) as error:
+            return Availability(False, reason=f"onnxruntime cannot be imported ({error})", fix=REPLACE)
+        version = str(ort.__version__)
+        if _installed(CPU_PACKAGE) and _installed(GPU_PACKAGE):
+            reason = f"{CPU_PACKAGE} and {GPU_PACKAGE} are both installed and overwrite each other's files"
+            return Availability(False, version, reason=reason, fix=REPLACE)
+        if cls.provider not in ort.get_available_providers():
+            reason = f"this build of onnxruntime has no {cls.provider}"
+            return Availability(False, version, reason=reason, fix=REPLACE)
+        status = cuda_status()
+        if not status.works:
+            return Availability(False, version, reason=status.reason, fix=status.fix)
+        problem = cls.missing_library()
+        if problem is not None:
+            return Availability(False, version, reason=problem[0], fix=problem[1])
+        return Availability(True, version, f"{status.names[0]}, CUDA {status.driver}")
+
+    @classmethod
+    def missing_library(cls) -> tuple[str, str] | None:
+        """What else the provider needs and does not find, and the line that installs it."""
+        return None
+
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+        if stage.file is None:
+            raise EngineError(
+                f"{bundle.manifest.name} has no graph for stage {stage.name}, expected one for every stage",
+                "Export the checkpoint again.",
+            )
+        _ = self.device  # sessions live in its context
+        return OrtGpuRunner(self, bundle, stage)
+
+    @abc.abstractmethod
+    def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
+        """Providers in order of preference, each with its options, for a session on one stream."""
+
+    def cuda_options(self, stream: int) -> dict[str, str]:
+        """Options of the CUDA provider."""
+        return {
+            "device_id": str(self.options.device),
+            "user_compute_stream": str(stream),
+            "use_tf32": "0",
+            # Every convolution is timed once, at a stage's first run; a song has hundreds of runs.
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            "cudnn_conv_use_max_workspace": "1",
+            # The shapes are static, so the arena never needs more than the first run took.
+            "arena_extend_strategy": "kSameAsRequested",
+            # The scheduler captures whole segments; a graph inside of a capture cannot be.
+            "enable_cuda_graph": "0",
+        }
+
+
+class OrtCudaEngine(_OrtGpuEngine):
+    """The CUDA provider."""
+
+    name: ClassVar[str] = "ort-cuda"
+    title: ClassVar[str] = "ONNX Runtime (CUDA)"
+    provider: ClassVar[str] = CUDA
+
+    def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
+        return [(CUDA, self.cuda_options(stream))]
+
+
+class OrtTensorRtEngine(_OrtGpuEngine):
+    """The TensorRT provider, which is built against TensorRT 10; nodes it leaves go to CUDA's."""
+
+    name: ClassVar[str] = "ort-trt"
+    title: ClassVar[str] = "ONNX Runtime (TensorRT)"
+    provider: ClassVar[str] = TENSORRT
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        # The provider has no option for it, and NVIDIA's libraries read the variable once, when they
+        # are loaded. Somebody who set it has said what they want.
+        os.environ.setdefault(TF32_VARIABLE, "0")
+
+    @classmethod
+    def missing_library(cls) -> tuple[str, str] | None:
+        missing = load_tensorrt()
+        return (f"{missing} of TensorRT 10 cannot be loaded", INSTALL_TENSORRT) if missing else None
+
+    def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
+        # A folder for each graph: an engine never meets a graph that it was not built from.
+        graph = bundle.manifest.files[str(stage.file)].sha256
+        folder = str(make_folder(paths.cache_dir("ort-trt") / graph[:32], paths.SET_HOME))
+        options = {
+            "device_id": str(self.options.device),
+            "user_compute_stream": str(stream),
+            "trt_fp16_enable": "0",
+            "trt_int8_enable": "0",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": folder,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": folder,
+            # Branches have streams of their own.
+            "trt_auxiliary_streams": "0",
+            "trt_cuda_graph_enable": "0",
+        }
+        return [(TENSORRT, options), (CUDA, self.cuda_options(stream))]
+
+
+class OrtGpuRunner:
+    """One stage: a session for the stream it runs on, bound to addresses at every run.
+
+    The stream is an option of the session, and known only at the first run; so that is when the session
+    is made. A stage always runs on the same stream, and its first run is never captured.
+    """
+
+    def __init__(self, engine: _OrtGpuEngine, bundle: Bundle, stage: Stage) -> None:
+        self.engine, self.bundle, self.stage = engine, bundle, stage
+        self.graph = str(bundle.graph_path(stage))
+        self.sessions: dict[int, tuple[Any, Any]] = {}
+        self.run_options = _run_options()
+
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+        handle = stream.handle
+        if handle not in self.sessions:
+            session = self._session(handle)
+            self.sessions[handle] = session, session.io_binding()
+        session, binding = self.sessions[handle]
+        try:
+            for name in self.stage.inputs:
+                binding.bind_input(name, *self._place(inputs, name))
+            for name in self.stage.outputs:
+                binding.bind_output(name, *self._place(outputs, name))
+            session.run_with_iobinding(binding, self.run_options)
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            raise EngineError(
+                f"ONNX Runtime failed in stage {self.stage.name}: {first_line(error)}"
+            ) from error
+
+    def _place(self, tensors: Tensors, name: str) -> tuple[str, int, Any, tuple[int, ...], int]:
+        """Device, index, element type, shape and address of a tensor."""
+        tensor = tensors[name]
+        assert isinstance(tensor, DeviceTensor)
+        return "cuda", self.engine.options.device, tensor.dtype.type, tensor.shape, tensor.pointer
+
+    def _session(self, handle: int) -> Any:
+        import onnxruntime as ort
+
+        stage, provider = self.stage, self.engine.provider
+        options = ort.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        # Without it a provider that fails to load, or lacks an operator, is a slow run on the CPU.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        ort.preload_dlls()  # CUDA's and cuDNN's libraries out of pip's packages
+        providers = self.engine.providers(self.bundle, stage, handle)
+        try:
+            session = ort.InferenceSession(self.graph, options, providers=providers)
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime cannot load stage {stage.name} on {provider}: {first_line(error)}",
+                "Run mrsep-deploy doctor.",
+            ) from error
+        found = session.get_providers()
+        if found[:1] != [provider]:
+            raise EngineError(
+                f"ONNX Runtime put stage {stage.name} on {found[0]}, not {provider}",
+                "Run mrsep-deploy doctor.",
+            )
+        return session
+
+    def close(self) -> None:
+        self.sessions.clear()
+
+
+def _run_options() -> Any:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    # The work is enqueued and no more: events order it, and the host waits once a segment.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def load_tensorrt() -> str | None:
+    """Load TensorRT 10's libraries, whose provider needs them, and say which one is missing.
+
+    They are found where the dynamic linker looks or in pip's package; once loaded, the provider has them.
+    """
+    spec = importlib.util.find_spec("tensorrt_libs")
+    folders = ["", *(spec.submodule_search_locations or [] if spec else [])]
+    for part in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        name = f"{part}_10.dll" if os.name == "nt" else f"lib{part}.so.10"
+        if not any(_loads(os.path.join(folder, name)) for folder in folders):
+            return name
+    return None
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True

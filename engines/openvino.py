@@ -1,0 +1,174 @@
+"""OpenVINO on the CPU: ``--engine openvino``, with the extra ``mrsep-deploy[openvino]``."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.devices.cpu import CpuDevice
+from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.engine_cache import EngineCache, NewEngine
+from mrsep_deploy.engine_side_car import EngineKey
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.errors import EngineError
+from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.manifest import Manifest, Stage
+
+INSTALL = 'pip install "mrsep-deploy[openvino]"'
+DEVICE = "CPU"
+
+log = logging.getLogger(__name__)
+
+
+class OpenVinoEngine(Engine):
+    """Compiles graphs with ``openvino`` and computes in float32 straight into the given buffers.
+
+    Compiled stages are kept in the engine cache. OpenVINO's own cache finds a model by its path and time of
+    change, so it would take a bundle that was exported again for the old one.
+    """
+
+    name: ClassVar[str] = "openvino"
+    title: ClassVar[str] = "OpenVINO (CPU)"
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self.cache = EngineCache()
+
+    @functools.cached_property
+    def device(self) -> Device:
+        return CpuDevice()
+
+    @classmethod
+    def availability(cls) -> Availability:
+        try:
+            import openvino
+        except (ImportError, OSError) as error:
+            return Availability(False, reason=f"openvino cannot be imported ({error})", fix=INSTALL)
+        version = openvino.__version__.split("-")[0]
+        return Availability(True, version, f"CPU, {cpu_budget()} threads")
+
+    @functools.cached_property
+    def core(self) -> Any:
+        """OpenVINO itself."""
+        import openvino
+
+        return openvino.Core()
+
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+        settings = _settings(threads)
+        compiled: list[Any] = []
+
+        def build() -> NewEngine:
+            compiled.append(self._compile(bundle, stage, settings))
+            data = io.BytesIO()
+            compiled[0].export_model(data)
+            return NewEngine(data.getvalue(), {"model": bundle.manifest.name, "stage": stage.name})
+
+        key = self._key(bundle, stage)
+        found = self.cache.get_or_build(key, build)
+        if not compiled:
+            try:
+                compiled.append(self.core.import_model(found.data, DEVICE, settings))
+            except RuntimeError as error:
+                log.warning("the cached %s is compiled anew: %s", stage.name, reason(error))
+                self.cache.get_or_build(key, build, fresh=True)
+        return OpenVinoRunner(compiled[0], bundle.manifest, stage)
+
+    def _compile(self, bundle: Bundle, stage: Stage, settings: Mapping[str, object]) -> Any:
+        path = bundle.graph_path(stage)
+        try:
+            return self.core.compile_model(str(path), DEVICE, settings)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile stage {stage.name}: {reason(error)}") from error
+
+    def _key(self, bundle: Bundle, stage: Stage) -> EngineKey:
+        """Threads are no part of it: they are set when a compiled stage is loaded."""
+        properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "OPTIMIZATION_CAPABILITIES")
+        return EngineKey(
+            graph=bundle.manifest.files[str(stage.file)].sha256,
+            engine=self.name,
+            library=self.core.get_versions(DEVICE)[DEVICE].build_number,
+            target=", ".join(str(self.core.get_property(DEVICE, name)) for name in properties),
+            driver="",
+            precision=self.options.precision,
+            batch=bundle.manifest.batch,
+            options={name: str(value) for name, value in _settings(0).items()},
+        )
+
+
+def _settings(threads: int) -> dict[str, object]:
+    return {
+        # Where a CPU has bfloat16 units OpenVINO would compute in them.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        # Stages that run side by side would be pinned to the same first cores.
+        "ENABLE_CPU_PINNING": "NO",
+        # Dense float32 arithmetic fills a core; a second thread on it only divides its caches.
+        "ENABLE_HYPER_THREADING": "NO",
+    }
+
+
+class OpenVinoRunner:
+    """One compiled stage, with one request that is bound anew at every run.
+
+    Raises:
+        EngineError: the graph's tensors are not those that the manifest declares.
+    """
+
+    def __init__(self, compiled: Any, manifest: Manifest, stage: Stage) -> None:
+        self.stage = stage
+        for names, ports in ((stage.inputs, compiled.inputs), (stage.outputs, compiled.outputs)):
+            _check_ports(manifest, stage, names, ports)
+        self.compiled = compiled
+        self.request = compiled.create_infer_request()
+
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+        import openvino
+
+        try:
+            for names, tensors in ((self.stage.inputs, inputs), (self.stage.outputs, outputs)):
+                for name in names:
+                    view = borrowed(cast("NDArray[Any]", tensors[name]))
+                    self.request.set_tensor(name, openvino.Tensor(view, shared_memory=True))
+            # Without sharing, the results would be copied once more.
+            self.request.infer(share_outputs=True)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed in stage {self.stage.name}: {reason(error)}") from error
+
+    def close(self) -> None:
+        self.request = self.compiled = None
+
+
+class _Borrowed:
+    """Memory that somebody else owns, as NumPy's array interface describes it."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.__array_interface__ = array.__array_interface__
+
+
+def borrowed(array: NDArray[Any]) -> NDArray[Any]:
+    """The same memory without owning it: a request keeps its tensors until it is given others."""
+    return np.asarray(_Borrowed(array))
+
+
+def _check_ports(manifest: Manifest, stage: Stage, names: tuple[str, ...], ports: Any) -> None:
+    found = {port.any_name: (tuple(port.shape), port.element_type.to_dtype().name) for port in ports}
+    wanted = {name: (manifest.tensor(name).shape, manifest.tensor(name).dtype) for name in names}
+    if found != wanted:
+        raise EngineError(f"the graph of stage {stage.name} has tensors {found}, expected {wanted}")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, out of OpenVINO's message, which begins with places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return telling[0] if telling else lines[0] if lines else type(error).__name__

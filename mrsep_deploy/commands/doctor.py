@@ -1,0 +1,64 @@
+"""``mrsep-deploy doctor``: which engines work here, and what to do about the others."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from mrsep_deploy.errors import FAILED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mrsep_deploy.doctor import Diagnosis
+
+
+@click.command(
+    "doctor",
+    epilog="""\b
+Examples:
+  mrsep-deploy doctor
+  mrsep-deploy doctor --json
+\b
+Exit codes: 0 if at least one engine works, 1 if none does.
+""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def doctor(as_json: bool) -> None:
+    """Show which engines work on this machine, and find what is known to go wrong.
+
+    For every engine: its version and device, or why it does not work and the line that changes that. Then
+    packages that do not go together, folders that cannot be written, and what else slows a run down.
+    """
+    from mrsep_deploy.doctor import examine
+    from mrsep_deploy.progress import console
+
+    found = examine()
+    if as_json:
+        click.echo(json.dumps(found.to_plain(), indent=2))
+    else:
+        _show(console(), found)
+    if not found.healthy:
+        raise SystemExit(FAILED)
+
+
+def _show(screen: Console, found: Diagnosis) -> None:
+    from mrsep_deploy.tables import table
+
+    engines = table("engine", "", "version", "device, or what is missing")
+    for engine in found.engines:
+        state = engine.availability
+        detail = state.device if state.works else ". ".join(filter(None, (state.reason, state.fix)))
+        engines.add_row(engine.name, "works" if state.works else "–", state.version, detail)
+    screen.print(engines)
+    screen.print(
+        f"\n--engine auto takes {found.auto}: {found.reason}" if found.auto else "\nNo engine works."
+    )
+    if found.findings:
+        findings = table("", "found", "what to do")
+        for finding in found.findings:
+            findings.add_row(finding.level, finding.message, finding.fix)
+        screen.print()
+        screen.print(findings)

@@ -1,0 +1,167 @@
+"""``build`` and ``cache``: what they print and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from bundles import tiny_bundle
+from click.testing import CliRunner, Result
+
+from mrsep_deploy import cli
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.registry import register
+
+RTX = ("build", "tiny", "--engine", "trt-rtx", "--target", "sm_86")
+
+
+@pytest.fixture(autouse=True)
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A registered bundle called tiny, in a home of its own."""
+    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    made = tiny_bundle(tmp_path)
+    register(made)
+    return made
+
+
+@pytest.fixture
+def rtx() -> None:
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason='TensorRT for RTX is not installed: pip install ".[rtx]"'
+    )
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+
+
+# --- build -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_build_says_what_it_built(jobs: str) -> None:
+    result = run(*RTX, "--jobs", jobs)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    keys = [entry.name for entry in EngineCache().entries()]
+    assert lines[0].split() == ["stage", "build", "engine", "in", "and", "out", "layers", "key"]
+    assert [line.split()[0] for line in lines[1:3]] == ["branch.16", "branch.time"]
+    assert sorted(line.split()[-1] for line in lines[1:3]) == sorted(keys)
+    assert lines[-1] == f"kept in {EngineCache().folder}"
+    assert "branch.16 built in" in result.stderr
+
+
+@pytest.mark.usefixtures("rtx")
+def test_building_again_takes_the_cache() -> None:
+    first, again = (json.loads(run(*RTX, "-q", "--json").stdout) for _ in range(2))
+    assert [stage["from_cache"] for stage in first + again] == [False, False, True, True]
+    assert [stage["key"] for stage in first] == [stage["key"] for stage in again]
+    assert first[0]["tensors"] == {"spectrogram_16": "float32", "estimate_16": "float32"}
+    assert first[0]["layers"] == {"float32": 2}
+
+
+@pytest.mark.usefixtures("rtx")
+def test_output_is_a_folder_to_copy_into_a_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert run(*RTX, "-q", "-o", str(folder)).exit_code == 0
+    assert EngineCache().entries() == []
+    EngineCache().folder.parent.mkdir(parents=True)
+    folder.rename(EngineCache().folder)
+    assert "branch.16 cached" in run(*RTX).stderr
+
+
+@pytest.mark.usefixtures("rtx")
+def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run(*RTX, "-o", str(tmp_path / "file" / "out"))
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
+
+
+@pytest.mark.usefixtures("rtx")
+def test_stages_without_a_graph_are_mentioned() -> None:
+    assert "tiny has no graphs for spectrogram.16, normalize.time, inverse.16" in run(*RTX).stderr
+
+
+@pytest.mark.parametrize("engine", ["ort", "torch"])
+def test_engines_without_a_build_step(engine: str) -> None:
+    result = run("build", "tiny", "--engine", engine)
+    assert result.exit_code == 0
+    assert result.stdout == f"Engine {engine} has no build step: it takes a bundle's graphs as they are.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--engine", "trt-rtx", "--batch", "4"), 2, "has static graphs of batch 1, found --batch 4"),
+        (("--engine", "trt", "--jobs", "2"), 2, "trt builds one stage at a time"),
+        (("--engine", "trt-rtx", "--target", "86"), 2, "'86' is not of the form sm_86"),
+        (("--engine", "trt-rtx", "--optimization-level", "6"), 2, "0<=x<=5"),
+        (("--engine", "none"), 2, "'none' is not one of"),
+        ((), 2, "Missing option '--engine'"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], code: int, message: str) -> None:
+    result = run("build", "tiny", *arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_another_batch_says_how_to_get_it() -> None:
+    assert (
+        "mrsep-deploy export CHECKPOINT --batch 4"
+        in run("build", "tiny", "--engine", "trt", "--batch", "4").stderr
+    )
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_errors_of_a_build_name_the_stage_or_the_target(jobs: str) -> None:
+    result = run("build", "tiny", "--engine", "trt-rtx", "--target", "sm_90", "--jobs", jobs)
+    assert result.exit_code == 2
+    assert "does not build for sm_90, it builds for sm_75" in result.stderr
+    result = run(*RTX, "--precision", "fp16", "--jobs", jobs)
+    assert result.exit_code == 1
+    assert "tiny holds float32 graphs only" in result.stderr
+
+
+# --- cache -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rtx")
+def test_cache_list() -> None:
+    run(*RTX, "-q")
+    lines = run("cache", "list").stdout.splitlines()
+    assert lines[-1].startswith("2 engines, ")
+    assert {tuple(line.split()[1:3]) for line in lines[1:3]} == {
+        ("tiny", "branch.16"),
+        ("tiny", "branch.time"),
+    }
+    assert all("trt-rtx" in line and "sm_86" in line for line in lines[1:3])
+    entries = json.loads(run("cache", "list", "--json").stdout)
+    assert [entry["key"]["target"] for entry in entries] == ["sm_86", "sm_86"]
+
+
+def test_an_empty_cache() -> None:
+    assert run("cache", "list").stdout == f"0 engines, 0 B, in {EngineCache().folder}\n"
+    assert run("cache", "list", "--json").stdout == "[]\n"
+    assert run("cache", "prune").stdout == "deleted 0 engines, 0 B\n"
+
+
+@pytest.mark.usefixtures("rtx")
+def test_cache_prune() -> None:
+    run(*RTX, "-q")
+    assert run("cache", "prune").stdout == "deleted 0 engines, 0 B\n"
+    old = EngineCache().entries()[0]
+    then = time.time() - 31 * 86400
+    for path in EngineCache().folder.glob(f"{old.name}.*"):
+        os.utime(path, (then, then))
+    assert run("cache", "prune", "--older-than", "30").stdout.startswith("deleted 1 engines, ")
+    assert run("cache", "prune", "--all").stdout.startswith("deleted 1 engines, ")
+    assert list(EngineCache().folder.iterdir()) == []
