@@ -29,10 +29,11 @@ TENSORRT = "TensorrtExecutionProvider"
 
 CPU_PACKAGE, GPU_PACKAGE = "onnxruntime", "onnxruntime-gpu"
 REPLACE = (
-    f"pip uninstall -y {CPU_PACKAGE} {GPU_PACKAGE} && "
-    f'pip install "{GPU_PACKAGE}[cuda,cudnn]" "mrsep-deploy[cuda]"'
+    f'pip install "mrsep-deploy[cuda]" && pip uninstall -y {CPU_PACKAGE} {GPU_PACKAGE} && '
+    f'pip install "{GPU_PACKAGE}[cuda,cudnn]"'
 )
-"""They share a folder: whichever is removed takes files of the other along, so both go first."""
+"""In this order: installing this package installs ``onnxruntime``, and the two share a folder, so whichever
+is removed takes files of the other along."""
 
 INSTALL_TENSORRT = 'pip install "tensorrt-cu13<11" --extra-index-url https://pypi.nvidia.com'
 

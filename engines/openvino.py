@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import logging
 from collections.abc import Mapping
@@ -48,18 +49,15 @@ class OpenVinoEngine(Engine):
     @classmethod
     def availability(cls) -> Availability:
         try:
-            import openvino
+            version = str(_library().__version__).split("-")[0]
         except (ImportError, OSError) as error:
             return Availability(False, reason=f"openvino cannot be imported ({error})", fix=INSTALL)
-        version = openvino.__version__.split("-")[0]
         return Availability(True, version, f"CPU, {cpu_budget()} threads")
 
     @functools.cached_property
     def core(self) -> Any:
         """OpenVINO itself."""
-        import openvino
-
-        return openvino.Core()
+        return _library().Core()
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         settings = _settings(threads)
@@ -103,6 +101,10 @@ class OpenVinoEngine(Engine):
         )
 
 
+def _library() -> Any:
+    return importlib.import_module("openvino")
+
+
 def _settings(threads: int) -> dict[str, object]:
     return {
         # Where a CPU has bfloat16 units OpenVINO would compute in them.
@@ -129,16 +131,15 @@ class OpenVinoRunner:
         for names, ports in ((stage.inputs, compiled.inputs), (stage.outputs, compiled.outputs)):
             _check_ports(manifest, stage, names, ports)
         self.compiled = compiled
+        self.tensor = _library().Tensor
         self.request = compiled.create_infer_request()
 
     def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
-        import openvino
-
         try:
             for names, tensors in ((self.stage.inputs, inputs), (self.stage.outputs, outputs)):
                 for name in names:
                     view = borrowed(cast("NDArray[Any]", tensors[name]))
-                    self.request.set_tensor(name, openvino.Tensor(view, shared_memory=True))
+                    self.request.set_tensor(name, self.tensor(view, shared_memory=True))
             # Without sharing, the results would be copied once more.
             self.request.infer(share_outputs=True)
         except RuntimeError as error:

@@ -55,7 +55,7 @@ def _chunk_means(x: Tensor, dim: int) -> Tensor:
     missing = -x.shape[dim] % CHUNK
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
-    return x.unflatten(dim, (-1, CHUNK)).mean(dim=dim + 1)
+    return x.reshape(*x.shape[:dim], -1, CHUNK, *x.shape[dim + 1 :]).mean(dim=dim + 1)
 
 
 class SteppedNorm(nn.Module):

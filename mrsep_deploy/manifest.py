@@ -10,6 +10,9 @@ The kinds:
     denormalize   waveform estimate and statistics -> time signal of every source
     sum           signals -> stems
 
+Only ``graph`` stages must have a file. The other kinds are computed by the host on a CPU; where they carry
+a file, it is their device form, a graph of the same inputs and outputs for engines that run on a GPU.
+
 Shapes: ``B`` batch, ``C`` audio channels, ``S`` sources, ``L`` samples of a segment, ``F`` bins,
 ``T`` frames; spectrograms are complex-as-channels, ``[B, 2C, F, T]``.
 """

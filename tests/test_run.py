@@ -161,7 +161,7 @@ def test_an_archive_and_an_overlap(tmp_path: Path, bundle: Bundle) -> None:
 
 def test_an_untrained_model_is_announced(tmp_path: Path, bundle: Bundle) -> None:
     track = song(tmp_path / "song.wav")
-    loud = Result("-n", bundle.path, track).output
+    loud = Result("-n", bundle.path, "--engine", "ort", track).output
     assert "untrained" in loud
     assert "random" in loud
     assert "tiny" in loud
