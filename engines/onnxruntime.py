@@ -42,7 +42,11 @@ class OnnxRuntimeEngine(Engine):
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         import onnxruntime as ort
 
+        _share_arena()
         options = ort.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # A memory pattern is one more block of a session's whole need, beside the arena that has it already.
+        options.enable_mem_pattern = False
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = ERRORS_ONLY
@@ -57,6 +61,18 @@ class OnnxRuntimeEngine(Engine):
                 f"ONNX Runtime put stage {stage.name} on {session.get_providers()}, not {PROVIDER}"
             )
         return _OrtRunner(session, stage)
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena for the sessions of all stages, which take turns: what one lets go of, the next one uses.
+
+    With an arena for each, HTDemucs' five stages hold 3.0 GB after two segments instead of 1.2.
+    """
+    import onnxruntime as ort
+
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT), None)
 
 
 class _OrtRunner:

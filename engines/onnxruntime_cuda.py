@@ -231,11 +231,17 @@ def _run_options() -> Any:
 
 
 def _installed(distribution: str) -> bool:
+    """Whether a distribution is installed in the folder that ``onnxruntime`` is imported from.
+
+    One that lies in another folder is hidden by it, and disturbs nobody.
+    """
+    spec = importlib.util.find_spec(CPU_PACKAGE)
     try:
-        metadata.version(distribution)
+        found = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return False
-    return True
+    folder = os.path.realpath(str(found.locate_file(CPU_PACKAGE)))
+    return spec is not None and folder in map(os.path.realpath, spec.submodule_search_locations or [])
 
 
 def load_tensorrt() -> str | None:

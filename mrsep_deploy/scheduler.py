@@ -193,7 +193,7 @@ class Scheduler:
         """End all that is under way: stages that have not begun are left out, the others awaited."""
         self._live_from = self._submitted
         for slot in self._slots:
-            slot.number, slot.under_way = -1, False
+            slot.number, slot.under_way, slot.error = -1, False, None
         self._rest()
 
     def _rest(self) -> None:

@@ -152,6 +152,13 @@ class FakeDriver:
         blocks = [self._block(tensor.pointer, 1) for tensor in touched]
         self._enqueue(self._stream(stream), Node(kernel, blocks))
 
+    def end(self) -> None:
+        """The end of the process: streams of a lost context can be destroyed by nothing else."""
+        for each in self._objects.values():
+            if isinstance(each, Stream):
+                each.queue.put(None)
+                each.thread.join(TIMEOUT)
+
     # --- entering a call
 
     def enter(self, call: str, unsafe: bool = False) -> None:

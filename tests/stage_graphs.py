@@ -69,7 +69,10 @@ def random_manifest(seed: int, batch: int) -> Manifest:
     middle = choose.choice(("bottleneck", "two", "none", "whole"))
     for name in names:
         outputs = [model.any_size(f"input_{name}"), model.tensor(f"statistics_{name}", 2)]
-        model.stage(f"head.{name}", "normalize" if name == "time" else "spectrogram", name, [MIX], outputs)
+        kind = "normalize" if name == "time" else "spectrogram"
+        model.stage(f"head.{name}", kind, name, [MIX], outputs)
+        if choose.random() < 0.2:
+            model.stage(f"idle_head.{name}", kind, name, [MIX], [model.any_size(f"idle_{name}")])
     if middle == "whole":
         estimates = [model.any_size(f"estimate_{name}") for name in names]
         model.stage("model", "graph", "shared", [f"input_{name}" for name in names], estimates)
@@ -89,10 +92,14 @@ def _split_body(model: _Model, names: list[str], middle: str) -> None:
     skips: dict[str, list[str]] = {}
     for name in names:
         skips[name] = [model.any_size(f"skip{i}_{name}") for i in range(choose.randint(0, 3))]
-        inputs = [f"input_{name}"] + ([MIX] if choose.random() < 0.3 else [])
+        inputs = [f"input_{name}"]
+        if choose.random() < 0.3:
+            inputs.append(model.any_size(f"raw_{name}"))
+            model.stage(f"raw.{name}", "graph", name, [MIX], [f"raw_{name}"])
         model.stage(f"encoder.{name}", "graph", name, inputs, [model.any_size(f"deep_{name}"), *skips[name]])
         if choose.random() < 0.2:
-            model.stage(f"side.{name}", "graph", name, [f"deep_{name}"], [model.any_size(f"unused_{name}")])
+            inputs = [f"deep_{name}", f"input_{name}"]
+            model.stage(f"side.{name}", "graph", name, inputs, [model.any_size(f"unused_{name}")])
     bottoms = {name: f"deep_{name}" for name in names}
     if middle != "none":
         deep = {name: model.any_size(f"mixed_{name}") for name in names}
@@ -202,6 +209,7 @@ class WatchingEngine(Engine):
         failing: a stage's name, what to do instead of computing.
         closed: stages whose runner was closed.
         nap: the longest a stage takes, seconds.
+        slow: stages that take longer, seconds.
     """
 
     name: ClassVar[str] = "watching"
@@ -224,6 +232,7 @@ class WatchingEngine(Engine):
         self.calls: list[str] = []
         self.failing: dict[str, Callable[[], None]] = {}
         self.closed: list[str] = []
+        self.slow: dict[str, float] = {}
         self.threads: dict[str, int] = {}
 
     @functools.cached_property
@@ -240,8 +249,8 @@ class WatchingEngine(Engine):
         scratch = [n for n in stage.inputs if n.startswith("estimate") and readers.count(n) == 1]
         return _WatchingRunner(self, stage, scratch)
 
-    def duration(self) -> float:
-        return self._random.random() * self.nap
+    def duration(self, stage: Stage) -> float:
+        return self.slow.get(stage.name, self._random.random() * self.nap)
 
 
 class _WatchingRunner:
@@ -269,8 +278,9 @@ class _WatchingRunner:
         self._expect(before[0][0] if before else 0.0, before)
         for name in self.stage.outputs:
             outputs[name].reshape(-1)[:2] = np.nan  # whoever reads now reads nothing good
-        if self.engine.nap:
-            time.sleep(self.engine.duration())
+        seconds = self.engine.duration(self.stage)
+        if seconds:
+            time.sleep(seconds)
         compute(self.stage, inputs, outputs)
         if self._tags(inputs) != before:
             self.engine.violations.append(f"an input of {self.stage.name} changed while it ran")

@@ -59,13 +59,15 @@ def test_segment(exports: Export, name: str, layout: Layout, batch: int) -> None
     expected, allowed = golden(name), limit(load_model(checkpoint(name)), golden(name).mix)
     bundle = exports(name, layout, batch)
     assert (bundle.manifest.layout, bundle.manifest.batch) == (layout, batch)
-    mix = expected.mix
+    # A mix shorter than the segment is a segment that ends in silence.
+    length = expected.mix.shape[-1]
+    mix = np.pad(expected.mix, [(0, 0), (0, bundle.manifest.model.segment_samples - length)])
     several = np.stack([mix, 0.01 * mix[::-1, ::-1], np.roll(mix, 1234, axis=-1)][:batch])
     with Separator(bundle, engine="ort", threads=1) as separator:
         stems = separator.run_segments(several).copy()
         alone = np.stack([separator.run_segments(one[None])[0].copy() for one in several])
-    assert stems.shape[1:] == expected.stems.shape
-    assert Deviation.between(stems[0], expected.stems).relative <= allowed
+    assert stems[0, ..., :length].shape == expected.stems.shape
+    assert Deviation.between(stems[0, ..., :length], expected.stems).relative <= allowed
     for one, other in zip(stems, alone, strict=True):
         # The same kernels on the same shapes: a fraction of what float32 may lose.
         assert Deviation.between(one, other).relative <= allowed / 10

@@ -60,7 +60,8 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     opened = open_device(request.param, monkeypatch)
     yield opened
     opened.device.close()
-    gc.collect()
+    if opened.driver is not None and opened.driver.alive():
+        gc.collect()
     assert opened.device.memory_used() == 0
     assert threading.active_count() == before
     if opened.driver is not None:

@@ -1,0 +1,1 @@
+"""GPU acceptance, in parts: see ``benchmarks/gpu_acceptance.py``."""

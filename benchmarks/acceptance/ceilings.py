@@ -1,0 +1,64 @@
+"""What the GPU can do at best: copies and matrix products on random data, through torch."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+
+SIZE = 8192
+COPY_BYTES = 2**30
+REPEATS = 20
+WARM_UP = 3
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 products and convolutions may round their factors to TF32."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    cuda.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before
+
+
+def timed_event() -> torch.cuda.Event:
+    """An event that takes the time."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def event_seconds(work: Callable[[], object], repeats: int = REPEATS) -> list[float]:
+    """Seconds of each run by the GPU's own clock, after some to warm up."""
+    for _ in range(WARM_UP):
+        work()
+    pairs = []
+    for _ in range(repeats):
+        before, after = timed_event(), timed_event()
+        before.record()
+        work()
+        after.record()
+        pairs.append((before, after))
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) / 1e3 for before, after in pairs]
+
+
+def copy_bandwidth() -> dict[str, float]:
+    """Bytes per second of a copy inside device memory, read and written bytes together."""
+    size = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 8)
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    seconds = statistics.median(event_seconds(lambda: target.copy_(source)))
+    return {"bytes_per_second": 2 * size / seconds, "bytes": 2 * size}
+
+
+def matmul_rate(dtype: torch.dtype, allow_tf32: bool) -> dict[str, float]:
+    """Floating-point operations per second of a square matrix product."""
+    a, b = (torch.randn(SIZE, SIZE, device="cuda").to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    with tf32(allow_tf32):
+        seconds = statistics.median(event_seconds(lambda: torch.mm(a, b, out=out)))
+    return {"flop_per_second": 2 * SIZE**3 / seconds, "size": SIZE}

@@ -1,0 +1,115 @@
+"""Which engine runs where none is named, and what is said where none works."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from mrsep_deploy import engines
+from mrsep_deploy.devices.interface import Device
+from mrsep_deploy.engines import (
+    AUTO,
+    ENGINE_NAMES,
+    PREFERENCE,
+    Availability,
+    Engine,
+    EngineOptions,
+    choose,
+    choose_engine,
+    engine_class,
+)
+from mrsep_deploy.engines.contract import Precision
+from mrsep_deploy.errors import EngineUnavailableError, UsageError
+
+GPU = ("trt", "trt-rtx", "ort-cuda")
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
+    """A machine where only these engines work."""
+
+    def fake(name: str) -> type[Engine]:
+        class Fake(Engine):
+            title: ClassVar[str] = name
+            precisions: ClassVar[tuple[Precision, ...]] = engine_class(name).precisions
+
+            @classmethod
+            def availability(cls) -> Availability:
+                if name in working:
+                    return Availability(True, "1", "here")
+                return Availability(False, reason=f"{name} is missing", fix=f"pip install {name}")
+
+            @property
+            def device(self) -> Device:
+                raise NotImplementedError
+
+            def prepare(self, *_: object) -> None:  # type: ignore[override]
+                raise NotImplementedError
+
+        Fake.name = name
+        return Fake
+
+    classes = {name: fake(name) for name in ENGINE_NAMES}
+    monkeypatch.setattr(engines, "engine_class", classes.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("working", "expected"),
+    [
+        (ENGINE_NAMES, "trt"),
+        (("ort", "openvino", "torch"), "openvino"),
+        (("ort", "torch"), "ort"),
+        (("ort", "openvino", "ort-cuda", "ort-trt"), "ort-cuda"),
+        (("ort", "ort-cuda", "trt-rtx"), "trt-rtx"),
+    ],
+)
+def test_auto_takes_the_fastest_that_works(
+    monkeypatch: pytest.MonkeyPatch, working: tuple[str, ...], expected: str
+) -> None:
+    only(monkeypatch, *working)
+    choice = choose(AUTO, EngineOptions())
+    assert choice.engine.name == expected
+    assert PREFERENCE[expected] in choice.reason
+
+
+def test_half_precision_is_looked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, *ENGINE_NAMES)
+    assert choose_engine(AUTO, EngineOptions(precision="fp16")).name == "trt"
+    only(monkeypatch, "ort", "openvino", "ort-cuda")
+    with pytest.raises(EngineUnavailableError, match="fp16"):
+        choose_engine(AUTO, EngineOptions(precision="fp16"))
+
+
+@pytest.mark.parametrize("working", [(), ("torch",), ("torch", "ort-trt")])
+def test_auto_without_an_engine_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, working: tuple[str, ...]
+) -> None:
+    only(monkeypatch, *working)
+    with pytest.raises(EngineUnavailableError) as caught:
+        choose(AUTO, EngineOptions())
+    assert caught.value.fix == "pip install ort"
+
+
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+def test_a_named_engine_is_that_engine_or_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    only(monkeypatch, name)
+    choice = choose(name, EngineOptions())
+    assert choice.engine.name == name
+    assert choice.reason == ""
+    only(monkeypatch, *(other for other in ENGINE_NAMES if other != name))
+    with pytest.raises(EngineUnavailableError, match=f"{name} is missing") as caught:
+        choose(name, EngineOptions())
+    assert caught.value.fix == f"pip install {name}"
+
+
+def test_every_engine_in_the_order_exists() -> None:
+    assert set(PREFERENCE) <= set(ENGINE_NAMES)
+    assert "torch" not in PREFERENCE
+    assert list(PREFERENCE)[: len(GPU)] == list(GPU)
+    for name in ENGINE_NAMES:
+        assert engine_class(name).name == name
+
+
+def test_a_precision_an_engine_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match="fp16"):
+        choose_engine("ort", EngineOptions(precision="fp16"))
