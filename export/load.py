@@ -112,9 +112,7 @@ def _draw(model: SeparationModel, random: np.random.RandomState) -> None:
                 value = np.full(parameter.shape, 1.0 if name == "weight" else 0.0)
             elif isinstance(module, LayerScale):
                 value = np.full(parameter.shape, 0.1)
-            elif isinstance(module, nn.Embedding):
-                value = random.standard_normal(parameter.shape) * 0.1
-            elif parameter.dim() < 2 or name.endswith("fusion_weights"):
+            elif isinstance(module, nn.Embedding) or parameter.dim() < 2 or name.endswith("fusion_weights"):
                 value = random.standard_normal(parameter.shape) * 0.1
             else:
                 value = random.standard_normal(parameter.shape) / np.sqrt(_fan_in(module, parameter))

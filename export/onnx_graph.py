@@ -21,7 +21,9 @@ OPSET = 20
 GroupNormalization (21), which TensorRT 10.16 has computed as instance norm."""
 
 
-def export_graph(part: Part, inputs: Sequence[Tensor], stage: str, names: tuple[Sequence[str], Sequence[str]]) -> bytes:
+def export_graph(
+    part: Part, inputs: Sequence[Tensor], stage: str, names: tuple[Sequence[str], Sequence[str]]
+) -> bytes:
     """Export one part with static shapes.
 
     Args:
@@ -50,7 +52,9 @@ def export_graph(part: Part, inputs: Sequence[Tensor], stage: str, names: tuple[
             )
     except Exception as error:  # the exporter raises whatever its passes meet
         first = str(error).strip().splitlines()
-        raise ExportError(f"stage {stage} cannot be exported: {first[0] if first else type(error).__name__}") from error
+        raise ExportError(
+            f"stage {stage} cannot be exported: {first[0] if first else type(error).__name__}"
+        ) from error
     if program is None:
         raise ExportError(f"stage {stage} cannot be exported: torch returned no program")
     model = program.model_proto
@@ -113,7 +117,9 @@ def _check(model: onnx.ModelProto, stage: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"stage {stage} gave an invalid ONNX graph: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"stage {stage} gave an invalid ONNX graph: {str(error).splitlines()[0]}"
+        ) from error
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
         if not all(d.HasField("dim_value") and d.dim_value > 0 for d in dims):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose_engine
+from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.registry import resolve
@@ -63,7 +63,12 @@ class Separator:
         self.overlap = overlap
         self.stride = stride_of(self.manifest.model.segment_samples, overlap)
         options = EngineOptions(threads, checkpoint)
-        self.engine = engine if isinstance(engine, Engine) else choose_engine(engine, options)
+        self.engine_reason = ""
+        if isinstance(engine, Engine):
+            self.engine = engine
+        else:
+            chosen = choose(engine, options)
+            self.engine, self.engine_reason = chosen.engine, chosen.reason
         if mode not in MODES:
             raise UsageError(f"there is no mode {mode!r}", f"Choose one of {', '.join(MODES)}.")
         self._scheduler = Scheduler(self.bundle, self.engine, mode, trace)
@@ -117,7 +122,9 @@ class Separator:
         stems = np.concatenate(list(self.separate_blocks(lambda: [mix])), axis=-1)
         return dict(zip(self.sources, stems, strict=True))
 
-    def separate_blocks(self, blocks: Blocks, progress: Callable[[int], None] | None = None) -> Iterator[Float32]:
+    def separate_blocks(
+        self, blocks: Blocks, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Float32]:
         """Separate a song of any length in flat memory.
 
         Args:

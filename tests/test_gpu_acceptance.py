@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
 import os
 import subprocess
@@ -215,6 +217,10 @@ class Scripted(Contender):
         self.closed = True
 
 
+def _given(contender: Contender) -> Contender:
+    return contender
+
+
 @pytest.fixture
 def lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> parity.Field:
     """A field over a tiny bundle, torch's GPU calls answered by nobody."""
@@ -243,7 +249,7 @@ def test_an_engine_that_raises_does_not_stop_the_others(lanes: parity.Field, tmp
     }
     ledger = ledger_in(tmp_path)
     for name, contender in made.items():
-        parity._open(ledger, lanes, name, lambda contender=contender: contender)
+        parity._open(ledger, lanes, name, functools.partial(_given, contender))
     measure._latency(ledger, lanes, {"bandwidth": 1e12, "fp32 TF32 off": 1e13})
     found = {(row.section, row.name): row for row in ledger.journal.rows()}
     assert found["parity", "tiny: broken at once"].status == "failed"
@@ -270,9 +276,9 @@ def test_our_contender_and_its_timeline_on_a_cpu(lanes: parity.Field) -> None:
 def test_torch_with_captured_parts_is_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pieces around the captures put together give what the model gives; the captures are stood in for."""
     torch = pytest.importorskip("torch")
-    from mrsep_deploy.export.load import untrained_model
+    from mrsep_deploy.export.load import load_model
 
-    model = untrained_model("htdemucs_n", 0, **SMALL).model.eval()
+    model = load_model(shim.ROOT / "tests" / "golden" / "htdemucs_n.th").model.eval()
     mix = torch.randn(1, 2, model.config.segment_samples)
     monkeypatch.setattr(contenders, "_captured", lambda part, inputs: part)
     monkeypatch.setattr(contenders, "GPU", "cpu")
@@ -299,7 +305,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> Any:
         raise OSError(name)
 
-    monkeypatch.setattr(shim.ctypes, "CDLL", refuse)
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
     assert "no NVIDIA driver" in str(shim.cuda_problem())
 
 

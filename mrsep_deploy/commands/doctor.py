@@ -27,7 +27,7 @@ Exit codes: 0 if at least one engine works, 1 if none does.
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(as_json: bool) -> None:
-    """Show which engines work on this machine, and find what is known to go wrong.
+    """Show which engines work here, and what to do about the others.
 
     For every engine: its version and device, or why it does not work and the line that changes that. Then
     packages that do not go together, folders that cannot be written, and what else slows a run down.

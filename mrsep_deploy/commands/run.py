@@ -33,6 +33,9 @@ Examples:
               help="Stems go to OUT/MODEL/TRACK/STEM.wav.")  # fmt: skip
 @click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]), default=AUTO, show_default=True,
               help="What runs the model. A named engine that does not work here is an error.")  # fmt: skip
+@click.option("--mode", type=click.Choice(["sequential", "concurrent", "graph"]), default="sequential",
+              show_default=True,
+              help="Branches one after the other, side by side, or (CUDA) as one captured graph.")  # fmt: skip
 @click.option(
     "--overlap", type=float, default=0.25, show_default=True, help="Share of a segment that overlaps."
 )
@@ -51,6 +54,7 @@ def run(
     model: str | None,
     out: Path,
     engine: str,
+    mode: str,
     overlap: float,
     threads: int,
     int24: bool,
@@ -73,7 +77,12 @@ def run(
     encoding = WAV_FLOAT if float32 else WAV_24 if int24 else WAV_16
     options = OutputOptions(out, encoding, clip_mode)  # type: ignore[arg-type]
     with Separator(
-        model, engine=engine, threads=threads, overlap=overlap, checkpoint=checkpoint
+        model,
+        engine=engine,
+        threads=threads,
+        overlap=overlap,
+        mode=mode,
+        checkpoint=checkpoint,  # type: ignore[arg-type]
     ) as separator:
         if not quiet:
             _introduce(separator)
@@ -89,7 +98,8 @@ def _introduce(separator: Separator) -> None:
     found = separator.engine.availability()
     click.echo(
         f"{separator.manifest.name} ({', '.join(separator.sources)}) on {separator.engine.title} "
-        f"{found.version}, {found.device}",
+        f"{found.version}, {found.device}"
+        + (f" ({separator.engine_reason})" if separator.engine_reason else ""),
         err=True,
     )
     if not separator.manifest.model.trained:
@@ -109,9 +119,8 @@ def _separate(separator: Separator, track: Path, options: OutputOptions, quiet: 
         click.echo(f"mrsep-deploy: {track}: {error}", err=True)
         return False
     if not quiet:
-        click.echo(
-            f"{song.folder}{_stem_list(song)}  {song.seconds:.1f} s in {song.elapsed:.1f} s, {song.speed:.2f} x realtime"
-        )
+        time_taken = f"{song.seconds:.1f} s in {song.elapsed:.1f} s, {song.speed:.2f} x realtime"
+        click.echo(f"{song.folder}{_stem_list(song)}  {time_taken}")
     return True
 
 

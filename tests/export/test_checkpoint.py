@@ -13,10 +13,10 @@ import numpy as np
 import pickles
 import pytest
 import torch
-from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
 from safetensors.torch import save_file
 
 from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.th"))
 
