@@ -64,16 +64,16 @@ def separate_file(
 
     Raises:
         AudioError: the file cannot be read.
-        OutputError: a stem cannot be written; none appears then.
+        OutputError: a stem cannot be written. Each stem's file appears whole or not at all.
     """
     options = options or OutputOptions()
     began = time.perf_counter()
     rate, channels = separator.sample_rate, separator.audio_channels
     source = open_audio(track, rate, channels)
     song = SongStatistics.measure(source.blocks())
-    folder = options.root / separator.manifest.name / track.stem
+    folder = stem_folder(separator, track, options)
     _require_space(folder, song.frames, separator, options)
-    with contextlib.ExitStack() as stack:
+    with _no_empty_folder(folder), contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(
                 StemWriter(folder / f"{name}.wav", rate, channels, options.encoding, options.clip)
@@ -90,6 +90,26 @@ def separate_file(
                 writer.write(stem)
         stems = tuple(writer.close() for writer in writers)
     return SeparatedSong(track, folder, stems, song.frames / rate, time.perf_counter() - began)
+
+
+def stem_folder(separator: Separator, track: Path, options: OutputOptions) -> Path:
+    """Where a track's stems go, ``root/MODEL/TRACK``.
+
+    A file called ``...wav`` has the stem ``..``, which must not lead out of the model's folder.
+    """
+    name = track.stem if track.stem.strip(".") else track.name.replace(".", "_")
+    return options.root / separator.manifest.name / name
+
+
+@contextlib.contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """Where nothing could be written, no folder stays behind either."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _require_space(folder: Path, frames: int, separator: Separator, options: OutputOptions) -> None:

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from goldens import exports
 
-__all__ = ["exports"]
+__all__ = ["exports", "own_home"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Models and caches of the tests never touch the user's own."""
+    home = tmp_path_factory.mktemp("home")
+    before = os.environ.get("MRSEP_DEPLOY_HOME")
+    os.environ["MRSEP_DEPLOY_HOME"] = str(home)
+    yield home
+    if before is None:
+        del os.environ["MRSEP_DEPLOY_HOME"]
+    else:
+        os.environ["MRSEP_DEPLOY_HOME"] = before

@@ -16,4 +16,6 @@ from bootstrap import ROOT, enter
 
 if __name__ == "__main__":
     enter("dev")
-    sys.exit(subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=ROOT))
+    everything = ["-n", "auto"]  # one process a core; given arguments are taken as they are
+    arguments = sys.argv[1:] or everything
+    sys.exit(subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT))

@@ -57,8 +57,8 @@ class Result:
         done = CliRunner().invoke(main, ["run", *map(str, arguments)])
         self.code, self.output = done.exit_code, done.output
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        assert "Traceback" not in self.output
-        assert "bug" not in self.output
+        assert "Traceback" not in self.output, self.output
+        assert "bug" not in self.output, self.output
 
 
 def written(folder: Path) -> list[str]:
@@ -377,3 +377,34 @@ def test_a_checkpoint_that_has_moved(tmp_path: Path, exports: Export) -> None:
     assert not written(tmp_path / "separated")
     assert Result(*options, "--checkpoint", checkpoint(REAL), track).code == DONE
     assert len(written(tmp_path / "separated")) == len(bundle.manifest.model.sources)
+
+
+def test_tracks_of_one_name_are_refused_before_any_is_separated(tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / "other").mkdir()
+    one, two = tmp_path / "song.wav", tmp_path / "other" / "song.flac"
+    song(one)
+    song(two)
+    result = Result(one, two, "-n", bundle.path, "-o", tmp_path / "out")
+    assert result.code == USAGE
+    assert str(one) in result.output
+    assert str(two) in result.output
+    assert written(tmp_path / "out") == []
+
+
+def test_a_name_of_dots_stays_inside_the_models_folder(tmp_path: Path, bundle: Bundle) -> None:
+    song(tmp_path / "song.wav")
+    (tmp_path / "song.wav").rename(tmp_path / "...wav")
+    assert Result(tmp_path / "...wav", "-n", bundle.path, "-o", tmp_path / "out").code == DONE
+    model = bundle.manifest.name
+    assert {Path(name).parts[0] for name in written(tmp_path / "out")} == {model}
+    assert {len(Path(name).parts) for name in written(tmp_path / "out")} == {3}
+
+
+def test_a_song_that_fails_leaves_no_folder(tmp_path: Path, bundle: Bundle) -> None:
+    broken = tmp_path / "broken.wav"
+    song(broken, subtype="FLOAT")
+    data = bytearray(broken.read_bytes())
+    data[-8:-4] = np.float32(np.nan).tobytes()
+    broken.write_bytes(data)
+    assert Result(broken, "-n", bundle.path, "-o", tmp_path / "out").code == FAILED
+    assert not list((tmp_path / "out").rglob("broken"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
-from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError
+from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -84,6 +84,7 @@ def run(
         mode=mode,
         checkpoint=checkpoint,  # type: ignore[arg-type]
     ) as separator:
+        _require_distinct(separator, tracks, options)
         if not quiet:
             _introduce(separator)
         failed = [
@@ -92,6 +93,21 @@ def run(
     if failed:
         click.echo(f"{len(failed)} of {len(tracks)} failed: {', '.join(map(str, failed))}", err=True)
         raise SystemExit(PARTIAL if len(failed) < len(tracks) else FAILED)
+
+
+def _require_distinct(separator: Separator, tracks: tuple[Path, ...], options: OutputOptions) -> None:
+    """Refuse tracks whose stems would overwrite each other, before the first one is separated."""
+    from mrsep_deploy.song import stem_folder
+
+    taken: dict[Path, Path] = {}
+    for track in tracks:
+        folder = stem_folder(separator, track, options)
+        if folder in taken:
+            raise UsageError(
+                f"{taken[folder]} and {track} would both be written to {folder}",
+                "Rename one, or separate it in a run of its own with -o DIR.",
+            )
+        taken[folder] = track
 
 
 def _introduce(separator: Separator) -> None:
