@@ -81,8 +81,8 @@ def run(
         engine=engine,
         threads=threads,
         overlap=overlap,
-        mode=mode,
-        checkpoint=checkpoint,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]  # click has checked it
+        checkpoint=checkpoint,
     ) as separator:
         _require_distinct(separator, tracks, options)
         if not quiet:
