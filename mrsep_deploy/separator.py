@@ -71,7 +71,11 @@ class Separator:
             self.engine, self.engine_reason = chosen.engine, chosen.reason
         if mode not in MODES:
             raise UsageError(f"there is no mode {mode!r}", f"Choose one of {', '.join(MODES)}.")
-        self._scheduler = Scheduler(self.bundle, self.engine, mode, trace)
+        try:
+            self._scheduler = Scheduler(self.bundle, self.engine, mode, trace)
+        except BaseException:
+            self.engine.device.close()
+            raise
 
     @property
     def manifest(self) -> Manifest:
