@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mrsep_deploy.export.models.layers import DConv, DecoderLayer, EncoderLayer, FrequencyEmbedding
+from mrsep_deploy.export.models.layers import DConv, DecoderLayer, EncoderLayer, FrequencyEmbedding, per_bin
 from mrsep_deploy.export.models.transformer import TokenGroupNorm
 
 
@@ -244,9 +244,7 @@ class _PerBin(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, f, t = x.shape
-        y: Tensor = self.module(x.permute(0, 2, 1, 3).reshape(b * f, c, t))
-        return y.view(b, f, c, t).permute(0, 2, 1, 3)
+        return per_bin(self.module, x)
 
 
 class _PlainGLU(nn.Module):
