@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mrsep_deploy
-from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.machine import cpu_budget, cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-_DISTRIBUTIONS = ("torch", "onnxruntime", "numpy", "scipy", "onnx", "demucs")
+_DISTRIBUTIONS = ("torch", "onnxruntime", "openvino", "numpy", "scipy", "onnx", "demucs")
 
 
 def machine_info() -> dict[str, object]:
@@ -35,18 +35,6 @@ def machine_info() -> dict[str, object]:
         "load_before": load_average(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def memory_gib() -> float | None:

@@ -4,7 +4,7 @@
 
 The song is the whole songs of ``assets`` one after the other, as often as it takes, written block by
 block. Memory that grows with the song would show as a slope; ``growth`` is how much the later half's
-median lies above the earlier half's. Writes ``benchmarks/results/memory_hour.json``.
+median lies above the earlier half's. Writes ``benchmarks/results/memory_hour_ENGINE.json``.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             str(song),
             "--model",
             str(bundle),
+            "--engine",
+            options.engine,
             "--out",
             str(work / "stems"),
             "--quiet",
@@ -62,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if set(stems.values()) != {frames}:
         raise SystemExit(f"the stems have {stems} frames, expected {frames} each")
     path = write_result(
-        "memory_hour",
+        f"memory_hour_{options.engine}",
         {
             "machine": machine,
             "load_after": load_average(),
             "model": "trained HTDemucs",
+            "engine": options.engine,
             "layout": options.layout,
             "song_seconds": round(frames / SAMPLE_RATE, 1),
             "separated_in": round(took, 1),
@@ -184,6 +187,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, help="instead of --hours")
+    parser.add_argument("--engine", choices=("ort", "openvino", "torch"), default="ort")
     parser.add_argument("--layout", choices=("split", "whole"), default="split")
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
     parser.add_argument("--work", type=Path, help="folder for the song and its stems: 7 GB for an hour")

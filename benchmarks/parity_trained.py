@@ -1,9 +1,9 @@
 """Trained HTDemucs, exported and run by this package, against the published demucs in float64.
 
-    python benchmarks/parity_trained.py [--seconds 60] [--threads 2]
+    python benchmarks/parity_trained.py --song chaos_god [--seconds 60] [--threads 2]
 
 Separates the four-stem excerpt (both layouts) and a whole song (split), and writes
-``benchmarks/results/parity_trained.json``: for every stem its SNR against the reference in dB, over
+``benchmarks/results/parity_trained_SONG.json``: for every stem its SNR against the reference in dB, over
 all of it and over its first and last second, and for the excerpt the SDR against the true stems.
 Beside each stands what demucs itself reaches in float32, which bounds what quiet parts can: rounding
 errors follow the level of the segment, not that of the stem.
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result["excerpt"] = _excerpt(bundles, options.threads)
         song = next(song for song in songs() if song.name == options.song)
         result["song"] = _song(song, options.seconds, bundles["split"], options.threads)
-    print(write_result("parity_trained", result))
+    print(write_result(f"parity_trained_{options.song.lower().replace(' ', '_')}", result))
 
 
 def _excerpt(bundles: Mapping[Layout, Path], threads: int) -> dict[str, object]:
@@ -235,7 +235,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--song", default=songs()[0].name, choices=[song.name for song in songs()])
+    parser.add_argument("--song", default="chaos_god", choices=[song.name for song in songs()])
     parser.add_argument("--seconds", type=float, help="take only the start of the song")
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
     return parser.parse_args(arguments)

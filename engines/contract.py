@@ -25,7 +25,7 @@ from mrsep_deploy.manifest import Stage
 from mrsep_deploy.schedule import Schedule
 
 Tensors = Mapping[str, TensorView]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,15 @@ class Engine(abc.ABC):
         graph_transforms: spectrograms, inverses and sums run as graphs on the engine's device too;
             otherwise the host computes them.
         precisions: what it can compute in.
+        emulation: how it computes graphs of lower precision, where that is not their own arithmetic; for
+            people, empty where it is.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     graph_transforms: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    emulation: ClassVar[str] = ""
 
     def __init__(self, options: EngineOptions) -> None:
         """Raises UsageError for a precision that the engine does not have."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar, cast
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar, cast
 
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
-from mrsep_deploy.engines.contract import Availability, Engine, Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, Precision, Runner, Tensors
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Stage
+from mrsep_deploy.precision import require_onnx
+
+T = TypeVar("T")
 
 PROVIDER = "CPUExecutionProvider"
 ERRORS_ONLY = 3
@@ -21,10 +26,16 @@ ERRORS_ONLY = 3
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs graphs with ``onnxruntime``'s CPU provider, writing straight into the given buffers."""
+    """Runs graphs with ``onnxruntime``'s CPU provider, writing straight into the given buffers.
+
+    Graphs of lower precision run as ``rounded_graph`` writes them, in float32 with every rounding a GPU
+    makes: left to itself, ONNX Runtime rounds only where a chain of operators ends.
+    """
 
     name: ClassVar[str] = "ort"
     title: ClassVar[str] = "ONNX Runtime (CPU)"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
+    emulation: ClassVar[str] = "in float32, rounded after every operator as on a GPU"
 
     @functools.cached_property
     def device(self) -> Device:
@@ -42,6 +53,7 @@ class OnnxRuntimeEngine(Engine):
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         import onnxruntime as ort
 
+        graph = _graph(bundle, stage)
         _share_arena()
         options = ort.SessionOptions()
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -52,8 +64,10 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = ERRORS_ONLY
         # Stages take turns on the same cores: a pool that spins while another stage runs steals from it.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # For its own threads; those that call it are the streams', which switched themselves.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
-            session = ort.InferenceSession(str(bundle.graph_path(stage)), options, providers=[PROVIDER])
+            session = _aside(lambda: ort.InferenceSession(graph, options, providers=[PROVIDER]))
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise EngineError(f"ONNX Runtime cannot load stage {stage.name}: {first_line(error)}") from error
         if session.get_providers() != [PROVIDER]:
@@ -61,6 +75,22 @@ class OnnxRuntimeEngine(Engine):
                 f"ONNX Runtime put stage {stage.name} on {session.get_providers()}, not {PROVIDER}"
             )
         return _OrtRunner(session, stage)
+
+
+def _graph(bundle: Bundle, stage: Stage) -> str | bytes:
+    """The file to load, or what takes its place where the graph is of lower precision."""
+    if bundle.manifest.precision == "float32" or stage.kind != "graph":
+        return str(bundle.graph_path(stage))
+    require_onnx(f"running {bundle.manifest.precision} graphs on a CPU")
+    from mrsep_deploy.export.precision_rounding import rounded_graph
+
+    return rounded_graph(bundle.graph_bytes(stage))
+
+
+def _aside(make: Callable[[], T]) -> T:
+    """Run on a thread of its own: the first session also switches the thread that makes it."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 @functools.cache

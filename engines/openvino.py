@@ -17,7 +17,7 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engine_cache import EngineCache, NewEngine
 from mrsep_deploy.engine_side_car import EngineKey
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Precision, Runner, Tensors
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Manifest, Stage
@@ -31,12 +31,17 @@ log = logging.getLogger(__name__)
 class OpenVinoEngine(Engine):
     """Compiles graphs with ``openvino`` and computes in float32 straight into the given buffers.
 
+    Graphs of lower precision compute in float32 too: OpenVINO makes float32 of every tensor inside and takes
+    out the casts, so that only weights, and tensors between stages, are as coarse as they say.
+
     Compiled stages are kept in the engine cache. OpenVINO's own cache finds a model by its path and time of
     change, so it would take a bundle that was exported again for the old one.
     """
 
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO (CPU)"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
+    emulation: ClassVar[str] = "in float32 with rounded weights, so with less error than on a GPU"
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
@@ -60,6 +65,11 @@ class OpenVinoEngine(Engine):
         return _library().Core()
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+        if bundle.manifest.precision == "bfloat16":
+            # 2026.2 compiles such graphs and computes something else
+            raise EngineError(
+                f"OpenVINO computes no bfloat16, found it in stage {stage.name}", "Choose --engine ort."
+            )
         settings = _settings(threads)
         compiled: list[Any] = []
 

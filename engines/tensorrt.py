@@ -33,6 +33,7 @@ from mrsep_deploy.engines.tensorrt_runner import NotLoadable, TensorRtRunner
 from mrsep_deploy.engines.tensorrt_timing import TimingCache
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.manifest import Stage
+from mrsep_deploy.precision import arithmetic
 from mrsep_deploy.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class TensorRtEngine(Engine):
     name: ClassVar[str] = "trt"
     title: ClassVar[str] = "TensorRT"
     graph_transforms: ClassVar[bool] = True
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     # kernels are timed: two builds on one GPU would measure each other
     parallel_builds: ClassVar[bool] = False
     flavour: ClassVar[Flavour] = "trt"
@@ -127,10 +128,12 @@ class TensorRtEngine(Engine):
                 f"{manifest.name} has no graph for stage {stage.name}, expected one for every stage",
                 "Export the checkpoint again.",
             )
-        if self.options.precision == "fp16" and manifest.precision == "float32":
+        held = arithmetic(manifest)
+        if self.options.precision != held:
             raise EngineError(
-                f"{manifest.name} holds {manifest.precision} graphs only, expected float16 ones for fp16",
-                "Choose --precision fp32.",
+                f"{manifest.name} holds {manifest.precision} graphs only, expected others for "
+                f"{self.options.precision}",
+                f"Choose --precision {held}.",
             )
         return manifest.files[stage.file].sha256
 

@@ -15,7 +15,7 @@ from mrsep_deploy.engines.contract import BuildOptions, Precision
 from mrsep_deploy.engines.tensorrt_library import Library
 from mrsep_deploy.engines.tensorrt_timing import TimingCache
 from mrsep_deploy.errors import EngineError, UsageError
-from mrsep_deploy.manifest import Manifest, Stage
+from mrsep_deploy.manifest import STEMS, Manifest, Stage
 
 HEAVY_LAYERS = frozenset(
     ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION", "ATTENTION_INPUT")
@@ -233,19 +233,25 @@ def layer_types(library: Library, network: Any) -> dict[str, int]:
 def check_precision(layers: Mapping[str, int], precision: Precision, stage: Stage) -> None:
     """Raise ``EngineError`` unless layers compute in what the engine is called.
 
-    An fp16 engine may keep layers in float32, for range; an fp32 engine has none below it. Transforms
-    (all stages but the model's own graphs) are float32 in both.
+    An fp16 or bf16 engine may keep layers in float32, for range; an fp32 engine has none below it. Transforms
+    (all stages but the model's own graphs) are float32 in each, and so is a fusion of finished signals.
     """
     halves = layers.get("float16", 0) + layers.get("bfloat16", 0)
     found = ", ".join(f"{count} in {dtype}" for dtype, count in sorted(layers.items())) or "none"
     what = f"the graph of stage {stage.name} has"
-    if precision == "fp16" and stage.kind == "graph" and not layers.get("float16", 0):
+    low = {"fp16": "float16", "bf16": "bfloat16"}.get(precision)
+    if low and stage.kind == "graph" and STEMS not in stage.outputs and not layers.get(low, 0):
         raise EngineError(
-            f"{what} no float16 layers ({found}), so its engine would not be fp16",
+            f"{what} no {low} layers ({found}), so its engine would not be {precision}",
             "Choose --precision fp32.",
+        )
+    if low and halves != layers.get(low, 0):
+        raise EngineError(
+            f"{what} layers of another lower precision ({found}), so its engine would not be {precision}",
+            "Convert the float32 bundle again.",
         )
     if precision == "fp32" and halves:
         raise EngineError(
             f"{what} layers below float32 ({found}), so its engine would not be fp32",
-            "Choose --precision fp16.",
+            f"Choose --precision {'fp16' if layers.get('float16', 0) else 'bf16'}.",
         )

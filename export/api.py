@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from mrsep_deploy import paths, registry
 from mrsep_deploy.bundle import Bundle, check_place
 from mrsep_deploy.errors import ExportError, UsageError
 from mrsep_deploy.manifest import Layout
+from mrsep_deploy.precision import AskedPrecision, chosen_plan
 
 if TYPE_CHECKING:
     from mrsep_deploy.export.exporter import Progress
@@ -34,6 +36,8 @@ def export(
     name: str | None = None,
     layout: Layout = "split",
     batch: int = 1,
+    precision: AskedPrecision = "fp32",
+    plan: Path | None = None,
     without: Collection[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -48,6 +52,9 @@ def export(
         name: the name to register; by default the checkpoint's stem.
         layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
         batch: segments one run takes.
+        precision: of the bundle's graphs. Those of lower precision are converted from the float32 ones, which
+            are checked against PyTorch first and not kept.
+        plan: for ``mixed``, the file of a plan.
         without: rewrites to leave out, by name.
         overwrite: whether a bundle at ``output`` may be replaced.
         progress: called with what happens now, how many steps are done and how many there are.
@@ -72,9 +79,17 @@ def export(
     # The export takes minutes, so whatever would stop its last step is found before its first.
     registry.check_free(name, target)
     check_place(target, overwrite=overwrite)
+    lower = chosen_plan(precision, plan)
     loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
     report = progress or (lambda _what, _done, _total: None)
-    bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)
+    if lower is None:
+        bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)
+    else:
+        from mrsep_deploy.export.precision import convert_bundle
+
+        with tempfile.TemporaryDirectory(prefix="mrsep-deploy-export-") as folder:
+            exported = export_model(loaded, name, Path(folder) / name, options, progress=report)
+            bundle = convert_bundle(exported, lower, target, overwrite=overwrite)
     registry.register(bundle)
     return bundle
 
@@ -102,6 +117,11 @@ def default_name(checkpoint: str | os.PathLike[str] | LoadedModel) -> str:
 
 def require_extra(what: str) -> None:
     """Raise ``ExportError`` with the line that installs the extra, unless all of it is there."""
-    missing = [module for module in EXTRA if importlib.util.find_spec(module) is None]
+    require_modules(what, EXTRA)
+
+
+def require_modules(what: str, modules: Collection[str]) -> None:
+    """:func:`require_extra` for what needs only some of its modules."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise ExportError(f"{what} needs {', '.join(missing)}, not installed here", f"Run {INSTALL}")

@@ -28,6 +28,8 @@ from .onnx_wire import check_self_contained
 from .strict_json import MAX_BYTES, parse
 
 ARCHIVE_SUFFIX = ".zip"
+RANGES_FILE = "ranges.json"
+"""The one file of a bundle that is no graph: what a calibration has measured."""
 OVERWRITE = "allow overwriting: --overwrite"
 
 
@@ -80,6 +82,17 @@ class Bundle:
         """
         with _about(self.path):
             return self._read(_file_of(stage))
+
+    def ranges_bytes(self) -> bytes | None:
+        """What a calibration has stored, checked against the manifest; None if there was none.
+
+        Raises:
+            BundleError: the file is not what the manifest says.
+        """
+        if RANGES_FILE not in self.manifest.files:
+            return None
+        with _about(self.path):
+            return self._read(RANGES_FILE)
 
     def graph_path(self, stage: Stage) -> Path:
         """A file with that graph, for an engine that reads files itself.
@@ -259,7 +272,8 @@ def _check_place(place: Path, overwrite: bool) -> None:
         raise OutputError(f"{place} already holds a bundle", f"Choose another place, or {OVERWRITE}.")
     for name in entries:
         # the old folder is deleted whole, so nothing of the user's may be in it
-        if name != MANIFEST_FILE and not name.endswith(".onnx") and not name.startswith("."):
+        ours = name in (MANIFEST_FILE, RANGES_FILE) or name.endswith(".onnx") or name.startswith(".")
+        if not ours:
             raise OutputError(f"{place} holds {name!r}, which is no part of a bundle", "Move it away first.")
 
 

@@ -8,6 +8,7 @@
     ├── BundleError                  1   a bundle that is damaged, foreign or of another format version
     ├── AudioError                   1   audio that cannot be read
     ├── OutputError                  1   a result that cannot be written
+    ├── EvaluationError              1   separated music that cannot be scored
     └── EngineError                  1   an engine that failed while building or running a stage
         └── EngineUnavailableError   1   an engine that is not installed or finds no device
 
@@ -72,6 +73,10 @@ class AudioError(MrsepError):
 
 class OutputError(MrsepError):
     """A result cannot be written where it should go."""
+
+
+class EvaluationError(MrsepError):
+    """Separated music cannot be scored: a package is missing, or nothing could be read."""
 
 
 class EngineError(MrsepError):

@@ -21,7 +21,7 @@ def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> H
     Args:
         stage: which one.
         branches: the manifest's branches.
-        workers: threads a Fourier transform may use.
+        workers: threads a transform may use.
     """
     if stage.kind == "sum":
         return _Sum(stage)
@@ -84,8 +84,7 @@ class _Normalize(HostStage):
 class _Inverse(HostStage):
     """estimate ``[B, S*2C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``.
 
-    De-normalisation commutes with the transform but for the mean, so it is done on the spectrogram;
-    the estimate's buffer is scratch from here on and is changed in place.
+    The transform is linear, so de-normalisation is done on the signal.
     """
 
     def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
@@ -95,12 +94,16 @@ class _Inverse(HostStage):
         estimate, stats = (_array(inputs[name]) for name in self.stage.inputs)
         signal = _array(outputs[self.stage.outputs[0]])
         branch = self.branch
-        batch, sources, channels, length = signal.shape
-        by_source = estimate.reshape(batch, sources, channels, 2, branch.bins, branch.frames)
-        denormalise(by_source, stats.astype(np.float64), branch.gains)
-        pairs = by_source.reshape(-1, 2, branch.bins, branch.frames)
+        channels, length = signal.shape[-2:]
+        pairs = estimate.reshape(-1, 2, branch.bins, branch.frames)
+        affine = [
+            (std * gain, mean * gain)
+            for mean, std in stats.astype(np.float64)
+            for gain in branch.gains
+            for _ in range(channels)
+        ]
         flat = signal.reshape(-1, length)
-        synthesise(pairs, branch.n_fft, branch.hop, length, out=flat, workers=self.workers)
+        synthesise(pairs, branch.n_fft, branch.hop, length, out=flat, workers=self.workers, affine=affine)
 
 
 class _Denormalize(HostStage):

@@ -142,7 +142,7 @@ def inspect(path_or_name: str | os.PathLike[str] | None = None) -> Inspection:
         BundleError, CheckpointError: it is damaged, or of a kind that is not supported.
         ExportError: a checkpoint, and the extra is not installed.
     """
-    if path_or_name is not None and _is_checkpoint(path_or_name):
+    if path_or_name is not None and is_checkpoint(path_or_name):
         return _inspect_checkpoint(Path(path_or_name))
     return inspect_bundle(Bundle.open(resolve(path_or_name)))
 
@@ -171,7 +171,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
     )
 
 
-def _is_checkpoint(value: str | os.PathLike[str]) -> bool:
+def is_checkpoint(value: str | os.PathLike[str]) -> bool:
     suffix = Path(value).suffix.lower()
     if suffix in CHECKPOINT_SUFFIXES:
         return not os.path.isdir(value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 
 from mrsep_deploy.inspection import FusionReport, Inspection, StageReport
 from mrsep_deploy.manifest import ModelInfo
 from mrsep_deploy.provenance import Check
+from mrsep_deploy.strict_json import finite
 
 
 def to_plain(found: Inspection) -> dict[str, object]:
@@ -76,12 +76,7 @@ def _check(check: Check | None) -> dict[str, float | None] | None:
         return None
     return {
         "relative_l2": check.exported.relative,
-        "snr_db": _finite(check.exported.snr),
+        "snr_db": finite(check.exported.snr),
         "pytorch_float32_relative_l2": check.pytorch.relative,
-        "pytorch_float32_snr_db": _finite(check.pytorch.snr),
+        "pytorch_float32_snr_db": finite(check.pytorch.snr),
     }
-
-
-def _finite(number: float) -> float | None:
-    # JSON has no infinity; results that are equal bit for bit have no signal-to-noise ratio
-    return number if math.isfinite(number) else None

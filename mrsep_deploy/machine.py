@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 
@@ -30,3 +31,15 @@ def _cgroup_quota() -> float:
     except (OSError, ValueError):
         return 0.0
     return quota_us / period_us if quota_us > 0 else 0.0
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    except OSError:  # not on Linux
+        pass
+    return platform.processor() or platform.machine()

@@ -212,7 +212,7 @@ class Scheduler:
 
     def _start(self, slot: Slot) -> None:
         if self.trace is not None:
-            self.trace.begin(self._main)
+            self.trace.begin(slot.number, self._main)
         if self.mode == "graph":
             self._launch(slot)
             self._main.record(slot.done)

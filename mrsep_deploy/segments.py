@@ -7,6 +7,7 @@ back. Outputs are weighted by a triangle, added, and divided by the summed weigh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -112,6 +113,13 @@ def _segment_at(held: Float32, origin: int, end: int, start: int, segment: int) 
     lo, hi = max(first, 0), min(first + segment, end)
     samples[:, lo - first : hi - first] = held[:, lo - origin : hi - origin]
     return Segment(start, length, cut, samples)
+
+
+def grouped(segments: Iterable[Segment], size: int) -> Iterator[list[Segment]]:
+    """Segments in groups of ``size``, as batches take them; the last one may have fewer."""
+    remaining = iter(segments)
+    while group := list(itertools.islice(remaining, size)):
+        yield group
 
 
 def triangle(segment: int) -> Float32:

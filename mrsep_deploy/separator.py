@@ -15,10 +15,19 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.manifest import Manifest
+from mrsep_deploy.precision import AskedPrecision, arithmetic, in_precision
 from mrsep_deploy.registry import resolve
 from mrsep_deploy.schedule import MODES, Mode
 from mrsep_deploy.scheduler import SLOTS, Scheduler, Ticket
-from mrsep_deploy.segments import SONG_EPS, OverlapAdd, Segment, SongStatistics, cut_segments, stride_of
+from mrsep_deploy.segments import (
+    SONG_EPS,
+    OverlapAdd,
+    Segment,
+    SongStatistics,
+    cut_segments,
+    grouped,
+    stride_of,
+)
 
 Float32 = NDArray[np.float32]
 Blocks = Callable[[], Iterable[Float32]]
@@ -40,6 +49,9 @@ class Separator:
         overlap: share of a segment that the next one repeats, 0 to below 1.
         mode: how branches are scheduled, one of ``mrsep_deploy.schedule.MODES``.
         checkpoint: for the torch engine, the checkpoint if it has moved since the export.
+        precision: one of ``mrsep_deploy.precision.ASKED``, by default the bundle's own. A float32 bundle is
+            converted, once, and kept in the cache (``bundle`` then is that one).
+        plan: for ``mixed``, the file of a plan.
         trace: note who runs when, for ``scheduler.trace``.
 
     Raises:
@@ -55,14 +67,17 @@ class Separator:
         overlap: float = DEFAULT_OVERLAP,
         mode: Mode = "sequential",
         checkpoint: Path | None = None,
+        precision: AskedPrecision | None = None,
+        plan: Path | None = None,
         trace: bool = False,
     ) -> None:
         if threads < 0:
             raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
+        given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
+        self.bundle = in_precision(given, precision, plan)
         self.overlap = overlap
         self.stride = stride_of(self.manifest.model.segment_samples, overlap)
-        options = EngineOptions(threads, checkpoint)
+        options = EngineOptions(threads, checkpoint, arithmetic(self.manifest))
         self.engine_reason = ""
         if isinstance(engine, Engine):
             self.engine = engine
@@ -159,7 +174,8 @@ class Separator:
             yield done
 
         normalised = ((block - np.float32(song.mean)) * np.float32(1 / scale) for block in blocks)
-        for group, outputs in self._pipelined(self._groups(normalised)):
+        segments = cut_segments(normalised, self.manifest.model.segment_samples, self.stride)
+        for group, outputs in self._pipelined(grouped(segments, self.manifest.batch)):
             for segment, output in zip(group, outputs, strict=True):
                 cut = output[..., segment.cut : segment.cut + segment.length]
                 yield from restored(adder.add(segment.start, cut))
@@ -176,17 +192,6 @@ class Separator:
             pending.append((group, self._scheduler.submit(np.stack([s.samples for s in group]))))
         for done, ticket in pending:
             yield done, self._scheduler.result(ticket)
-
-    def _groups(self, blocks: Iterable[Float32]) -> Iterator[list[Segment]]:
-        """Segments in groups of the bundle's batch."""
-        group: list[Segment] = []
-        for segment in cut_segments(blocks, self.manifest.model.segment_samples, self.stride):
-            group.append(segment)
-            if len(group) == self.manifest.batch:
-                yield group
-                group = []
-        if group:
-            yield group
 
     def close(self) -> None:
         """Stop the streams; let go of the engine's sessions, of buffers and device. Idempotent."""

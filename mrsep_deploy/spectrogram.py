@@ -11,7 +11,10 @@ overlap-add, divided by the overlapped squared windows.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +26,13 @@ Float64 = NDArray[np.float64]
 
 NORMALISE_EPS = 1e-5
 """Added to the standard deviation before dividing by it (the published value)."""
+
+
+FRAMES_AT_ONCE = 64
+"""Frames that are transposed and transformed together: few enough to stay in a core's cache."""
+
+CHUNK = 16384
+"""Elements whose squares are added in float32; they stay in a core's cache."""
 
 
 def frame_offset(n_fft: int, hop: int) -> int:
@@ -69,62 +79,120 @@ def reflect(x: Float32, left: int, right: int) -> Float32:
 
 
 def analyse(x: Float32, n_fft: int, hop: int, out: Float32 | None = None, workers: int = 1) -> Float32:
-    """Spectrogram of ``[B, C, L]`` -> ``[B, 2C, n_fft/2, ceil(L/hop)]``, into ``out`` if given."""
+    """Spectrogram of ``[B, C, L]`` -> ``[B, 2C, n_fft/2, ceil(L/hop)]``, into ``out`` if given.
+
+    ``workers`` threads share the signals.
+    """
     batch, channels, length = x.shape
     frames = math.ceil(length / hop)
     offset = frame_offset(n_fft, hop)
     padded = reflect(x, offset, offset + frames * hop - length)
     windowed = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, :, ::hop][:, :, :frames]
     window = (hann(n_fft) / math.sqrt(n_fft)).astype(np.float32)
-    if out is None:
-        out = np.empty((batch, 2 * channels, n_fft // 2, frames), np.float32)
-    for item in range(batch):
-        for channel in range(channels):
-            z = fft.rfft(windowed[item, channel] * window, axis=-1, workers=workers)[:, :-1]
-            out[item, 2 * channel] = z.real.T
-            out[item, 2 * channel + 1] = z.imag.T
-    return out
+    result = np.empty((batch, 2 * channels, n_fft // 2, frames), np.float32) if out is None else out
+    pairs = result.reshape(batch, channels, 2, n_fft // 2, frames)
+
+    def analyse_one(item: int, channel: int) -> None:
+        for t in range(0, frames, FRAMES_AT_ONCE):
+            some = slice(t, min(t + FRAMES_AT_ONCE, frames))
+            z = fft.rfft(windowed[item, channel, some] * window, axis=-1)[:, :-1]
+            pairs[item, channel, 0, :, some] = z.real.T
+            pairs[item, channel, 1, :, some] = z.imag.T
+
+    share_out(analyse_one, itertools.product(range(batch), range(channels)), workers)
+    return result
 
 
 def synthesise(
-    x: Float32, n_fft: int, hop: int, length: int, out: Float32 | None = None, workers: int = 1
+    x: Float32,
+    n_fft: int,
+    hop: int,
+    length: int,
+    out: Float32 | None = None,
+    workers: int = 1,
+    affine: Sequence[tuple[float, float]] | None = None,
 ) -> Float32:
     """Inverse of :func:`analyse`: ``[N, 2, n_fft/2, T]`` -> ``[N, length]``, into ``out`` if given.
 
-    ``N`` runs over all leading axes (items, sources, audio channels).
+    ``N`` runs over all leading axes (items, sources, audio channels); ``workers`` threads share it.
+    ``affine`` gives the synthesis of ``a * x + b`` for an ``(a, b)`` per signal: the transform is linear, so
+    both are applied to the signal, which is a quarter of the spectrogram.
     """
     count, _, bins, frames = x.shape
-    offset = frame_offset(n_fft, hop)
-    window = (hann(n_fft) * math.sqrt(n_fft)).astype(np.float32)
-    gain = (1 / _envelope(n_fft, hop, frames)[:length]).astype(np.float32)
-    overlap = n_fft // hop
-    if out is None:
-        out = np.empty((count, length), np.float32)
-    z = np.zeros((frames, bins + 1), np.complex64)
-    for index in range(count):
-        z.real[:, :-1] = x[index, 0].T
-        z.imag[:, :-1] = x[index, 1].T
-        pieces = fft.irfft(z, n_fft, axis=-1, workers=workers) * window
+    offset, overlap = frame_offset(n_fft, hop), n_fft // hop
+    window, gain = _synthesis_windows(n_fft, hop, frames)
+    signals = np.empty((count, length), np.float32) if out is None else out
+    ones = _response_to_ones(n_fft, hop, frames) if affine is not None else None
+
+    def synthesise_one(index: int) -> None:
         # Frame t covers hops t .. t + overlap - 1: add the frames' pieces hop by hop.
         total = np.zeros((frames + overlap - 1, hop), np.float32)
-        for piece in range(overlap):
-            total[piece : piece + frames] += pieces[:, piece * hop : (piece + 1) * hop]
-        np.multiply(total.reshape(-1)[offset : offset + length], gain, out=out[index])
-    return out
+        z = np.zeros((min(FRAMES_AT_ONCE, frames), bins + 1), np.complex64)
+        for t in range(0, frames, FRAMES_AT_ONCE):
+            some = x[index, :, :, t : t + FRAMES_AT_ONCE]
+            n = some.shape[-1]
+            z.real[:n, :-1], z.imag[:n, :-1] = some[0].T, some[1].T
+            pieces = fft.irfft(z[:n], n_fft, axis=-1)
+            pieces *= window
+            for piece in range(overlap):
+                total[t + piece : t + piece + n] += pieces[:, piece * hop : (piece + 1) * hop]
+        signal = signals[index]
+        np.multiply(total.reshape(-1)[offset : offset + length], gain[:length], out=signal)
+        if affine is not None and ones is not None:
+            scale, shift = affine[index]
+            signal *= np.float32(scale)
+            signal += np.float32(shift) * ones[:length]
+
+    share_out(synthesise_one, ((index,) for index in range(count)), workers)
+    return signals
+
+
+@lru_cache(maxsize=32)
+def _synthesis_windows(n_fft: int, hop: int, frames: int) -> tuple[Float32, Float32]:
+    """The window of a frame, and what overlapped frames are multiplied by, ``[hop * frames]``."""
+    window = (hann(n_fft) * math.sqrt(n_fft)).astype(np.float32)
+    return window, (1 / _envelope(n_fft, hop, frames)).astype(np.float32)
+
+
+@lru_cache(maxsize=32)
+def _response_to_ones(n_fft: int, hop: int, frames: int) -> Float32:
+    """Synthesis of a spectrogram whose real and imaginary parts are all one, ``[hop * frames]``."""
+    ones = np.ones((1, 2, n_fft // 2, frames), np.float32)
+    response: Float32 = synthesise(ones, n_fft, hop, hop * frames)[0]
+    return response
+
+
+def share_out(work: Callable[..., None], tasks: Iterable[tuple[int, ...]], workers: int) -> None:
+    """Call ``work`` once for every task, on ``workers`` threads; NumPy and SciPy let each other run."""
+    if workers == 1:
+        for task in tasks:
+            work(*task)
+        return
+    with ThreadPoolExecutor(workers) as threads:
+        for done in [threads.submit(work, *task) for task in tasks]:
+            done.result()
 
 
 def statistics(x: Float32) -> Float64:
-    """Mean and unbiased standard deviation of every item of ``[B, ...]``: ``[B, 2]``, in float64.
+    """Mean and unbiased standard deviation of every item of ``[B, ...]``: ``[B, 2]``.
 
-    One float32 accumulator over millions of elements would lose 40 dB of the model's precision.
+    One float32 accumulator over millions of elements would lose 40 dB of the model's precision: the mean is
+    a float64 sum, and squares are added in float32 within chunks only, in float64 over them.
     """
     result = np.empty((len(x), 2))
     for index, item in enumerate(x):
-        mean = item.mean(dtype=np.float64)
-        centred = item - np.float32(mean)
-        correction = centred.mean(dtype=np.float64)
-        power = np.square(centred).sum(dtype=np.float64) - correction**2 * item.size
-        result[index] = mean, math.sqrt(max(power, 0.0) / max(item.size - 1, 1))
+        flat = item.reshape(-1)
+        chunks = [flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK)]
+        exact = float(flat.mean(dtype=np.float64))
+        mean = np.float32(exact)
+        rest, power = 0.0, 0.0
+        for chunk in chunks:
+            centred = chunk - mean
+            rest += float(centred.sum())
+            power += float(np.dot(centred, centred))
+        # What the rounded mean left behind must not count as deviation.
+        variance = (power - rest**2 / flat.size) / max(flat.size - 1, 1)
+        result[index] = exact, math.sqrt(max(variance, 0.0))
     return result
 
 

@@ -66,6 +66,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+def finite(number: float | None) -> float | None:
+    """A number as JSON can hold it: None in place of infinities and NaN, for which it has no word."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number")
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from mrsep_deploy.devices.interface import Device, Event, Stream
 from mrsep_deploy.schedule import Step
 
+LIMIT = 256
+"""Segments a trace keeps, the first ones: a song of hours must not fill the memory with them."""
+
 
 @dataclass(frozen=True)
 class TraceEvent:
@@ -47,11 +50,13 @@ class Trace:
         self._timers: dict[int, dict[str, _Timers]] = {}
         self._origin: float | None = None
         self._origin_event: Event | None = None
+        self._end = 0
 
-    def begin(self, stream: Stream) -> None:
+    def begin(self, segment: int, stream: Stream) -> None:
         """A segment is submitted; the first one starts the clock, on CUDA on ``stream``."""
         if self._origin is None:
             self._origin = time.perf_counter()
+            self._end = segment + LIMIT
             if self._device.kind == "cuda":
                 self._origin_event = self._origin_event or self._device.event(timed=True)
                 stream.record(self._origin_event)
@@ -85,6 +90,8 @@ class Trace:
             self._add(segment, timers.step, start, start + timers.after.seconds_since(timers.before), 0.0)
 
     def _add(self, segment: int, step: Step, start: float, end: float, origin: float) -> None:
+        if segment >= self._end:
+            return
         event = TraceEvent(
             segment, step.stage.name, step.stage.branch, step.stream, start - origin, end - origin
         )

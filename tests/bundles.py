@@ -6,6 +6,7 @@ input once for every source, and adds ``OFFSET``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -113,3 +114,16 @@ def tiny_bundle(folder: Path, name: str = "tiny", *, batch: int = 1, opset: int 
     """A written bundle at ``folder / name``. Another ``opset`` gives another digest, nothing else."""
     manifest = replace(tiny_manifest(batch, name), opset=opset)
     return write_bundle(folder / name, manifest, tiny_files(manifest), overwrite=True)
+
+
+def changed_bundle(place: Path, manifest: Manifest, change: Callable[[onnx.GraphProto], None]) -> Bundle:
+    """A tiny bundle whose nodes have names, ``repeat/Concat``, with its waveform graph changed."""
+    files = tiny_files(manifest)
+    for file in ("branch.16.onnx", "branch.time.onnx"):
+        model = onnx.load_from_string(files[file])
+        for node in model.graph.node:
+            node.name = f"repeat/{node.op_type}"
+        if file == "branch.time.onnx":
+            change(model.graph)
+        files[file] = model.SerializeToString()
+    return write_bundle(place, manifest, files, overwrite=False)

@@ -126,9 +126,24 @@ def test_errors_of_a_build_name_the_stage_or_the_target(jobs: str) -> None:
     result = run("build", "tiny", "--engine", "trt-rtx", "--target", "sm_90", "--jobs", jobs)
     assert result.exit_code == 2
     assert "does not build for sm_90, it builds for sm_75" in result.stderr
-    result = run(*RTX, "--precision", "fp16", "--jobs", jobs)
-    assert result.exit_code == 1
-    assert "tiny holds float32 graphs only" in result.stderr
+    result = run(*RTX, "--precision", "mixed", "--jobs", jobs)
+    assert result.exit_code == 2
+    assert "--precision mixed was given without a plan, expected --plan FILE" in result.stderr
+
+
+@pytest.mark.usefixtures("rtx")
+def test_another_precision_is_converted_and_its_costs_are_shown() -> None:
+    result = run(*RTX, "--precision", "fp16")
+    assert result.exit_code == 0, result.stderr
+    assert "float32 MACs" in result.stdout
+    stages = {
+        stage["stage"]: stage for stage in json.loads(run(*RTX, "--precision", "fp16", "--json", "-q").stdout)
+    }
+    branch = stages["branch.16"]
+    assert branch["from_cache"]
+    assert set(branch["layers"]) == {"float16"}
+    assert branch["cost"]["casts"] == 2  # the border is float32, between the host's transforms
+    assert json.loads(run(*RTX, "--json", "-q").stdout)[0]["cost"] is None
 
 
 # --- cache -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from mrsep_deploy import cli, errors, registry
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.commands import export as command
+from mrsep_deploy.commands.arguments import parse_argument
 from mrsep_deploy.export import api
 from mrsep_deploy.inspection import inspect
 
@@ -246,7 +247,7 @@ def test_the_spelled_out_choices_are_those_there_are() -> None:
     ],
 )
 def test_constructor_arguments(text: str, name: str, value: object) -> None:
-    found = command._parse_argument(text)
+    found = parse_argument(text)
     assert found == (name, value)
     assert type(found[1]) is type(value)
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -21,7 +26,7 @@ from numpy.typing import NDArray
 from mrsep_deploy import registry
 from mrsep_deploy.audio import open_audio, resampled_length
 from mrsep_deploy.bundle import Bundle, write_archive
-from mrsep_deploy.cli import main
+from mrsep_deploy.cli import INTERRUPTED, main
 from mrsep_deploy.deviation import Deviation
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE
 from mrsep_deploy.separator import Separator
@@ -157,6 +162,22 @@ def test_an_archive_and_an_overlap(tmp_path: Path, bundle: Bundle) -> None:
     for name, stem in stems_of(tmp_path / "separated/tiny/song").items():
         np.testing.assert_allclose(stem, expected[name], atol=1e-6 * np.abs(expected[name]).max())
         assert np.abs(stem - other[name]).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["sequential", "concurrent"])
+def test_a_timeline(tmp_path: Path, bundle: Bundle, mode: str) -> None:
+    """Every stage of the first segments is in the picture, and no later segment's."""
+    track, picture = song(tmp_path / "song.wav", frames=30 * 3001), tmp_path / "timeline.svg"
+    assert (
+        Result(track, "-n", bundle.path, "-o", tmp_path / "out", "--mode", mode, "--timeline", picture).code
+        == 0
+    )
+    told = [
+        title.text or "" for title in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}title")
+    ]
+    for stage in bundle.manifest.stages:
+        found = [line for line in told if line.startswith(f"{stage.name}, segment ")]
+        assert [line.split("segment ")[1][0] for line in found] == ["0", "1", "2", "3"]
 
 
 def test_an_untrained_model_is_announced(tmp_path: Path, bundle: Bundle) -> None:
@@ -377,6 +398,31 @@ def test_a_checkpoint_that_has_moved(tmp_path: Path, exports: Export) -> None:
     assert not written(tmp_path / "separated")
     assert Result(*options, "--checkpoint", checkpoint(REAL), track).code == DONE
     assert len(written(tmp_path / "separated")) == len(bundle.manifest.model.sources)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@pytest.mark.parametrize("mode", ["sequential", "concurrent"])
+def test_control_c_in_the_middle_of_the_second_song(tmp_path: Path, bundle: Bundle, mode: str) -> None:
+    """The first song's stems stay, nothing of the second does, and the process ends at once."""
+    tracks = song(tmp_path / "one.wav"), song(tmp_path / "two.wav", frames=40_000_000)
+    options = ["-n", str(bundle.path), "-o", str(tmp_path / "out"), "--mode", mode]
+    command = [sys.executable, "-m", "mrsep_deploy", "run", *options, *map(str, tracks)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    second = tmp_path / "out" / bundle.manifest.name / "two"
+    deadline = time.monotonic() + 60
+    try:
+        while not (second.is_dir() and any(part.stat().st_size for part in second.iterdir())):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == INTERRUPTED
+    assert "Traceback" not in errors
+    assert errors.rstrip().endswith("interrupted")
+    assert written(tmp_path / "out") == [f"{bundle.manifest.name}/one/{name}.wav" for name in sorted(SOURCES)]
 
 
 def test_tracks_of_one_name_are_refused_before_any_is_separated(tmp_path: Path, bundle: Bundle) -> None:

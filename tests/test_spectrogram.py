@@ -257,6 +257,20 @@ def test_given_buffers_are_filled_whatever_they_held(n_fft: int, hop: int, worke
     np.testing.assert_array_equal(pairs, expected.reshape(pairs.shape))  # the input is only read
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_synthesis_of_a_scaled_and_shifted_spectrogram(workers: int) -> None:
+    """``affine`` is the synthesis of ``a x + b``, a constant in every bin included."""
+    n_fft, hop, length = 256, 64, 3000
+    x = noise(3, 2, n_fft // 2, math.ceil(length / hop))
+    affine = [(0.5, 0.0), (2.0, -0.25), (1e-3, 4.0)]
+    scaled = np.stack([a * one + b for one, (a, b) in zip(x, affine, strict=True)]).astype(np.float32)
+    expected = synthesise(scaled, n_fft, hop, length)
+    found = synthesise(x, n_fft, hop, length, workers=workers, affine=affine)
+    for one, exact in zip(found, expected, strict=True):
+        # the spectrogram that is compared with was itself rounded, at the size of its largest shift
+        assert np.linalg.norm(one - exact) <= 3e-6 * np.linalg.norm(exact)
+
+
 # --- statistics --------------------------------------------------------------------------------------------
 
 ADVERSARIAL = {

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.manifest import Layout
+from mrsep_deploy.verification.results import Verification
 
 # What fetches and measures belongs to the benchmarks, which publish the same figures.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import assets
 import parity_trained
+import precision_trained
 
 # Deleted when the tests end.
 _folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-trained-")
@@ -45,3 +48,11 @@ def excerpt_mix() -> NDArray[np.float32]:
 def excerpt_reference() -> dict[str, NDArray[Any]]:
     """What the published demucs makes of the excerpt, in float64."""
     return parity_trained.separate_published(excerpt_mix())
+
+
+def excerpt_in_float16() -> Verification:
+    """The trained model by the default plan, on the excerpt, against float32."""
+    bundle = Bundle.open(trained_bundle("split"))
+    with tempfile.TemporaryDirectory(dir=_folder.name) as work:
+        pair = precision_trained.Pair(bundle, Path(work) / "low", 0)
+        return pair.verify([precision_trained.excerpt_track()])

@@ -19,6 +19,7 @@ from acceptance.parity import Field, open_all
 from acceptance.rows import Ledger, Row, RowTimeoutError, Unavailable, Values, first_line
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.contract import Precision
+from mrsep_deploy.precision import in_precision
 from mrsep_deploy.schedule import Mode
 
 BASELINE = "torch eager"
@@ -197,6 +198,7 @@ def _timelines(ledger: Ledger, lanes: Field) -> None:
 
 def _timeline(lanes: Field, bundle: Bundle, engine: str, precision: Precision, mode: Mode) -> Values:
     """Stages of one segment by the device's timed events, milliseconds from the first one's start."""
+    bundle = in_precision(bundle, precision)
     contender = OurContender(bundle, engine, mode, precision, lanes.mix, lanes.group.checkpoint, trace=True)
     try:
         trace = contender.separator.scheduler.trace

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 
 from acceptance.contenders import TORCH_WAYS, Contender, OurContender, TorchContender
 from acceptance.groups import Group
-from acceptance.rows import Ledger, Unavailable, Values
+from acceptance.rows import Ledger, Values
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.deviation import Deviation
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.engines.contract import Precision
+from mrsep_deploy.precision import in_precision
 from mrsep_deploy.schedule import MODES, Mode
 
 GPU_ENGINES = ("ort-cuda", "ort-trt", "trt", "trt-rtx")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 CPU_MODES: tuple[Mode, ...] = ("sequential", "concurrent")
 COMPILE_SECONDS = 150.0
 _MIB = 2**20
@@ -45,7 +47,7 @@ def open_all(ledger: Ledger, lanes: Field, model: Any) -> None:
         _open(ledger, lanes, f"torch {way}", functools.partial(TorchContender, way, model, lanes.mix))
     for bundle in lanes.group.bundles:
         for engine in GPU_ENGINES:
-            for precision in engine_class(engine).precisions:
+            for precision in (each for each in PRECISIONS if each in engine_class(engine).precisions):
                 for mode in _modes(bundle):
                     _open_ours(ledger, lanes, bundle, engine, precision, mode)
     for mode in CPU_MODES:
@@ -77,9 +79,9 @@ def _open_ours(
     manifest = bundle.manifest
 
     def make() -> Contender:
-        if precision == "fp16" and manifest.precision == "float32":
-            raise Unavailable(f"{manifest.name} holds float32 graphs only", "Export with float16 graphs.")
-        return OurContender(bundle, engine, mode, precision, lanes.mix, lanes.group.checkpoint)
+        return OurContender(
+            in_precision(bundle, precision), engine, mode, precision, lanes.mix, lanes.group.checkpoint
+        )
 
     name = f"{engine}{'' if race else ' (CPU)'} {precision} {manifest.layout} {mode}"
     _open(ledger, lanes, name, make, race=race)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.engines import BuildOptions, BuildsEngines, BuiltStage
-    from mrsep_deploy.engines.contract import Precision
     from mrsep_deploy.manifest import Stage
+    from mrsep_deploy.precision import AskedPrecision
 
 Report = Callable[[str, str], None]
 """Called with a stage and what has become of it."""
@@ -47,8 +47,11 @@ Examples:
 )
 @click.argument("model", metavar="[NAME|BUNDLE]", required=False)
 @click.option("--engine", "name", type=click.Choice(ENGINE_NAMES), required=True, help="What to build for.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-              help="Of the arithmetic; the bundle must hold such graphs.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "mixed"]),
+              help="Of the arithmetic; a float32 bundle is converted and kept in the cache.  "
+                   "[default: the bundle's own]")  # fmt: skip
+@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
+              help="For --precision mixed: what stays in float32 beyond the rules.")  # fmt: skip
 @click.option(
     "--batch", metavar="N", type=click.IntRange(1), help="Must be the bundle's own: its graphs are static."
 )
@@ -67,7 +70,8 @@ Examples:
 def build(
     model: str | None,
     name: str,
-    precision: Precision,
+    precision: AskedPrecision | None,
+    plan: Path | None,
     batch: int | None,
     targets: tuple[str, ...],
     level: int | None,
@@ -85,22 +89,27 @@ def build(
     """
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.engines import BuildOptions, BuildsEngines, EngineOptions, engine_class
+    from mrsep_deploy.precision import arithmetic, costs_to_json, in_precision, read_costs
     from mrsep_deploy.registry import resolve
 
-    engine = engine_class(name)(EngineOptions(precision=precision))
-    if not isinstance(engine, BuildsEngines):
+    if not isinstance(engine_class(name)(EngineOptions()), BuildsEngines):
         click.echo(f"Engine {name} has no build step: it takes a bundle's graphs as they are.")
         return
-    bundle = Bundle.open(resolve(model))
+    bundle = in_precision(Bundle.open(resolve(model)), precision, plan)
+    engine = engine_class(name)(EngineOptions(precision=arithmetic(bundle.manifest)))
+    assert isinstance(engine, BuildsEngines)
     _check(bundle, engine, name, batch, jobs)
     options = BuildOptions(targets, level, workspace and workspace * 10**6)
     built = _build(engine, bundle, options, jobs, output, quiet)
     if as_json:
-        click.echo(json.dumps([_plain(stage) for stage in built], indent=2))
+        costs = costs_to_json(read_costs(bundle.manifest))
+        click.echo(
+            json.dumps([{**_plain(stage), "cost": costs.get(stage.stage)} for stage in built], indent=2)
+        )
     elif not quiet:
         from mrsep_deploy.progress import console
 
-        _print(console(), built, engine.cache.folder)
+        _print(console(), built, engine.cache.folder, bundle)
 
 
 def _check(bundle: Bundle, engine: BuildsEngines, name: str, batch: int | None, jobs: int) -> None:
@@ -207,7 +216,9 @@ def _plain(stage: BuiltStage) -> dict[str, object]:
     }
 
 
-def _print(screen: Console, built: list[BuiltStage], folder: Path) -> None:
+def _print(screen: Console, built: list[BuiltStage], folder: Path, bundle: Bundle) -> None:
+    from mrsep_deploy.precision import read_costs
+    from mrsep_deploy.precision_table import print_costs
     from mrsep_deploy.tables import file_size, table
 
     made = table("stage", "build", "", "engine", "in and out", "layers", "key", right=("build", "engine"))
@@ -218,4 +229,5 @@ def _print(screen: Console, built: list[BuiltStage], folder: Path) -> None:
         size = file_size(len(stage.data))
         made.add_row(stage.stage, f"{stage.seconds:.1f} s", cached, size, tensors, layers, stage.key)
     screen.print(made)
+    print_costs(screen, read_costs(bundle.manifest), bundle.manifest.precision)
     screen.print(f"\nkept in {folder}", soft_wrap=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,47 +18,10 @@ if TYPE_CHECKING:
     from mrsep_deploy.export.load import LoadedModel
     from mrsep_deploy.inspection import Inspection
     from mrsep_deploy.manifest import Layout
+    from mrsep_deploy.precision import AskedPrecision, GraphCost
 
-# Spelled out because the modules that define them import torch; a test holds them equal.
-FAMILIES = (
-    *("htdemucs", "htdemucs_n", "htdemucs_nn", "htdemucs_2nn"),
-    *("htdemucs_nf", "htdemucs_dnf", "mrhdemucs"),
-)
+# Spelled out because the module that defines it imports torch; a test holds them equal.
 REWRITES = ("dconv", "glu", "crop", "embedding", "positions", "attention", "shares")
-LISTS = ("sources", "nfft_list")
-"""Arguments that are lists even with one entry."""
-
-Argument = tuple[str, object]
-
-
-def _parse_arguments(
-    _ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]
-) -> dict[str, object]:
-    """``("nfft_list=2048,4096", "channels=24")`` -> ``{"nfft_list": [2048, 4096], "channels": 24}``."""
-    return dict(_parse_argument(text) for text in given)
-
-
-def _parse_argument(text: str) -> Argument:
-    name, equals, value = text.partition("=")
-    name = name.strip()
-    if not name or not equals:
-        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE, such as channels=24")
-    if name in ("family", "seed"):
-        raise click.BadParameter(f"{name} is no constructor argument; there are --untrained and --seed")
-    if name in LISTS or "," in value:
-        return name, [_parse_value(item) for item in value.split(",") if item.strip()]
-    return name, _parse_value(value)
-
-
-def _parse_value(text: str) -> object:
-    """A number, true, false or none if it reads as one, else the text."""
-    text = text.strip()
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    if re.fullmatch(r"[+-]?[0-9]+", text):
-        return int(text)
-    return float(text) if re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", text) else text
 
 
 @click.command(
@@ -76,13 +41,18 @@ Examples:
               help="Segments one run takes.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["split", "whole"]), default="split", show_default=True,
               help="A graph for every stage, or one for the whole.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "mixed"]), default="fp32",
+              show_default=True,
+              help="Of the bundle's graphs. run and build convert float32 ones when asked to.")  # fmt: skip
+@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
+              help="For --precision mixed: what stays in float32 beyond the rules.")  # fmt: skip
 @click.option("--zip", "archive", metavar="FILE", type=click.Path(path_type=Path),
               help="Write the bundle as one file, too.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--untrained", metavar="FAMILY", type=click.Choice(FAMILIES),
               help=f"Instead of CHECKPOINT: random weights. One of {', '.join(FAMILIES)}.")  # fmt: skip
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), help="For --untrained.  [default: 0]")
-@click.option("--set", "arguments", metavar="KEY=VALUE", multiple=True, callback=_parse_arguments,
+@click.option("--set", "arguments", metavar="KEY=VALUE", multiple=True, callback=parse_arguments,
               help="For --untrained: a constructor argument.")  # fmt: skip
 @click.option("--no-rewrite", "without", metavar="NAME", multiple=True, type=click.Choice(REWRITES),
               help=f"Leave out an exact rewrite of the graphs: {', '.join(REWRITES)}.")  # fmt: skip
@@ -94,6 +64,8 @@ def export(
     output: Path | None,
     batch: int,
     layout: Layout,
+    precision: AskedPrecision,
+    plan: Path | None,
     archive: Path | None,
     overwrite: bool,
     untrained: str | None,
@@ -118,6 +90,7 @@ def export(
     from mrsep_deploy.bundle import check_archive_place, write_archive
     from mrsep_deploy.export.api import export as export_checkpoint
     from mrsep_deploy.inspection import inspect_bundle
+    from mrsep_deploy.precision import read_costs
     from mrsep_deploy.progress import console, step_progress
 
     started = time.perf_counter()
@@ -126,14 +99,16 @@ def export(
     with step_progress(quiet) as progress:
         bundle = export_checkpoint(
             checkpoint or _untrained(str(untrained), seed or 0, arguments), output, name=name, layout=layout,
-            batch=batch, without=without, overwrite=overwrite, progress=progress,
+            batch=batch, precision=precision, plan=plan, without=without, overwrite=overwrite,
+            progress=progress,
         )  # fmt: skip
         archive = archive and write_archive(bundle, archive, overwrite)
+    costs = read_costs(bundle.manifest)
     found, seconds = inspect_bundle(bundle), time.perf_counter() - started
     if as_json:
-        click.echo(_json(found, archive, seconds))
+        click.echo(_json(found, costs, archive, seconds))
     elif not quiet:
-        _print(console(), found, archive, seconds)
+        _print(console(), found, costs, archive, seconds)
 
 
 def _untrained(family: str, seed: int, arguments: dict[str, object]) -> LoadedModel:
@@ -145,18 +120,29 @@ def _untrained(family: str, seed: int, arguments: dict[str, object]) -> LoadedMo
     return untrained_model(family, seed, **arguments)
 
 
-def _json(found: Inspection, archive: Path | None, seconds: float) -> str:
+def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float) -> str:
     from mrsep_deploy.inspection_json import to_plain
+    from mrsep_deploy.precision import costs_to_json
 
-    result = {**to_plain(found), "archive": archive and str(archive), "seconds": seconds}
+    result = {
+        **to_plain(found),
+        "costs": costs_to_json(costs),
+        "archive": archive and str(archive),
+        "seconds": seconds,
+    }
     return json.dumps(result, indent=2)
 
 
-def _print(screen: Console, found: Inspection, archive: Path | None, seconds: float) -> None:
+def _print(
+    screen: Console, found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float
+) -> None:
+    from mrsep_deploy.precision_table import print_costs
     from mrsep_deploy.reports import SNR_NOTE, stage_table, untrained_note
 
     screen.print(stage_table(found))
-    screen.print(f"\n{SNR_NOTE}", style="dim")
+    if found.whole is not None:
+        screen.print(f"\n{SNR_NOTE}", style="dim")
+    print_costs(screen, costs, found.precision)
     if not found.model.trained:
         screen.print(f"This model is {untrained_note(found)}.", style="yellow")
     screen.print(f"\n{found.name} exported in {seconds:.1f} s to", soft_wrap=True)

@@ -13,8 +13,13 @@ from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from mrsep_deploy.precision import AskedPrecision
     from mrsep_deploy.separator import Separator
     from mrsep_deploy.song import OutputOptions, SeparatedSong
+
+
+DRAWN = 4
+"""Segments in a timeline; more would be too narrow to read."""
 
 
 @click.command(
@@ -42,12 +47,19 @@ Examples:
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
 )
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "mixed"]),
+              help="Of the arithmetic; a float32 bundle is converted and kept in the cache.  "
+                   "[default: the bundle's own]")  # fmt: skip
+@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
+              help="For --precision mixed: what stays in float32 beyond the rules.")  # fmt: skip
 @click.option("--int24", is_flag=True, help="Write 24-bit wav instead of 16-bit.")
 @click.option("--float32", is_flag=True, help="Write 32-bit float wav instead of 16-bit.")
 @click.option("--clip-mode", type=click.Choice(["rescale", "clamp", "none"]), default="rescale", show_default=True,
               help="What to do with stems beyond full scale.")  # fmt: skip
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="For --engine torch: the checkpoint, if it moved since the export.")  # fmt: skip
+@click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Draw which stage of the first segments ran when on which stream, as SVG.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def run(
     tracks: tuple[Path, ...],
@@ -57,10 +69,13 @@ def run(
     mode: str,
     overlap: float,
     threads: int,
+    precision: AskedPrecision | None,
+    plan: Path | None,
     int24: bool,
     float32: bool,
     clip_mode: str,
     checkpoint: Path | None,
+    timeline: Path | None,
     quiet: bool,
 ) -> None:
     """Separate songs into stems.
@@ -83,6 +98,9 @@ def run(
         overlap=overlap,
         mode=mode,  # type: ignore[arg-type]  # click has checked it
         checkpoint=checkpoint,
+        precision=precision,
+        plan=plan,
+        trace=timeline is not None,
     ) as separator:
         _require_distinct(separator, tracks, options)
         if not quiet:
@@ -90,6 +108,8 @@ def run(
         failed = [
             track for track in tracks if not _separate(separator, track, options, quiet, len(tracks) > 1)
         ]
+        if timeline is not None:
+            _draw_timeline(separator, timeline)
     if failed:
         click.echo(f"{len(failed)} of {len(tracks)} failed: {', '.join(map(str, failed))}", err=True)
         raise SystemExit(PARTIAL if len(failed) < len(tracks) else FAILED)
@@ -118,6 +138,10 @@ def _introduce(separator: Separator) -> None:
         + (f" ({separator.engine_reason})" if separator.engine_reason else ""),
         err=True,
     )
+    if separator.manifest.precision != "float32":
+        how = separator.engine.emulation
+        emulated = f", emulated: {separator.engine.title} computes it {how}" if how else ""
+        click.echo(f"Precision: {separator.manifest.precision}{emulated}.", err=True)
     if not separator.manifest.model.trained:
         click.echo(
             "This model is untrained: its weights are random, and its stems are no separation of the song.",
@@ -138,6 +162,15 @@ def _separate(separator: Separator, track: Path, options: OutputOptions, quiet: 
         time_taken = f"{song.seconds:.1f} s in {song.elapsed:.1f} s, {song.speed:.2f} x realtime"
         click.echo(f"{song.folder}{_stem_list(song)}  {time_taken}")
     return True
+
+
+def _draw_timeline(separator: Separator, path: Path) -> None:
+    from mrsep_deploy.atomic import write_file
+    from mrsep_deploy.timeline import timeline_svg
+
+    assert separator.scheduler.trace is not None
+    events = [event for event in separator.scheduler.trace.events() if event.segment < DRAWN]
+    write_file(path, timeline_svg(events).encode())
 
 
 def _stem_list(song: SeparatedSong) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.devices.denormals import flush_denormals
 from mrsep_deploy.devices.interface import (
     Device,
     DeviceKind,
@@ -146,6 +147,7 @@ class CpuStream(Stream):
         self._queue.put(item)
 
     def _work(self) -> None:
+        flush_denormals()
         while (item := self._queue.get()) is not None:
             item()
 

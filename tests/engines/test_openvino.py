@@ -17,7 +17,7 @@ from mrsep_deploy.deviation import Deviation
 from mrsep_deploy.engine_cache import EngineCache
 from mrsep_deploy.engines import EngineOptions
 from mrsep_deploy.engines.openvino import OpenVinoEngine, OpenVinoRunner, borrowed, reason
-from mrsep_deploy.errors import EngineError, UsageError
+from mrsep_deploy.errors import EngineError
 from mrsep_deploy.manifest import Stage
 from mrsep_deploy.paths import HOME_VARIABLE
 from mrsep_deploy.separator import Separator
@@ -105,9 +105,8 @@ def test_borrowed_memory_is_the_same_memory() -> None:
     assert view.ctypes.data == array.ctypes.data
 
 
-def test_half_precision_is_refused() -> None:
-    with pytest.raises(UsageError, match="fp16"):
-        OpenVinoEngine(EngineOptions(precision="fp16"))
+def test_half_precision_is_emulated_and_says_so() -> None:
+    assert "float32" in OpenVinoEngine(EngineOptions(precision="fp16")).emulation
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,9 @@ def test_inputs_and_outputs_are_the_manifests(
 
 def test_fp16_of_a_bundle_with_float32_graphs(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
-    with pytest.raises(EngineError, match=r"tiny holds float32 graphs only.*Choose --precision fp32"):
+    with pytest.raises(
+        EngineError, match=r"tiny holds float32 graphs only.*for fp16.*Choose --precision fp32"
+    ):
         TensorRtRtxEngine(EngineOptions(precision="fp16")).build(bundle, stage_of(bundle), SM_86)
 
 

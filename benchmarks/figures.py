@@ -1,0 +1,169 @@
+"""The figures in the README, from the result files that they were measured into.
+
+    python benchmarks/figures.py            # show them
+    python benchmarks/figures.py --write    # put them into README.md
+
+They stand between two comment lines. A test compares both, so that no figure outlives its measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from machine_info import RESULTS, ROOT
+
+README = ROOT / "README.md"
+BEGIN = "<!-- figures: written by benchmarks/figures.py -->"
+END = "<!-- end of figures -->"
+MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
+SONGS = {"chaos_god": "with vocals", "metal_madness": "without vocals"}
+ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
+
+Result = Mapping[str, Any]
+
+
+def result(name: str) -> Result:
+    """A file of ``benchmarks/results``."""
+    found: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def figures() -> str:
+    """All of it, as Markdown."""
+    return "\n".join([*_speed(), "", *_memory(), "", *_parity(), "", *_precision()])
+
+
+def _speed() -> Iterator[str]:
+    first = result("run_speed_trained")
+    yield f"Seconds for one segment of music on {_machine(first)}, taking turns, medians of {first['rounds']} rounds."
+    yield "The ratio is to PyTorch eager in the same round, with its range; (demucs) to the PyPI package demucs."
+    yield "Of a sequential run's time the host spends `transforms` on spectrograms, inverses and sums."
+    yield ""
+    yield "| model | engine | sequential | concurrent | PyTorch | times faster | (demucs) | transforms | no stage ran |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for model, title in MODELS.items():
+        found = result(f"run_speed_{model}")
+        seconds, faster = found["seconds"], found["times_faster"]
+        for engine, name in ENGINES.items():
+            ratio = faster[f"{engine} than torch"]
+            share = found["share_of_time"][engine]
+            published = faster.get(f"{engine} than demucs")
+            yield "| " + " | ".join(
+                [
+                    f"{title}, {found['segment_seconds']:g} s",
+                    name,
+                    f"{seconds[engine]['median']:.2f}",
+                    f"{seconds[f'{engine} concurrent']['median']:.2f}",
+                    f"{seconds['torch']['median']:.2f}",
+                    _ratio(ratio),
+                    _ratio(published) if published else "",
+                    f"{share['outside_engine_calls'] - share['outside_stages']:.1%}",
+                    f"{share['outside_stages']:.1%}",
+                ]
+            ) + " |"  # fmt: skip
+
+
+def _memory() -> Iterator[str]:
+    yield "| `run` with HTDemucs | peak memory | growth in the later half |"
+    yield "|---|---|---|"
+    for engine, name in ENGINES.items():
+        found = result(f"memory_hour_{engine}")
+        what = f"{found['song_seconds'] / 60:g} minutes of music, {name}, `{found['layout']}`"
+        yield f"| {what} | {_megabytes(found['peak_mib'])} | {_megabytes(found['growth_mib'])} |"
+
+
+def _parity() -> Iterator[str]:
+    found = {name: result(f"parity_trained_{name}") for name in SONGS}
+    excerpt = found[next(iter(SONGS))]["excerpt"]
+    yield "| SNR in dB against demucs 4.1.0 in float64 | drums | bass | other | vocals |"
+    yield "|---|---|---|---|---|"
+    for layout, values in excerpt["layouts"].items():
+        yield _row(f"four-stem excerpt, {excerpt['seconds']:g} s, `{layout}`", values["snr"])
+    yield _row("the same, demucs itself in float32", excerpt["demucs_float32"]["snr"])
+    for name, kind in SONGS.items():
+        song = found[name]["song"]
+        yield _row(f"whole song {kind}, {song['seconds']:.0f} s, `split`", song["snr"])
+        yield _row("the same, demucs itself in float32", song["demucs_float32"]["snr"])
+    yield _row("SDR of the excerpt against its true stems", excerpt["layouts"]["split"]["sdr"], 2)
+    yield _row("the same, demucs in float64", excerpt["sdr_demucs"], 2)
+
+
+def _precision() -> Iterator[str]:
+    found = result("precision_trained")
+    yield "| float16 against float32, SNR in dB (emulated on a CPU) | drums | bass | other | vocals |"
+    yield "|---|---|---|---|---|"
+    yield _row("four-stem excerpt", found["excerpt"]["snr"])
+    changes = {stem: f"{change:+.4f}" for stem, change in found["excerpt"]["sdr_change"].items()}
+    yield f"| the same, change in SDR, dB | {' | '.join(changes.values())} |"
+    for name, song in found["songs"].items():
+        quiet = {stem: f"{level:.0f} dBFS" for stem, level in song["level_dbfs"].items()}
+        values = (quiet[stem] if snr is None else f"{snr:.1f}" for stem, snr in song["snr"].items())
+        yield f"| whole song, {name}, {song['seconds']:.0f} s | {' | '.join(values)} |"
+    yield ""
+    yield "| golden checkpoint in float16 | worst stem of its mix, dB | of all signals, dB |"
+    yield "|---|---|---|"
+    for name, golden in found["goldens"].items():
+        snr = golden["worst_snr"]
+        heard = [value for value in snr.values() if value is not None]
+        yield f"| `{name}` | {snr['golden']:.1f} | {min(heard):.1f} |"
+
+
+def _row(title: str, values: Mapping[str, float], digits: int = 1) -> str:
+    return f"| {title} | " + " | ".join(f"{value:.{digits}f}" for value in values.values()) + " |"
+
+
+def _ratio(spread: Mapping[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+
+
+def _megabytes(mebibytes: float) -> str:
+    return f"{mebibytes * 2**20 / 1e6:,.0f} MB"
+
+
+def _machine(found: Result) -> str:
+    machine = found["machine"]
+    return f"{machine['cores']} cores of an {machine['cpu']}".replace("(R)", "")
+
+
+def block(text: str) -> str:
+    """What stands between the two comments of a page.
+
+    Raises:
+        ValueError: it does not have both.
+    """
+    return _parted(text)[1].strip("\n")
+
+
+def _parted(text: str) -> tuple[str, str, str]:
+    """A page before, between and after the two comments."""
+    before, begun, rest = text.partition(BEGIN)
+    inside, ended, after = rest.partition(END)
+    if not begun or not ended:
+        raise ValueError(f"{README.name} has no {END if begun else BEGIN}")
+    return before, inside, after
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="put them into README.md")
+    options = parser.parse_args(arguments)
+    if options.write:
+        write(README, figures())
+    else:
+        print(figures())
+
+
+def write(page: Path, new: str) -> None:
+    """Replace what stands between the two comments of a page."""
+    before, _, after = _parted(page.read_text(encoding="utf-8"))
+    page.write_text(f"{before}{BEGIN}\n\n{new}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""A model of a family as the command line describes it: the family, and constructor arguments."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+# Spelled out because the modules that define them import torch; a test holds them equal.
+FAMILIES = (
+    *("htdemucs", "htdemucs_n", "htdemucs_nn", "htdemucs_2nn"),
+    *("htdemucs_nf", "htdemucs_dnf", "mrhdemucs"),
+)
+LISTS = ("sources", "nfft_list")
+"""Arguments that are lists even with one entry."""
+
+Argument = tuple[str, object]
+
+
+def parse_arguments(
+    _ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, object]:
+    """``("nfft_list=2048,4096", "channels=24")`` -> ``{"nfft_list": [2048, 4096], "channels": 24}``."""
+    return dict(parse_argument(text) for text in given)
+
+
+def parse_argument(text: str) -> Argument:
+    """``channels=24`` -> ``("channels", 24)``.
+
+    Raises:
+        click.BadParameter: there is no ``=``, or the name is that of an option of its own.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE, such as channels=24")
+    if name in ("family", "seed"):
+        raise click.BadParameter(f"{name} is no constructor argument, it has an option of its own")
+    if name in LISTS or "," in value:
+        return name, [_parse_value(item) for item in value.split(",") if item.strip()]
+    return name, _parse_value(value)
+
+
+def _parse_value(text: str) -> object:
+    """A number, true, false or none if it reads as one, else the text."""
+    text = text.strip()
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if re.fullmatch(r"[+-]?[0-9]+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+(e[+-]?[0-9]+)?", text) else text

@@ -1,0 +1,123 @@
+"""``mrsep-deploy eval``: how well a model separates tracks whose stems are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mrsep_deploy.engines import AUTO, ENGINE_NAMES
+from mrsep_deploy.errors import PARTIAL
+
+if TYPE_CHECKING:
+    from mrsep_deploy.evaluation.dataset import Subset
+    from mrsep_deploy.evaluation.evaluate import Evaluation
+
+# Spelled out because the module that defines them imports numpy; a test holds them equal.
+METRICS = ("museval", "mdx")
+
+
+def _parse_engines(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    known = (AUTO, *ENGINE_NAMES)
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"there is no engine {name!r}; choose from {', '.join(known)}")
+    return names
+
+
+@click.command(
+    "eval",
+    epilog="""\b
+Examples:
+  mrsep-deploy eval musdb18hq
+  mrsep-deploy eval musdb18hq -n htdemucs --engine torch,ort,openvino -o results
+  mrsep-deploy eval tracks --metric mdx
+""",
+)
+@click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "-n", "--model", metavar="NAME|PATH", help="Registered name or bundle; default: the last exported."
+)
+@click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path),
+              help="Results go there: results.json, results.md, tracks.  [default: evaluated/MODEL]")  # fmt: skip
+@click.option("--engine", "engines", metavar="NAME,...", default=AUTO, show_default=True, callback=_parse_engines,
+              help=f"One engine or several, side by side: {', '.join(ENGINE_NAMES)}. Differences are to the "
+              "first.")  # fmt: skip
+@click.option("--metric", "metrics", type=click.Choice(METRICS), multiple=True,
+              help="museval: BSS Eval v4. mdx: as in MDX 2021. May be repeated.  [default: both]")  # fmt: skip
+@click.option("--subset", type=click.Choice(["test", "train", "all"]),
+              help="Of a DIR with the folders train and test.  [default: test]")  # fmt: skip
+@click.option(
+    "--overlap", type=float, default=0.25, show_default=True, help="Share of a segment that overlaps."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path),
+              help="For the engine torch: the checkpoint, if it moved since the export.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
+def eval(
+    dataset: Path,
+    model: str | None,
+    out: Path | None,
+    engines: tuple[str, ...],
+    metrics: tuple[str, ...],
+    subset: Subset | None,
+    overlap: float,
+    threads: int,
+    checkpoint: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure the SDR of a model on tracks with known stems.
+
+    DIR is MUSDB18-HQ, or holds TRACK/{mixture,drums,bass,other,vocals}.wav (or .flac), or TRACK.stem.mp4 (needs
+    the extra mrsep-deploy[av]). A missing mixture is the sum of the stems; so is that of a .stem.mp4, always,
+    because its own stream is coded by itself. A run that was interrupted goes on where it stopped: a track is
+    done again only if its files, the model or the engine changed. museval needs the extra mrsep-deploy[eval].
+    """
+    from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.evaluation.dataset import find_tracks
+    from mrsep_deploy.evaluation.evaluate import Request, evaluate
+    from mrsep_deploy.progress import step_progress
+    from mrsep_deploy.registry import resolve
+
+    tracks = find_tracks(dataset, subset)
+    bundle = Bundle.open(resolve(model))
+    request = Request(
+        bundle=bundle,
+        tracks=tracks,
+        engines=engines,
+        metrics=metrics or METRICS,
+        out=out or Path("evaluated") / bundle.manifest.name,
+        overlap=overlap,
+        threads=threads,
+        checkpoint=checkpoint,
+    )
+    with step_progress(quiet or as_json) as progress:
+        found = evaluate(request, progress)
+    _write(found, dataset, quiet, as_json)
+    for name, reason in found.failed.items():
+        click.echo(f"mrsep-deploy: {name}: {reason}", err=True)
+    if found.failed:
+        raise SystemExit(PARTIAL)
+
+
+def _write(found: Evaluation, dataset: Path, quiet: bool, as_json: bool) -> None:
+    from mrsep_deploy.atomic import make_folder, write_file
+    from mrsep_deploy.evaluation.report import print_evaluation, to_markdown, to_plain
+    from mrsep_deploy.progress import console
+
+    folder, place = make_folder(found.request.out), dataset.absolute()
+    text = json.dumps(to_plain(found, place), indent=2, ensure_ascii=False)
+    write_file(folder / "results.json", f"{text}\n".encode())
+    write_file(folder / "results.md", to_markdown(found, place).encode())
+    if as_json:
+        click.echo(text)
+    elif not quiet:
+        print_evaluation(console(), found)
+        click.echo(f"written to {folder}/results.json and {folder}/results.md")

@@ -1,0 +1,49 @@
+"""Costs of a model as a table for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mrsep_deploy.complexity import FLOAT32_BYTES, ModelCost, StageCost
+from mrsep_deploy.tables import count, file_size, table
+
+NOTE = (
+    "For one segment, batch 1; spectrograms and inverses are not counted. Activations: elements that "
+    "convolutions and matrix products put out; float32: the bytes they take."
+)
+
+
+def print_cost(screen: Console, cost: ModelCost) -> None:
+    """The stages, the sum, and what a second of audio costs."""
+    screen.print(cost.name, style="bold")
+    screen.print(f"{cost.family}, {cost.kind}, segments of {cost.segment:g} s\n")
+    screen.print(cost_table(cost))
+    screen.print(f"\n{NOTE}", style="dim")
+
+
+def cost_table(cost: ModelCost) -> Table:
+    """A row a stage, one for learnt weights that no stage holds, and the sums."""
+    numbers = ("parameters", "MACs", "share", "FLOPs", "activations", "float32")
+    made = table("stage", *numbers, right=numbers)
+    for stage in cost.stages:
+        made.add_row(stage.name, *_figures(stage, cost.macs))
+    if cost.outside:
+        made.add_row("weights of resolutions", count(cost.outside), *("–",) * 5)
+    total = StageCost("whole", "", cost.parameters, cost.macs, cost.activations)
+    made.add_row("whole", *_figures(total, cost.macs), style="bold")
+    macs, activations = round(cost.macs / cost.segment), round(cost.activations / cost.segment)
+    second = StageCost("a second of audio", "", 0, macs, activations)
+    made.add_row("a second of audio", "", *_figures(second, macs)[1:])
+    return made
+
+
+def _figures(stage: StageCost, macs: int) -> tuple[str, ...]:
+    return (
+        count(stage.parameters),
+        count(stage.macs),
+        f"{stage.macs / macs:.1%}" if macs else "–",
+        count(2 * stage.macs),
+        count(stage.activations),
+        file_size(FLOAT32_BYTES * stage.activations),
+    )

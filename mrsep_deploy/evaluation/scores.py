@@ -1,0 +1,134 @@
+"""What is known of one track on one engine, as data and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mrsep_deploy.atomic import make_folder, write_file
+from mrsep_deploy.evaluation.metrics import METRICS, BssScore
+from mrsep_deploy.strict_json import MAX_BYTES, finite, parse
+
+FORMAT = "mrsep-deploy track scores 1"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything a track's scores depend on: while all of it is the same, they hold.
+
+    Attributes:
+        model: digest of the bundle.
+        engine, version: what ran it.
+        overlap: of the segments.
+        audio: digest of the audio files.
+    """
+
+    model: str
+    engine: str
+    version: str
+    overlap: float
+    audio: str
+
+
+@dataclass(frozen=True)
+class TrackScores:
+    """Scores of one track on one engine.
+
+    Attributes:
+        seconds: length of the track.
+        mixture: whether the mix is a file, or the sum of the stems.
+        elapsed: seconds the separation took.
+        museval: by source; None for a source without a score. Empty if the metric was not asked for.
+        mdx: SDR by source in dB; empty if not asked for.
+    """
+
+    track: str
+    seconds: float
+    mixture: str
+    elapsed: float
+    museval: Mapping[str, BssScore | None]
+    mdx: Mapping[str, float]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics there are scores of."""
+        return tuple(name for name, scores in zip(METRICS, (self.museval, self.mdx), strict=True) if scores)
+
+    def sdr(self, metric: str) -> dict[str, float | None]:
+        """SDR in dB by source."""
+        if metric == "mdx":
+            return dict(self.mdx)
+        return {source: score.sdr if score else None for source, score in self.museval.items()}
+
+
+def write_scores(path: Path, conditions: Conditions, scores: TrackScores) -> None:
+    """Keep scores at ``path``; they appear whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    make_folder(path.parent)
+    found = {"format": FORMAT, "conditions": asdict(conditions), "scores": scores_to_plain(scores)}
+    write_file(path, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_scores(path: Path, conditions: Conditions, metrics: tuple[str, ...]) -> TrackScores | None:
+    """Scores kept at ``path``, if they are of these conditions and of all these metrics; else None.
+
+    A file that is cut or was changed by hand counts as none: the track is evaluated again.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        found = parse(path.read_text(encoding="utf-8"), str(path), "")
+        if (
+            not isinstance(found, dict)
+            or found["format"] != FORMAT
+            or found["conditions"] != asdict(conditions)
+        ):
+            return None
+        scores = _from_plain(found["scores"])
+    except Exception:  # whatever is wrong with it, it is worked out anew
+        return None
+    return scores if set(metrics) <= set(scores.metrics) else None
+
+
+def scores_to_plain(scores: TrackScores) -> dict[str, object]:
+    """For JSON: None where there is no score."""
+    return {
+        "track": scores.track,
+        "seconds": scores.seconds,
+        "mixture": scores.mixture,
+        "elapsed_seconds": scores.elapsed,
+        "museval": {
+            s: None if score is None else _plain(asdict(score)) for s, score in scores.museval.items()
+        },
+        "mdx": dict(scores.mdx),
+    }
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    # an estimate that is the truth itself has no distortion
+    return {name: finite(value) for name, value in values.items()}
+
+
+def _from_plain(found: object) -> TrackScores:
+    if not isinstance(found, dict):
+        raise TypeError("scores are no object")
+    museval = {
+        source: None
+        if score is None
+        else BssScore(*(math.inf if v is None else float(v) for v in score.values()))
+        for source, score in found["museval"].items()
+    }
+    return TrackScores(
+        str(found["track"]),
+        float(found["seconds"]),
+        str(found["mixture"]),
+        float(found["elapsed_seconds"]),
+        museval,
+        {source: float(value) for source, value in found["mdx"].items()},
+    )

@@ -1,0 +1,278 @@
+"""Which nodes have to return to float32? Found by splitting stages in halves, proved by running.
+
+Rounding errors of disjoint groups of nodes are independent, so their energies add up. Each group is
+measured with only its own nodes in low precision, on the reference's inputs; the error energy at each of the
+stage's outputs is taken to the stems by a factor that is measured once. The groups that cost most are split
+until they are single nodes, and kept in float32 until what the others cost is allowed. A tensor between two
+groups is rounded in both measurements, so predictions are rather too high: nodes that were kept for nothing are
+dropped in the end. What was predicted is proved by running the whole model, or the search goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
+from mrsep_deploy.errors import UsageError
+from mrsep_deploy.export.precision import convert_bundle
+from mrsep_deploy.export.precision_plan import PrecisionPlan
+from mrsep_deploy.manifest import STEMS, Stage
+from mrsep_deploy.verification.chain import Chain
+from mrsep_deploy.verification.isolated import IsolatedStages
+from mrsep_deploy.verification.results import Probe
+from mrsep_deploy.verification.verify import Progress
+
+Array = NDArray[Any]
+Excess = NDArray[np.float64]
+"""For every probe, error energy over what is allowed."""
+
+MEASUREMENTS = 200
+"""Groups measured at most; what is not split by then is kept whole."""
+PROOFS = 6
+"""Runs of the whole model, to prove a plan and to drop what it does not need."""
+MARGIN = 0.8
+"""Share of the allowed error energy to aim at first; the rest is for what the prediction misses."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes of one stage, and what they cost if only they are of low precision.
+
+    Attributes:
+        excess: predicted error energy of the stems over what is allowed, for every probe; infinite where
+            values are not finite.
+    """
+
+    stage: str
+    nodes: tuple[str, ...]
+    excess: Excess
+
+    @property
+    def worst(self) -> float:
+        return float(self.excess.max())
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """What was found.
+
+    Attributes:
+        plan: the plan that was searched from, with the found nodes in float32.
+        stages: every stage with all its low nodes, the most expensive first.
+        kept: the nodes that return to float32, the most expensive first.
+        before, after: error energy over what is allowed, the worst probe's, without and with them; at most 1
+            passes.
+        measurements: how many groups were measured.
+    """
+
+    plan: PrecisionPlan
+    stages: tuple[Group, ...]
+    kept: tuple[Group, ...]
+    before: float
+    after: float
+    measurements: int
+
+    @property
+    def proved(self) -> bool:
+        return self.after <= 1
+
+
+def bisect(
+    bundle: Bundle,
+    engine: Engine,
+    plan: PrecisionPlan,
+    probes: Sequence[Probe],
+    progress: Progress | None = None,
+) -> Bisection:
+    """Find the smallest set of nodes that have to be float32 for the limit to be met on every probe.
+
+    Args:
+        bundle: in float32.
+        engine: what runs the low-precision stages; their surroundings run on ONNX Runtime in float32.
+        plan: where to start from.
+        probes: the segments to meet the limit on, of a verification of that plan.
+        progress: called before every measurement.
+
+    Raises:
+        EngineError: a typed stage cannot be prepared or fails.
+        UsageError: there is nothing to listen to.
+    """
+    if not probes:
+        raise UsageError(
+            "there are no segments to bisect on", "Verify on audio or the built-in signals first."
+        )
+    with contextlib.ExitStack() as stack:
+        surroundings = choose_engine("ort", EngineOptions(engine.options.threads))
+        stack.callback(surroundings.device.close)
+        chain = stack.enter_context(Chain(bundle, surroundings))
+        stages = IsolatedStages(bundle, engine, plan)
+        stack.callback(stages.close)
+        return _Search(bundle, stages, chain, probes, progress).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        bundle: Bundle,
+        stages: IsolatedStages,
+        chain: Chain,
+        probes: Sequence[Probe],
+        progress: Progress | None,
+    ) -> None:
+        self.bundle, self.stages, self.chain, self.probes = bundle, stages, chain, probes
+        self.plan = stages.plan
+        self.progress = progress
+        self.exact = [chain.run(probe.mix) for probe in probes]
+        self.factors: dict[tuple[str, str], Excess] = {}
+        self.measurements = 0
+        self.proofs = 0
+
+    def run(self) -> Bisection:
+        named = {stage.name: self.stages.low_nodes(stage) for stage in self.bundle.manifest.graph_stages}
+        groups = [self._measure(name, nodes) for name, nodes in named.items() if nodes]
+        whole = tuple(sorted(groups, key=lambda group: -group.worst))
+        before = self._prove(())
+        kept: list[Group] = []
+        after, target = before, MARGIN
+        while after > 1 and self.proofs < PROOFS and groups:
+            groups, kept = self._choose(groups, target)
+            after = self._prove(kept)
+            target /= 4
+        if after <= 1:
+            kept, after = self._dropped(kept, after)
+        return Bisection(
+            plan=self._with(kept),
+            stages=whole,
+            kept=tuple(sorted(kept, key=lambda group: -group.worst)),
+            before=before,
+            after=after,
+            measurements=self.measurements,
+        )
+
+    # --- measuring
+
+    def _measure(self, name: str, nodes: tuple[str, ...]) -> Group:
+        """One group alone in low precision: how far its stage's outputs stray, taken on to the stems."""
+        if self.progress is not None:
+            self.progress(f"{name}, {len(nodes)} nodes", self.measurements, MEASUREMENTS)
+        self.measurements += 1
+        stage = next(each for each in self.bundle.manifest.stages if each.name == name)
+        with self.stages.runner(stage, nodes) as runner:
+            outputs = [runner(exact) for exact in self.exact]
+        return Group(
+            name, nodes, np.sum([self._at_stems(stage, each, outputs) for each in stage.outputs], axis=0)
+        )
+
+    def _at_stems(self, stage: Stage, output: str, found: Sequence[Mapping[str, Array]]) -> Excess:
+        """What the error of one output costs at the stems, by the factor that its first error showed."""
+        pairs = zip(found, self.exact, strict=True)
+        errors = np.array([_relative(values[output], exact[output]) for values, exact in pairs])
+        key = (stage.name, output)
+        if key in self.factors:
+            with np.errstate(invalid="ignore"):  # infinity times zero, which the condition has taken care of
+                return np.where(np.isinf(errors), np.inf, errors * self.factors[key])
+        if not errors.any():
+            return errors
+        measured = np.array(
+            [self._excess(stage, probe, {output: values[output]}) for probe, values in enumerate(found)]
+        )
+        if np.isfinite(measured).all() and errors.all():
+            self.factors[key] = measured / errors
+        return measured
+
+    def _excess(self, stage: Stage, probe: int, outputs: Mapping[str, Array]) -> float:
+        """At the stems, with everything behind the stage in float32."""
+        exact = self.exact[probe]
+        stems = self.chain.resume({**exact, **outputs}, _behind(stage, self.bundle.manifest.stages))[STEMS]
+        return self.probes[probe].ratio(stems, exact[STEMS])
+
+    # --- choosing
+
+    def _choose(self, groups: list[Group], target: float) -> tuple[list[Group], list[Group]]:
+        """All groups, split as far as needed, and those of them to keep for the others to cost ``target``."""
+        while True:
+            chosen = _fewest(groups, target)
+            large = [group for group in chosen if len(group.nodes) > 1]
+            if not large or self.measurements >= MEASUREMENTS:
+                return groups, chosen
+            split = max(large, key=lambda group: group.worst)
+            middle = len(split.nodes) // 2
+            halves = (split.nodes[:middle], split.nodes[middle:])
+            groups = [group for group in groups if group is not split]
+            groups += [self._measure(split.stage, half) for half in halves]
+
+    # --- proving
+
+    def _prove(self, kept: Iterable[Group]) -> float:
+        """The worst probe's error energy over what is allowed, with the whole model run as it will be."""
+        if self.progress is not None:
+            self.progress("the whole model", self.measurements, MEASUREMENTS)
+        self.proofs += 1
+        with tempfile.TemporaryDirectory(dir=self.stages.folder) as work:
+            low = convert_bundle(self.bundle, self._with(kept), Path(work) / "bundle")
+            with Chain(low, self.stages.engine) as chain:
+                stems = [chain.run(probe.mix)[STEMS] for probe in self.probes]
+        pairs = zip(self.probes, stems, self.exact, strict=True)
+        return max(probe.ratio(found, exact[STEMS]) for probe, found, exact in pairs)
+
+    def _with(self, kept: Iterable[Group]) -> PrecisionPlan:
+        keep = {stage: tuple(names) for stage, names in self.plan.keep.items()}
+        for group in kept:
+            keep[group.stage] = (*keep.get(group.stage, ()), *group.nodes)
+        return replace(self.plan, keep=keep)
+
+    def _dropped(self, kept: list[Group], after: float) -> tuple[list[Group], float]:
+        """Without the cheapest, as long as the whole still passes."""
+        kept = sorted(kept, key=lambda group: group.worst)
+        step = max(len(kept) // 2, 1)
+        for _ in range(PROOFS):
+            if not kept or not step:
+                break
+            found = self._prove(kept[step:])
+            if found <= 1:
+                kept, after = kept[step:], found
+                step = min(step, len(kept) // 2)
+            else:
+                step //= 2
+        return kept, after
+
+
+def _fewest(groups: Sequence[Group], target: float) -> list[Group]:
+    """The most expensive groups, as few as leave the others at ``target`` or below on every probe."""
+    ranked = sorted(groups, key=lambda group: group.worst)
+    total = np.zeros_like(ranked[0].excess)
+    for index, group in enumerate(ranked):
+        total = total + group.excess
+        if not total.max() <= target:
+            return ranked[index:]
+    return []
+
+
+def _relative(value: Array, exact: Array) -> float:
+    """Error energy over energy; infinite with NaN, or if what should be zero is not."""
+    wanted = exact.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = float(np.square(value.astype(np.float64) - wanted).sum())
+    size = float(np.square(wanted).sum())
+    if error == 0:
+        return 0.0
+    return error / size if np.isfinite(error) and size else float("inf")
+
+
+def _behind(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that depend on this one's outputs, in order."""
+    changed, found = set(stage.outputs), []
+    for other in stages:
+        if changed & set(other.inputs):
+            found.append(other)
+            changed |= set(other.outputs)
+    return found

@@ -1,0 +1,96 @@
+"""One stage at a time with some of its nodes in low precision, everything around it in float32."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle_files import Folder
+from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.engines import Engine
+from mrsep_deploy.export.precision_graph import typed_graph
+from mrsep_deploy.export.precision_plan import PrecisionPlan
+from mrsep_deploy.export.precision_view import MOVEMENT
+from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.manifest import FileInfo, Stage
+from mrsep_deploy.manifest_json import to_json
+from mrsep_deploy.verification.chain import StageRunner
+
+
+class IsolatedStages:
+    """Prepares typed versions of a float32 bundle's stages, whose inputs and outputs stay float32.
+
+    Args:
+        bundle: in float32.
+        engine: what runs the stages; what it builds for them stays out of the user's engine cache.
+        plan: which of a stage's nodes are of low precision to begin with.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
+        self.bundle, self.engine, self.plan = bundle, engine, plan
+        self.computing: dict[str, list[str]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-bisect-")
+        self.folder = Path(self._folder.name)
+        self._keeps_engines = isinstance(getattr(engine, "cache", None), EngineCache)
+        if self._keeps_engines:
+            self._cache: object = engine.cache  # type: ignore[attr-defined]
+            engine.cache = EngineCache(self.folder / "engines")  # type: ignore[attr-defined]
+
+    def low_nodes(self, stage: Stage) -> tuple[str, ...]:
+        """Nodes that the plan leaves in low precision, in the graph's order."""
+        typed = typed_graph(self.bundle.graph_bytes(stage), stage.name, self.plan, *self._borders(stage))
+        nodes = onnx.load_from_string(typed.data).graph.node
+        computing = [node.name for node in nodes if node.op_type != "Cast" and node.op_type not in MOVEMENT]
+        self.computing[stage.name] = computing
+        kept = set(typed.kept)
+        return tuple(name for name in computing if name not in kept)
+
+    @contextlib.contextmanager
+    def runner(self, stage: Stage, low: Collection[str]) -> Iterator[StageRunner]:
+        """The stage with only these of its low nodes in low precision.
+
+        Raises:
+            EngineError: the engine cannot prepare it.
+        """
+        if stage.name not in self.computing:
+            self.low_nodes(stage)
+        wanted = set(low)
+        others = tuple(name for name in self.computing[stage.name] if name not in wanted)
+        keep = {**self.plan.keep, stage.name: others}
+        typed = typed_graph(
+            self.bundle.graph_bytes(stage), stage.name, replace(self.plan, keep=keep), *self._borders(stage)
+        )
+        with contextlib.ExitStack() as stack:
+            bundle = self._only(stage, typed.data, stack)
+            runner = self.engine.prepare(bundle, stage, self.engine.options.threads or cpu_budget())
+            stack.callback(runner.close)
+            stream = self.engine.device.stream("bisect")
+            stack.callback(stream.close)
+            yield StageRunner(runner, stage, bundle.manifest, self.engine.device, stream)
+
+    def _borders(self, stage: Stage) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        return dict.fromkeys(stage.inputs, "float32"), dict.fromkeys(stage.outputs, "float32")
+
+    def _only(self, stage: Stage, data: bytes, stack: contextlib.ExitStack) -> Bundle:
+        """A bundle in which this stage has this graph; of the others only the description is there."""
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder)))
+        assert stage.file is not None
+        (folder / stage.file).write_bytes(data)
+        manifest = self.bundle.manifest
+        info = FileInfo(hashlib.sha256(data).hexdigest(), len(data))
+        files = {**manifest.files, stage.file: info}
+        changed = replace(manifest, precision=self.plan.precision, files=files)
+        return Bundle(folder, to_json(changed).encode(), Folder(folder))
+
+    def close(self) -> None:
+        """Delete what was written. Idempotent."""
+        if self._keeps_engines:
+            self.engine.cache = self._cache  # type: ignore[attr-defined]
+        self._folder.cleanup()

@@ -1,0 +1,128 @@
+"""What is right: PyTorch in float64, or the float32 bundle that a bundle of lower precision came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.errors import UsageError
+from mrsep_deploy.manifest import Manifest
+from mrsep_deploy.verification.chain import Chain
+
+Array = NDArray[Any]
+
+
+class Reference(Protocol):
+    """Gives every tensor of a batch of segments, and says what it is.
+
+    Attributes:
+        title: for people.
+        transforms: it computes spectrograms and inverses in a way of its own, so that comparing them tells
+            something.
+    """
+
+    title: str
+    transforms: bool
+
+    def tensors(self, mix: Array) -> Mapping[str, Array]:
+        """Every tensor by name, of segments ``[B, C, L]``."""
+
+    def yardstick(self, mix: Array) -> Array | None:
+        """Stems ``[B, S, C, L]`` of PyTorch's own float32, or None where they are no yardstick."""
+
+    def close(self) -> None:
+        """Let go of what it holds. Idempotent."""
+
+
+class BundleReference:
+    """A float32 bundle on ONNX Runtime."""
+
+    transforms = False
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        if bundle.manifest.precision != "float32":
+            raise UsageError(
+                f"the reference {bundle.path} is of precision {bundle.manifest.precision}, expected float32",
+                "Give the bundle that was exported from the checkpoint.",
+            )
+        self._engine = choose_engine("ort", EngineOptions(threads))
+        self.chain = Chain(bundle, self._engine)
+        self.title = f"{bundle.manifest.name} in float32 on {self._engine.title}"
+
+    def tensors(self, mix: Array) -> Mapping[str, Array]:
+        return self.chain.run(mix)
+
+    def yardstick(self, mix: Array) -> None:
+        return None
+
+    def close(self) -> None:
+        self.chain.close()
+        self._engine.device.close()
+
+
+class TorchReference:
+    """The model that a bundle was exported from, in float64.
+
+    Args:
+        manifest: of the bundle.
+        checkpoint: where the checkpoint lies, if it has moved since the export.
+
+    Raises:
+        CheckpointError: it is gone, or not the one the bundle was exported from.
+        ExportError: the extra ``mrsep-deploy[export]`` is not installed.
+    """
+
+    transforms = True
+    title = "PyTorch in float64"
+
+    def __init__(self, manifest: Manifest, checkpoint: Path | None = None) -> None:
+        from mrsep_deploy.export.api import require_extra
+
+        require_extra("PyTorch's reference")
+        from mrsep_deploy.export.load import reload
+        from mrsep_deploy.export.split import Splitter, make_branches
+
+        self._single = reload(manifest.provenance, checkpoint).model.eval()
+        self._double = copy.deepcopy(self._single).double()
+        self._plans = Splitter(self._single).split(manifest.layout)
+        self._branches = make_branches(self._single)
+
+    def tensors(self, mix: Array) -> Mapping[str, Array]:
+        import torch
+
+        from mrsep_deploy.export.chain import reference_chain
+
+        exact = reference_chain(
+            self._double, self._plans, self._branches, torch.from_numpy(mix.copy()).double()
+        )
+        return {name: tensor.numpy() for name, tensor in exact.items()}
+
+    def yardstick(self, mix: Array) -> Array:
+        import torch
+
+        with torch.no_grad():
+            stems: Array = self._single(torch.from_numpy(mix.copy())).numpy()
+        return stems
+
+    def close(self) -> None:
+        """Modules need no closing."""
+
+
+def require_same_stages(candidate: Manifest, reference: Manifest) -> None:
+    """Raise ``UsageError`` unless two bundles have the same stages, tensors and shapes."""
+
+    def plan(manifest: Manifest) -> object:
+        stages = [(stage.name, stage.inputs, stage.outputs) for stage in manifest.stages]
+        return stages, {spec.name: spec.shape for spec in manifest.tensors}
+
+    if plan(candidate) != plan(reference):
+        raise UsageError(
+            f"{candidate.name} and its reference {reference.name} have different stages or shapes",
+            "Give the float32 bundle it was made from, of the same layout and batch.",
+        )

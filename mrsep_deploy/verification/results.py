@@ -1,0 +1,168 @@
+"""What a verification found, as plain typed data, and whether that is good enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.verification.figures import Figures
+from mrsep_deploy.verification.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
+
+Span = tuple[int, int]
+"""From which sample to which, the second excluded."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage, given exactly what the reference gives it: the error is its own.
+
+    Attributes:
+        tensors: figures of every output, by name.
+    """
+
+    stage: str
+    tensors: Mapping[str, Figures]
+
+    @property
+    def worst(self) -> tuple[str, Figures]:
+        """The output that is farthest from the reference."""
+        name = min(self.tensors, key=lambda name: self.tensors[name].snr)
+        return name, self.tensors[name]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return tuple(
+            f"stage {self.stage}: {_nonfinite(figures)} in {tensor}"
+            for tensor, figures in self.tensors.items()
+            if not figures.finite
+        )
+
+
+@dataclass(frozen=True)
+class StemResult:
+    """One stem of one track, end to end.
+
+    Attributes:
+        yardstick: SNR in dB of PyTorch's own float32, where it was measured.
+        limit: the least SNR in dB.
+        sdr: of the reference against the true stem in dB, where that is known.
+        sdr_change: that of the candidate less that of the reference, in dB.
+        seconds: where the worst sample is.
+    """
+
+    track: str
+    source: str
+    figures: Figures
+    yardstick: float | None
+    limit: float
+    sdr: float | None
+    sdr_change: float | None
+    seconds: float
+
+    @property
+    def judged(self) -> bool:
+        """Loud enough for its SNR to matter."""
+        return self.figures.level > AUDIBLE_DBFS
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What is wrong with it, in words; nothing if it passes."""
+        where = f"{self.source} of {self.track}"
+        found = []
+        if not self.figures.finite:
+            found.append(f"{where}: {_nonfinite(self.figures)}")
+        elif self.judged and self.figures.snr < self.limit:
+            found.append(f"{where}: {self.figures.snr:.1f} dB, expected at least {self.limit:.1f} dB")
+        if self.judged and self.sdr_change is not None and not abs(self.sdr_change) <= SDR_CHANGE_DB:
+            found.append(
+                f"{where}: SDR changed by {self.sdr_change:+.4f} dB, expected at most {SDR_CHANGE_DB:g} dB"
+            )
+        return tuple(found)
+
+
+def _nonfinite(figures: Figures) -> str:
+    return f"{figures.nan} NaN and {figures.inf} infinite values"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Segments on which a candidate did badly, kept for whoever asks why.
+
+    Attributes:
+        mix: ``[B, C, L]`` as the model hears it.
+        spans: of every segment, from which sample to which it is part of the track; there may be fewer than
+            ``B``.
+        allowed: error energy of every source that meets the limit, as much as its track allows so many
+            samples of mean level; infinite where the source is not judged.
+        excess: largest error energy found over what is allowed.
+    """
+
+    track: str
+    mix: NDArray[np.float32]
+    spans: tuple[Span, ...]
+    allowed: NDArray[np.float64]
+    excess: float
+
+    def ratio(self, stems: NDArray[Any], exact: NDArray[Any]) -> float:
+        """Largest error energy over what is allowed, of stems ``[B, S, C, L]``; infinite with NaN."""
+        return excess(error_energies(stems, exact, self.spans), self.allowed)
+
+
+def excess(energies: NDArray[np.float64], allowed: NDArray[np.float64]) -> float:
+    """The largest error energy over what is allowed; what is not finite is infinite even if unjudged."""
+    with np.errstate(invalid="ignore"):  # infinity over infinity, which the condition has taken care of
+        return float(np.where(np.isinf(energies), np.inf, energies / allowed).max())
+
+
+def error_energies(stems: NDArray[Any], exact: NDArray[Any], spans: Sequence[Span]) -> NDArray[np.float64]:
+    """Squared error of every source ``[S]`` within the spans, of stems ``[B, S, C, L]``; infinite with NaN."""
+    energies = np.zeros(stems.shape[1])
+    for item, (start, end) in enumerate(spans):
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = stems[item, ..., start:end].astype(np.float64) - exact[item, ..., start:end]
+            energies += np.square(error).sum(axis=(1, 2))
+    # even outside the spans: no stem recovers from it
+    broken = ~np.isfinite(stems[: len(spans)]).all(axis=(0, 2, 3))
+    energies[broken | ~np.isfinite(energies)] = np.inf
+    return energies
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was found.
+
+    Attributes:
+        model, digest, precision: of the bundle.
+        engine: title of what ran it.
+        note: what the figures stand for where they do not stand for themselves; may be empty.
+        reference: title of what it was compared with.
+        limit: the least SNR and its reason.
+        segments: batches of segments that ran, end to end.
+        probes: the segments it did worst on, the worst first.
+    """
+
+    model: str
+    digest: str
+    precision: str
+    engine: str
+    note: str
+    reference: str
+    limit: Limit
+    stages: tuple[StageResult, ...]
+    stems: tuple[StemResult, ...]
+    segments: int
+    probes: tuple[Probe, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """All that is wrong, in words."""
+        by_stage = [text for stage in self.stages for text in stage.failures]
+        return (*by_stage, *(text for stem in self.stems for text in stem.failures))
+
+    @property
+    def passes(self) -> bool:
+        return not self.failures

@@ -1,0 +1,147 @@
+"""What breaks float16, planted on purpose: ``verify`` finds it, ``--bisect`` names the stage and the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import planted
+import pytest
+from goldens import Export
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.export.precision import convert_bundle
+from mrsep_deploy.export.precision_plan import PrecisionPlan, default_plan, read_plan, write_plan
+from mrsep_deploy.verification.bisect import Bisection, bisect
+from mrsep_deploy.verification.reference import BundleReference
+from mrsep_deploy.verification.results import Verification
+from mrsep_deploy.verification.tracks import Track, builtin_tracks
+from mrsep_deploy.verification.verify import verify
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 35.0
+"""In dB: what is planted misses it by far, and the rounding of everything else does not."""
+
+
+def without(*rules: str) -> PrecisionPlan:
+    """The default plan without some of its rules."""
+    plan = default_plan()
+    return replace(plan, rules=tuple(rule for rule in plan.rules if rule not in rules))
+
+
+class Case:
+    """A float32 bundle that something was planted in, and what is listened to."""
+
+    def __init__(self, bundle: Bundle, tracks: list[Track], folder: Path, limit: float = LIMIT) -> None:
+        self.bundle, self.tracks, self.folder, self.limit = bundle, tracks, folder, limit
+        self.engine = choose_engine("ort", EngineOptions(1, precision="fp16"))
+        self.reference = BundleReference(bundle, 1)
+        self.number = 0
+
+    def verify(self, plan: PrecisionPlan) -> Verification:
+        self.number += 1
+        low = convert_bundle(self.bundle, plan, self.folder / f"low{self.number}")
+        return verify(low, self.engine, self.reference, self.tracks, self.limit)
+
+    def search(self, plan: PrecisionPlan, found: Verification) -> Bisection:
+        """A bisection whose plan, written and read again, passes."""
+        result = bisect(self.bundle, self.engine, plan, found.probes)
+        assert result.proved
+        write_plan(result.plan, self.folder / "plan.json")
+        assert self.verify(read_plan(self.folder / "plan.json")).passes
+        return result
+
+    def close(self) -> None:
+        self.reference.close()
+        self.engine.device.close()
+
+
+@pytest.fixture
+def case(exports: Export, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Case]:
+    """The golden HTDemucs with a hazard in one stage."""
+    stage, edit, names = request.param
+    bundle = planted.edited(exports("htdemucs"), stage, edit, tmp_path / "bundle")
+    tracks = [track for track in builtin_tracks(bundle.manifest.model) if track.name in names]
+    made = Case(bundle, tracks, tmp_path)
+    yield made
+    made.close()
+
+
+def nodes(found: Bisection) -> set[str]:
+    return {node for group in found.kept for node in group.nodes}
+
+
+def stages(found: Bisection) -> set[str]:
+    return {group.stage for group in found.kept}
+
+
+@pytest.mark.parametrize(
+    "case", [("encoder.2048", planted.loud_norm, ("music", "loud music"))], indirect=True, ids=["norm"]
+)
+def test_a_norm_in_float16_on_a_loud_signal(case: Case) -> None:
+    assert case.verify(default_plan()).passes
+    plan = without("norms", "chains", "residual")
+    found = case.verify(plan)
+    assert not found.passes
+    worst = min(found.stages, key=lambda stage: stage.worst[1].snr)
+    assert worst.stage == "encoder.2048"
+    result = case.search(plan, found)
+    assert result.stages[0].stage == "encoder.2048"
+    assert stages(result) == {"encoder.2048"}
+    norm = "encoder.0.dconv.layers.0.norm/"
+    # the squares and their mean; what touches neither can stay
+    assert {f"{norm}Mul_2", f"{norm}ReduceMean_2"} <= nodes(result)
+    assert all(name.startswith("encoder.0.dconv.layers.0") for name in nodes(result))
+
+
+@pytest.mark.parametrize(
+    "case", [("encoder.time", planted.tiny_epsilon, ("music", "silence"))], indirect=True, ids=["epsilon"]
+)
+def test_an_epsilon_that_is_zero_in_float16(case: Case) -> None:
+    assert case.verify(default_plan()).passes
+    plan = without("norms", "constants", "chains", "residual")
+    found = case.verify(plan)
+    assert any("stage encoder.time" in failure and "NaN" in failure for failure in found.failures)
+    # silence is too quiet to be judged, but not to be NaN
+    assert {stem.track for stem in found.stems if stem.failures} == {"silence"}
+    result = case.search(plan, found)
+    assert result.stages[0].stage == "encoder.time"
+    assert stages(result) == {"encoder.time"}
+    assert nodes(result) == {"planted/Add", "planted/Sqrt"}
+
+
+@pytest.mark.parametrize(
+    "case", [("decoder.time", planted.saturating_gain, ("music", "noise"))], indirect=True, ids=["gain"]
+)
+def test_a_gain_that_saturates_one_decoder(case: Case) -> None:
+    plan = without("chains")
+    found = case.verify(plan)
+    worst = min(found.stages, key=lambda stage: stage.worst[1].snr)
+    assert not found.passes
+    assert worst.stage == "decoder.time"
+    result = case.search(plan, found)
+    assert result.stages[0].stage == "decoder.time"
+    assert stages(result) == {"decoder.time"}
+    assert {"planted/Gain", "tdecoder.1.glu/Mul"} <= nodes(result)
+    assert nodes(result) <= {"planted/Gain", "tdecoder.1.glu/Mul", "planted/Unscale", "planted/Undo"}
+
+
+def test_loss_without_a_single_culprit(exports: Export, tmp_path: Path) -> None:
+    """Where rounding errors of many nodes add up, some return to float32, and most do not."""
+    bundle = exports("htdemucs")
+    tracks = [track for track in builtin_tracks(bundle.manifest.model) if track.name == "music"]
+    made = Case(bundle, tracks, tmp_path, limit=54.0)
+    try:
+        found = made.verify(default_plan())
+        assert not found.passes
+        result = made.search(default_plan(), found)
+    finally:
+        made.close()
+    low = sum(len(group.nodes) for group in result.stages)
+    assert 0 < len(nodes(result)) < low / 3
+    # the stage that loses most is where most is kept
+    kept = [group.stage for group in result.kept]
+    assert max(set(kept), key=kept.count) == result.stages[0].stage
