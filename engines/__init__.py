@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import Literal, cast
 
 from mrsep_deploy.engines.contract import (
     Availability,
@@ -32,6 +33,7 @@ __all__ = [
     "choose",
     "choose_engine",
     "engine_class",
+    "parse_device",
 ]
 
 AUTO = "auto"
@@ -46,6 +48,10 @@ _CLASSES = {
     "trt-rtx": "mrsep_deploy.engines.tensorrt:TensorRtRtxEngine",
 }
 ENGINE_NAMES = tuple(_CLASSES)
+
+DeviceKind = Literal["cpu", "cuda"]
+ON_CPU = ("openvino", "ort", "torch")
+"""Engines that compute on the processor; the others need CUDA."""
 
 PREFERENCE: dict[str, str] = {
     "trt": "TensorRT times its kernels on the very GPU",
@@ -90,15 +96,39 @@ def choose_engine(name: str, options: EngineOptions) -> Engine:
     return choose(name, options).engine
 
 
-def choose(name: str, options: EngineOptions) -> Choice:
-    """:func:`choose_engine`, with the reason for the choice."""
+def parse_device(name: str | None) -> tuple[DeviceKind | None, int]:
+    """What ``cpu``, ``cuda`` or ``cuda:1`` stands for: the kind (None for any), and which GPU.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if name is None:
+        return None, 0
+    if name == "cpu":
+        return "cpu", 0
+    found = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", name)
+    if found is None:
+        raise UsageError(f"there is no device {name!r}", "Choose cpu, cuda, or cuda:1 for the second GPU.")
+    return "cuda", int(found[1] or 0)
+
+
+def choose(name: str, options: EngineOptions, kind: DeviceKind | None = None) -> Choice:
+    """:func:`choose_engine`, on a device of that kind, with the reason for the choice."""
     if name != AUTO:
+        if kind is not None and name not in _running_on(kind):
+            raise UsageError(
+                f"engine {name} does not run on {kind}",
+                f"Choose one of {', '.join(_running_on(kind))}, or leave out --device.",
+            )
         return Choice(_named(name, options), "")
     for candidate, reason in PREFERENCE.items():
+        if kind is not None and candidate not in _running_on(kind):
+            continue
         engine = engine_class(candidate)
         if engine.availability().works and options.precision in engine.precisions:
-            return Choice(engine(options), f"the fastest that works here: {reason}")
-    raise EngineUnavailableError(*_nothing_works(options))
+            where = "here" if kind is None else f"here on {kind}"
+            return Choice(engine(options), f"the fastest that works {where}: {reason}")
+    raise EngineUnavailableError(*_nothing_works(options, kind))
 
 
 def _named(name: str, options: EngineOptions) -> Engine:
@@ -109,9 +139,15 @@ def _named(name: str, options: EngineOptions) -> Engine:
     return engine(options)
 
 
-def _nothing_works(options: EngineOptions) -> tuple[str, str]:
+def _running_on(kind: DeviceKind) -> list[str]:
+    return [name for name in ENGINE_NAMES if (name in ON_CPU) == (kind == "cpu")]
+
+
+def _nothing_works(options: EngineOptions, kind: DeviceKind | None) -> tuple[str, str]:
     """Message and fix where ``auto`` finds nothing: those of the engine that is easiest to install."""
-    fitting = [name for name in PREFERENCE if options.precision in engine_class(name).precisions]
+    allowed = [name for name in PREFERENCE if kind is None or name in _running_on(kind)]
+    fitting = [name for name in allowed if options.precision in engine_class(name).precisions]
     found = engine_class(fitting[-1]).availability()
-    what = f"no engine for {options.precision} works here; {fitting[-1]}: {found.reason}"
+    where = "here" if kind is None else f"here on {kind}"
+    what = f"no engine for {options.precision} works {where}; {fitting[-1]}: {found.reason}"
     return what, found.fix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,22 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose
+from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose, parse_device
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.precision import AskedPrecision, arithmetic, in_precision
 from mrsep_deploy.registry import resolve
 from mrsep_deploy.schedule import MODES, Mode
-from mrsep_deploy.scheduler import SLOTS, Scheduler, Ticket
-from mrsep_deploy.segments import (
-    SONG_EPS,
-    OverlapAdd,
-    Segment,
-    SongStatistics,
-    cut_segments,
-    grouped,
-    stride_of,
-)
+from mrsep_deploy.scheduler import Scheduler
+from mrsep_deploy.segments import SongStatistics, stride_of
+from mrsep_deploy.shifts import draw_leads
+from mrsep_deploy.song_stream import Cutting, Separated, Song, SongStream
 
 Float32 = NDArray[np.float32]
 Blocks = Callable[[], Iterable[Float32]]
@@ -47,6 +41,11 @@ class Separator:
             separator then owns (``threads`` and ``checkpoint`` are for engines chosen by name).
         threads: CPU threads to use, 0 for all this process may use.
         overlap: share of a segment that the next one repeats, 0 to below 1.
+        segment: seconds of a segment, at most the model's own, which it is by default. The graphs have one
+            length: a shorter segment is filled up with silence, and takes as long as a whole one.
+        shifts: how often to separate each song, randomly shifted in time, for the average; 0 for once, unshifted.
+        seed: of the shifts. Every song gets the same ones, whatever was separated before it.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; by default the engine's own.
         mode: how branches are scheduled, one of ``mrsep_deploy.schedule.MODES``.
         checkpoint: for the torch engine, the checkpoint if it has moved since the export.
         precision: one of ``mrsep_deploy.precision.ASKED``, by default the bundle's own. A float32 bundle is
@@ -65,6 +64,10 @@ class Separator:
         engine: Engine | str = AUTO,
         threads: int = 0,
         overlap: float = DEFAULT_OVERLAP,
+        segment: float | None = None,
+        shifts: int = 0,
+        seed: int = 0,
+        device: str | None = None,
         mode: Mode = "sequential",
         checkpoint: Path | None = None,
         precision: AskedPrecision | None = None,
@@ -76,13 +79,16 @@ class Separator:
         given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
         self.bundle = in_precision(given, precision, plan)
         self.overlap = overlap
-        self.stride = stride_of(self.manifest.model.segment_samples, overlap)
-        options = EngineOptions(threads, checkpoint, arithmetic(self.manifest))
+        self.segment_samples = _segment_samples(self.manifest, segment)
+        self.stride = stride_of(self.segment_samples, overlap)
+        self.leads = draw_leads(shifts, self.sample_rate, random.Random(seed))
+        kind, index = parse_device(device)
+        options = EngineOptions(threads, checkpoint, arithmetic(self.manifest), index)
         self.engine_reason = ""
         if isinstance(engine, Engine):
             self.engine = engine
         else:
-            chosen = choose(engine, options)
+            chosen = choose(engine, options, kind)
             self.engine, self.engine_reason = chosen.engine, chosen.reason
         if mode not in MODES:
             raise UsageError(f"there is no mode {mode!r}", f"Choose one of {', '.join(MODES)}.")
@@ -161,37 +167,21 @@ class Separator:
         self, blocks: Iterable[Float32], song: SongStatistics, progress: Callable[[int], None] | None = None
     ) -> Iterator[Float32]:
         """:meth:`separate_blocks` for a song whose statistics are known, in one pass."""
-        scale = song.std + SONG_EPS
-        adder = OverlapAdd(len(self.sources), self.audio_channels, self.manifest.model.segment_samples)
+        done = 0
+        for separated in self.separate_songs([Song(song, blocks)]):
+            if separated.error is not None:
+                raise separated.error
+            if separated.stems is not None:
+                done += separated.stems.shape[-1]
+                if progress is not None:
+                    progress(done)
+                yield separated.stems
 
-        def restored(done: Float32 | None) -> Iterator[Float32]:
-            if done is None:
-                return
-            done *= np.float32(scale)
-            done += np.float32(song.mean)
-            if progress is not None:
-                progress(adder.position)
-            yield done
-
-        normalised = ((block - np.float32(song.mean)) * np.float32(1 / scale) for block in blocks)
-        segments = cut_segments(normalised, self.manifest.model.segment_samples, self.stride)
-        for group, outputs in self._pipelined(grouped(segments, self.manifest.batch)):
-            for segment, output in zip(group, outputs, strict=True):
-                cut = output[..., segment.cut : segment.cut + segment.length]
-                yield from restored(adder.add(segment.start, cut))
-        yield from restored(adder.finish(song.frames))
-
-    def _pipelined(self, groups: Iterable[list[Segment]]) -> Iterator[tuple[list[Segment], Float32]]:
-        """Keep as many groups under way as the scheduler has slots, so that cutting, adding and
-        writing happen while the next group computes."""
-        pending: deque[tuple[list[Segment], Ticket]] = deque()
-        for group in groups:
-            if len(pending) == SLOTS:
-                done, ticket = pending.popleft()
-                yield done, self._scheduler.result(ticket)
-            pending.append((group, self._scheduler.submit(np.stack([s.samples for s in group]))))
-        for done, ticket in pending:
-            yield done, self._scheduler.result(ticket)
+    def separate_songs(self, songs: Iterable[Song | None]) -> Iterator[Separated]:
+        """Separate songs one after the other without a pause between them (see ``SongStream.run``)."""
+        cutting = Cutting(self.segment_samples, self.stride, self.leads)
+        stream = SongStream(self._scheduler, self.manifest.model, self.manifest.batch, cutting)
+        return stream.run(songs)
 
     def close(self) -> None:
         """Stop the streams; let go of the engine's sessions, of buffers and device. Idempotent."""
@@ -205,3 +195,21 @@ class Separator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _segment_samples(manifest: Manifest, seconds: float | None) -> int:
+    """Samples of a segment of that length.
+
+    Raises:
+        UsageError: it is longer than the graphs' one length, or no length.
+    """
+    model = manifest.model
+    if seconds is None:
+        return model.segment_samples
+    longest = float(model.segment)
+    if not 0 < seconds <= longest:
+        raise UsageError(
+            f"a segment of {seconds:g} s was asked for, the graphs of {manifest.name} have one length, {longest:g} s",
+            f"Give at most {longest:g}; a shorter one is filled up with silence, and saves neither time nor memory.",
+        )
+    return min(int(seconds * model.sample_rate), model.segment_samples)

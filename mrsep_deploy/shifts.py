@@ -1,0 +1,83 @@
+"""Random time shifts: the song is separated several times, each time a little later, and the results averaged.
+
+A model's answer depends on where in a segment a sound falls; averaging over positions makes it depend less
+(the "shift trick" of Demucs, Défossez et al. 2019). As in Demucs, half a second of silence goes before and
+after the normalised song, which is then read from a random point of the first half second on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.errors import UsageError
+
+Float32 = NDArray[np.float32]
+
+MAX_SHIFT_SECONDS = 0.5
+
+
+def draw_leads(shifts: int, sample_rate: int, source: random.Random) -> tuple[int, ...]:
+    """Samples of silence before the song, one number for each time it is separated.
+
+    The numbers drawn are Demucs': after ``random.seed(n)`` it makes of a song what ``random.Random(n)`` gives here.
+
+    Args:
+        shifts: how often to separate; 0 for once, from the first sample on.
+        source: drawn from ``shifts`` times.
+
+    Raises:
+        UsageError: ``shifts`` is negative.
+    """
+    if shifts < 0:
+        raise UsageError(f"{shifts} shifts were asked for", "Give 0 (none) or more.")
+    longest = int(MAX_SHIFT_SECONDS * sample_rate)
+    return tuple(longest - source.randint(0, longest) for _ in range(shifts)) or (0,)
+
+
+class TakeAverage:
+    """Averages the takes of one song as they come, each at its own pace.
+
+    Args:
+        leads: for each take, how many of its first samples come before the song.
+    """
+
+    def __init__(self, leads: tuple[int, ...]) -> None:
+        self._early = list(leads)
+        self._held: list[deque[Float32]] = [deque() for _ in leads]
+
+    def add(self, take: int, done: Float32) -> Float32 | None:
+        """Append samples ``[S, C, n]`` to a take; returns the average of what all takes have, if any."""
+        skipped = min(self._early[take], done.shape[-1])
+        self._early[take] -= skipped
+        done = done[..., skipped:]
+        if not done.shape[-1]:
+            return None
+        if len(self._held) == 1:
+            return done
+        self._held[take].append(done)
+        ready = min(sum(block.shape[-1] for block in held) for held in self._held)
+        return self._average(ready) if ready else None
+
+    def _average(self, count: int) -> Float32:
+        total = take_samples(self._held[0], count)
+        for held in self._held[1:]:
+            total += take_samples(held, count)
+        total /= len(self._held)
+        return total
+
+
+def take_samples(held: deque[Float32], count: int) -> Float32:
+    """The first ``count`` samples of a queue of blocks ``[..., n]``, as an array of their own."""
+    parts = []
+    while count:
+        block = held.popleft()
+        if block.shape[-1] > count:
+            held.appendleft(block[..., count:])
+            block = block[..., :count]
+        parts.append(block)
+        count -= block.shape[-1]
+    return np.concatenate(parts, axis=-1)
