@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +116,10 @@ def _segment_at(held: Float32, origin: int, end: int, start: int, segment: int) 
     return Segment(start, length, cut, samples)
 
 
-def grouped(segments: Iterable[Segment], size: int) -> Iterator[list[Segment]]:
+Item = TypeVar("Item")
+
+
+def grouped(segments: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Segments in groups of ``size``, as batches take them; the last one may have fewer."""
     remaining = iter(segments)
     while group := list(itertools.islice(remaining, size)):

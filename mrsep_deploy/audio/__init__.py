@@ -2,7 +2,8 @@
 
 Read in this order: ``info`` (what a file says about itself), ``decode_soundfile`` and ``decode_av``
 (bytes to samples), ``resample``, ``read`` (a song as the model wants it), ``encode`` (samples to the
-bytes of a WAV file), ``write`` (one stem file, whole or not at all).
+bytes of a WAV file), ``compress`` (to those of FLAC, Ogg Vorbis and MP3), ``tags``, ``write`` (one stem file,
+whole or not at all).
 
     >>> from mrsep_deploy.audio import WAV_16, StemWriter, open_audio
     >>> song = open_audio("song.flac", sample_rate=44100, channels=2)       # doctest: +SKIP
@@ -13,28 +14,54 @@ bytes of a WAV file), ``write`` (one stem file, whole or not at all).
 
 from __future__ import annotations
 
-from .encode import ENCODINGS, WAV_16, WAV_24, WAV_FLOAT, Encoding
+from .compress import MP3_BITRATES, Compressed, flac, mp3, ogg
+from .encode import (
+    ENCODINGS,
+    RAW_16,
+    RAW_24,
+    RAW_ENCODINGS,
+    RAW_FLOAT,
+    WAV_16,
+    WAV_24,
+    WAV_FLOAT,
+    Encoding,
+)
 from .info import AudioInfo, Samples
 from .read import AudioSource, audio_streams, open_audio
-from .resample import resample, resampled_length
-from .write import CLIP_MODES, Clip, StemWriter, WrittenStem, bytes_needed
+from .resample import Resampler, resample, resampled_length
+from .tags import Tags, read_tags
+from .write import CLIP_MODES, AnyEncoding, Cancelled, Clip, StemWriter, WrittenStem, bytes_needed
 
 __all__ = [
     "CLIP_MODES",
     "ENCODINGS",
+    "MP3_BITRATES",
+    "RAW_16",
+    "RAW_24",
+    "RAW_ENCODINGS",
+    "RAW_FLOAT",
     "WAV_16",
     "WAV_24",
     "WAV_FLOAT",
+    "AnyEncoding",
     "AudioInfo",
     "AudioSource",
+    "Cancelled",
     "Clip",
+    "Compressed",
     "Encoding",
+    "Resampler",
     "Samples",
     "StemWriter",
+    "Tags",
     "WrittenStem",
     "audio_streams",
     "bytes_needed",
+    "flac",
+    "mp3",
+    "ogg",
     "open_audio",
+    "read_tags",
     "resample",
     "resampled_length",
 ]

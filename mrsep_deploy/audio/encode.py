@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .info import Samples
 
@@ -23,13 +24,15 @@ class Encoding:
     """A kind of WAV file.
 
     Integers follow Demucs: ``x`` is clamped to ±1, multiplied by ``2**(bits - 1) - 1`` in float32 and
-    cut towards zero, without dither. Float samples are kept as they are, beyond ±1 too.
+    cut towards zero, without dither. Float samples are kept as they are, beyond ±1 too. ``raw`` samples have
+    no header: whoever reads them has to know.
     """
 
     name: str
     bits: int
     floating: bool = False
     suffix: str = ".wav"
+    raw: bool = False
 
     def frame_bytes(self, channels: int) -> int:
         """Bytes of one sample of every channel."""
@@ -37,28 +40,36 @@ class Encoding:
 
     def data(self, samples: Samples) -> bytes:
         """``[channels, frames]`` as interleaved little-endian samples; 4, 3 or 2 bytes each."""
-        frames = np.ascontiguousarray(samples.T)
         if self.floating:
-            return frames.astype("<f4", copy=False).tobytes()
-        scaled = np.clip(frames, -1, 1) * np.float32(2 ** (self.bits - 1) - 1)
+            return np.ascontiguousarray(samples.T).astype("<f4", copy=False).tobytes()
+        integers = self.integers(samples)
         if self.bits == 16:
-            return scaled.astype("<i2").tobytes()
-        low_three = scaled.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]
+            return integers.astype("<i2").tobytes()
+        low_three = integers.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]
         return low_three.tobytes()
 
-    def header(self, sample_rate: int, channels: int, frames: int) -> bytes:
-        """Everything before the data; 80 bytes (integers) or 92 (float), whatever ``frames`` is.
+    def integers(self, samples: Samples) -> NDArray[np.int32]:
+        """``[channels, frames]`` floats as ``[frames, channels]`` integers of ``bits`` bits."""
+        frames = np.ascontiguousarray(samples.T)
+        return (np.clip(frames, -1, 1) * np.float32(2 ** (self.bits - 1) - 1)).astype(np.int32)
+
+    def header(self, sample_rate: int, channels: int, frames: int, trailing: int = 0) -> bytes:
+        """Everything before the data; 80 bytes (integers) or 92 (float), whatever ``frames`` is; raw: nothing.
+
+        ``trailing`` is the size of whole chunks that follow the data and its padding.
 
         The sizes in a RIFF header end at 4 GiB. A longer file becomes RF64 (EBU Tech 3306), whose 64-bit
         sizes take the place that a shorter file fills with a JUNK chunk, which readers skip.
         """
+        if self.raw:
+            return b""
         frame = self.frame_bytes(channels)
         size = frames * frame
         tag = _IEEE_FLOAT if self.floating else _PCM
         form = struct.pack("<HHIIHH", tag, channels, sample_rate, sample_rate * frame, frame, self.bits)
         fact = _chunk(b"fact", struct.pack("<I", min(frames, _MAX_RIFF))) if self.floating else b""
         rest = _chunk(b"fmt ", form) + fact + b"data"
-        riff_size = 4 + 8 + _DS64.size + len(rest) + 4 + size + size % 2
+        riff_size = 4 + 8 + _DS64.size + len(rest) + 4 + size + size % 2 + trailing
         if riff_size <= _MAX_RIFF:
             start = struct.pack("<4sI4s", b"RIFF", riff_size, b"WAVE") + _chunk(b"JUNK", bytes(_DS64.size))
             return start + rest + struct.pack("<I", size)
@@ -68,7 +79,7 @@ class Encoding:
 
     def padding(self, channels: int, frames: int) -> bytes:
         """What follows the data: a RIFF chunk of odd size ends with one zero byte."""
-        return bytes(frames * self.frame_bytes(channels) % 2)
+        return b"" if self.raw else bytes(frames * self.frame_bytes(channels) % 2)
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
@@ -78,4 +89,8 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 WAV_16 = Encoding("wav16", 16)
 WAV_24 = Encoding("wav24", 24)
 WAV_FLOAT = Encoding("wav32f", 32, floating=True)
+RAW_16 = Encoding("s16le", 16, suffix=".raw", raw=True)
+RAW_24 = Encoding("s24le", 24, suffix=".raw", raw=True)
+RAW_FLOAT = Encoding("f32le", 32, floating=True, suffix=".raw", raw=True)
 ENCODINGS = {encoding.name: encoding for encoding in (WAV_16, WAV_24, WAV_FLOAT)}
+RAW_ENCODINGS = {encoding.name: encoding for encoding in (RAW_16, RAW_24, RAW_FLOAT)}

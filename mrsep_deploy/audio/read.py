@@ -39,6 +39,7 @@ class AudioSource:
 
     Attributes:
         info: the file as it is, before conversion.
+        decoded: frames at the file's own rate that the last whole pass of ``blocks`` has read; None before.
 
     Raises:
         AudioError: not a readable audio file, or too few channels.
@@ -51,6 +52,7 @@ class AudioSource:
             raise ValueError(f"sample_rate {sample_rate} and channels {channels} have to be 1 or more")
         self.sample_rate = sample_rate
         self.channels = channels
+        self.decoded: int | None = None
         self._decoder = _open_decoder(Path(path), stream or 0)
         self.info: AudioInfo = self._decoder.info
         check_info(self.info)
@@ -78,7 +80,7 @@ class AudioSource:
         # Reduce, resample, then duplicate: each channel is resampled once. Resampling is linear, so
         # the order changes nothing else.
         kept = min(self.info.channels, self.channels)
-        reduced = _finite(_reduce(self._decoder.pieces(), kept), self.info)
+        reduced = self._counted(_finite(_reduce(self._decoder.pieces(), kept), self.info))
         resampled = resample_stream(reduced, self.info.sample_rate, self.sample_rate, kept)
         empty = True
         for block in _reblock(resampled, frames):
@@ -86,6 +88,13 @@ class AudioSource:
             yield block if kept == self.channels else np.repeat(block, self.channels, axis=0)
         if empty:
             raise no_samples(self.info.path)
+
+    def _counted(self, pieces: Iterable[Samples]) -> Iterator[Samples]:
+        done = 0
+        for piece in pieces:
+            done += piece.shape[1]
+            yield piece
+        self.decoded = done
 
     def read(self) -> Samples:
         """The whole song, ``[channels, frames]``. Memory grows with it: 2.5 GB per hour of stereo at peak."""

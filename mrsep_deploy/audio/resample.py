@@ -7,6 +7,7 @@ the sound at ``n / rate_out`` seconds. The filter is libsoxr's VHQ, linear phase
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -34,20 +35,49 @@ def resample_stream(
     pieces: Iterable[Samples], rate_in: int, rate_out: int, channels: int
 ) -> Iterator[Samples]:
     """Resample ``[channels, n]`` pieces of one signal; yields ``[channels, m]`` pieces, m as it comes."""
-    if rate_in == rate_out:
-        yield from pieces
-        return
-    import soxr
-
-    stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality=QUALITY)
-    given = made = 0
+    stream = Resampler(rate_in, rate_out, channels)
     for piece in pieces:
-        out = stream.resample_chunk(np.ascontiguousarray(piece.T, dtype=np.float32))
-        given += piece.shape[1]
-        made += len(out)
-        yield out.T
-    tail = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
-    missing = resampled_length(given, rate_in, rate_out) - made
-    # soxr rounds the same way, on a ratio in floating point: over hours it could be one sample off.
-    padding = np.zeros((channels, max(missing - len(tail), 0)), np.float32)
-    yield np.concatenate([tail.T[:, :missing], padding], axis=1)
+        yield stream.push(piece)
+    tail = stream.finish()
+    if tail.shape[1]:
+        yield tail
+
+
+class Resampler:
+    """Resamples one signal piece by piece; equal rates pass through."""
+
+    def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
+        self._rates = rate_in, rate_out
+        self._channels = channels
+        self._given = self._made = 0
+        self._stream: Any = None
+        if rate_in != rate_out:
+            import soxr
+
+            self._stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality=QUALITY)
+
+    def push(self, piece: Samples) -> Samples:
+        """Take ``[channels, n]``; gives what is ready, ``[channels, m]``."""
+        if self._stream is None:
+            return piece
+        out = self._stream.resample_chunk(np.ascontiguousarray(piece.T, dtype=np.float32))
+        self._given += piece.shape[1]
+        self._made += len(out)
+        ready: Samples = out.T
+        return ready
+
+    def finish(self, frames: int | None = None) -> Samples:
+        """The rest, so that there are ``frames`` in all; by default ``resampled_length`` of what was given.
+
+        Raises:
+            ValueError: more have been given out already.
+        """
+        if self._stream is None:
+            return np.zeros((self._channels, 0), np.float32)
+        tail = self._stream.resample_chunk(np.zeros((0, self._channels), np.float32), last=True)
+        missing = (resampled_length(self._given, *self._rates) if frames is None else frames) - self._made
+        if missing < 0:
+            raise ValueError(f"{self._made} samples are out, {frames} were wanted")
+        # soxr rounds the same way, on a ratio in floating point: over hours it could be one sample off.
+        padding = np.zeros((self._channels, max(missing - len(tail), 0)), np.float32)
+        return np.concatenate([tail.T[:, :missing], padding], axis=1)

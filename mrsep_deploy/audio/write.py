@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
-import shutil
-import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,15 +14,22 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from ..errors import OutputError, UsageError
+from .compress import Compressed
 from .encode import WAV_16, WAV_FLOAT, Encoding
 from .info import Samples
+from .place import explained, part_name, prepare_target
+from .tags import Tags, info_chunk
 
 Clip: TypeAlias = Literal["rescale", "clamp", "none"]
 CLIP_MODES: tuple[Clip, ...] = ("rescale", "clamp", "none")
 
+AnyEncoding: TypeAlias = Encoding | Compressed
+
 _CHUNK_FRAMES = 65536
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class Cancelled(Exception):
+    """The file was not finished because somebody asked for an end; nothing is left of it."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,12 @@ class WrittenStem:
     gain: float
 
 
-def bytes_needed(frames: int, channels: int, encoding: Encoding = WAV_16, clip: Clip = "rescale") -> int:
-    """Disk space one stem takes at most while it is written, in bytes."""
+def bytes_needed(frames: int, channels: int, encoding: AnyEncoding = WAV_16, clip: Clip = "rescale") -> int:
+    """Disk space one stem takes at most while it is written, in bytes, without its tags."""
     working = _working_encoding(encoding, clip)
-    return len(working.header(1, channels, frames)) + frames * working.frame_bytes(channels) + 1
+    size = len(working.header(1, channels, frames)) + frames * working.frame_bytes(channels) + 1
+    # A compressed file is made beside the samples it is made of.
+    return size + (frames * encoding.frame_bytes(channels) if isinstance(encoding, Compressed) else 0)
 
 
 class StemWriter:
@@ -61,15 +67,21 @@ class StemWriter:
     - ``rescale`` divides the whole stem by ``1.01 * peak`` if that is above 1. The peak is known at the
       end, so samples wait on disk as float32 and are encoded, in place, by ``close``.
     - ``clamp`` clamps every sample to ±0.99.
-    - ``none`` changes nothing; integer encodings still saturate at full scale and never wrap.
+    - ``none`` changes nothing; integer and lossy encodings still saturate at full scale and never wrap.
+
+    FLAC, Ogg Vorbis and MP3 are encoded by ``close``, from float32 samples on disk, and read back as far as
+    their length goes.
 
     As a context manager it closes at the end of the block, and removes what it wrote if the block raises.
 
     Args:
         sample_rate: in Hz.
+        tags: written into the file; raw samples and RF64 have no place for them.
+        cancel: once it is set, ``close`` gives up between two chunks and raises ``Cancelled``.
 
     Raises:
-        OutputError: ``path`` is not a place for a file, or not writable.
+        OutputError: ``path`` is not a place for a file, or not writable, or the format does not have this
+            sample rate or number of channels.
         UsageError: there is no such clip mode.
     """
 
@@ -78,8 +90,10 @@ class StemWriter:
         path: str | os.PathLike[str],
         sample_rate: int,
         channels: int,
-        encoding: Encoding = WAV_16,
+        encoding: AnyEncoding = WAV_16,
         clip: Clip = "rescale",
+        tags: Tags | None = None,
+        cancel: threading.Event | None = None,
     ) -> None:
         if clip not in CLIP_MODES:
             raise UsageError(f"there is no clip mode {clip!r}", f"Take one of {', '.join(CLIP_MODES)}")
@@ -88,15 +102,25 @@ class StemWriter:
         self.channels = channels
         self.encoding = encoding
         self.clip = clip
+        self.tags = tags or {}
         self.written: WrittenStem | None = None
+        self._cancel = cancel or threading.Event()
+        self._parts: list[Path] = []
+        if isinstance(encoding, Compressed):
+            encoding.check(self.path, sample_rate, channels)
         self._working = _working_encoding(encoding, clip)
         self._frames = 0
         self._peak = 0.0
         with self._clean_up_on_error():
-            self._target = _prepare_target(self.path)
-            self._part = self._target.with_name(_part_name(self._target.name))
+            self._target = prepare_target(self.path)
+            self._part = self._new_part()
             self._file = open(self._part, "xb+")  # noqa: SIM115 - closed by close or abort
             self._file.write(self._working.header(sample_rate, channels, 0))
+
+    def _new_part(self) -> Path:
+        part = self._target.with_name(part_name(self._target.name))
+        self._parts.append(part)
+        return part
 
     def write(self, block: Samples) -> None:
         """Append ``[channels, n]`` float32 samples.
@@ -135,10 +159,12 @@ class StemWriter:
             raise ValueError(f"{self.path} was aborted")
         with self._clean_up_on_error():
             divisor = self._divisor()
-            if self._working is not self.encoding or divisor != 1:
-                self._encode_in_place(divisor)
-            self._seal()
-            os.replace(self._part, self._target)
+            if isinstance(self.encoding, Compressed):
+                finished = self._compressed(self.encoding, divisor)
+            else:
+                finished = self._sealed(self.encoding, divisor)
+            os.replace(finished, self._target)
+            self._remove_parts()
         self.written = WrittenStem(self.path, self._frames, self._peak, float(1 / divisor))
         return self.written
 
@@ -147,8 +173,12 @@ class StemWriter:
         if self.written is None and hasattr(self, "_file"):
             with suppress(OSError):  # a full disk fails once more when buffers are flushed
                 self._file.close()
+            self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        for part in self._parts:
             with suppress(OSError):
-                self._part.unlink()
+                part.unlink()
 
     def __enter__(self) -> StemWriter:
         return self
@@ -166,35 +196,53 @@ class StemWriter:
         scaled = np.float32(1.01) * np.float32(self._peak)
         return max(scaled, np.float32(1)) if self.clip == "rescale" else np.float32(1)
 
-    def _encode_in_place(self, divisor: np.float32) -> None:
+    def _compressed(self, encoding: Compressed, divisor: np.float32) -> Path:
+        part = self._new_part()
+        encoding.encode(self._samples(divisor), part, self.path, self.sample_rate, self.channels, self.tags)
+        self._file.close()
+        return part
+
+    def _sealed(self, encoding: Encoding, divisor: np.float32) -> Path:
+        """The part as a WAV file that is whole and on the disk, not only in its cache."""
+        if self._working is not encoding or divisor != 1:
+            self._encode_in_place(encoding, divisor)
+        header = encoding.header(self.sample_rate, self.channels, self._frames)
+        # RF64 files are for machines; few of their readers expect chunks after the data.
+        chunk = info_chunk(self.tags) if header[:4] == b"RIFF" else b""
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(encoding.padding(self.channels, self._frames) + chunk)
+        self._file.seek(0)
+        self._file.write(encoding.header(self.sample_rate, self.channels, self._frames, len(chunk)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._part
+
+    def _samples(self, divisor: np.float32) -> Iterator[Samples]:
+        """The samples on the disk, divided, as ``[channels, n]`` chunks."""
+        size = self._working.frame_bytes(self.channels)
+        start = len(self._working.header(self.sample_rate, self.channels, self._frames))
+        for done in range(0, self._frames, _CHUNK_FRAMES):
+            if self._cancel.is_set():
+                raise Cancelled(str(self.path))
+            self._file.seek(start + done * size)
+            count = min(_CHUNK_FRAMES, self._frames - done)
+            samples = np.frombuffer(self._file.read(count * size), "<f4").astype(np.float32, copy=False)
+            yield samples.reshape(-1, self.channels).T / divisor
+
+    def _encode_in_place(self, encoding: Encoding, divisor: np.float32) -> None:
         """Turn the float32 samples of the file into ``encoding``, from front to back.
 
         A sample never gets longer nor does the header, so what is written ends before what is still to
         be read, and a stem needs no second file.
         """
-        size_in, size_out = (e.frame_bytes(self.channels) for e in (self._working, self.encoding))
-        start_in, start_out = (len(self._header(e)) for e in (self._working, self.encoding))
-        for done in range(0, self._frames, _CHUNK_FRAMES):
-            self._file.seek(start_in + done * size_in)
-            count = min(_CHUNK_FRAMES, self._frames - done)
-            samples = np.frombuffer(self._file.read(count * size_in), "<f4").astype(np.float32, copy=False)
-            scaled = samples.reshape(-1, self.channels).T / divisor
-            self._file.seek(start_out + done * size_out)
-            self._file.write(self.encoding.data(scaled))
-        self._file.truncate(start_out + self._frames * size_out)
-
-    def _seal(self) -> None:
-        """Header and padding now that the length is known; then to the disk, not only to its cache."""
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(self.encoding.padding(self.channels, self._frames))
-        self._file.seek(0)
-        self._file.write(self._header(self.encoding))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def _header(self, encoding: Encoding) -> bytes:
-        return encoding.header(self.sample_rate, self.channels, self._frames)
+        size = encoding.frame_bytes(self.channels)
+        at = len(encoding.header(self.sample_rate, self.channels, self._frames))
+        for chunk in self._samples(divisor):
+            self._file.seek(at)
+            self._file.write(encoding.data(chunk))
+            at += chunk.shape[1] * size
+        self._file.truncate(at)
 
     @contextmanager
     def _clean_up_on_error(self) -> Iterator[None]:
@@ -204,52 +252,12 @@ class StemWriter:
         except OSError as error:
             self.abort()
             needed = bytes_needed(self._frames, self.channels, self.encoding, self.clip)
-            raise _explained(error, self.path, needed) from error
+            raise explained(error, self.path, needed) from error
         except BaseException:
             self.abort()
             raise
 
 
-def _working_encoding(encoding: Encoding, clip: Clip) -> Encoding:
-    return WAV_FLOAT if clip == "rescale" else encoding
-
-
-def _prepare_target(path: Path) -> Path:
-    """The place the file will really be at, its directory made. Raises OSError or OutputError."""
-    if "\0" in str(path):
-        raise OutputError(f"{str(path)!r} holds a NUL character", "Choose another output path")
-    target = Path(os.path.realpath(path))
-    with suppress(FileNotFoundError):
-        # Asked of the final name too: it may be too long where the temporary one is not.
-        mode = os.stat(target).st_mode
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
-            raise OutputError(f"{path} is {what}, expected a place for a file", "Choose another output path")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-def _part_name(name: str) -> str:
-    # 40 characters: a name of the greatest length a file system takes leaves no room for more.
-    return f".{name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.part"
-
-
-def _explained(error: OSError, path: Path, needed: int) -> OutputError:
-    if error.errno in _FULL:
-        return OutputError(
-            f"no space left for {path}: it needs at least {needed} bytes{_free(path)}",
-            "Free some space, or choose an output directory on another disk",
-        )
-    if error.errno in _FORBIDDEN:
-        return OutputError(
-            f"{path} may not be written by this user ({error.strerror})",
-            "Change the permissions, or choose another output directory",
-        )
-    return OutputError(f"{path} cannot be written: {error.strerror or error}", "Choose another output path")
-
-
-def _free(path: Path) -> str:
-    try:
-        return f", {shutil.disk_usage(path.parent).free} are free"
-    except OSError:
-        return ""
+def _working_encoding(encoding: AnyEncoding, clip: Clip) -> Encoding:
+    """How samples wait on disk for ``close``."""
+    return WAV_FLOAT if clip == "rescale" or isinstance(encoding, Compressed) else encoding

@@ -1,0 +1,143 @@
+"""Samples to FLAC, Ogg Vorbis and MP3, with the encoders inside libsndfile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import OutputError
+from .encode import WAV_16, WAV_24, WAV_FLOAT, Encoding
+from .info import Samples
+from .tags import Tags
+
+FLAC_MAX_CHANNELS = 8
+FLAC_MAX_RATE = 655_350
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+MP3_BITRATES = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+"""Those of MPEG-1 whose frames have room for the header that says how long the song is."""
+VORBIS_MAX_RATE = 192_000
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A kind of compressed file.
+
+    Attributes:
+        name: as users type it.
+        samples: what the encoder is given. For FLAC these integers are kept, the same as in a WAV file.
+        bitrate: of MP3, in kbit/s.
+        quality: of Ogg Vorbis, 0 to 10.
+    """
+
+    name: str
+    samples: Encoding
+    container: str
+    subtype: str
+    suffix: str
+    bitrate: int = 0
+    quality: float = 0.0
+
+    def frame_bytes(self, channels: int) -> int:
+        """Bytes a sample of every channel takes at most."""
+        # The highest bit rates, 320 kbit/s of MP3 at 8 kHz among them, stay below 16 bits a sample.
+        return self.samples.frame_bytes(channels) if self.container == "FLAC" else channels * 2
+
+    def check(self, path: Path, sample_rate: int, channels: int) -> None:
+        """Refuse what the format has no place for.
+
+        Raises:
+            OutputError: the sample rate or the number of channels.
+        """
+        fits = {
+            "FLAC": sample_rate <= FLAC_MAX_RATE and channels <= FLAC_MAX_CHANNELS,
+            "OGG": sample_rate <= VORBIS_MAX_RATE,
+            "MP3": sample_rate in MP3_RATES and channels <= 2,
+        }
+        if not fits[self.container]:
+            raise OutputError(
+                f"{path} would have {sample_rate} Hz and {channels} channels, which {self.name} has not",
+                "Choose another format, or --sample-rate model.",
+            )
+
+    def encode(
+        self, chunks: Iterable[Samples], part: Path, path: Path, sample_rate: int, channels: int, tags: Tags
+    ) -> None:
+        """Encode ``[channels, n]`` chunks into a new file ``part``, and force it to the disk.
+
+        ``path`` is the name it will have, for messages.
+
+        Raises:
+            OutputError: the encoder failed, or the file does not hold what was given.
+            OSError: it cannot be written.
+        """
+        import soundfile
+
+        frames = 0
+        try:
+            with soundfile.SoundFile(
+                part,
+                "w",
+                sample_rate,
+                channels,
+                self.subtype,
+                format=self.container,
+                compression_level=self._level(sample_rate),
+                bitrate_mode="CONSTANT" if self.container == "MP3" else None,
+            ) as file:
+                for name, text in tags.items():
+                    setattr(file, name, text)
+                for chunk in chunks:
+                    file.write(self._given(chunk))
+                    frames += chunk.shape[1]
+            held = soundfile.info(str(part)).frames
+        # libsndfile calls a full disk a system error, or writes less than it was asked to.
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            raise OutputError(
+                f"{path} cannot be written as {self.name}: {str(error) or 'the encoder wrote less than it was given'}",
+                "Free some space, or choose another place or format.",
+            ) from error
+        if held != frames:
+            raise OutputError(
+                f"{path} holds {held} frames as {self.name}, expected {frames}",
+                "Free some space, or choose another place or format.",
+            )
+        with open(part, "rb+") as written:
+            os.fsync(written.fileno())
+
+    def _given(self, chunk: Samples) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        """``[channels, n]`` as ``[n, channels]``: the very integers of a WAV file, or floats in ±1."""
+        if self.samples.floating:
+            return np.clip(chunk, -1, 1).T
+        integers = self.samples.integers(chunk)
+        # libsndfile takes the uppermost bits of 32.
+        return (integers << (32 - self.samples.bits)).astype(np.int32)
+
+    def _level(self, sample_rate: int) -> float | None:
+        """libsndfile's compression level, 0 to 1, which for lossy formats is the way to name a rate."""
+        if self.container == "OGG":
+            return 1 - self.quality / 10
+        if self.container != "MP3":
+            return None
+        # MPEG-1, MPEG-2 and MPEG-2.5: what libsndfile takes level 0 and 1 for, in kbit/s
+        low, high = (32, 320) if sample_rate >= 32000 else (8, 160) if sample_rate >= 16000 else (8, 64)
+        wanted = min(max(self.bitrate, low), high)
+        return (high - wanted) / (high - low)
+
+
+def flac(bits: int = 16) -> Compressed:
+    """FLAC of 16 or 24 bits."""
+    return Compressed("FLAC", WAV_24 if bits == 24 else WAV_16, "FLAC", f"PCM_{bits}", ".flac")
+
+
+def mp3(bitrate: int = 320) -> Compressed:
+    """MP3 of a constant bit rate in kbit/s; below 32 kHz at most 160, below 16 kHz at most 64."""
+    return Compressed("MP3", WAV_FLOAT, "MP3", "MPEG_LAYER_III", ".mp3", bitrate=bitrate)
+
+
+def ogg(quality: float = 6.0) -> Compressed:
+    """Ogg Vorbis of a quality from 0 to 10, the scale of its encoders; 6 is about 192 kbit/s."""
+    return Compressed("Ogg Vorbis", WAV_FLOAT, "OGG", "VORBIS", ".ogg", quality=quality)
