@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "Show what a bundle or a checkpoint is made of.",
     "complexity": "Count parameters, multiply-accumulates and activations.",
     "verify": "Compare what an engine computes with what the model should.",
+    "bench": "Measure how fast models run on each engine.",
     "eval": "Measure the SDR of a model on tracks with known stems.",
     "build": "Build a bundle's engines ahead of time.",
     "cache": "List and delete built engines.",

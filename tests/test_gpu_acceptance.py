@@ -21,13 +21,16 @@ from bundles import tiny_bundle, tiny_manifest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gpu_acceptance
-from acceptance import contenders, measure, parity, prepare, rows, shim
+from acceptance import measure, parity, prepare, rows, shim
 from acceptance.contenders import Contender, OurContender
-from acceptance.figures import floor_seconds, ratio_interval, spread, traffic_bytes, verdict
+from acceptance.figures import spread
 from acceptance.groups import Group
 from acceptance.report import Report, to_html, to_json, write_report
 from acceptance.rows import Journal, Ledger, Row, Unavailable
 from acceptance.timeline import timeline_svg
+
+from mrsep_deploy.bench.floor import floor_seconds, traffic_bytes
+from mrsep_deploy.bench.statistics import ratio_interval, verdict
 
 STAGES = [
     {"stage": "encoder.<2048>", "branch": "2048", "stream": "2048", "start_ms": 0.0, "end_ms": 2.0},
@@ -276,14 +279,17 @@ def test_our_contender_and_its_timeline_on_a_cpu(lanes: parity.Field) -> None:
 def test_torch_with_captured_parts_is_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pieces around the captures put together give what the model gives; the captures are stood in for."""
     torch = pytest.importorskip("torch")
+    from mrsep_deploy.bench import torch_contenders
     from mrsep_deploy.export.load import load_model
 
     model = load_model(shim.ROOT / "tests" / "golden" / "htdemucs_n.th").model.eval()
     mix = torch.randn(1, 2, model.config.segment_samples)
-    monkeypatch.setattr(contenders, "_captured", lambda part, inputs: part)
-    monkeypatch.setattr(contenders, "GPU", "cpu")
+    monkeypatch.setattr(torch_contenders, "_captured", lambda part, inputs: part)
+    monkeypatch.setattr(torch_contenders, "GPU", "cpu")
     with torch.inference_mode():
-        torch.testing.assert_close(contenders.GraphedModel(model, mix)(mix), model(mix), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch_contenders.GraphedModel(model, mix)(mix), model(mix), rtol=1e-4, atol=1e-4
+        )
 
 
 # --- the command

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acceptance.ceilings import tf32
+from mrsep_deploy.bench.ceilings_cuda import tf32
+from mrsep_deploy.bench.torch_contenders import GraphedModel
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.engines.contract import Precision
-from mrsep_deploy.export.chain import reference_stage
 from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.split import Splitter, make_branches
 from mrsep_deploy.schedule import Mode
 from mrsep_deploy.separator import Separator
 
 Samples = NDArray[np.float32]
 
-GPU = "cuda"
 TORCH_WAYS = ("eager", "eager TF32", "autocast fp16", "CUDA graph", "compile")
 """``CUDA graph`` captures the network; spectrograms and inverses stay eager, because torch's inverse
 transform reads a result back, which a capture forbids."""
@@ -87,55 +84,6 @@ class TorchContender(Contender):
     def close(self) -> None:
         del self.call, self.mix, self.host, self.stems
         torch.cuda.empty_cache()
-
-
-class GraphedModel:
-    """A model whose graph stages are each captured into a CUDA graph."""
-
-    def __init__(self, model: SeparationModel, mix: torch.Tensor) -> None:
-        self.samples, self.branches = model.config.segment_samples, make_branches(model)
-        self.stages: list[tuple[Any, Callable[..., tuple[torch.Tensor, ...]] | None]] = []
-        tensors = {"mix": mix}
-        with torch.inference_mode(), tf32(False):
-            for plan in Splitter(model).split("whole"):
-                inputs = [tensors[name] for name in plan.stage.inputs]
-                part = None if plan.part is None else _captured(plan.part(model), inputs)
-                outputs = self._stage(plan.stage, part, inputs)
-                tensors.update(zip(plan.stage.outputs, outputs, strict=True))
-                self.stages.append((plan.stage, part))
-
-    def _stage(self, stage: Any, part: Any, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        with torch.device(GPU):  # the stage makes constants of its own
-            return reference_stage(stage, part, inputs, self.branches, self.samples)
-
-    def __call__(self, mix: torch.Tensor) -> torch.Tensor:
-        tensors = {"mix": mix}
-        for stage, part in self.stages:
-            outputs = self._stage(stage, part, [tensors[name] for name in stage.inputs])
-            tensors.update(zip(stage.outputs, outputs, strict=True))
-        return tensors["stems"]
-
-
-def _captured(part: Any, inputs: Sequence[torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """The part as a graph that is launched on copies of its inputs."""
-    given = [each.clone() for each in inputs]
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            part(*given)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs: tuple[torch.Tensor, ...] = part(*given)
-
-    def launch(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        for place, value in zip(given, values, strict=True):
-            place.copy_(value)
-        graph.replay()
-        return outputs
-
-    return launch
 
 
 class OurContender(Contender):

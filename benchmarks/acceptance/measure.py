@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from acceptance.ceilings import timed_event
-from acceptance.contenders import OurContender
-from acceptance.figures import floor_seconds, ratio_interval, spread, verdict
+from acceptance.contenders import Contender, OurContender
+from acceptance.figures import spread
 from acceptance.groups import Group, reference
 from acceptance.parity import Field, open_all
 from acceptance.rows import Ledger, Row, RowTimeoutError, Unavailable, Values, first_line
+from mrsep_deploy.bench.ceilings_cuda import timed_event
+from mrsep_deploy.bench.floor import floor_seconds
+from mrsep_deploy.bench.rounds import Turn
+from mrsep_deploy.bench.rounds import race as take_turns
+from mrsep_deploy.bench.statistics import ratio_interval, verdict
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.precision import in_precision
@@ -83,33 +87,30 @@ def _race(lanes: Field, failed: dict[str, str], seconds: float) -> dict[str, lis
     The events stand on a stream of their own kind, before a contender begins and after it has ended: they
     check the host's clock. Everything is from the mix in host memory to the stems in host memory.
     """
-    events: dict[str, list[float]] = {}
-    estimate = 0.0
-    before, after = timed_event(), timed_event()
-    for name in list(lanes.ready):
-        for _ in range(WARM_UP):
-            took = _timed(lanes, failed, name, before, after)
-        estimate += took[0] if took else 0.0
+    events: dict[str, list[float]] = {name: [] for name in lanes.ready}
+    clocks = timed_event(), timed_event()
+    turns = {name: _turn(lanes.ready[name], events[name], clocks) for name in lanes.ready}
+    warmed = take_turns(turns, 1, warm_up=WARM_UP, through=(RowTimeoutError,))
+    estimate = sum(times[0] for times in warmed.times.values())
     rounds = int(min(max(seconds / max(estimate, 1e-6), MIN_ROUNDS), MAX_ROUNDS))
-    for turn in range(rounds):
-        names = list(lanes.ready)
-        first = turn % max(len(names), 1)
-        for name in names[first:] + names[:first]:
-            took = _timed(lanes, failed, name, before, after)
-            if took is not None:
-                lanes.times.setdefault(name, []).append(took[0])
-                events.setdefault(name, []).append(took[1])
-    return events
+    raced = take_turns(
+        {name: turns[name] for name in warmed.times}, rounds, warm_up=0, through=(RowTimeoutError,)
+    )
+    for name, error in {**warmed.failed, **raced.failed}.items():
+        _drop(lanes, failed, name, error)
+    if warmed.interrupted or raced.interrupted:
+        raise KeyboardInterrupt
+    lanes.times.update(raced.times)
+    return {name: events[name][-len(times) :] for name, times in raced.times.items()}
 
 
-def _timed(
-    lanes: Field, failed: dict[str, str], name: str, before: torch.cuda.Event, after: torch.cuda.Event
-) -> tuple[float, float] | None:
-    """Seconds of one run by the host's clock and by the GPU's; None, and out of the race, if it fails."""
-    contender = lanes.ready.get(name)
-    if contender is None:
-        return None
-    try:
+def _turn(
+    contender: Contender, events: list[float], clocks: tuple[torch.cuda.Event, torch.cuda.Event]
+) -> Turn:
+    """Seconds of one run by the host's clock; those by the GPU's go into ``events``."""
+    before, after = clocks
+
+    def turn(_number: int) -> float:
         torch.cuda.synchronize()
         before.record()
         began = time.perf_counter()
@@ -117,12 +118,10 @@ def _timed(
         took = time.perf_counter() - began
         after.record()
         after.synchronize()
-    except RowTimeoutError:
-        raise
-    except Exception as error:
-        _drop(lanes, failed, name, error)
-        return None
-    return took, before.elapsed_time(after) / 1e3
+        events.append(before.elapsed_time(after) / 1e3)
+        return took
+
+    return turn
 
 
 def _drop(lanes: Field, failed: dict[str, str], name: str, error: Exception) -> None:

@@ -79,7 +79,7 @@ def _ceilings(ledger: Ledger) -> dict[str, float]:
     """Rates by name: ``bandwidth`` in bytes per second, the others in operations per second."""
     import torch
 
-    from acceptance.ceilings import copy_bandwidth, matmul_rate
+    from mrsep_deploy.bench.ceilings_cuda import copy_bandwidth, matmul_rate
 
     rates: dict[str, float] = {}
     copied = ledger.measure("ceilings", "device copy", copy_bandwidth)

@@ -1,8 +1,12 @@
-"""What the GPU can do at best: copies and matrix products on random data, through torch."""
+"""What the GPU can do at best: copies and matrix products on random data, through torch.
+
+python -m mrsep_deploy.bench.ceilings_cuda
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 from collections.abc import Callable, Iterator
 
@@ -62,3 +66,24 @@ def matmul_rate(dtype: torch.dtype, allow_tf32: bool) -> dict[str, float]:
     with tf32(allow_tf32):
         seconds = statistics.median(event_seconds(lambda: torch.mm(a, b, out=out)))
     return {"flop_per_second": 2 * SIZE**3 / seconds, "size": SIZE}
+
+
+def main() -> None:
+    """Print what :func:`mrsep_deploy.bench.facts.ceilings_for` says of a GPU, as JSON."""
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    found = {
+        "flop_per_second": {
+            name: matmul_rate(kind, allow_tf32=False)["flop_per_second"] for name, kind in kinds.items()
+        },
+        "bytes_per_second": copy_bandwidth()["bytes_per_second"],
+        "how": {
+            "flop_per_second": f"torch's product of {SIZE} x {SIZE}, TF32 off, median of {REPEATS}",
+            "bytes_per_second": f"copy inside device memory, read and written bytes, median of {REPEATS}",
+        },
+        "device": torch.cuda.get_device_name(0),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

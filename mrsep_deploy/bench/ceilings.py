@@ -1,0 +1,84 @@
+"""What a CPU can do at best: matrix products and copies, on as many threads as the contenders have.
+
+python -m mrsep_deploy.bench.ceilings THREADS
+
+A process of its own, because BLAS reads how many threads it may use when it is loaded. The best of some
+runs counts: a ceiling is what the machine can do, not what it does on average.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from mrsep_deploy.errors import EngineError
+
+SIZE = 2048
+COPY_BYTES = 2**27
+"""Of each of the two blocks: more than caches hold."""
+REPEATS = 7
+LIMIT_SECONDS = 300.0
+BLAS_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+HOW = {
+    "flop_per_second": f"sgemm of {SIZE} x {SIZE} through NumPy's BLAS, the best of {REPEATS}",
+    "bytes_per_second": f"copy of {COPY_BYTES // 2**20} MiB by NumPy, read and written bytes together, the best "
+    f"of {REPEATS}",
+}
+
+
+def cpu_ceilings(threads: int) -> dict[str, float]:
+    """``flop_per_second`` in float32 and ``bytes_per_second`` of this machine on so many threads.
+
+    Raises:
+        EngineError: they could not be measured.
+    """
+    command = [sys.executable, "-m", "mrsep_deploy.bench.ceilings", str(threads)]
+    env = {**os.environ, **dict.fromkeys(BLAS_VARIABLES, str(threads))}
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        found = json.loads(done.stdout)
+        return {name: float(found[name]) for name in HOW}
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"the machine's own speed could not be measured: {error}") from error
+
+
+def matrix_rate(size: int = SIZE, repeats: int = REPEATS) -> float:
+    """Floating-point operations per second of a square product in float32, on BLAS' threads."""
+    random = np.random.default_rng(0)
+    left, right = (random.standard_normal((size, size), np.float32) for _ in range(2))
+    out = np.empty_like(left)
+    return 2 * size**3 / _best(lambda: np.matmul(left, right, out=out), repeats)
+
+
+def copy_rate(threads: int, size: int = COPY_BYTES, repeats: int = REPEATS) -> float:
+    """Bytes per second, read and written, of a copy that ``threads`` share."""
+    source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
+    pieces = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:  # NumPy lets go of Python's lock while it copies
+        return (
+            2
+            * source.nbytes
+            / _best(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pieces)), repeats)
+        )
+
+
+def _best(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest run, after one to warm up."""
+    work()
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"flop_per_second": matrix_rate(), "bytes_per_second": copy_rate(int(sys.argv[1]))}))

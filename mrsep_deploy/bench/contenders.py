@@ -1,0 +1,124 @@
+"""Who takes part: specifications that a measuring process can be started from, and what each one promises there.
+
+engines         a bundle on one of this project's engines, in a mode and a precision
+torch           the published module, eager, on the CPU             torch-cuda        on the GPU
+torch-compile   through torch.compile                               torch-cuda-compile
+demucs          the class of the PyPI package demucs, same weights  torch-cuda-graph  its network captured
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.precision import AskedPrecision
+from mrsep_deploy.schedule import Mode
+
+Float32 = NDArray[np.float32]
+
+OURS = "mrsep_deploy.bench.ours:OurContender"
+_TORCH = "mrsep_deploy.bench.torch_contenders:"
+AGAINST: Mapping[str, str] = {
+    "torch": _TORCH + "TorchEager",
+    "torch-compile": _TORCH + "TorchCompiled",
+    "torch-cuda": _TORCH + "TorchCuda",
+    "torch-cuda-compile": _TORCH + "TorchCudaCompiled",
+    "torch-cuda-graph": _TORCH + "TorchCudaGraph",
+    "demucs": "mrsep_deploy.bench.demucs_contender:DemucsContender",
+}
+"""What engines are compared with, and the class of each."""
+REFERENCE = _TORCH + "TorchDouble"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One that takes part, as plain values.
+
+    Attributes:
+        label: what tables call it; one of its kind in a race.
+        opener: ``module:class`` of its :class:`Opened`.
+        bundle: path of the bundle; where the precision is another, of the one converted to it.
+        engine, mode, precision: of an engine's contender; empty otherwise.
+        device: ``cpu`` or ``cuda``; whose memory, energy and ceilings count.
+        threads: CPU threads.
+        overlap: share of a segment that the next one repeats, in whole songs.
+        checkpoint: where the checkpoint lies, if not where it was exported from.
+    """
+
+    label: str
+    opener: str
+    bundle: str
+    engine: str = ""
+    mode: Mode = "sequential"
+    precision: AskedPrecision = "fp32"
+    device: str = "cpu"
+    threads: int = 1
+    overlap: float = 0.25
+    checkpoint: str | None = None
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        return None if self.checkpoint is None else Path(self.checkpoint)
+
+
+class Opened(abc.ABC):
+    """A contender in its own process, loaded and ready.
+
+    Args:
+        contender: which one.
+
+    Raises:
+        MrsepError: it does not work here.
+    """
+
+    traces: ClassVar[bool] = False
+
+    @classmethod
+    @abc.abstractmethod
+    def imports(cls, contender: Contender) -> None:
+        """Import what it needs, so that start-up can tell importing from loading."""
+
+    @abc.abstractmethod
+    def __init__(self, contender: Contender) -> None: ...
+
+    @abc.abstractmethod
+    def segments(self, mix: Float32) -> NDArray[Any]:
+        """Segments ``[B, C, L]`` in host memory to stems ``[B, S, C, L]`` in host memory."""
+
+    @abc.abstractmethod
+    def song(self, mix: Float32) -> NDArray[Any]:
+        """A song ``[C, n]`` to stems ``[S, C, n]``, cut into segments and put together again."""
+
+    def timeline(self, mix: Float32, segments: int) -> tuple[list[Any], float]:
+        """Who ran when over some segments that begin with ``mix``, and the seconds they took.
+
+        Only where ``traces`` says so; the contender may not be used afterwards.
+        """
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+
+
+def opened_class(opener: str) -> type[Opened]:
+    """The class that ``module:class`` names."""
+    module, name = opener.split(":")
+    return cast("type[Opened]", getattr(importlib.import_module(module), name))
+
+
+def label_of(engine: str, precision: str, mode: str, precisions: Sequence[str]) -> str:
+    """``ort``, ``ort fp16 concurrent``: what is the usual goes without saying."""
+    words = [engine]
+    if precision != "fp32" or len(precisions) > 1:
+        words.append(precision)
+    if mode != "sequential":
+        words.append(mode)
+    return " ".join(words)

@@ -1,0 +1,96 @@
+"""The PyPI package demucs in a measuring process: its own class with a bundle's weights.
+
+The weights come through this project's reader, not through demucs', which runs what is in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bench.contenders import Contender, Float32, Opened
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.errors import CheckpointError, EngineUnavailableError, UsageError
+from mrsep_deploy.segments import SONG_EPS
+
+FAMILY = "htdemucs"
+INSTALL = "pip install demucs"
+
+
+class DemucsContender(Opened):
+    """``demucs.htdemucs.HTDemucs`` eager on the CPU; songs through ``demucs.apply.apply_model``."""
+
+    @classmethod
+    def imports(cls, contender: Contender) -> None:
+        try:
+            import demucs.apply
+            import demucs.htdemucs  # noqa: F401
+        except (ImportError, OSError) as error:
+            raise EngineUnavailableError(f"demucs cannot be imported ({error})", INSTALL) from error
+        from mrsep_deploy.export import load  # noqa: F401  what loading needs
+
+    def __init__(self, contender: Contender) -> None:
+        import torch
+        from demucs.htdemucs import HTDemucs
+
+        from mrsep_deploy.export.load import reload
+
+        manifest = Bundle.open(contender.bundle).manifest
+        if manifest.model.family.lower() != FAMILY:
+            raise UsageError(f"the package demucs has no {manifest.model.family}, only HTDemucs")
+        torch.set_num_threads(contender.threads)
+        self.contender = contender
+        arguments, named = _arguments(manifest.provenance, contender.checkpoint)
+        self.model: Any = HTDemucs(*arguments, **named)
+        self.model.load_state_dict(reload(manifest.provenance, contender.checkpoint_path).model.state_dict())
+        self.model.eval()
+
+    def segments(self, mix: Float32) -> NDArray[Any]:
+        import torch
+
+        with torch.inference_mode():
+            stems: NDArray[Any] = self.model(torch.from_numpy(mix)).numpy()
+        return stems
+
+    def song(self, mix: Float32) -> NDArray[Any]:
+        """Without random shifts, normalised as ``demucs.api.Separator`` does."""
+        import torch
+        from demucs.apply import apply_model
+
+        with torch.inference_mode():
+            wav = torch.from_numpy(mix)
+            mono = wav.mean(0)
+            mean, deviation = mono.mean(), mono.std() + SONG_EPS
+            stems = apply_model(
+                self.model,
+                ((wav - mean) / deviation)[None],
+                shifts=0,
+                split=True,
+                overlap=self.contender.overlap,
+            )
+            separated: NDArray[Any] = (stems[0] * deviation + mean).numpy().astype(np.float32, copy=False)
+        return separated
+
+    def close(self) -> None:
+        self.model = None
+
+
+def _arguments(
+    origin: Mapping[str, object], checkpoint: str | os.PathLike[str] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The constructor's arguments, as the checkpoint or the untrained model has them."""
+    untrained, recorded = origin.get("untrained"), origin.get("checkpoint")
+    with contextlib.suppress(KeyError, TypeError):  # a manifest may come from anyone
+        if isinstance(untrained, Mapping):
+            return (), dict(untrained["kwargs"])
+        if isinstance(recorded, Mapping):
+            from mrsep_deploy.export.checkpoint import read_checkpoint
+
+            found = read_checkpoint(checkpoint or recorded["path"])
+            return found.args, found.kwargs
+    raise CheckpointError("the bundle does not say how its model was made")

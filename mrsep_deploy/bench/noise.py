@@ -1,0 +1,191 @@
+"""Whether the machine was quiet: what others did on it, and whether it slowed down.
+
+    others    CPU cores that were busy with something else: all busy time of ``/proc/stat`` less our own
+              processes' CPU time, over the wall time
+    steal     share of the time the hypervisor gave to somebody else (``/proc/stat``)
+    quota     seconds this container was stopped because its CPU quota was used up (``cpu.stat``)
+    throttled times a core or package was slowed because it was hot (``thermal_throttle``)
+    clock     how far the cores' clock fell below its greatest value (``cpufreq``)
+    drift     how much slower the later half of the rounds was than the earlier; said where it is more than the
+              rounds of a half differ among themselves
+
+What the system does not tell is None, and nothing is said of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mrsep_deploy.bench.statistics import drift, drifted
+
+OTHERS_CORES = 0.1
+"""Busy cores of others above which a machine is not quiet: system services of an idle one take a few percent."""
+STEAL_SHARE = 0.01
+DRIFT_SHARE = 0.05
+LOAD = 0.5
+"""Load average before the start above which something was running, or had been just before."""
+CLOCK_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counters at one moment; None for what the system does not tell."""
+
+    at: float
+    own_seconds: float
+    load: float | None = None
+    busy_seconds: float | None = None
+    steal_seconds: float | None = None
+    total_seconds: float | None = None
+    quota_seconds: float | None = None
+    throttles: int | None = None
+    clock: float | None = None
+
+
+def snapshot(own_seconds: float, root: Path = Path("/")) -> Snapshot:
+    """Read everything.
+
+    Args:
+        own_seconds: CPU time that this program's processes have used so far.
+        root: of the file system, where another one is looked at.
+    """
+    busy, steal, total = _stat(root / "proc/stat")
+    return Snapshot(
+        at=time.perf_counter(),
+        own_seconds=own_seconds,
+        load=_load(root / "proc/loadavg"),
+        busy_seconds=busy,
+        steal_seconds=steal,
+        total_seconds=total,
+        quota_seconds=_quota(root / "sys/fs/cgroup/cpu.stat"),
+        throttles=_throttles(root / "sys/devices/system/cpu"),
+        clock=_clock(root / "sys/devices/system/cpu"),
+    )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What happened between two moments; the module says what each figure means."""
+
+    load_before: float | None
+    load_after: float | None
+    others_cores: float | None
+    steal_share: float | None
+    quota_seconds: float | None
+    throttles: int | None
+    clock_share: float | None
+    drift: Mapping[str, float]
+    remarks: tuple[str, ...]
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing was found that makes the times doubtful."""
+        return not self.remarks
+
+    def plain(self) -> dict[str, object]:
+        """For JSON."""
+        return {**asdict(self), "drift": dict(self.drift), "remarks": list(self.remarks), "quiet": self.quiet}
+
+
+def noise_between(
+    before: Snapshot, after: Snapshot, times: Mapping[str, Sequence[float]] | None = None
+) -> Noise:
+    """What the counters of two moments say, and the times of the rounds between them, by contender."""
+    wall = max(after.at - before.at, 1e-9)
+    busy = _difference(before.busy_seconds, after.busy_seconds)
+    own = after.own_seconds - before.own_seconds
+    steal = _difference(before.steal_seconds, after.steal_seconds)
+    total = _difference(before.total_seconds, after.total_seconds)
+    quota = _difference(before.quota_seconds, after.quota_seconds)
+    throttles = _difference(before.throttles, after.throttles)
+    drifts = {name: drift(values) for name, values in (times or {}).items()}
+    found = Noise(
+        load_before=before.load,
+        load_after=after.load,
+        others_cores=None if busy is None else max(0.0, (busy - own) / wall),
+        steal_share=steal / total if steal is not None and total else None,
+        quota_seconds=quota,
+        throttles=None if throttles is None else round(throttles),
+        clock_share=after.clock,
+        drift={name: value for name, value in drifts.items() if value is not None},
+        remarks=(),
+    )
+    told = [name for name, values in (times or {}).items() if drifted(values)]
+    return Noise(**{**vars(found), "remarks": tuple(_remarks(found, told))})
+
+
+def _remarks(found: Noise, drifting: Sequence[str]) -> list[str]:
+    said = []
+    if found.load_before is not None and found.load_before > LOAD:
+        said.append(f"the load average was {found.load_before:.2f} before the start")
+    if found.others_cores is not None and found.others_cores > OTHERS_CORES:
+        said.append(f"other processes kept {found.others_cores:.2f} CPU cores busy meanwhile")
+    if found.steal_share is not None and found.steal_share > STEAL_SHARE:
+        said.append(f"the hypervisor gave {found.steal_share:.1%} of the CPU time to others")
+    if found.quota_seconds:
+        said.append(f"the container's CPU quota stopped it for {found.quota_seconds:.2f} s")
+    if found.throttles:
+        said.append(f"the processor was throttled for heat {found.throttles} times")
+    if found.clock_share is not None and found.clock_share < CLOCK_SHARE:
+        said.append(f"the clock was at {found.clock_share:.0%} of its greatest value")
+    for name in drifting:
+        value = found.drift[name]
+        if abs(value) > DRIFT_SHARE:
+            how = "slower" if value > 0 else "faster"
+            said.append(f"{name} was {abs(value):.0%} {how} in the later half of the rounds")
+    return said
+
+
+def _difference(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else max(0.0, after - before)
+
+
+def _stat(path: Path) -> tuple[float | None, float | None, float | None]:
+    """Busy, stolen and total CPU seconds since the system started, over all cores (``man 5 proc``)."""
+    try:
+        fields = path.read_text().splitlines()[0].split()
+        # Guests' time is contained in user and nice already.
+        user, nice, system, idle, wait, hard, soft, steal = (int(field) for field in fields[1:9])
+        tick = float(os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None, None, None
+    busy = user + nice + system + hard + soft
+    return busy / tick, steal / tick, (busy + idle + wait + steal) / tick
+
+
+def _load(path: Path) -> float | None:
+    try:
+        return float(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _quota(path: Path) -> float | None:
+    """Seconds this control group was stopped for its quota (cgroup v2)."""
+    try:
+        lines = dict(line.split() for line in path.read_text().splitlines())
+        return int(lines["throttled_usec"]) / 1e6
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _throttles(cpus: Path) -> int | None:
+    found = _numbers(cpus, "thermal_throttle/core_throttle_count")
+    return sum(found) if found else None
+
+
+def _clock(cpus: Path) -> float | None:
+    """Mean of the cores' clocks over the mean of their greatest."""
+    now, most = _numbers(cpus, "cpufreq/scaling_cur_freq"), _numbers(cpus, "cpufreq/cpuinfo_max_freq")
+    return sum(now) / sum(most) if now and len(now) == len(most) and sum(most) else None
+
+
+def _numbers(cpus: Path, name: str) -> list[int]:
+    try:
+        return [int(path.read_text()) for path in cpus.glob(f"cpu[0-9]*/{name}")]
+    except (OSError, ValueError):
+        return []

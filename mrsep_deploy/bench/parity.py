@@ -1,0 +1,123 @@
+"""Whether a contender's stems are right: a fast wrong engine has won nothing.
+
+The reference of segments is PyTorch in float64 where the checkpoint is there, and PyTorch's own float32 is
+the yardstick beside it; elsewhere, and for songs, the baseline's stems, whose own error then counts twice:
+
+    |x - b| <= |x - exact| + |b - exact| <= (LOSS_FACTOR + 1) * yardstick's error
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.strict_json import finite
+from mrsep_deploy.verification.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit
+
+Stems = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What stems are compared with.
+
+    Attributes:
+        title: for people.
+        stems: ``[..., S, C, n]``.
+        exact: it is in float64.
+        yardstick: SNR in dB by source of PyTorch's own float32; empty where it is not known.
+        scale: what a sample of 1 means in full scale.
+    """
+
+    title: str
+    stems: Stems
+    exact: bool
+    yardstick: Mapping[str, float]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Stems against a reference, in dB by source.
+
+    Attributes:
+        reference: what that is.
+        snr: of each stem; minus infinity where there is no number in it.
+        limit: the least that passes; None for a stem too quiet to be judged.
+        reason: what is wrong; empty if nothing is.
+    """
+
+    reference: str
+    snr: Mapping[str, float]
+    limit: Mapping[str, float | None]
+    reason: str
+
+    @property
+    def passes(self) -> bool:
+        return not self.reason
+
+    def plain(self) -> dict[str, object]:
+        """For JSON, which has no infinity."""
+        return {
+            "reference": self.reference,
+            "snr_db": {name: finite(value) for name, value in self.snr.items()},
+            "exact": [name for name, value in self.snr.items() if value == math.inf],
+            "limit_db": dict(self.limit),
+            "passes": self.passes,
+            "reason": self.reason,
+        }
+
+
+def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: Limit) -> Parity:
+    """Judge every stem.
+
+    Args:
+        stems: of a contender, ``[..., S, C, n]``.
+        reference: on the same mix.
+        sources: the ``S`` names.
+        limit: of the contender's precision.
+    """
+    if stems.shape != reference.stems.shape:
+        wrong = f"its stems have the shape {list(stems.shape)}, expected {list(reference.stems.shape)}"
+        return Parity(reference.title, {}, {}, wrong)
+    snr: dict[str, float] = {}
+    limits: dict[str, float | None] = {}
+    for index, name in enumerate(sources):
+        exact = reference.stems[..., index, :, :]
+        snr[name] = Deviation.between(stems[..., index, :, :], exact).snr
+        audible = level(exact) + 20 * math.log10(reference.scale) >= AUDIBLE_DBFS
+        limits[name] = allowed(limit, reference, reference.yardstick.get(name)) if audible else None
+    if not np.isfinite(stems).all():
+        return Parity(reference.title, snr, limits, "its stems hold values that are no finite numbers")
+    return Parity(reference.title, snr, limits, _complaint(reference, snr, limits))
+
+
+def allowed(limit: Limit, reference: Reference, yardstick: float | None) -> float:
+    """The least SNR of a stem in dB."""
+    least = limit.for_stem(yardstick)
+    if reference.exact or yardstick is None:
+        return least
+    return min(least, yardstick - 20 * math.log10(LOSS_FACTOR + 1))
+
+
+def level(samples: Stems) -> float:
+    """RMS in dB relative to 1; minus infinity for silence."""
+    power = float(np.mean(np.square(samples, dtype=np.float64)))
+    return 10 * math.log10(power) if power else -math.inf
+
+
+def _complaint(reference: Reference, snr: Mapping[str, float], limits: Mapping[str, float | None]) -> str:
+    below = {name: least for name, least in limits.items() if least is not None and snr[name] < least}
+    if not below:
+        return ""
+    worst = min(below, key=lambda name: snr[name])
+    return (
+        f"its stem {worst} has an SNR of {snr[worst]:.1f} dB against {reference.title}, expected at least "
+        f"{below[worst]:.1f}"
+    )

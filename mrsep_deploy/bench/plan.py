@@ -1,0 +1,225 @@
+"""From what a user asks for to who takes part: bundles, and the contenders of each."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender, label_of
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.devices import cuda_status
+from mrsep_deploy.engines import ENGINE_NAMES, engine_class
+from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
+from mrsep_deploy.inspection import is_checkpoint
+from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.precision import AskedPrecision, arithmetic, in_precision
+from mrsep_deploy.registry import resolve
+from mrsep_deploy.schedule import Mode
+from mrsep_deploy.separator import DEFAULT_OVERLAP
+
+DEMUCS_FAMILY = "htdemucs"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        models: bundles, registered names and checkpoints; none for the model exported last.
+        engines: names; none for all that work here, but for ``torch``, whose place is among ``against``.
+        precisions: none for each bundle's own.
+        modes: of scheduling.
+        against: names out of :data:`AGAINST`, the baseline first; None for what fits the machine and the model.
+        threads: CPU threads, 0 for all.
+        overlap: of segments in whole songs.
+        checkpoint: where the checkpoint of the bundles lies, if it has moved.
+    """
+
+    models: Sequence[str] = ()
+    engines: Sequence[str] = ()
+    precisions: Sequence[AskedPrecision] = ()
+    modes: Sequence[Mode] = ("sequential",)
+    against: Sequence[str] | None = None
+    threads: int = 0
+    overlap: float = DEFAULT_OVERLAP
+    checkpoint: Path | None = None
+
+    @property
+    def budget(self) -> int:
+        return self.threads or cpu_budget()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One bundle and who runs it.
+
+    Attributes:
+        key: what tables call it.
+        bundle: in the precision it was given in.
+        contenders: the baseline first.
+        refused: those that cannot even be tried, and the error that says why.
+        converted: the bundles of other precisions, by their path.
+    """
+
+    key: str
+    bundle: Bundle
+    contenders: tuple[Contender, ...]
+    refused: tuple[tuple[Contender, MrsepError], ...] = field(default=())
+    converted: Mapping[str, Bundle] = field(default_factory=dict)
+
+    def bundle_of(self, contender: Contender) -> Bundle:
+        """What a contender runs; for what runs no graphs, the bundle itself."""
+        return self.converted.get(contender.bundle, self.bundle) if contender.engine else self.bundle
+
+
+def plan(request: Request, folder: Path, report: Callable[[str], None] = lambda _what: None) -> list[Entry]:
+    """Open every bundle and list its contenders.
+
+    Args:
+        request: what is asked for.
+        folder: where checkpoints are exported to; exists.
+        report: called with what happens now.
+
+    Raises:
+        UsageError: there is no model, or a name is none.
+        MrsepError: a bundle or checkpoint is not usable.
+    """
+    check_names(request)
+    engines = request.engines or working_engines()
+    if not engines and request.against is not None and not request.against:
+        raise UsageError("no engine works here and nothing was given to compare", "See: mrsep-deploy doctor")
+    bundles = [_open(model, folder, report) for model in request.models or (None,)]
+    return [
+        _entry(key, bundle, engines, request) for key, bundle in zip(_keys(bundles), bundles, strict=True)
+    ]
+
+
+def check_names(request: Request) -> None:
+    """Raise ``UsageError`` unless every engine and every opponent exists and is named once."""
+    for engine in request.engines:
+        engine_class(engine)
+    for name in request.against or ():
+        if name not in AGAINST:
+            raise UsageError(
+                f"there is nothing called {name!r} to compare with", f"Choose of {', '.join(AGAINST)}."
+            )
+    for names in (request.engines, request.precisions, request.modes, request.against or ()):
+        twice = [name for name in names if list(names).count(name) > 1]
+        if twice:
+            raise UsageError(f"{twice[0]} is named twice", "Name it once.")
+
+
+def working_engines() -> tuple[str, ...]:
+    """All engines that work here, but for the reference."""
+    names = (name for name in ENGINE_NAMES if name != "torch")
+    return tuple(name for name in names if engine_class(name).availability().works)
+
+
+def _open(model: str | None, folder: Path, report: Callable[[str], None]) -> Bundle:
+    if model is None:
+        try:
+            return Bundle.open(resolve(None))
+        except UsageError as error:
+            raise UsageError(
+                "no model was given, and none has been exported yet",
+                "Give a bundle's folder or .zip, a registered name, or a checkpoint: mrsep-deploy bench ckpt.th",
+            ) from error
+    if not is_checkpoint(model):
+        return Bundle.open(resolve(model))
+    from mrsep_deploy.export.api import default_name, require_extra
+
+    require_extra("exporting a checkpoint")
+    from mrsep_deploy.export.exporter import ExportOptions, export_model
+    from mrsep_deploy.export.load import load_model
+
+    name = default_name(model)
+    report(f"exporting {name}")
+    target = folder / f"{len(list(folder.iterdir()))}-{name}"
+    return export_model(load_model(model), name, target, ExportOptions())
+
+
+def _keys(bundles: Sequence[Bundle]) -> list[str]:
+    """The bundles' names, with what tells them apart where they are the same."""
+    names = [bundle.manifest.name for bundle in bundles]
+    keys: list[str] = []
+    for name, bundle in zip(names, bundles, strict=True):
+        manifest = bundle.manifest
+        key = name
+        if names.count(name) > 1:
+            key = f"{name} ({manifest.layout}, batch {manifest.batch}, {manifest.precision})"
+        number = 2
+        while key in keys:
+            key = f"{name} {number}"
+            number += 1
+        keys.append(key)
+    return keys
+
+
+def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -> Entry:
+    manifest = bundle.manifest
+    against = request.against if request.against is not None else usual_opponents(manifest.model.family)
+    made = [
+        Contender(
+            label=name,
+            opener=AGAINST[name],
+            bundle=str(bundle.path),
+            device="cuda" if "cuda" in name else "cpu",
+            threads=request.budget,
+            overlap=request.overlap,
+            checkpoint=None if request.checkpoint is None else str(request.checkpoint),
+        )
+        for name in against
+    ]
+    refused: list[tuple[Contender, MrsepError]] = []
+    converted: dict[str, Bundle] = {}
+    precisions: Sequence[AskedPrecision] = request.precisions or (arithmetic(manifest),)
+    for engine in engines:
+        for precision in precisions:
+            for mode in request.modes:
+                contender = Contender(
+                    label=label_of(engine, precision, mode, precisions),
+                    opener=OURS,
+                    bundle=str(bundle.path),
+                    engine=engine,
+                    mode=mode,
+                    precision=precision,
+                    device="cuda" if engine_class(engine).graph_transforms else "cpu",
+                    threads=request.budget,
+                    overlap=request.overlap,
+                    checkpoint=None if request.checkpoint is None else str(request.checkpoint),
+                )
+                try:
+                    own = _converted(contender, bundle)
+                except MrsepError as error:
+                    refused.append((contender, error))
+                else:
+                    converted[str(own.path)] = own
+                    made.append(replace(contender, bundle=str(own.path)))
+    return Entry(key, bundle, tuple(made), tuple(refused), converted)
+
+
+def _converted(contender: Contender, bundle: Bundle) -> Bundle:
+    """The bundle in a contender's precision.
+
+    Raises:
+        EngineUnavailableError: its engine has no such precision.
+        MrsepError: the bundle cannot become one.
+    """
+    known = engine_class(contender.engine).precisions
+    if contender.precision not in (*known, "mixed"):
+        raise EngineUnavailableError(
+            f"engine {contender.engine} has no precision {contender.precision}, only {', '.join(known)}"
+        )
+    return in_precision(bundle, contender.precision)
+
+
+def usual_opponents(family: str) -> tuple[str, ...]:
+    """PyTorch as it is used on this machine, and the package demucs where it has such a model."""
+    if importlib.util.find_spec("torch") is None:
+        return ()
+    if cuda_status().works:
+        return ("torch-cuda", "torch-cuda-graph")
+    has_demucs = family.lower() == DEMUCS_FAMILY and importlib.util.find_spec("demucs") is not None
+    return ("torch", "demucs") if has_demucs else ("torch",)

@@ -1,0 +1,225 @@
+"""A benchmark for people and for spreadsheets: on the terminal, as Markdown, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from mrsep_deploy.bench.results import TAILS, Race, Result, Row, tails_remark
+from mrsep_deploy.bench.statistics import CONFIDENCE, spread, tail
+from mrsep_deploy.tables import decibels, file_size, table
+
+COLUMNS = (
+    "contender", "seconds", "quartiles", "p95", "p99", "× realtime", "× baseline", "× floor", "first stems", "memory",
+    "energy", "SNR",
+)  # fmt: skip
+NOTHING = "–"
+
+CSV_COLUMNS = (
+    "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "batch", "audio_seconds",
+    "status", "reason", "rounds", "median", "p25", "p75", "min", "max", "p95", "p99", "realtime", "baseline",
+    "ratio", "ratio_low", "ratio_high", "floor", "times_floor", "cold_start", "warm_start", "loaded_bytes",
+    "peak_bytes", "device_bytes", "joules_cpu", "joules_gpu", "worst_snr_db",
+)  # fmt: skip
+
+
+def print_result(screen: Console, result: Result) -> None:
+    """A table a race, and what has to be known to read it."""
+    for race in result.races:
+        screen.print(title(race, result), style="bold")
+        made = table(*_used(race), right=_used(race)[1:])
+        for row in race.rows:
+            made.add_row(*(cells(row, race)[column] for column in _used(race)))
+        screen.print(made)
+        for remark in remarks(race):
+            screen.print(remark, soft_wrap=True)
+        screen.print()
+    for remark in general_remarks(result):
+        screen.print(remark, soft_wrap=True)
+
+
+def to_markdown(result: Result) -> str:
+    """The same as a page."""
+    return "\n".join(_markdown(result)) + "\n"
+
+
+def _markdown(result: Result) -> Iterator[str]:
+    yield "# Benchmark"
+    for race in result.races:
+        used = _used(race)
+        yield from ("", f"## {title(race, result)}", "", _line(used), _line(["---"] * len(used)))
+        for row in race.rows:
+            found = cells(row, race)
+            yield _line([found[column] for column in used])
+        for remark in remarks(race):
+            yield from ("", remark)
+    yield from ("", "## How it was measured")
+    for remark in general_remarks(result):
+        yield from ("", remark)
+
+
+def _line(values: Sequence[str]) -> str:
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def title(race: Race, result: Result) -> str:
+    """What was run."""
+    batch = race.rows[0].batch if race.rows else 1
+    facts: Mapping[str, Any] = result.models[race.model]
+    if race.rows and race.workload == "segments":
+        count = "a segment" if batch == 1 else f"{batch} segments at once, each"
+        what = f"{count} of {facts['segment_seconds']:.3g} s"
+    else:
+        what = race.workload
+    return f"{race.model}: {what}"
+
+
+def _used(race: Race) -> list[str]:
+    """Columns without those in which nothing stands."""
+    found = [cells(row, race) for row in race.rows]
+    return [c for c in COLUMNS if c == "contender" or any(each[c] != NOTHING for each in found)]
+
+
+def cells(row: Row, race: Race) -> dict[str, str]:
+    """One row of a table, by column."""
+    made = dict.fromkeys(COLUMNS, NOTHING)
+    made["contender"] = row.label
+    made["SNR"] = _snr(row)
+    if row.status != "ok":
+        return {**made, "seconds": row.status}
+    found = spread(row.seconds)
+    baseline = race.row(race.baseline)
+    ratio = None if baseline is None or baseline is row else row.ratio_to(baseline)
+    tails = {percent: tail(row.seconds, percent) for percent in TAILS}
+    joules = [sum(spread(values)["median"] for values in row.joules.values())] if row.joules else []
+    return {
+        **made,
+        "seconds": _seconds(found["median"]),
+        "quartiles": f"{_seconds(found['p25'])} to {_seconds(found['p75'])}",
+        **{f"p{percent}": NOTHING if value is None else _seconds(value) for percent, value in tails.items()},
+        "× realtime": NOTHING if row.realtime is None else f"{row.realtime:.2f}",
+        "× baseline": "1"
+        if ratio is None
+        else f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+        "× floor": NOTHING if row.floor is None else f"{row.floor['times']:.1f}",
+        "first stems": _seconds(row.start_up["warm"]["total"]) if row.start_up else NOTHING,
+        "memory": _bytes(row.memory.get("peak_bytes")),
+        "energy": f"{joules[0]:.3g} J" if joules else NOTHING,
+    }
+
+
+def _snr(row: Row) -> str:
+    if row.parity is None or not row.parity.snr:
+        return NOTHING
+    return decibels(min(row.parity.snr.values()))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _bytes(value: int | None) -> str:
+    return NOTHING if value is None else file_size(value)
+
+
+def remarks(race: Race) -> Iterator[str]:
+    """What has to be known of a race."""
+    for row in race.rows:
+        if row.status != "ok":
+            reason = f"{row.reason}. {row.fix}".rstrip(". ")
+            yield f"{row.label} {row.status}: {reason}."
+    if race.rounds:
+        word = "round" if race.rounds == 1 else "rounds"
+        order = f"{race.rounds} {word} in an order drawn anew each time; medians"
+        yield f"{order}, baseline {race.baseline}, brackets hold the ratio with {CONFIDENCE:.0%}."
+        if tails_remark(race.rounds):
+            yield f"No percentile that the rounds cannot carry: {tails_remark(race.rounds)}."
+    if race.noise is not None and not race.noise.quiet:
+        yield f"Noise, so believe the times less: {'; '.join(race.noise.remarks)}."
+    missing = {
+        f"{meter['source']}: {meter['reason']}"
+        for row in race.rows
+        for meter in row.meters.values()
+        if meter["reason"]
+    }
+    if missing:
+        yield f"Energy not available ({'; '.join(sorted(missing))})."
+
+
+def general_remarks(result: Result) -> Iterator[str]:
+    """What holds for all of it."""
+    if result.interrupted:
+        yield "Interrupted: what was measured before stands."
+    machine: Mapping[str, Any] = result.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    threads = result.settings["threads"]
+    yield f"{machine['cpu']}, {threads} of {machine['cores']} cores; {versions}; {machine['date']}."
+    for device, found in result.ceilings.items():
+        rates: Any = found
+        if "bytes_per_second" in rates:
+            rate, moved = rates["flop_per_second"].get("fp32", math.nan), rates["bytes_per_second"]
+            yield f"Measured at best, {device}: {rate / 1e9:.0f} GFLOP/s in float32, {moved / 1e9:.1f} GB/s."
+    yield (
+        "Seconds are from a mix in memory to stems in memory; first stems: from the start of a process, engine "
+        "built before, to the first ones; memory: the most that process held; SNR: of the worst stem, in dB."
+    )
+
+
+def to_json(result: Result) -> str:
+    """Everything; ``mrsep_deploy.bench.results`` says what is what."""
+    return json.dumps(_strict(result.plain()), indent=2, ensure_ascii=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    """The same with numbers that JSON has no word for as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(each) for each in value]
+    return value
+
+
+def to_csv(result: Result) -> str:
+    """A line a row, numbers unrounded."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for race in result.races:
+        for row in race.rows:
+            writer.writerow(_csv_row(row, race))
+    return text.getvalue()
+
+
+def _csv_row(row: Row, race: Race) -> dict[str, object]:
+    contender = row.contender
+    baseline = race.row(race.baseline)
+    ratio = row.ratio_to(baseline) if baseline is not None and baseline is not row else None
+    made: dict[str, object] = {
+        "model": row.model, "workload": row.workload, "label": row.label, "engine": contender.engine,
+        "mode": contender.mode if contender.engine else "", "precision": contender.precision,
+        "device": contender.device, "threads": contender.threads, "batch": row.batch,
+        "audio_seconds": row.audio_seconds, "status": row.status, "reason": row.reason,
+        "rounds": len(row.seconds), "realtime": row.realtime, "baseline": race.baseline,
+        **row.memory,
+    }  # fmt: skip
+    if row.seconds:
+        made.update(spread(row.seconds))
+        made.update({f"p{percent}": tail(row.seconds, percent) for percent in TAILS})
+    if ratio is not None:
+        made.update(ratio=ratio["median"], ratio_low=ratio["low"], ratio_high=ratio["high"])
+    if row.floor is not None:
+        made.update(floor=row.floor["floor"], times_floor=row.floor["times"])
+    if row.start_up:
+        made.update(cold_start=row.start_up["cold"]["total"], warm_start=row.start_up["warm"]["total"])
+    made.update({f"joules_{name}": spread(values)["median"] for name, values in row.joules.items()})
+    if row.parity is not None and row.parity.snr:
+        made["worst_snr_db"] = min(row.parity.snr.values())
+    return made

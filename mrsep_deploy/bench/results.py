@@ -1,0 +1,215 @@
+"""What a benchmark gives, and how it stands in JSON.
+
+    format          "mrsep-deploy bench", version 1
+    machine         cpu, cores, memory_gib, system, python, versions by package, commit, load_before, date
+    settings        rounds, seconds, warm_up, seed, threads, overlap, audio, lengths, as they were asked for
+    interrupted     whether Ctrl-C ended it
+    ceilings        by device (cpu, cuda): flop_per_second by precision, bytes_per_second, how they were measured
+    models          by key: name, digest, family, trained, sources, layout, batch, precision, sample_rate,
+                    segment_seconds, parameters, macs (of a segment), macs_counted (on graphs, or as in the
+                    manifest), stages (name, kind, branch, macs), fusion (where, sources, weights), branches
+    races           one a model and workload: model, workload, audio_seconds, baseline, rounds, and noise: load_before,
+                    load_after, others_cores, steal_share, quota_seconds, throttles, clock_share, drift by
+                    contender, remarks, quiet (mrsep_deploy.bench.noise)
+    rows            one a model, workload and contender:
+        model, workload, label, opener, engine, mode, precision, device, threads, batch, audio_seconds
+        status      ok, failed (it went wrong, or its stems are), unavailable (it does not work here), skipped
+        reason, fix why it is not ok, and what would change that
+        seconds     of every round, raw, in order; rounds of all rows of a race are the same moments
+        median, p25, p75, min, max, p95, p99    seconds; a percentile that the rounds cannot carry is null
+        tails       what is said about those percentiles
+        realtime    seconds of audio per second
+        ratios      by other contender: how many times faster than it this one is, median, low, high: the
+                    percentile bootstrap of mrsep_deploy.bench.statistics
+        floor       arithmetic, memory, floor: seconds; times: the median over the floor
+        start_up    cold (no engine built yet) and warm, seconds: process, import, load, first_segments, and
+                    total from the start of the process to the first stems
+        memory      loaded_bytes (the most until it was loaded), peak_bytes (until this workload was over, with
+                    all of the process), device_bytes (taken on a GPU); null where nothing tells
+        energy      by meter (cpu, gpu): source, joules of every round, median, reason if there are none
+        parity      reference, snr_db by source, exact (sources that are equal bit for bit), limit_db by source
+                    (null: too quiet to be judged), passes, reason
+        timeline    of segments, for contenders that keep one: events (segment, stage, branch, stream, start, end in
+                    seconds), seconds, outside_stages (share of the time), shares (of the time, by stage)
+    profiles        from --profile, mrsep_deploy.bench.profile; else an empty list
+
+Times are from a mix in host memory to stems in host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mrsep_deploy.bench.contenders import Contender
+from mrsep_deploy.bench.noise import Noise
+from mrsep_deploy.bench.parity import Parity
+from mrsep_deploy.bench.statistics import ratio_interval, rounds_for, spread, tail
+
+FORMAT = "mrsep-deploy bench"
+VERSION = 1
+TAILS = (95, 99)
+
+Status = Literal["ok", "failed", "unavailable", "skipped"]
+
+
+@dataclass
+class Row:
+    """One contender on one workload; it is filled in as the benchmark goes. The module says what is what."""
+
+    model: str
+    workload: str
+    audio_seconds: float
+    batch: int
+    contender: Contender
+    status: Status = "skipped"
+    reason: str = "it was not reached"
+    fix: str = ""
+    seconds: list[float] = field(default_factory=list)
+    joules: dict[str, list[float]] = field(default_factory=dict)
+    meters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    start_up: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    memory: dict[str, int | None] = field(default_factory=dict)
+    floor: Mapping[str, float] | None = None
+    parity: Parity | None = None
+    timeline: Mapping[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        return self.contender.label
+
+    @property
+    def median(self) -> float | None:
+        return spread(self.seconds)["median"] if self.seconds else None
+
+    @property
+    def realtime(self) -> float | None:
+        """Seconds of audio per second."""
+        return self.audio_seconds / self.median if self.median else None
+
+    def end(self, status: Status, reason: str = "", fix: str = "") -> None:
+        """Say how it went; a row that is not ok has no times to boast of."""
+        self.status, self.reason, self.fix = status, reason, fix
+        if status != "ok":
+            self.seconds, self.joules = [], {}
+
+    def ratio_to(self, other: Row) -> dict[str, float] | None:
+        """How many times faster than another row of the same race; None if one of them has no times."""
+        if not self.seconds or len(self.seconds) != len(other.seconds):
+            return None
+        return ratio_interval(other.seconds, self.seconds)
+
+
+@dataclass
+class Race:
+    """One model and workload: which rows belong together, and how quiet it was meanwhile."""
+
+    model: str
+    workload: str
+    audio_seconds: float
+    rows: list[Row]
+    baseline: str = ""
+    rounds: int = 0
+    noise: Noise | None = None
+
+    def row(self, label: str) -> Row | None:
+        """The row of a contender."""
+        return next((row for row in self.rows if row.label == label), None)
+
+
+@dataclass
+class Result:
+    """All of it."""
+
+    machine: Mapping[str, object]
+    settings: Mapping[str, object]
+    ceilings: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    models: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    races: list[Race] = field(default_factory=list)
+    profiles: list[Mapping[str, object]] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for race in self.races for row in race.rows]
+
+    def plain(self) -> dict[str, object]:
+        """For JSON, numbers unrounded."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "machine": self.machine,
+            "settings": self.settings,
+            "interrupted": self.interrupted,
+            "ceilings": self.ceilings,
+            "models": self.models,
+            "races": [_plain_race(race) for race in self.races],
+            "rows": [_plain_row(row, race) for race in self.races for row in race.rows],
+            "profiles": self.profiles,
+        }
+
+
+def _plain_race(race: Race) -> dict[str, object]:
+    return {
+        "model": race.model,
+        "workload": race.workload,
+        "audio_seconds": race.audio_seconds,
+        "baseline": race.baseline,
+        "rounds": race.rounds,
+        "noise": None if race.noise is None else race.noise.plain(),
+    }
+
+
+def _plain_row(row: Row, race: Race) -> dict[str, object]:
+    contender = row.contender
+    return {
+        "model": row.model,
+        "workload": row.workload,
+        "label": row.label,
+        "opener": contender.opener,
+        "engine": contender.engine,
+        "mode": contender.mode,
+        "precision": contender.precision,
+        "device": contender.device,
+        "threads": contender.threads,
+        "batch": row.batch,
+        "audio_seconds": row.audio_seconds,
+        "status": row.status,
+        "reason": row.reason,
+        "fix": row.fix,
+        "seconds": row.seconds,
+        **(spread(row.seconds) if row.seconds else dict.fromkeys(("median", "p25", "p75", "min", "max"))),
+        **{f"p{percent}": tail(row.seconds, percent) for percent in TAILS},
+        "tails": tails_remark(len(row.seconds)),
+        "realtime": row.realtime,
+        "ratios": ratios(row, race),
+        "floor": row.floor,
+        "start_up": row.start_up,
+        "memory": row.memory,
+        "energy": {name: _energy(row, name) for name in row.meters},
+        "parity": None if row.parity is None else row.parity.plain(),
+        "timeline": row.timeline,
+    }
+
+
+def ratios(row: Row, race: Race) -> dict[str, dict[str, float]]:
+    """How many times faster than each other contender."""
+    others = {other.label: row.ratio_to(other) for other in race.rows if other is not row}
+    return {label: found for label, found in others.items() if found is not None}
+
+
+def tails_remark(rounds: int) -> str:
+    """Which percentiles so many rounds cannot carry; empty if they carry all."""
+    missing = [f"p{percent} needs {rounds_for(percent)}" for percent in TAILS if rounds < rounds_for(percent)]
+    return f"{rounds} rounds: {', '.join(missing)}" if missing else ""
+
+
+def _energy(row: Row, name: str) -> dict[str, object]:
+    joules = row.joules.get(name, [])
+    return {
+        "source": row.meters[name]["source"],
+        "joules": joules,
+        "median": spread(joules)["median"] if joules else None,
+        "reason": row.meters[name]["reason"],
+    }

@@ -1,0 +1,102 @@
+"""What is made of times: medians with spread, tails, paired ratios with intervals, drift.
+
+The interval of a ratio is a percentile bootstrap of the median of the rounds' own ratios. With the times
+``a_i`` and ``b_i`` of two contenders in round ``i`` of ``n``:
+
+    r_i = a_i / b_i                                        what a slow moment does to both cancels
+    m_k = median(r_{j_1}, ..., r_{j_n})                    n rounds drawn with replacement, k = 1 .. 2000
+    [low, high] = the 2.5th and 97.5th percentile of m_k   (Efron and Tibshirani, 1993, chapter 13)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+SEED = 20260
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and range, in the unit of the values."""
+    array = np.asarray(values, np.float64)
+    low, middle, high = np.percentile(array, [25, 50, 75])
+    return {
+        "median": float(middle),
+        "p25": float(low),
+        "p75": float(high),
+        "min": float(array.min()),
+        "max": float(array.max()),
+    }
+
+
+def rounds_for(percent: float) -> int:
+    """Rounds that a percentile needs: so many that one of them is expected beyond it (20 for the 95th)."""
+    return round(100 / (100 - percent))
+
+
+def tail(values: Sequence[float], percent: float) -> float | None:
+    """A percentile, or None where fewer than :func:`rounds_for` rounds would only repeat the slowest."""
+    if len(values) < rounds_for(percent):
+        return None
+    return float(np.percentile(np.asarray(values, np.float64), percent))
+
+
+def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = SEED) -> dict[str, float]:
+    """Median of the rounds' own ratios, and its bootstrap interval.
+
+    Args:
+        above, below: times of two contenders in the same rounds, as many of one as of the other.
+        seed: of the resampling.
+
+    Returns:
+        ``median``, ``low`` and ``high``; the last two hold the median with ``CONFIDENCE``.
+    """
+    ratios: NDArray[np.float64] = np.divide(np.asarray(above, np.float64), np.asarray(below, np.float64))
+    random = np.random.default_rng(seed)
+    medians = np.median(ratios[random.integers(0, len(ratios), (RESAMPLES, len(ratios)))], axis=1)
+    low, high = np.percentile(medians, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+
+
+def verdict(sequential: Sequence[float], concurrent: Sequence[float]) -> dict[str, object]:
+    """Whether streams side by side win: how many times faster they are, and that in words."""
+    found = ratio_interval(sequential, concurrent)
+    low, high = found["low"], found["high"]
+    share = f"{abs(found['median'] - 1):.1%} (times faster {found['median']:.3f}, 95 % from {low:.3f} to {high:.3f})"
+    if low > 1:
+        said = f"concurrency wins by {share}"
+    elif high < 1:
+        said = f"concurrency loses by {share}"
+    else:
+        said = f"concurrency makes no difference that can be told: {share}"
+    return {"times_faster": found, "verdict": said}
+
+
+def drift(values: Sequence[float]) -> float | None:
+    """Median of the later half of the rounds over that of the earlier, less 1; None below four rounds.
+
+    The middle one of an odd number belongs to neither half.
+    """
+    half = len(values) // 2
+    if half < 2:
+        return None
+    return float(np.median(values[-half:]) / np.median(values[:half])) - 1
+
+
+def drifted(values: Sequence[float]) -> bool:
+    """Whether the halves are further apart than rounds of the same half are.
+
+    The medians of the halves differ by more than three times the median distance of a round from the median
+    of its own half. Chance alone does that about once in a hundred times; below six rounds nothing is said.
+    """
+    half = len(values) // 2
+    if half < 3:
+        return False
+    halves = [np.asarray(part, np.float64) for part in (values[:half], values[-half:])]
+    apart = abs(float(np.median(halves[1]) - np.median(halves[0])))
+    inside = np.concatenate([np.abs(part - np.median(part)) for part in halves])
+    return apart > 3 * float(np.median(inside))

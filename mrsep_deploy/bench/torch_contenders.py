@@ -1,0 +1,239 @@
+"""PyTorch in several ways, in a measuring process: the published modules, mix to stems in one call.
+
+``TorchCudaGraph`` captures the network; spectrograms and inverses stay eager, because torch's inverse
+transform reads a result back, which a capture forbids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bench.contenders import Contender, Float32, Opened
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.errors import EngineUnavailableError
+from mrsep_deploy.segments import (
+    SONG_EPS,
+    OverlapAdd,
+    SongStatistics,
+    cut_segments,
+    grouped,
+    stride_of,
+)
+
+INSTALL = 'pip install "mrsep-deploy[export]"'
+GPU = "cuda"
+
+
+class TorchEager(Opened):
+    """The module as it is, on the CPU."""
+
+    device: ClassVar[str] = "cpu"
+
+    @classmethod
+    def imports(cls, contender: Contender) -> None:
+        try:
+            import torch
+        except (ImportError, OSError) as error:
+            raise EngineUnavailableError(f"torch cannot be imported ({error})", INSTALL) from error
+        if cls.device == GPU and not torch.cuda.is_available():
+            raise EngineUnavailableError(f"torch {torch.__version__} finds no GPU that it can use")
+        from mrsep_deploy.export import load, split  # noqa: F401  what loading needs
+
+    def __init__(self, contender: Contender) -> None:
+        import torch
+
+        from mrsep_deploy.export.load import reload
+
+        torch.set_num_threads(contender.threads)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self.contender = contender
+        self.manifest = Bundle.open(contender.bundle).manifest
+        model = reload(self.manifest.provenance, contender.checkpoint_path).model.eval().to(self.device)
+        self.call: Callable[[Any], Any] | None = self._call(model)
+
+    def _call(self, model: Any) -> Callable[[Any], Any]:
+        call: Callable[[Any], Any] = model
+        return call
+
+    def segments(self, mix: Float32) -> NDArray[Any]:
+        import torch
+
+        assert self.call is not None
+        with torch.inference_mode():
+            stems: NDArray[Any] = self.call(torch.from_numpy(mix).to(self.device)).cpu().numpy()
+        return stems
+
+    def song(self, mix: Float32) -> NDArray[Any]:
+        """As :meth:`mrsep_deploy.separator.Separator.separate` has it, around the whole module."""
+        model = self.manifest.model
+        level = SongStatistics.measure([mix])
+        scale = level.std + SONG_EPS
+        normalised = (mix - np.float32(level.mean)) * np.float32(1 / scale)
+        adder = OverlapAdd(len(model.sources), model.audio_channels, model.segment_samples)
+        stride = stride_of(model.segment_samples, self.contender.overlap)
+        pieces: list[Float32 | None] = []
+        for group in grouped(cut_segments([normalised], model.segment_samples, stride), self.manifest.batch):
+            outputs = self.segments(np.stack([segment.samples for segment in group]))
+            for segment, output in zip(group, outputs, strict=True):
+                pieces.append(
+                    adder.add(segment.start, output[..., segment.cut : segment.cut + segment.length])
+                )
+        pieces.append(adder.finish(level.frames))
+        stems: Float32 = np.concatenate([piece for piece in pieces if piece is not None], axis=-1)
+        stems *= np.float32(scale)
+        stems += np.float32(level.mean)
+        return stems
+
+    def close(self) -> None:
+        self.call = None
+
+
+class TorchCompiled(TorchEager):
+    """Through ``torch.compile``; its first call compiles."""
+
+    def _call(self, model: Any) -> Callable[[Any], Any]:
+        import torch
+
+        compiled: Callable[[Any], Any] = torch.compile(model)
+        return compiled
+
+
+class TorchCuda(TorchEager):
+    """On the GPU, products and convolutions in full float32."""
+
+    device: ClassVar[str] = GPU
+
+
+class TorchCudaCompiled(TorchCompiled):
+    """Through ``torch.compile`` on the GPU."""
+
+    device: ClassVar[str] = GPU
+
+
+class TorchCudaGraph(TorchCuda):
+    """Every part of the network captured into a CUDA graph, at its first call."""
+
+    def _call(self, model: Any) -> Callable[[Any], Any]:
+        made: list[GraphedModel] = []
+
+        def call(mix: Any) -> Any:
+            if not made:
+                made.append(GraphedModel(model, self._whole(mix)))
+            whole = self._whole(mix)
+            return made[0](whole)[: len(mix)]
+
+        return call
+
+    def _whole(self, mix: Any) -> Any:
+        """A song's last batch may be short; a graph has one size."""
+        missing = self.manifest.batch - len(mix)
+        if not missing:
+            return mix
+        import torch
+
+        return torch.cat([mix, mix.new_zeros((missing, *mix.shape[1:]))])
+
+
+class TorchDouble(TorchEager):
+    """The module in float64, the yardstick of all; :meth:`single` is PyTorch's own float32."""
+
+    def _call(self, model: Any) -> Callable[[Any], Any]:
+        import copy
+
+        self.single_model = model
+        double: Callable[[Any], Any] = copy.deepcopy(model).double()
+        return double
+
+    def segments(self, mix: Float32) -> NDArray[Any]:
+        import torch
+
+        assert self.call is not None
+        with torch.inference_mode():
+            stems: NDArray[Any] = self.call(torch.from_numpy(mix).double()).numpy()
+        return stems
+
+    def single(self, mix: Float32) -> NDArray[Any]:
+        """The same in float32."""
+        import torch
+
+        with torch.inference_mode():
+            stems: NDArray[Any] = self.single_model(torch.from_numpy(mix)).numpy()
+        return stems
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Products and convolutions on the GPU without TF32."""
+    from mrsep_deploy.bench.ceilings_cuda import tf32
+
+    with tf32(False):
+        yield
+
+
+class GraphedModel:
+    """A model whose graph stages are each captured into a CUDA graph.
+
+    Args:
+        model: on the GPU.
+        mix: of the shape it will be called with, on the GPU.
+    """
+
+    def __init__(self, model: Any, mix: Any) -> None:
+        import torch
+
+        from mrsep_deploy.export.split import Splitter, make_branches
+
+        self.samples, self.branches = model.config.segment_samples, make_branches(model)
+        self.stages: list[tuple[Any, Callable[..., tuple[Any, ...]] | None]] = []
+        tensors = {"mix": mix}
+        with torch.inference_mode(), full_precision():
+            for plan in Splitter(model).split("whole"):
+                inputs = [tensors[name] for name in plan.stage.inputs]
+                part = None if plan.part is None else _captured(plan.part(model), inputs)
+                outputs = self._stage(plan.stage, part, inputs)
+                tensors.update(zip(plan.stage.outputs, outputs, strict=True))
+                self.stages.append((plan.stage, part))
+
+    def _stage(self, stage: Any, part: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        import torch
+
+        from mrsep_deploy.export.chain import reference_stage
+
+        with torch.device(GPU):  # the stage makes constants of its own
+            return reference_stage(stage, part, inputs, self.branches, self.samples)
+
+    def __call__(self, mix: Any) -> Any:
+        tensors = {"mix": mix}
+        for stage, part in self.stages:
+            outputs = self._stage(stage, part, [tensors[name] for name in stage.inputs])
+            tensors.update(zip(stage.outputs, outputs, strict=True))
+        return tensors["stems"]
+
+
+def _captured(part: Any, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+    """The part as a graph that is launched on copies of its inputs."""
+    import torch
+
+    given = [each.clone() for each in inputs]
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            part(*given)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs: tuple[Any, ...] = part(*given)
+
+    def launch(*values: Any) -> tuple[Any, ...]:
+        for place, value in zip(given, values, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return outputs
+
+    return launch

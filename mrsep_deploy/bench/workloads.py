@@ -1,0 +1,117 @@
+"""What contenders run on: batches of segments, and whole songs, out of a file of music or made up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.audio import open_audio
+from mrsep_deploy.errors import AudioError, UsageError
+from mrsep_deploy.manifest import Manifest
+from mrsep_deploy.segments import SONG_EPS
+
+Float32 = NDArray[np.float32]
+
+SEGMENTS = "segments"
+ITEMS = 8
+"""Batches that rounds go through in turn."""
+SYNTHETIC = "synthetic music"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to run.
+
+    Attributes:
+        name: ``segments``, or ``20 s song``.
+        audio_seconds: that one run separates.
+        path: a file of NumPy's: ``[K, B, C, L]`` normalised segments, or songs ``[K, C, n]`` as they are.
+        items: ``K``.
+        scale: what a sample of 1 means in full scale; for the level of stems.
+    """
+
+    name: str
+    audio_seconds: float
+    path: Path
+    items: int
+    scale: float
+
+    @property
+    def song(self) -> bool:
+        return self.name != SEGMENTS
+
+
+def make_workloads(
+    manifest: Manifest, audio: Path | None, lengths: Sequence[float], folder: Path
+) -> list[Workload]:
+    """The segments, then songs by their length; written into a folder.
+
+    Args:
+        manifest: of the bundle whose segments they are.
+        audio: music; None for something made up that is like it.
+        lengths: of songs, in seconds. Where the music is shorter, it is repeated.
+        folder: where the files go.
+
+    Raises:
+        AudioError: the music cannot be read, or there is none in it.
+        UsageError: a length is no song.
+    """
+    model = manifest.model
+    for length in lengths:
+        if length * model.sample_rate < 1:
+            raise UsageError(f"a song of {length:g} s was asked for", "Give a length above 0.")
+    frames = max(model.segment_samples, *(round(x * model.sample_rate) for x in lengths or [0]))
+    music = _synthetic(manifest) if audio is None else _read(audio, manifest, frames)
+    made = [_segments(manifest, music, folder / "segments.npy")]
+    for length in sorted(lengths):
+        song = _repeated(music, round(length * model.sample_rate))
+        path = folder / f"song-{length:g}.npy"
+        np.save(path, song[None])
+        made.append(Workload(f"{length:g} s song", song.shape[1] / model.sample_rate, path, 1, 1.0))
+    return made
+
+
+def _read(audio: Path, manifest: Manifest, frames: int) -> Float32:
+    """As much of it as is needed, from its start."""
+    model = manifest.model
+    wanted = max(frames, (ITEMS + manifest.batch) * model.segment_samples)
+    pieces: list[Float32] = []
+    for block in open_audio(audio, model.sample_rate, model.audio_channels).blocks():
+        pieces.append(block)
+        wanted -= block.shape[1]
+        if wanted <= 0:
+            break
+    if not sum(piece.shape[1] for piece in pieces):
+        raise AudioError(f"{audio} holds no samples, expected music", "Give another file with --audio.")
+    return np.concatenate(pieces, axis=1)
+
+
+def _synthetic(manifest: Manifest) -> Float32:
+    from mrsep_deploy.export.probe import probe_signal
+
+    model = manifest.model
+    return probe_signal(1, model.audio_channels, 2 * model.segment_samples, model.sample_rate)[0]
+
+
+def _segments(manifest: Manifest, music: Float32, path: Path) -> Workload:
+    """Batches ``[K, B, C, L]`` of neighbouring segments, normalised as songs are."""
+    model, batch = manifest.model, manifest.batch
+    length = model.segment_samples
+    count = max(2, min(ITEMS, music.shape[1] // length))
+    level = music.mean(0, dtype=np.float64)
+    scale = float(level.std()) + SONG_EPS
+    segments = _repeated(music, (count + batch - 1) * length)
+    segments = np.ascontiguousarray((segments - level.mean()) / scale, np.float32)
+    parts = segments.reshape(len(segments), -1, length).swapaxes(0, 1)
+    np.save(path, np.stack([parts[k : k + batch] for k in range(count)]))
+    return Workload(SEGMENTS, batch * float(model.segment), path, count, scale)
+
+
+def _repeated(music: Float32, frames: int) -> Float32:
+    """The first ``frames`` samples, from the start again where it ends."""
+    times = -(-frames // music.shape[1])
+    return np.ascontiguousarray(np.tile(music, (1, times))[:, :frames])

@@ -1,0 +1,180 @@
+"""``mrsep-deploy bench``: how fast bundles are, against PyTorch and against what the machine could do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mrsep_deploy.engines import ENGINE_NAMES
+from mrsep_deploy.errors import FAILED, PARTIAL
+
+if TYPE_CHECKING:
+    from mrsep_deploy.bench.results import Result
+
+# Spelled out because the module that defines them imports numpy; a test holds them equal.
+AGAINST = ("torch", "torch-compile", "torch-cuda", "torch-cuda-compile", "torch-cuda-graph", "demucs")
+PRECISIONS = ("fp32", "fp16", "bf16")
+MODES = ("sequential", "concurrent", "graph")
+NOTHING = "none"
+
+Names = tuple[str, ...]
+
+
+def _names(known: Names) -> Callable[[click.Context, click.Parameter, str | None], Names | None]:
+    def parse(_ctx: click.Context, _option: click.Parameter, text: str | None) -> Names | None:
+        if text is None:
+            return None
+        names = tuple(name.strip() for name in text.split(","))
+        for name in names:
+            if name not in known:
+                raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _lengths(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[float, ...]:
+    try:
+        lengths = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no list of seconds, such as 20,180") from error
+    if not all(0 < length < float("inf") for length in lengths) or len(set(lengths)) < len(lengths):
+        raise click.BadParameter(f"{text!r} has to list different lengths above 0")
+    return lengths
+
+
+@click.command(
+    "bench",
+    epilog="""\b
+Examples:
+  mrsep-deploy bench htdemucs
+  mrsep-deploy bench htdemucs --engine ort,openvino --mode sequential,concurrent --length 20 --json bench.json
+  mrsep-deploy bench ckpt.th --audio song.flac --rounds 100 --csv bench.csv --markdown bench.md
+  mrsep-deploy bench htdemucs --profile
+\b
+Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows failed.
+""",
+)
+@click.argument("models", nargs=-1, metavar="[BUNDLE|NAME|CKPT]...")
+@click.option("--engine", "engines", metavar="NAME,...", callback=_names(ENGINE_NAMES),
+              help=f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]")  # fmt: skip
+@click.option("--precision", "precisions", metavar="NAME,...", callback=_names(PRECISIONS),
+              help=f"Of {', '.join(PRECISIONS)}.  [default: each bundle's own]")  # fmt: skip
+@click.option("--mode", "modes", metavar="NAME,...", callback=_names(MODES), default="sequential", show_default=True,
+              help=f"Of {', '.join(MODES)}.")  # fmt: skip
+@click.option("--against", metavar="NAME,...", callback=_names((*AGAINST, NOTHING)),
+              help=f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; or {NOTHING}.  "
+              "[default: torch, and demucs where it is installed and the model is HTDemucs; on a GPU "
+              "torch-cuda, torch-cuda-graph]")  # fmt: skip
+@click.option("--length", "lengths", metavar="S,...", callback=_lengths,
+              help="Also separate whole songs of so many seconds.")  # fmt: skip
+@click.option("--audio", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Music to run on.  [default: synthetic]")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Turns of every contender; p95 needs 20, p99 100.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
+              help="Start no round of a race after so long.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in rounds.")
+@click.option("--overlap", type=click.FloatRange(0, 1, max_open=True), default=0.25, show_default=True,
+              help="Of segments in whole songs, as a share.")  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path),
+              help="For PyTorch: the checkpoint, if it moved since the export.")  # fmt: skip
+@click.option("--profile", is_flag=True,
+              help="Instead: where the time goes, by stage and operator, for ort and openvino, beside the least that "
+              "it could take.")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write everything, raw times of all rounds included.")  # fmt: skip
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write a line a row.")  # fmt: skip
+@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write the tables.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def bench(
+    models: tuple[str, ...],
+    engines: Names | None,
+    precisions: Names | None,
+    modes: Names,
+    against: Names | None,
+    lengths: tuple[float, ...],
+    audio: Path | None,
+    rounds: int,
+    seconds: float | None,
+    seed: int,
+    overlap: float,
+    threads: int,
+    checkpoint: Path | None,
+    profile: bool,
+    json_file: Path | None,
+    csv_file: Path | None,
+    markdown_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Measure how fast models run on each engine.
+
+    Every contender is a process of its own, and they take turns: a slow moment of the machine meets all of
+    them. Stems are compared with PyTorch's in float64 before and after, and a wrong one is a failed row. Ratios
+    are of times in the same round. Without a model: the one exported last. Ctrl-C keeps what is there.
+    """
+    if against is not None and NOTHING in against and len(against) > 1:
+        raise click.UsageError(f"--against {NOTHING} and other names exclude each other.")
+    import tempfile
+
+    from mrsep_deploy.bench.benchmark import Settings, benchmark
+    from mrsep_deploy.bench.plan import Request, plan
+    from mrsep_deploy.progress import step_progress
+
+    request = Request(
+        models=models,
+        engines=engines or (),
+        precisions=precisions or (),  # type: ignore[arg-type]  # the callbacks have checked them
+        modes=modes,  # type: ignore[arg-type]
+        against=() if against == (NOTHING,) else against,
+        threads=threads,
+        overlap=overlap,
+        checkpoint=checkpoint,
+    )
+    settings = Settings(rounds, seconds, seed=seed, audio=audio, lengths=lengths)
+    with (
+        tempfile.TemporaryDirectory(prefix="mrsep-deploy-bench-") as folder,
+        step_progress(quiet) as progress,
+    ):
+        entries = plan(request, Path(folder), lambda what: progress(what, 0, 1))
+        if profile:
+            from mrsep_deploy.bench.profile import profile as profile_all
+
+            result = profile_all(entries, settings, progress)
+        else:
+            result = benchmark(entries, settings, progress)
+    _write(result, json_file, csv_file, markdown_file, quiet)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    _exit(result)
+
+
+def _write(
+    result: Result, json_file: Path | None, csv_file: Path | None, markdown_file: Path | None, quiet: bool
+) -> None:
+    from mrsep_deploy.atomic import write_file
+    from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
+    from mrsep_deploy.progress import console
+
+    for path, make in ((json_file, to_json), (csv_file, to_csv), (markdown_file, to_markdown)):
+        if path is not None:
+            write_file(path, make(result).encode())
+    if not quiet:
+        print_result(console(), result)
+
+
+def _exit(result: Result) -> None:
+    """Code by how many of the contenders that work here went through."""
+    statuses = [row.status for row in result.rows]
+    if statuses and "ok" not in statuses:
+        raise SystemExit(FAILED)
+    if "failed" in statuses or "unavailable" in statuses:
+        raise SystemExit(PARTIAL)
