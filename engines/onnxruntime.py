@@ -55,6 +55,21 @@ class OnnxRuntimeEngine(Engine):
 
         graph = _graph(bundle, stage)
         _share_arena()
+        options = self.session_options(stage, threads)
+        try:
+            session = _aside(lambda: ort.InferenceSession(graph, options, providers=[PROVIDER]))
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            raise EngineError(f"ONNX Runtime cannot load stage {stage.name}: {first_line(error)}") from error
+        if session.get_providers() != [PROVIDER]:
+            raise EngineError(
+                f"ONNX Runtime put stage {stage.name} on {session.get_providers()}, not {PROVIDER}"
+            )
+        return _OrtRunner(session, stage)
+
+    def session_options(self, stage: Stage, threads: int) -> Any:
+        """How a stage's session is made."""
+        import onnxruntime as ort
+
         options = ort.SessionOptions()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # A memory pattern is one more block of a session's whole need, beside the arena that has it already.
@@ -66,15 +81,7 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # For its own threads; those that call it are the streams', which switched themselves.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        try:
-            session = _aside(lambda: ort.InferenceSession(graph, options, providers=[PROVIDER]))
-        except Exception as error:  # onnxruntime's own exceptions share no public base
-            raise EngineError(f"ONNX Runtime cannot load stage {stage.name}: {first_line(error)}") from error
-        if session.get_providers() != [PROVIDER]:
-            raise EngineError(
-                f"ONNX Runtime put stage {stage.name} on {session.get_providers()}, not {PROVIDER}"
-            )
-        return _OrtRunner(session, stage)
+        return options
 
 
 def _graph(bundle: Bundle, stage: Stage) -> str | bytes:

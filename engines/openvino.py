@@ -70,7 +70,7 @@ class OpenVinoEngine(Engine):
             raise EngineError(
                 f"OpenVINO computes no bfloat16, found it in stage {stage.name}", "Choose --engine ort."
             )
-        settings = _settings(threads)
+        settings = self.settings(threads)
         compiled: list[Any] = []
 
         def build() -> NewEngine:
@@ -107,26 +107,26 @@ class OpenVinoEngine(Engine):
             driver="",
             precision=self.options.precision,
             batch=bundle.manifest.batch,
-            options={name: str(value) for name, value in _settings(0).items()},
+            options={name: str(value) for name, value in self.settings(0).items()},
         )
+
+    def settings(self, threads: int) -> dict[str, object]:
+        """How a stage is compiled, as OpenVINO's properties."""
+        return {
+            # Where a CPU has bfloat16 units OpenVINO would compute in them.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "EXECUTION_MODE_HINT": "ACCURACY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+            # Stages that run side by side would be pinned to the same first cores.
+            "ENABLE_CPU_PINNING": "NO",
+            # Dense float32 arithmetic fills a core; a second thread on it only divides its caches.
+            "ENABLE_HYPER_THREADING": "NO",
+        }
 
 
 def _library() -> Any:
     return importlib.import_module("openvino")
-
-
-def _settings(threads: int) -> dict[str, object]:
-    return {
-        # Where a CPU has bfloat16 units OpenVINO would compute in them.
-        "INFERENCE_PRECISION_HINT": "f32",
-        "EXECUTION_MODE_HINT": "ACCURACY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": str(threads),
-        # Stages that run side by side would be pinned to the same first cores.
-        "ENABLE_CPU_PINNING": "NO",
-        # Dense float32 arithmetic fills a core; a second thread on it only divides its caches.
-        "ENABLE_HYPER_THREADING": "NO",
-    }
 
 
 class OpenVinoRunner:
