@@ -10,7 +10,6 @@ and how long both take. Without SONG it fetches a 6-second excerpt with true ste
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -94,18 +93,19 @@ def _latency(ort: Separator, torch: Separator, mix: NDArray[np.float32]) -> obje
     import numpy as np
     from rich.table import Table
 
+    from mrsep_deploy.bench.rounds import clocked, race
+
     model = ort.manifest.model
     segment = np.zeros((1, model.audio_channels, model.segment_samples), np.float32)
     segment[0, :, : mix.shape[1]] = mix[:, : model.segment_samples]
-    engines = {"ONNX Runtime": ort, "PyTorch eager": torch}
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    for separator in engines.values():
-        separator.run_segments(segment)
-    for _ in range(ROUNDS):
-        for name, separator in engines.items():
-            start = time.perf_counter()
-            separator.run_segments(segment)
-            times[name].append(time.perf_counter() - start)
+    contenders = {
+        "ONNX Runtime": clocked(lambda _turn: ort.run_segments(segment)),
+        "PyTorch eager": clocked(lambda _turn: torch.run_segments(segment)),
+    }
+    raced = race(contenders, ROUNDS, through=(Exception,))
+    if raced.interrupted:
+        raise KeyboardInterrupt
+    times = raced.times
     seconds = float(model.segment)
     table = Table(
         title=f"Latency of one {seconds:.1f} s segment, {ROUNDS} rounds in turn, this machine as it is now"

@@ -6,175 +6,143 @@
     torch                the same model as this package's reference modules, eager
     demucs               the published class, eager (HTDemucs only)
 
-Contenders take turns on the same segment, in another order and with another segment every round, so that
-a slow moment of the machine meets all of them. A ratio is that of one round's two times; its range over
-the rounds says how far to believe it. Then each engine separates a stretch of the song with a trace: what
-of the time no stage ran, and what of it was no call of the engine. Writes
-``benchmarks/results/run_speed_MODEL.json``.
+A run of ``mrsep-deploy bench`` on a song, of which the figures that the README shows are kept, and the whole
+result beside them. A ratio is that of one round's two times; ``low`` and ``high`` are its bootstrap interval,
+``min`` and ``max`` its range over the rounds. Then each engine runs some segments with a trace: what of the
+time no stage ran, and what of it was no call of the engine. Writes ``benchmarks/results/run_speed_MODEL.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from assets import songs, trained_htdemucs
+import soundfile
+from assets import SAMPLE_RATE, songs, trained_htdemucs
 from machine_info import load_average, machine_info, write_result
-from numpy.typing import NDArray
 
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bench.benchmark import Settings, benchmark
+from mrsep_deploy.bench.plan import Request, plan
+from mrsep_deploy.bench.results import Race, Row
+from mrsep_deploy.bench.statistics import ratio_interval, spread
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
+from mrsep_deploy.export.load import load_model, untrained_model
 from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.progress import step_progress
 from mrsep_deploy.schedule import Mode
-from mrsep_deploy.separator import Separator
 from mrsep_deploy.timeline import overhead
-
-Samples = NDArray[np.float32]
-Contender = Callable[[Samples], NDArray[Any]]
+from mrsep_deploy.trace import TraceEvent
 
 MODELS = ("trained", "htdemucs_n", "mrhdemucs")
 SONG = "chaos_god"  # the one with vocals
+SECONDS = 120
 SEED = 0
-TRACED = 8  # segments
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     threads = options.threads or cpu_budget()
     machine = machine_info()
-    torch.set_num_threads(threads)
     loaded = (
         load_model(trained_htdemucs()) if options.model == "trained" else untrained_model(options.model, SEED)
     )
-    length = loaded.config.segment_samples
-    music = normalised_song((options.rounds + 2) * length)
-    batches = batches_of(music, length, options.batch)
-    with contextlib.ExitStack() as stack:
-        work = stack.enter_context(tempfile.TemporaryDirectory())
-        stack.enter_context(torch.inference_mode())
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
         export = ExportOptions(layout=options.layout, batch=options.batch)
-        bundle = export_model(loaded, options.model, Path(work) / "bundle", export)
-        separators = {
-            engine if mode == "sequential" else f"{engine} {mode}": stack.enter_context(
-                Separator(bundle, engine=engine, mode=mode, threads=threads, trace=True)
-            )
-            for engine in options.engines
-            for mode in options.modes
-        }
-        contenders = _contenders(options.model, loaded, separators)
-        outputs = {name: run(batches[0]).copy() for name, run in contenders.items()}
-        times = interleaved(contenders, batches[1:], options.rounds)
-        shares = {name: outside(separator, music, length) for name, separator in separators.items()}
+        bundle = export_model(loaded, options.model, work / "bundle", export)
+        request = Request([str(bundle.path)], options.engines, modes=options.modes, threads=threads)
+        settings = Settings(options.rounds, audio=write_song(work / "song.wav"))
+        with step_progress() as progress:
+            found = benchmark(plan(request, work), settings, progress)
+    if found.interrupted:
+        raise SystemExit("interrupted: nothing is written")
+    race = found.races[0]
+    missing = [row for row in race.rows if row.status != "ok"]
+    if missing:
+        raise SystemExit("; ".join(f"{row.label} {row.status}: {row.reason}" for row in missing))
     path = write_result(
         f"run_speed_{options.model}",
         {
             "machine": machine,
             "load_after": load_average(),
+            "noise": None if race.noise is None else race.noise.plain(),
+            "ceilings": found.ceilings,
             "model": options.model,
             "music": SONG,
             "layout": options.layout,
             "batch": options.batch,
             "threads": threads,
-            "segment_seconds": round(length / loaded.config.samplerate, 3),
-            "rounds": options.rounds,
-            "seconds": {name: spread(values) for name, values in times.items()},
-            "times_faster": {
-                f"{name} than {other}": ratio(times[other], times[name])
-                for name in separators
-                for other in times
-                if other != name
-            },
-            "share_of_time": shares,
-            "snr_against_torch": {
-                name: round(Deviation.between(value, outputs["torch"]).snr, 1)
-                for name, value in outputs.items()
-                if name != "torch"
-            },
+            "segment_seconds": round(loaded.config.segment_samples / loaded.config.samplerate, 3),
+            "rounds": race.rounds,
+            "rounds_seconds": {row.label: rounded(row.seconds) for row in race.rows},
+            "seconds": {row.label: figures(row.seconds) for row in race.rows},
+            "times_faster": times_faster(race),
+            "share_of_time": {row.label: outside(row, bundle.manifest.graph_stages) for row in traced(race)},
+            "snr_against_float64": {row.label: worst_snr(row) for row in race.rows},
+            "peak_mib": {row.label: mebibytes(row.memory.get("peak_bytes")) for row in race.rows},
+            "start_up": {row.label: row.start_up for row in race.rows},
+            "times_the_floor": {row.label: row.floor and round(row.floor["times"], 2) for row in race.rows},
         },
     )
     print(path.read_text(encoding="utf-8"))
 
 
-def normalised_song(samples: int) -> Samples:
-    """The loudest stretch tells nothing new: the song from its start, ``[2, samples]``, as models get it."""
-    song = next(song for song in songs() if song.name == SONG).read()
-    song = np.tile(song, (1, -(-samples // song.shape[1])))[:, :samples]
-    level = song.mean(0)
-    return np.ascontiguousarray((song - level.mean()) / level.std(), np.float32)
+def write_song(path: Path) -> Path:
+    """The loudest stretch tells nothing new: the song from its start, as float32."""
+    song = next(song for song in songs() if song.name == SONG).read(SECONDS)
+    soundfile.write(path, song.T, SAMPLE_RATE, subtype="FLOAT")
+    return path
 
 
-def batches_of(music: Samples, length: int, batch: int) -> list[Samples]:
-    """Batches ``[B, 2, length]`` of neighbouring segments; batch ``i`` begins with segment ``i``."""
-    count = music.shape[1] // length
-    segments = [music[:, i * length : (i + 1) * length] for i in range(count)]
-    return [np.stack([segments[(i + k) % count] for k in range(batch)]) for i in range(count)]
-
-
-def _contenders(model: str, loaded: LoadedModel, separators: Mapping[str, Separator]) -> dict[str, Contender]:
-    contenders: dict[str, Contender] = {name: each.run_segments for name, each in separators.items()}
-    contenders["torch"] = lambda mix: loaded.model(torch.from_numpy(mix)).numpy()
-    if model == "trained":
-        from demucs.states import load_model as load_published
-
-        published = load_published(trained_htdemucs()).eval()
-        contenders["demucs"] = lambda mix: published(torch.from_numpy(mix)).numpy()
-    return contenders
-
-
-def interleaved(
-    contenders: Mapping[str, Contender], batches: Sequence[Samples], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of every contender in every round. Each has already run once, to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for turn in range(rounds):
-        first = turn % len(names)
-        mix = batches[turn % len(batches)]
-        for name in names[first:] + names[:first]:
-            began = time.perf_counter()
-            contenders[name](mix)
-            times[name].append(time.perf_counter() - began)
-    return times
-
-
-def outside(separator: Separator, music: Samples, length: int) -> dict[str, float]:
-    """Shares of the time of a run over ``TRACED`` segments in which no stage ran, and no engine did."""
-    trace = separator.scheduler.trace
-    assert trace is not None
-    graphs = {stage.name for stage in separator.manifest.stages if stage.kind == "graph"}
-    trace.clear()
-    began = time.perf_counter()
-    for _ in separator.separate_blocks(lambda: [music[:, : round(TRACED * length * 0.75)]]):
-        pass
-    took = time.perf_counter() - began
-    events = trace.events()
-    return {
-        "outside_stages": round(overhead(events, took), 4),
-        "outside_engine_calls": round(overhead([e for e in events if e.stage in graphs], took), 4),
-    }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
+def figures(values: Sequence[float]) -> dict[str, float]:
     """Median and range."""
+    found = spread(values)
+    return {name: round(found[name], 4) for name in ("median", "min", "max")}
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def times_faster(race: Race) -> dict[str, dict[str, float]]:
+    """Every engine than every other contender."""
+    found = {}
+    for row in race.rows:
+        for other in race.rows:
+            if row.contender.engine and other is not row:
+                interval = ratio_interval(other.seconds, row.seconds)
+                ratios = figures(np.divide(other.seconds, row.seconds).tolist())
+                ends = {name: round(interval[name], 4) for name in ("low", "high")}
+                found[f"{row.label} than {other.label}"] = {**ratios, **ends}
+    return found
+
+
+def traced(race: Race) -> list[Row]:
+    return [row for row in race.rows if row.timeline is not None]
+
+
+def outside(row: Row, graphs: Sequence[Any]) -> dict[str, float]:
+    """Shares of the time of a run over some segments in which no stage ran, and no engine did."""
+    timeline: Mapping[str, Any] = row.timeline or {}
+    events = [TraceEvent(**event) for event in timeline["events"]]
+    names = {stage.name for stage in graphs}
+    calls = overhead([event for event in events if event.stage in names], timeline["seconds"])
     return {
-        "median": round(statistics.median(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
+        "outside_stages": round(timeline["outside_stages"], 4),
+        "outside_engine_calls": round(calls, 4),
     }
 
 
-def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
-    """Median and range of the rounds' own ratios."""
-    return spread(list(np.divide(slower, faster).tolist()))
+def worst_snr(row: Row) -> float | None:
+    return None if row.parity is None else round(min(row.parity.snr.values()), 1)
+
+
+def mebibytes(count: int | None) -> float | None:
+    return None if count is None else round(count / 2**20, 1)
 
 
 def _names(text: str) -> list[str]:

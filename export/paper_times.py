@@ -10,15 +10,13 @@ import json
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from mrsep_deploy.atomic import write_file
+from mrsep_deploy.bench.rounds import Turn, clocked, race
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.exporter import ExportOptions, Progress, export_model
 from mrsep_deploy.export.load import untrained_model
@@ -80,22 +78,20 @@ def seconds_of(model: PaperModel) -> dict[str, float]:
             try:
                 with torch.inference_mode():
                     return _medians(
-                        {"torch": lambda: loaded.model(tensor), "ort": lambda: separator.run_segments(mix)}
+                        {
+                            "torch": clocked(lambda _turn: loaded.model(tensor)),
+                            "ort": clocked(lambda _turn: separator.run_segments(mix)),
+                        }
                     )
             finally:
                 torch.set_num_threads(before)
 
 
-def _medians(contenders: Mapping[str, Callable[[], NDArray[Any] | torch.Tensor]]) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in contenders.values():
-        run()
-    for _ in range(ROUNDS):
-        for name, run in contenders.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    return {name: round(statistics.median(values), 4) for name, values in times.items()}
+def _medians(contenders: Mapping[str, Turn]) -> dict[str, float]:
+    found = race(contenders, ROUNDS, through=(Exception,))
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return {name: round(statistics.median(values), 4) for name, values in found.times.items()}
 
 
 def _conditions() -> dict[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 POWERCAP = Path("/sys/class/powercap")
-INSTALL_NVML = "pip install nvidia-ml-py"
+INSTALL_NVML = 'pip install "mrsep-deploy[bench]"'
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mrsep_deploy.bench.profile_report import print_profiles, profile_tables, profile_title
 from mrsep_deploy.bench.results import TAILS, Race, Result, Row, tails_remark
 from mrsep_deploy.bench.statistics import CONFIDENCE, spread, tail
 from mrsep_deploy.tables import decibels, file_size, table
@@ -40,6 +41,7 @@ def print_result(screen: Console, result: Result) -> None:
         for remark in remarks(race):
             screen.print(remark, soft_wrap=True)
         screen.print()
+    print_profiles(screen, result.profiles)
     for remark in general_remarks(result):
         screen.print(remark, soft_wrap=True)
 
@@ -55,10 +57,14 @@ def _markdown(result: Result) -> Iterator[str]:
         used = _used(race)
         yield from ("", f"## {title(race, result)}", "", _line(used), _line(["---"] * len(used)))
         for row in race.rows:
-            found = cells(row, race)
-            yield _line([found[column] for column in used])
+            values = cells(row, race)
+            yield _line([values[column] for column in used])
         for remark in remarks(race):
             yield from ("", remark)
+    for found in result.profiles:
+        yield from ("", f"## {profile_title(found)}")
+        for columns, rows in profile_tables(found) if found["status"] == "ok" else ():
+            yield from ("", _line(columns), _line(["---"] * len(columns)), *map(_line, rows))
     yield from ("", "## How it was measured")
     for remark in general_remarks(result):
         yield from ("", remark)
@@ -165,6 +171,8 @@ def general_remarks(result: Result) -> Iterator[str]:
         if "bytes_per_second" in rates:
             rate, moved = rates["flop_per_second"].get("fp32", math.nan), rates["bytes_per_second"]
             yield f"Measured at best, {device}: {rate / 1e9:.0f} GFLOP/s in float32, {moved / 1e9:.1f} GB/s."
+    if not result.races:
+        return
     yield (
         "Seconds are from a mix in memory to stems in memory; first stems: from the start of a process, engine "
         "built before, to the first ones; memory: the most that process held; SNR: of the worst stem, in dB."

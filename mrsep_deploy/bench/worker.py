@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-STARTED = time.time()
+STARTED, BEGAN = time.time(), time.perf_counter()
 
 import itertools  # noqa: E402
 import json  # noqa: E402
@@ -90,7 +90,7 @@ class Worker:
         contender: Contender = Contender(**self.spec)
         gpu = contender.device == "cuda"
         used = gpu_memory_used() if gpu else None
-        marks = [time.perf_counter()]
+        marks = [BEGAN]
         kind = opened_class(contender.opener)
         kind.imports(contender)
         marks.append(time.perf_counter())

@@ -94,7 +94,8 @@ def _synthetic(manifest: Manifest) -> Float32:
     from mrsep_deploy.export.probe import probe_signal
 
     model = manifest.model
-    return probe_signal(1, model.audio_channels, 2 * model.segment_samples, model.sample_rate)[0]
+    music: Float32 = probe_signal(1, model.audio_channels, 2 * model.segment_samples, model.sample_rate)[0]
+    return music
 
 
 def _segments(manifest: Manifest, music: Float32, path: Path) -> Workload:
@@ -114,4 +115,5 @@ def _segments(manifest: Manifest, music: Float32, path: Path) -> Workload:
 def _repeated(music: Float32, frames: int) -> Float32:
     """The first ``frames`` samples, from the start again where it ends."""
     times = -(-frames // music.shape[1])
-    return np.ascontiguousarray(np.tile(music, (1, times))[:, :frames])
+    repeated: Float32 = np.ascontiguousarray(np.tile(music, (1, times))[:, :frames])
+    return repeated

@@ -129,6 +129,8 @@ def bench(
     from mrsep_deploy.bench.plan import Request, plan
     from mrsep_deploy.progress import step_progress
 
+    if profile:
+        engines, against, modes = _profiled(engines), (NOTHING,), ("sequential",)
     request = Request(
         models=models,
         engines=engines or (),
@@ -157,6 +159,26 @@ def bench(
     _exit(result)
 
 
+def _profiled(engines: Names | None) -> Names:
+    """Engines to profile: those that were named, or those that work here.
+
+    Raises:
+        UsageError: one was named that keeps no profile.
+    """
+    from mrsep_deploy.bench.plan import working_engines
+    from mrsep_deploy.bench.profiling import Profilers
+    from mrsep_deploy.errors import UsageError
+
+    other = [name for name in engines or () if name not in Profilers.makers]
+    if other:
+        known = " and ".join(Profilers.makers)
+        raise UsageError(
+            f"engine {other[0]} cannot be profiled, only {known}",
+            f"Give --engine {','.join(Profilers.makers)}.",
+        )
+    return engines or tuple(name for name in working_engines() if name in Profilers.makers)
+
+
 def _write(
     result: Result, json_file: Path | None, csv_file: Path | None, markdown_file: Path | None, quiet: bool
 ) -> None:
@@ -173,7 +195,7 @@ def _write(
 
 def _exit(result: Result) -> None:
     """Code by how many of the contenders that work here went through."""
-    statuses = [row.status for row in result.rows]
+    statuses = [row.status for row in result.rows] + [str(found["status"]) for found in result.profiles]
     if statuses and "ok" not in statuses:
         raise SystemExit(FAILED)
     if "failed" in statuses or "unavailable" in statuses:
