@@ -9,6 +9,7 @@ import importlib
 import sys
 import traceback
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,6 +34,7 @@ COMMANDS = {
     "build": "Build a bundle's engines ahead of time.",
     "cache": "List and delete built engines.",
     "doctor": "Show which engines work here, and what to do about the others.",
+    "completion": "Print what makes a shell complete commands and options.",
 }
 """Each is the click command of that name in ``mrsep_deploy.commands``; the text is its short help."""
 
@@ -57,6 +59,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         _never_fail_to_print()
         try:
+            ctx.default_map = self._settings(ctx)
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own business
@@ -69,6 +72,22 @@ class LazyGroup(click.Group):
         except Exception as error:
             _report(_unexpected(error), ctx)
             ctx.exit(FAILED)
+
+    def _settings(self, ctx: click.Context) -> dict[str, Any] | None:
+        """What the settings file says; the user's own need not exist."""
+        from mrsep_deploy import paths
+        from mrsep_deploy.errors import UsageError
+        from mrsep_deploy.settings import read_settings
+
+        path = ctx.params["config"]
+        if path is None:
+            try:
+                path = paths.config_file()
+            except UsageError:  # no home, no settings
+                return None
+            if not path.exists():
+                return None
+        return read_settings(path, lambda name: self.get_command(ctx, name))
 
 
 def _never_fail_to_print() -> None:
@@ -91,7 +110,7 @@ def _report(message: str, ctx: click.Context) -> None:
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MRSEP_DEPLOY"},
     epilog=f"""\b
 Examples:
   {PROGRAM} export 955717e8-8726e21a.th --name htdemucs
@@ -104,6 +123,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some of several inputs failed.
 @click.option(
     "--debug", is_flag=True, envvar=DEBUG_VARIABLE, show_envvar=True, help="Show tracebacks of errors."
 )
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    show_envvar=True,
+    help="Settings: options by their long names, in TOML, below [COMMAND].  "
+    "[default: config.toml in the user's folder of settings]",
+)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
-def main(debug: bool) -> None:
+def main(debug: bool, config: Path | None) -> None:
     """Trained music-separation models out of PyTorch and into production."""

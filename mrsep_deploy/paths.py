@@ -1,7 +1,7 @@
 """Where this program keeps what it makes: exported bundles, the registry, and caches.
 
-    MRSEP_DEPLOY_HOME set:    HOME/registry.json  HOME/models/NAME  HOME/cache/...
-    otherwise:                the same below the platform's data and cache folders of this user
+    MRSEP_DEPLOY_HOME set:    HOME/registry.json  HOME/models/NAME  HOME/cache/...  HOME/config.toml
+    otherwise:                the same below the platform's data, cache and configuration folders of this user
 
 Nothing here creates a folder; whoever writes does.
 """
@@ -38,6 +38,15 @@ def models_dir() -> Path:
 def registry_file() -> Path:
     """The file that says which name is which bundle."""
     return data_dir() / "registry.json"
+
+
+def config_file() -> Path:
+    """The file with this user's settings; it need not exist.
+
+    Raises:
+        UsageError: as ``data_dir``.
+    """
+    return (_override() or _absolute(platformdirs.user_config_path(_APP, appauthor=False))) / "config.toml"
 
 
 def cache_dir(kind: str) -> Path:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from mrsep_deploy.engines import AUTO, ENGINE_NAMES
-from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError, UsageError
+from mrsep_deploy.commands.run_flags import choosing, writing
+from mrsep_deploy.commands.run_options import RunOptions
+from mrsep_deploy.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from mrsep_deploy.precision import AskedPrecision
+    from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.catalogue.journal import Journal
+    from mrsep_deploy.catalogue.outcome import Summary
+    from mrsep_deploy.catalogue.reporting import Quiet
+    from mrsep_deploy.catalogue.tracks import Track
+    from mrsep_deploy.catalogue.writing import WriteOptions
     from mrsep_deploy.separator import Separator
-    from mrsep_deploy.song import OutputOptions, SeparatedSong
-
 
 DRAWN = 4
 """Segments in a timeline; more would be too narrow to read."""
+TERMINATED = 143
+"""What a shell reports of a program that SIGTERM ended: 128 + SIGTERM."""
 
 
 @click.command(
@@ -27,107 +39,152 @@ DRAWN = 4
     epilog="""\b
 Examples:
   mrsep-deploy run song.mp3
-  mrsep-deploy run -n htdemucs -o stems --float32 one.flac two.flac
+  mrsep-deploy run -n htdemucs -o stems --flac --int24 one.wav two.m4a
+  mrsep-deploy run -r music --resume --mp3 --mp3-bitrate 192
+  mrsep-deploy run "music/**/*.flac" --two-stems vocals --filename "{track} ({stem}).{ext}"
+  mrsep-deploy run - -o - --stems vocals < song.wav > vocals.wav
 """,
 )
-@click.argument("tracks", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-n", "--model", metavar="NAME|PATH", help="Registered name or bundle; default: the last exported."
-)
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("separated"), show_default=True,
-              help="Stems go to OUT/MODEL/TRACK/STEM.wav.")  # fmt: skip
-@click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]), default=AUTO, show_default=True,
-              help="What runs the model. A named engine that does not work here is an error.")  # fmt: skip
-@click.option("--mode", type=click.Choice(["sequential", "concurrent", "graph"]), default="sequential",
-              show_default=True,
-              help="Branches one after the other, side by side, or (CUDA) as one captured graph.")  # fmt: skip
-@click.option(
-    "--overlap", type=float, default=0.25, show_default=True, help="Share of a segment that overlaps."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
-)
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "mixed"]),
-              help="Of the arithmetic; a float32 bundle is converted and kept in the cache.  "
-                   "[default: the bundle's own]")  # fmt: skip
-@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
-              help="For --precision mixed: what stays in float32 beyond the rules.")  # fmt: skip
-@click.option("--int24", is_flag=True, help="Write 24-bit wav instead of 16-bit.")
-@click.option("--float32", is_flag=True, help="Write 32-bit float wav instead of 16-bit.")
-@click.option("--clip-mode", type=click.Choice(["rescale", "clamp", "none"]), default="rescale", show_default=True,
-              help="What to do with stems beyond full scale.")  # fmt: skip
-@click.option("--checkpoint", type=click.Path(path_type=Path),
-              help="For --engine torch: the checkpoint, if it moved since the export.")  # fmt: skip
-@click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Draw which stage of the first segments ran when on which stream, as SVG.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-def run(
-    tracks: tuple[Path, ...],
-    model: str | None,
-    out: Path,
-    engine: str,
-    mode: str,
-    overlap: float,
-    threads: int,
-    precision: AskedPrecision | None,
-    plan: Path | None,
-    int24: bool,
-    float32: bool,
-    clip_mode: str,
-    checkpoint: Path | None,
-    timeline: Path | None,
-    quiet: bool,
-) -> None:
+@choosing
+@writing
+@click.pass_context
+def run(ctx: click.Context, /, **given: Any) -> None:
     """Separate songs into stems.
 
-    Reads wav, flac, ogg, opus and mp3; m4a, mp4 and more with the extra mrsep-deploy[av]. Writes at the
-    model's sample rate.
+    TRACKS are files, folders, patterns, or - for stdin. Reads wav, flac, ogg, opus and mp3; m4a, mp4 and
+    more with the extra mrsep-deploy[av].
     """
-    if int24 and float32:
-        raise click.UsageError("--int24 and --float32 exclude each other")
-    from mrsep_deploy.audio import WAV_16, WAV_24, WAV_FLOAT
-    from mrsep_deploy.separator import Separator
-    from mrsep_deploy.song import OutputOptions
+    options = RunOptions(**given)
+    options.check()
+    encoding = options.encoding(ctx)
+    from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.catalogue.naming import Naming, require_distinct
+    from mrsep_deploy.catalogue.tracks import find_tracks
+    from mrsep_deploy.catalogue.writing import WriteOptions
+    from mrsep_deploy.registry import resolve
 
-    encoding = WAV_FLOAT if float32 else WAV_24 if int24 else WAV_16
-    options = OutputOptions(out, encoding, clip_mode)  # type: ignore[arg-type]
-    with Separator(
-        model,
-        engine=engine,
-        threads=threads,
-        overlap=overlap,
-        mode=mode,  # type: ignore[arg-type]  # click has checked it
-        checkpoint=checkpoint,
-        precision=precision,
-        plan=plan,
-        trace=timeline is not None,
-    ) as separator:
-        _require_distinct(separator, tracks, options)
-        if not quiet:
-            _introduce(separator)
-        failed = [
-            track for track in tracks if not _separate(separator, track, options, quiet, len(tracks) > 1)
-        ]
-        if timeline is not None:
-            _draw_timeline(separator, timeline)
-    if failed:
-        click.echo(f"{len(failed)} of {len(tracks)} failed: {', '.join(map(str, failed))}", err=True)
-        raise SystemExit(PARTIAL if len(failed) < len(tracks) else FAILED)
-
-
-def _require_distinct(separator: Separator, tracks: tuple[Path, ...], options: OutputOptions) -> None:
-    """Refuse tracks whose stems would overwrite each other, before the first one is separated."""
-    from mrsep_deploy.song import stem_folder
-
-    taken: dict[Path, Path] = {}
-    for track in tracks:
-        folder = stem_folder(separator, track, options)
-        if folder in taken:
+    with _output_folder(options) as root:
+        tracks = find_tracks(options.tracks, options.recursive, None if options.to_stdout else root)
+        if options.to_stdout and len(tracks) != 1:
             raise UsageError(
-                f"{taken[folder]} and {track} would both be written to {folder}",
-                "Rename one, or separate it in a run of its own with -o DIR.",
+                f"stdout takes one song, there are {len(tracks)}", "Choose a folder with -o DIR."
             )
-        taken[folder] = track
+        bundle = Bundle.open(resolve(options.model), verify=not options.dry_run)
+        model = bundle.manifest
+        naming = Naming(root, model.name, encoding.suffix.lstrip("."), options.filename)
+        outputs = options.outputs(model.model.sources)
+        files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
+        require_distinct(naming, tracks, outputs)
+        journal = _journal(options, bundle, files, len(tracks))
+        if options.dry_run:
+            _dry_run(options, tracks, files, journal)
+            return
+        summary = _separate(options, bundle, tracks, files, journal)
+        if options.to_stdout:
+            _to_stdout(naming.path(tracks[0], outputs[0]))
+    if summary.exit_code:
+        raise SystemExit(summary.exit_code)
+
+
+def _separate(
+    options: RunOptions,
+    bundle: Bundle,
+    tracks: Sequence[Track],
+    writing: WriteOptions,
+    journal: Journal | None,
+) -> Summary:
+    from mrsep_deploy.catalogue.journal import sweep_parts
+    from mrsep_deploy.catalogue.pipeline import Catalogue
+
+    if options.resume:
+        sweep_parts({path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)})
+    with _terminated_cleanly(), _separator(options, bundle) as separator:
+        if not options.quiet and not options.json:
+            _introduce(separator)
+        with _reporter(options, separator, len(tracks) == 1) as reporter:
+            reporter.begin(bundle.manifest.name, separator.engine_name, len(tracks))
+            catalogue = Catalogue(
+                separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
+            )
+            summary = catalogue.run(tracks)
+            reporter.summary(summary)
+        if options.timeline is not None:
+            _draw_timeline(separator, options.timeline)
+    if options.summary is not None:
+        _write_summary(options.summary, summary)
+    if len(tracks) == 1 and summary.exit_code == FAILED:
+        error = summary.outcomes[0].error
+        assert error is not None
+        raise error
+    return summary
+
+
+def _separator(options: RunOptions, bundle: Bundle) -> Separator:
+    from mrsep_deploy.separator import Separator
+
+    return Separator(
+        bundle,
+        engine=options.engine,
+        threads=options.threads,
+        overlap=options.overlap,
+        segment=options.segment,
+        shifts=options.shifts,
+        seed=options.seed,
+        device=options.device,
+        mode=options.mode,
+        checkpoint=options.checkpoint,
+        precision=options.precision,
+        plan=options.plan,
+        trace=options.timeline is not None,
+    )
+
+
+def _journal(options: RunOptions, bundle: Bundle, writing: WriteOptions, tracks: int) -> Journal | None:
+    """Where there is something to resume: not for one song, unless it is asked for."""
+    from mrsep_deploy.catalogue.journal import Journal, settings_digest
+
+    if options.to_stdout or (tracks == 1 and not options.resume):
+        return None
+    settings = {
+        "bundle": bundle.digest,
+        "precision": options.precision,
+        "plan": str(options.plan),
+        "shifts": options.shifts,
+        "seed": options.seed,
+        "overlap": options.overlap,
+        "segment": options.segment,
+        "outputs": str(writing.outputs),
+        "encoding": str(writing.encoding),
+        "clip": writing.clip,
+        "sample_rate": writing.sample_rate,
+        "tags": writing.tags,
+        "template": writing.naming.template,
+    }
+    return Journal(writing.naming.folder, settings_digest(settings))
+
+
+def _dry_run(
+    options: RunOptions, tracks: Sequence[Track], writing: WriteOptions, journal: Journal | None
+) -> None:
+    import json
+
+    for track in tracks:
+        paths = writing.naming.paths(track, writing.outputs)
+        done = options.resume and journal is not None and journal.is_done(track, paths)
+        if options.json:
+            line = {"event": "would skip" if done else "would write", "track": str(track.path)}
+            click.echo(json.dumps({**line, "outputs": [str(path) for path in paths]}))
+        else:
+            for path in paths:
+                click.echo(f"{track.path} -> {path}{'  done already' if done else ''}")
+
+
+def _reporter(options: RunOptions, separator: Separator, single: bool) -> Quiet:
+    from mrsep_deploy.catalogue.reporting import Bars, JsonLines, Quiet
+
+    if options.json:
+        return JsonLines(single, separator.sample_rate, sys.stdout)
+    return Quiet(single) if options.quiet else Bars(single, separator.sample_rate, options.to_stdout)
 
 
 def _introduce(separator: Separator) -> None:
@@ -149,21 +206,6 @@ def _introduce(separator: Separator) -> None:
         )
 
 
-def _separate(separator: Separator, track: Path, options: OutputOptions, quiet: bool, several: bool) -> bool:
-    """Separate one track; of several, a failing one is reported and the others go on."""
-    try:
-        song = _with_progress(separator, track, options, quiet)
-    except MrsepError as error:
-        if not several:
-            raise
-        click.echo(f"mrsep-deploy: {track}: {error}", err=True)
-        return False
-    if not quiet:
-        time_taken = f"{song.seconds:.1f} s in {song.elapsed:.1f} s, {song.speed:.2f} x realtime"
-        click.echo(f"{song.folder}{_stem_list(song)}  {time_taken}")
-    return True
-
-
 def _draw_timeline(separator: Separator, path: Path) -> None:
     from mrsep_deploy.atomic import write_file
     from mrsep_deploy.timeline import timeline_svg
@@ -173,37 +215,42 @@ def _draw_timeline(separator: Separator, path: Path) -> None:
     write_file(path, timeline_svg(events).encode())
 
 
-def _stem_list(song: SeparatedSong) -> str:
-    return "/{" + ",".join(stem.path.stem for stem in song.stems) + "}.wav"
+def _write_summary(path: Path, summary: Summary) -> None:
+    import json
+
+    from mrsep_deploy.atomic import write_file
+
+    write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())
 
 
-def _with_progress(separator: Separator, track: Path, options: OutputOptions, quiet: bool) -> SeparatedSong:
-    from mrsep_deploy.song import separate_file
-
-    if quiet:
-        return separate_file(separator, track, options)
-    with _bar() as bar:
-        task = bar.add_task(track.name, total=None, speed="")
-        rate = separator.sample_rate
-
-        def report(done: int, total: int) -> None:
-            elapsed = bar.tasks[0].elapsed or 0.0
-            speed = f"{done / rate / elapsed:.2f} x realtime" if elapsed else ""
-            bar.update(task, completed=done, total=total, speed=speed)
-
-        return separate_file(separator, track, options, report)
+@contextlib.contextmanager
+def _output_folder(options: RunOptions) -> Iterator[Path]:
+    """Where files go; what goes to stdout is a file first: its peak is known at its end."""
+    if not options.to_stdout:
+        yield Path(options.out)
+        return
+    with tempfile.TemporaryDirectory(prefix="mrsep-deploy-stdout-") as folder:
+        yield Path(folder)
 
 
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+def _to_stdout(path: Path) -> None:
+    with open(path, "rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+
+@contextlib.contextmanager
+def _terminated_cleanly() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: finished songs stay, parts of files go."""
+
+    def end(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,147 @@
+"""What is done already: one line a song, in the output folder, written when all its files are on the disk.
+
+A song is done if the journal says so, the song is the same file, the settings are the same, and every output
+is there in its whole length. Anything else is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mrsep_deploy.atomic import explained, make_folder
+from mrsep_deploy.catalogue.tracks import Track
+
+NAME = ".mrsep-deploy-journal.jsonl"
+MAX_LINE = 1 << 16
+_PART = re.compile(r"\..{1,40}\.([0-9]{1,10})\.[0-9a-f]{8}\.part", re.DOTALL)
+
+Line = Mapping[str, object]
+
+
+def settings_digest(settings: Mapping[str, object]) -> str:
+    """A name for everything that decides what a song's outputs are."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Journal:
+    """The journal of one output folder; several runs may write it at the same time.
+
+    Args:
+        folder: what all outputs lie below.
+        settings: digest of the settings of this run.
+    """
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.path = folder / NAME
+        self._folder = folder
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._done = {str(line["track"]): line for line in self._lines() if line.get("settings") == settings}
+
+    def is_done(self, track: Track, outputs: Sequence[Path]) -> bool:
+        """Whether nothing is left to do for a track."""
+        line = self._done.get(_identity(track))
+        if line is None or track.is_stdin or line.get("state") != _state(track.path):
+            return False
+        sizes = line.get("outputs")
+        found = {os.path.relpath(path, self._folder): _size(path) for path in outputs}
+        return None not in found.values() and sizes == found
+
+    def add(self, track: Track, outputs: Sequence[Path]) -> None:
+        """Note that a track is done; its outputs are on the disk.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        if track.is_stdin:
+            return
+        line = {
+            "settings": self._settings,
+            "track": _identity(track),
+            "state": _state(track.path),
+            "outputs": {os.path.relpath(path, self._folder): _size(path) for path in outputs},
+        }
+        with self._lock, explained(self.path, "Or run without --resume."):
+            make_folder(self._folder)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                # A kill may have left half a line. Each line goes out in one call, so that two runs do not mix.
+                start = b"" if _ends_with_newline(descriptor) else b"\n"
+                os.write(descriptor, start + json.dumps(line).encode() + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _lines(self) -> Iterator[Line]:
+        """Every whole line; half a line, or one of another program, is passed over."""
+        try:
+            with open(self.path, "rb") as file:
+                while data := file.readline(MAX_LINE):
+                    with contextlib.suppress(ValueError, RecursionError):
+                        line = json.loads(data)
+                        if isinstance(line, dict) and isinstance(line.get("track"), str):
+                            yield line
+        except OSError:
+            return
+
+
+def sweep_parts(folders: Iterable[Path]) -> int:
+    """Delete the temporary files that killed runs have left in these folders; returns how many.
+
+    Those of a process that lives, by its number on this machine, stay.
+    """
+    swept = 0
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for entry in list(os.scandir(folder)):
+                found = _PART.fullmatch(entry.name)
+                if found and not _is_alive(int(found[1])):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+                        swept += 1
+    return swept
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there, asking would end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _identity(track: Track) -> str:
+    return os.path.abspath(track.path)
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and time of the last change: what tells a file from another under its name."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return [found.st_size, found.st_mtime_ns]
+    return None
+
+
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_size
+    return None
+
+
+def _ends_with_newline(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    if not size:
+        return True
+    os.lseek(descriptor, -1, os.SEEK_END)
+    return os.read(descriptor, 1) == b"\n"

@@ -1,0 +1,98 @@
+"""What became of each song, and of all of them, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.errors import DONE, FAILED, PARTIAL, MrsepError
+
+Status = Literal["done", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one song.
+
+    Attributes:
+        outputs: its files.
+        seconds: its length.
+        elapsed: from its first segment to its last file; songs overlap, so these do not add up.
+        error: why it failed.
+    """
+
+    track: Track
+    status: Status
+    outputs: tuple[Path, ...] = ()
+    seconds: float = 0.0
+    elapsed: float = 0.0
+    error: Exception | None = None
+
+    @property
+    def speed(self) -> float:
+        """Times real time."""
+        return self.seconds / self.elapsed if self.elapsed else 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in one line; empty if it did not."""
+        if self.error is None:
+            return ""
+        if isinstance(self.error, MrsepError):
+            return str(self.error)
+        first = (str(self.error).splitlines() or ["no message"])[0]
+        return f"{type(self.error).__name__}: {first}. This is a bug; a run of this file alone shows more"
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values."""
+        tree: dict[str, object] = {"track": str(self.track.path), "status": self.status}
+        if self.status != "failed":
+            tree["outputs"] = [str(path) for path in self.outputs]
+        if self.status == "done":
+            tree |= {"seconds": round(self.seconds, 3), "elapsed": round(self.elapsed, 3)}
+        if self.error is not None:
+            tree["error"] = self.reason
+        return tree
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a run. ``elapsed`` is the wall clock's, in seconds."""
+
+    outcomes: tuple[Outcome, ...]
+    elapsed: float
+
+    def of(self, status: Status) -> Sequence[Outcome]:
+        """The songs that ended so, in the order they ended."""
+        return [outcome for outcome in self.outcomes if outcome.status == status]
+
+    @property
+    def seconds(self) -> float:
+        """Of music separated."""
+        return sum(outcome.seconds for outcome in self.of("done"))
+
+    @property
+    def exit_code(self) -> int:
+        failed = len(self.of("failed"))
+        if not failed:
+            return DONE
+        return PARTIAL if failed < len(self.outcomes) else FAILED
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {
+            "done": len(self.of("done")),
+            "failed": len(self.of("failed")),
+            "skipped": len(self.of("skipped")),
+            "seconds": round(self.seconds, 3),
+            "elapsed": round(self.elapsed, 3),
+            "tracks": [outcome.as_json() for outcome in self.outcomes],
+        }
+
+    def __str__(self) -> str:
+        counts = [f"{len(self.of(s))} {s}" for s in ("done", "skipped", "failed") if self.of(s)]
+        speed = f", {self.seconds / self.elapsed:.2f} x realtime" if self.elapsed and self.seconds else ""
+        return f"{', '.join(counts) or 'nothing to do'}: {self.seconds:.1f} s of music in {self.elapsed:.1f} s{speed}"
