@@ -1,0 +1,182 @@
+"""Side by side with the published demucs: the same weights, files and options give the same stems under the same names.
+
+Both programs' command lines run. What differs on purpose is listed in docs/running.md, and tested as different here.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import trained
+from assets import SAMPLE_RATE, trained_htdemucs
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.cli import main
+from mrsep_deploy.deviation import Deviation
+
+pytest.importorskip("demucs", reason="the published reference; pip install demucs==4.1.0")
+
+pytestmark = [pytest.mark.weights, pytest.mark.network, pytest.mark.slow]
+
+NAME = "955717e8"
+REQUIRED_SNR = 105.0
+"""dB, of float32 against demucs' float32: its own rounding is at 117 to 119."""
+
+# What is given to both, and what besides to demucs and to this package.
+SAME: dict[str, tuple[Sequence[str], Sequence[str], Sequence[str]]] = {
+    "defaults": ([], ["--shifts", "0"], []),
+    "one shift, demucs' default": ([], [], ["--shifts", "1", "--seed", "7"]),
+    "two shifts": (["--shifts", "2"], [], ["--seed", "7"]),
+    "overlap": (["--overlap", "0.6"], ["--shifts", "0"], []),
+    "segment": (["--segment", "4"], ["--shifts", "0"], []),
+    "two stems": (["--two-stems", "vocals"], ["--shifts", "0"], []),
+    "two stems, minus": (["--two-stems", "bass", "--other-method", "minus"], ["--shifts", "0"], []),
+    "two stems, none": (["--two-stems", "drums", "--other-method", "none"], ["--shifts", "0"], []),
+    "file names": (["--filename", "{stem}/{track} {trackext}.{ext}"], ["--shifts", "0"], []),
+    "device, jobs": (["-d", "cpu", "-j", "2"], ["--shifts", "0"], []),
+}
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mix") / "a song.with dots.wav"
+    soundfile.write(path, trained.excerpt_mix().T, SAMPLE_RATE, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights as demucs' ``--repo`` wants them."""
+    folder = tmp_path_factory.mktemp("repo")
+    (folder / f"{NAME}.th").symlink_to(trained_htdemucs())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.open(trained.trained_bundle("split"))
+
+
+def by_demucs(repo: Path, out: Path, track: Path, options: Sequence[str]) -> Path:
+    from demucs import separate
+
+    random.seed(7)
+    separate.main(["--repo", str(repo), "-n", NAME, "-o", str(out), *options, str(track)])
+    return out / NAME
+
+
+def by_us(bundle: Bundle, out: Path, track: Path, options: Sequence[str]) -> Path:
+    arguments = ["run", "-q", "--engine", "ort", "-n", str(bundle.path), "-o", str(out), *options, str(track)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    return out / bundle.manifest.name
+
+
+def files(folder: Path) -> dict[str, Path]:
+    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+
+
+def samples(path: Path) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = soundfile.read(path, always_2d=True)[0].T
+    return found
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_the_same_stems_under_the_same_names(
+    tmp_path: Path, mix: Path, repo: Path, bundle: Bundle, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both, theirs, ours = SAME[case]
+    expected = files(by_demucs(repo, tmp_path / "demucs", mix, [*both, *theirs, "--float32"]))
+    found = files(by_us(bundle, tmp_path / "ours", mix, [*both, *ours, "--float32"]))
+    assert sorted(found) == sorted(expected)
+    levels = {}
+    for name, path in found.items():
+        assert soundfile.info(path).samplerate == soundfile.info(expected[name]).samplerate
+        assert soundfile.info(path).subtype == soundfile.info(expected[name]).subtype == "FLOAT"
+        levels[name] = Deviation.between(samples(path), samples(expected[name])).snr
+    with capsys.disabled():
+        print(f"\n{case}: worst of {len(levels)} files {min(levels.values()):.1f} dB")
+    assert min(levels.values()) > REQUIRED_SNR, levels
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ([], 2**-15),
+        (["--int24"], 2**-23),
+        (["--clip-mode", "clamp"], 2**-15),
+        (["--clip-mode", "none"], 2**-15),
+    ],
+)
+def test_the_same_integers(
+    tmp_path: Path, mix: Path, repo: Path, bundle: Bundle, options: list[str], step: float
+) -> None:
+    """A song three times too loud, so that every way to keep from clipping has something to do.
+
+    Both cut towards zero, so an error of float32 can move a sample by one step, and 24 bits show the error itself.
+    """
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, 3 * soundfile.read(mix, dtype="float32")[0], SAMPLE_RATE, subtype="FLOAT")
+    expected = files(by_demucs(repo, tmp_path / "demucs", loud, ["--shifts", "0", *options]))
+    found = files(by_us(bundle, tmp_path / "ours", loud, options))
+    assert sorted(found) == sorted(expected)
+    for name, path in found.items():
+        assert soundfile.info(path).subtype == soundfile.info(expected[name]).subtype
+        ours, theirs = samples(path), samples(expected[name])
+        assert np.abs(ours - theirs).max() < step + 1e-5
+        assert np.mean(ours != theirs) < 0.05 or step < 1e-6
+
+
+def test_mp3_of_the_same_name_without_the_delay(
+    tmp_path: Path, mix: Path, repo: Path, bundle: Bundle
+) -> None:
+    """The encoder is the same; ours says how much silence it has put before the song, and players leave it out."""
+    options = ["--mp3", "--mp3-bitrate", "192"]
+    expected = files(by_demucs(repo, tmp_path / "demucs", mix, ["--shifts", "0", *options]))
+    found = files(by_us(bundle, tmp_path / "ours", mix, options))
+    assert sorted(found) == sorted(expected)
+    for name, path in found.items():
+        assert soundfile.info(path).frames == trained.excerpt_mix().shape[1]
+        assert soundfile.info(expected[name]).frames > trained.excerpt_mix().shape[1]
+        assert path.stat().st_size == pytest.approx(expected[name].stat().st_size, rel=0.05)
+
+
+def test_float32_beyond_full_scale_is_kept(tmp_path: Path, mix: Path, repo: Path, bundle: Bundle) -> None:
+    """Different on purpose: demucs clamps float files to ±1 even without clipping."""
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, 4 * soundfile.read(mix, dtype="float32")[0], SAMPLE_RATE, subtype="FLOAT")
+    options = ["--float32", "--clip-mode", "none"]
+    theirs = files(by_demucs(repo, tmp_path / "demucs", loud, ["--shifts", "0", *options]))
+    ours = files(by_us(bundle, tmp_path / "ours", loud, options))
+    beyond = [name for name in ours if np.abs(samples(ours[name])).max() > 1]
+    assert beyond
+    for name in ours:
+        expected, found = samples(theirs[name]), samples(ours[name])
+        assert np.abs(expected).max() <= 1
+        assert Deviation.between(np.clip(found, -1, 1), expected).snr > REQUIRED_SNR
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a name of dots")
+def test_the_input_s_rate_is_kept(tmp_path: Path, mix: Path, repo: Path, bundle: Bundle) -> None:
+    """Different on purpose: demucs writes 44.1 kHz whatever came in; ``--sample-rate model`` does, too."""
+    fast = tmp_path / "fast.wav"
+    soundfile.write(fast, soundfile.read(mix, dtype="float32")[0], 48000, subtype="FLOAT")
+    theirs = files(by_demucs(repo, tmp_path / "demucs", fast, ["--shifts", "0", "--float32"]))
+    kept = files(by_us(bundle, tmp_path / "kept", fast, ["--float32"]))
+    model = files(by_us(bundle, tmp_path / "model", fast, ["--float32", "--sample-rate", "model"]))
+    for name, path in theirs.items():
+        assert soundfile.info(path).samplerate == soundfile.info(model[name]).samplerate == SAMPLE_RATE
+        assert soundfile.info(kept[name]).samplerate == 48000
+        assert soundfile.info(kept[name]).frames == soundfile.info(fast).frames
+        assert abs(soundfile.info(path).frames - soundfile.info(model[name]).frames) <= 1
+        # The two resamplers (julius, soxr) cut off differently near the top of the band.
+        shortest = min(samples(path).shape[1], samples(model[name]).shape[1])
+        assert Deviation.between(samples(model[name])[:, :shortest], samples(path)[:, :shortest]).snr > 30
