@@ -1,6 +1,6 @@
 """Change the sample rate, in one piece or as a stream of pieces.
 
-The result has ``frames * rate_out / rate_in`` samples, halves rounded up, and is aligned: sample n is
+The result has ``frames * rate_out / rate_in`` samples, halves rounded up, never none, and is aligned: sample n is
 the sound at ``n / rate_out`` seconds. The filter is libsoxr's VHQ, linear phase.
 """
 
@@ -17,12 +17,12 @@ QUALITY = "VHQ"
 
 
 def resampled_length(frames: int, rate_in: int, rate_out: int) -> int:
-    """Frames at ``rate_out`` of a song with ``frames`` at ``rate_in``.
+    """Frames at ``rate_out`` of a song with ``frames`` at ``rate_in``; where there is one, at least one.
 
     >>> resampled_length(48000, 48000, 44100)
     44100
     """
-    return (2 * frames * rate_out + rate_in) // (2 * rate_in)
+    return max((2 * frames * rate_out + rate_in) // (2 * rate_in), min(frames, 1))
 
 
 def resample(samples: Samples, rate_in: int, rate_out: int) -> Samples:
