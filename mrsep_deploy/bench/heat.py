@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ class Heat:
         """PyTorch's stems in float64, where torch and the checkpoint are there; else nothing, for now."""
         report()
         first = next(iter(self.entry.contenders), None)
-        if first is None:
+        if first is None or not _model_is_there(self.manifest.provenance, first.checkpoint):
             return
         spec = Contender(
             "reference", REFERENCE, str(self.entry.bundle.path), threads=first.threads,
@@ -240,6 +241,14 @@ class Heat:
     ) -> None:
         for process in self._all:
             process.close() if error is None else process.kill()
+
+
+def _model_is_there(origin: Mapping[str, object], checkpoint: str | None) -> bool:
+    """Whether the model of a bundle can be made again; asked before torch is imported in vain."""
+    recorded = origin.get("checkpoint")
+    place = checkpoint or (recorded.get("path") if isinstance(recorded, Mapping) else None)
+    has_weights = "untrained" in origin or (isinstance(place, str) and Path(place).is_file())
+    return has_weights and importlib.util.find_spec("torch") is not None
 
 
 def _require_memory() -> None:

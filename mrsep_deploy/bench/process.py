@@ -50,6 +50,7 @@ class MeasuringProcess:
     def __init__(self, contender: Contender, folder: Path, home: Path) -> None:
         self.contender = contender
         self.cpu_seconds = 0.0
+        self._orders = 0
         handle, name = tempfile.mkstemp(suffix=".json", dir=folder)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(asdict(contender), file)
@@ -77,22 +78,33 @@ class MeasuringProcess:
             ContenderError: it failed, died, or took longer than ``limit`` seconds.
         """
         assert self._process.stdin is not None
+        self._orders += 1
         try:
-            self._process.stdin.write(json.dumps({"do": do, **values}) + "\n")
+            self._process.stdin.write(json.dumps({"do": do, "number": self._orders, **values}) + "\n")
             self._process.stdin.flush()
-            line = self._answers.get(timeout=limit)
+            answer = self._answer(time.monotonic() + limit)
         except BrokenPipeError:
-            line = None
+            answer = None
         except queue.Empty:
             self.kill()
             raise ContenderError(f"it took longer than {limit:.0f} s") from None
-        if line is None:
+        if answer is None:
             raise ContenderError(self._death())
-        answer: dict[str, Any] = json.loads(line)
         self.cpu_seconds = answer["cpu_seconds"]
         if "error" in answer:
             raise ContenderError(answer["error"], answer["fix"], answer["kind"])
         return answer
+
+    def _answer(self, deadline: float) -> dict[str, Any] | None:
+        """The answer to the last order; None if the process ended. Raises ``queue.Empty`` when it is too late."""
+        while True:
+            line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            if line is None:
+                return None
+            answer: dict[str, Any] = json.loads(line)
+            # Ctrl-C leaves orders whose answers nobody waited for.
+            if answer["number"] == self._orders:
+                return answer
 
     def _death(self) -> str:
         code = self._process.wait()
@@ -115,7 +127,7 @@ class MeasuringProcess:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        self._reader.join()
+        self._reader.join(CLOSE_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             if pipe is not None:
                 with contextlib.suppress(OSError):

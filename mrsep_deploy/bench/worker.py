@@ -71,14 +71,14 @@ class Worker:
             "timeline": self.timeline,
             "close": self.close,
         }
-        given = {name: value for name, value in order.items() if name != "do"}
+        given = {name: value for name, value in order.items() if name not in ("do", "number")}
         try:
             answer = orders[order["do"]](**given)
         except Exception as error:  # whatever a contender raises is its own row's business
             text = getattr(error, "message", "") or _first_line(error)
             kind = "unavailable" if isinstance(error, (EngineUnavailableError, UsageError)) else "failed"
             answer = {"error": text, "fix": getattr(error, "fix", ""), "kind": kind}
-        return {**answer, "cpu_seconds": time.process_time()}
+        return {**answer, "number": order["number"], "cpu_seconds": time.process_time()}
 
     # --- orders
 
