@@ -23,7 +23,8 @@ MAX_SHIFT_SECONDS = 0.5
 def draw_leads(shifts: int, sample_rate: int, source: random.Random) -> tuple[int, ...]:
     """Samples of silence before the song, one number for each time it is separated.
 
-    The numbers drawn are Demucs': after ``random.seed(n)`` it makes of a song what ``random.Random(n)`` gives here.
+    They are drawn as Demucs draws them. (After ``random.seed(n)`` it draws the same first number; its model draws
+    from the same source before the second one.)
 
     Args:
         shifts: how often to separate; 0 for once, from the first sample on.

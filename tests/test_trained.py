@@ -94,3 +94,14 @@ def show(what: str, found: Mapping[str, StemParity], capsys: pytest.CaptureFixtu
 def require(found: Mapping[str, StemParity]) -> None:
     short = {name: str(stem) for name, stem in found.items() if not stem.passes}
     assert not short, f"below {REQUIRED_SNR} dB: {short}"
+
+
+def test_stems_add_up_to_the_mix_as_far_as_published(excerpt: Mapping[str, NDArray[np.float32]]) -> None:
+    """What is missing from the sum of the stems is the model's own error, and no more."""
+    mix = trained.excerpt_mix().astype(np.float64)
+    reference = trained.excerpt_reference()
+    ours = np.sum([excerpt[name].astype(np.float64) for name in STEMS], axis=0) - mix
+    theirs = np.sum([reference[name] for name in STEMS], axis=0) - mix
+    missing = 10 * np.log10(np.square(theirs).mean() / np.square(mix).mean())
+    assert missing < -15
+    assert np.sqrt(np.square(ours - theirs).mean()) < 1e-5 * np.sqrt(np.square(mix).mean())
