@@ -3,7 +3,7 @@
 A plan is the low type, the names of the rules that hold in every stage, and, by stage, further nodes:
 
     {"format": "mrsep-deploy precision plan", "format_version": 1, "precision": "float16",
-     "rules": ["norms", "attention", "fold", "residual", "chains", "constants", "transposed", "fusion"],
+     "rules": ["norms", "attention", "fold", "residual", "last", "chains", "constants", "transposed", "fusion"],
      "keep": {"decoder.time": ["tdecoder.3.conv_tr/*"]}}
 
 Nodes are named as in the float32 graphs, by name or by pattern (``*``, ``?``, ``[...]``).
@@ -36,6 +36,7 @@ RULES: Mapping[str, str] = {
     "attention": "softmax; the exponentials, sums and division of linear attention",
     "fold": "the norm folded into a DConv's last convolution: its constant part, apart from the centred features",
     "residual": "sums of two computed tensors",
+    "last": "of every branch's last decoder layer, the DConv and the transposed convolution",
     "chains": "elementwise operators in a row, which become one kernel and round once",
     "constants": "operators with a constant that does not survive rounding",
     "transposed": "in bfloat16, transposed convolutions, which TensorRT for RTX has no kernels for",

@@ -149,6 +149,47 @@ def _all_kept(nodes: list[NodeProto], kept: set[str]) -> bool:
     return bool(nodes) and all(node.name in kept for node in nodes)
 
 
+def _last_layer(view: GraphView) -> set[str]:
+    """What follows the first products of a stage's last decoder layer: its DConv and transposed convolution.
+
+    A rounding before them is spread over frequencies and channels by what still comes. One in them is not, and
+    falls on the sum of all sources, so that it is largest beside the quietest. The first products, by far
+    the larger part of the layer's arithmetic, matter little: their own roundings come before.
+    """
+    upsampling = [node for node in view.floats() if node.op_type == "ConvTranspose"]
+    earlier = [node for node in upsampling if any(n.op_type == "ConvTranspose" for n in _after(view, [node]))]
+    leading = _names(_before(view, earlier)) | _names(earlier)
+    layer = [node for node in _after(view, earlier) if node.name not in leading]
+    products = [node for node in layer if node.op_type in PRODUCTS]
+    later = _names(_after(view, products))
+    return later & _names(layer)
+
+
+def _names(nodes: Iterable[NodeProto]) -> set[str]:
+    return {node.name for node in nodes}
+
+
+def _after(view: GraphView, nodes: Iterable[NodeProto]) -> list[NodeProto]:
+    """All that depends on some nodes."""
+    return _reached(nodes, view.users)
+
+
+def _before(view: GraphView, nodes: Iterable[NodeProto]) -> list[NodeProto]:
+    """All that some nodes depend on."""
+    return _reached(nodes, view.sources)
+
+
+def _reached(nodes: Iterable[NodeProto], step: Callable[[NodeProto], Iterable[NodeProto]]) -> list[NodeProto]:
+    found: dict[str, NodeProto] = {}
+    ahead = [following for node in nodes for following in step(node)]
+    while ahead:
+        node = ahead.pop()
+        if node.name not in found:
+            found[node.name] = node
+            ahead.extend(step(node))
+    return list(found.values())
+
+
 def _lost_constants(view: GraphView, precision: Low) -> set[str]:
     """Nodes that read a constant which overflows, or whose rounding costs more than a normal number's."""
     found: set[str] = set()
@@ -178,4 +219,5 @@ _RULES: Mapping[str, Callable[[GraphView], set[str]]] = {
     "norms": _norms,
     "attention": _attention,
     "residual": _residual,
+    "last": _last_layer,
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -35,6 +36,8 @@ from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.errors import OutputError, UsageError
 from mrsep_deploy.export.precision import convert_bundle, convert_report, derived_bundle, tensors_between
 from mrsep_deploy.export.precision_plan import Low, PrecisionPlan, default_plan
+from mrsep_deploy.export.precision_rules import kept_by_rules
+from mrsep_deploy.export.precision_view import GraphView
 from mrsep_deploy.manifest import Stage
 from mrsep_deploy.precision import arithmetic, read_costs
 from mrsep_deploy.separator import Separator
@@ -133,6 +136,33 @@ def test_a_whole_layout_and_a_batch(exports: Export, tmp_path: Path) -> None:
     half = convert_bundle(bundle, default_plan(), tmp_path / "half")
     found, exact = stems_of(half, "htdemucs_n_short"), stems_of(bundle, "htdemucs_n_short")
     assert snr(found, exact) >= LEAST_SNR["float16"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["htdemucs", "htdemucs_n", "htdemucs_nf", "htdemucs_n_short"])
+@pytest.mark.parametrize("layout", ["split", "whole"])
+def test_what_the_last_rule_keeps(exports: Export, name: str, layout: str) -> None:
+    """Every branch's last transposed convolution, whatever the layout, and no product before its last layer."""
+    bundle = exports(name, layout, 1)
+    views = [GraphView(bundle.graph_bytes(stage), stage.name) for stage in bundle.manifest.graph_stages]
+    upsampling = {node.name for view in views for node in view.nodes if node.op_type == "ConvTranspose"}
+    kept = {node for view in views for node in kept_by_rules(view, ["last"], "float16", view.stage)}
+    layers = Counter(layer_of(node)[0] for node in upsampling)
+    last = {f"{branch}.{count - 1}" for branch, count in layers.items()}
+    assert last
+    assert {".".join(layer_of(node)) for node in kept & upsampling} == last
+    assert {".".join(layer_of(node)) for node in kept if layer_of(node)[0] in layers} == last
+    everything = {node.name for view in views for node in view.nodes}
+    first = {
+        node for node in everything - kept if ".".join(layer_of(node)) in last and node.endswith("/Conv")
+    }
+    assert first, "the layer's own convolution stays in float16"
+
+
+def layer_of(node: str) -> tuple[str, str]:
+    """Branch and number of a decoder's layer, of a node's name: ``decoders.1``, ``3``."""
+    found = re.match(r"(t?decoder|decoders\.\d+)\.(\d+)[./]", node)
+    return (found[1], found[2]) if found else ("", "")
 
 
 # --- the trained model -------------------------------------------------------------------------------------
