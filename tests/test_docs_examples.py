@@ -1,0 +1,99 @@
+"""Every example on docs/running.md runs, and every option of ``run`` is on the page or in its help."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import soundfile
+from goldens import Export
+
+from mrsep_deploy import cli, registry
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "running.md").read_text()
+RATE = 44100
+
+
+def examples() -> list[str]:
+    """The indented lines that call the program, without their comments."""
+    lines = [line.strip() for line in PAGE.splitlines() if line.startswith("    ")]
+    return [re.sub(r"\s{2,}#.*", "", line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, exports: Export) -> Path:
+    """A song, an album, settings, an exported model; a folder of programs with this one in it."""
+    place = tmp_path_factory.mktemp("examples")
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (RATE // 2, 2))
+    (place / "album" / "live").mkdir(parents=True)
+    for name in ("song.wav", "album/01.flac", "album/02.wav", "album/live/03.flac"):
+        soundfile.write(place / name, noise, RATE)
+    settings = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert settings is not None
+    (place / "settings.toml").write_text(settings[1])
+    programs = place / "programs"
+    programs.mkdir()
+    (programs / "mrsep-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mrsep_deploy "$@"\n')
+    (programs / "mrsep-deploy").chmod(0o755)
+    registry_home = place / "home"
+    before = os.environ["MRSEP_DEPLOY_HOME"]
+    os.environ["MRSEP_DEPLOY_HOME"] = str(registry_home)
+    try:
+        registry.register(exports("htdemucs"), "htdemucs")
+    finally:
+        os.environ["MRSEP_DEPLOY_HOME"] = before
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the examples are a shell's")
+@pytest.mark.parametrize("example", examples())
+def test_the_examples_run(folder: Path, example: str) -> None:
+    """One after the other, as the page shows them: some read what one before has written."""
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}",
+        "MRSEP_DEPLOY_HOME": str(folder / "home"),
+    }
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    command = ["bash", "-e", "-o", "pipefail", "-c", example]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    changed = [path for path in after if after[path] != before.get(path)]
+    assert bool(changed) != ("--dry-run" in example)
+
+
+def test_there_are_examples() -> None:
+    found = examples()
+    assert len(found) > 25
+    assert all("mrsep-deploy" in line for line in found)
+
+
+def options(command: str) -> set[str]:
+    found = cli.main.get_command(click.Context(cli.main), command)
+    assert found is not None
+    return {text for parameter in found.params for text in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_every_option_on_the_page_exists() -> None:
+    ours = options("run") | {"--config", "--debug"}
+    theirs = {"--list-models", "--verbose", "--mp3-preset", "--sig", "--repo"}
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", PAGE)):
+        assert option in ours | theirs, option
+
+
+def test_every_option_of_demucs_is_on_the_page() -> None:
+    separate = pytest.importorskip("demucs.separate")
+    for action in separate.get_parser()._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and option != "--help":
+                assert f"`{option}" in PAGE or f"{option}`" in PAGE or f"{option} " in PAGE, option
