@@ -28,8 +28,9 @@ pytest.importorskip("demucs", reason="the published reference; pip install demuc
 pytestmark = [pytest.mark.weights, pytest.mark.network, pytest.mark.slow]
 
 NAME = "955717e8"
-REQUIRED_SNR = 105.0
-"""dB, of float32 against demucs' float32: its own rounding is at 117 to 119."""
+REQUIRED_SNR = 95.0
+"""dB, of float32 against demucs' float32, whose own rounding is at 117 to 119 on whole segments; where segments are
+filled up with silence both lose more, and reach 100."""
 
 # What is given to both, and what besides to demucs and to this package.
 SAME: dict[str, tuple[Sequence[str], Sequence[str], Sequence[str]]] = {
