@@ -108,6 +108,12 @@ PACKAGES = {
             "e310b641cbe5d914f19494af3ffed51f0cec502eb11ff5fc50c18fdb923c84af",
         ),
         Package(
+            "lmms-common",
+            ("usr/share/lmms/projects/**/*",),
+            "GPL-2+",
+            "f16e8d59292dc85afbe12191ceac32b5f74f21f3031a0c38636849eb26c6922f",
+        ),
+        Package(
             "fretsonfire-songs-sectoid",
             ("**/*.ogg",),
             "Expat",
