@@ -83,12 +83,13 @@ def benchmark(entries: Sequence[Entry], settings: Settings, progress: Progress) 
             for planned in plans:
                 with Heat(planned.entry, planned.workloads[0], planned.folder) as heat:
                     _measure(heat, planned, settings, at_start, steps)
-                planned.fill_floors(result)
         except KeyboardInterrupt:
             result.interrupted = True
             for row in result.rows:
                 if row.status == "skipped":
                     row.reason = "it was interrupted before"
+        for planned in plans:
+            planned.fill_floors(result)
     return result
 
 
@@ -155,6 +156,8 @@ def _measure(heat: Heat, planned: _Planned, settings: Settings, at_start: Snapsh
     for contender in planned.entry.contenders:
         steps.next(f"{planned.entry.key}: opening {contender.label}")
         heat.open(contender, planned.rows(contender))
+    for race in planned.races:
+        race.no_exact_reference = heat.no_exact_reference
     for race, workload in zip(planned.races, planned.workloads, strict=True):
         _race(heat, race, workload, settings, at_start, steps)
     heat.finish(planned.races, settings.timeline)
@@ -185,7 +188,9 @@ def _race(
             heat.drop(row, found.failed[label])
         elif found.times[label]:
             row.seconds = found.times[label]
-            row.joules = {name: values[-len(row.seconds) :] for name, values in row.joules.items()}
+            # without those of the warm-up, and of a round that Ctrl-C cut off
+            last = settings.warm_up + len(row.seconds)
+            row.joules = {name: values[settings.warm_up : last] for name, values in row.joules.items()}
             row.end("ok")
     race.rounds = found.rounds
     race.noise = noise_between(before, snapshot(heat.cpu_seconds()), found.times)

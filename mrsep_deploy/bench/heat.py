@@ -37,6 +37,7 @@ class Heat:
 
     Attributes:
         ready: the processes of the contenders that can race, by label.
+        no_exact_reference: why stems are not compared with PyTorch in float64; empty if they are.
     """
 
     def __init__(self, entry: Entry, segments: Workload, folder: Path) -> None:
@@ -44,6 +45,7 @@ class Heat:
         self.manifest = entry.bundle.manifest
         self.ready: dict[str, MeasuringProcess] = {}
         self.reference: Reference | None = None
+        self.no_exact_reference = ""
         self._all: list[MeasuringProcess] = []
         self._traces: set[str] = set()
 
@@ -70,10 +72,16 @@ class Heat:
     # --- opening
 
     def refer(self, report: Callable[[], None]) -> None:
-        """PyTorch's stems in float64, where torch and the checkpoint are there; else nothing, for now."""
+        """PyTorch's stems in float64, where torch and the checkpoint are there.
+
+        Elsewhere the first contender's stems become the reference, and the result says so.
+        """
         report()
         first = next(iter(self.entry.contenders), None)
-        if first is None or not _model_is_there(self.manifest.provenance, first.checkpoint):
+        if first is None:
+            return
+        self.no_exact_reference = _missing_model(self.manifest.provenance, first.checkpoint)
+        if self.no_exact_reference:
             return
         spec = Contender(
             "reference", REFERENCE, str(self.entry.bundle.path), threads=first.threads,
@@ -84,8 +92,9 @@ class Heat:
         try:
             self._opened(process)
             process.ask("reference", mix=str(self.segments.path), path=str(exact), single=str(single))
-        except ContenderError:
-            return  # no torch, or no checkpoint: the first contender is what the others are compared with
+        except ContenderError as error:
+            self.no_exact_reference = f"{error}. {error.fix}".rstrip(". ")
+            return
         finally:
             process.close()
         stems = np.load(exact)
@@ -243,12 +252,15 @@ class Heat:
             process.close() if error is None else process.kill()
 
 
-def _model_is_there(origin: Mapping[str, object], checkpoint: str | None) -> bool:
-    """Whether the model of a bundle can be made again; asked before torch is imported in vain."""
+def _missing_model(origin: Mapping[str, object], checkpoint: str | None) -> str:
+    """Why the model of a bundle cannot be made again; asked before torch is imported in vain."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
     recorded = origin.get("checkpoint")
     place = checkpoint or (recorded.get("path") if isinstance(recorded, Mapping) else None)
-    has_weights = "untrained" in origin or (isinstance(place, str) and Path(place).is_file())
-    return has_weights and importlib.util.find_spec("torch") is not None
+    if "untrained" in origin or (isinstance(place, str) and Path(place).is_file()):
+        return ""
+    return "the checkpoint is not where it was exported from; --checkpoint FILE gives its place"
 
 
 def _require_memory() -> None:

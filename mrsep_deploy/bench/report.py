@@ -146,6 +146,9 @@ def remarks(race: Race) -> Iterator[str]:
         yield f"{order}, baseline {race.baseline}, brackets hold the ratio with {CONFIDENCE:.0%}."
         if tails_remark(race.rounds):
             yield f"No percentile that the rounds cannot carry: {tails_remark(race.rounds)}."
+    reference = next((row.parity.reference for row in race.rows if row.parity is not None), "")
+    if reference and race.no_exact_reference:
+        yield f"Stems are compared with those of {reference}, not with PyTorch in float64: {race.no_exact_reference}."
     if race.noise is not None and not race.noise.quiet:
         yield f"Noise, so believe the times less: {'; '.join(race.noise.remarks)}."
     missing = {

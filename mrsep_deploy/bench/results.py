@@ -8,7 +8,8 @@
     models          by key: name, digest, family, trained, sources, layout, batch, precision, sample_rate,
                     segment_seconds, parameters, macs (of a segment), macs_counted (on graphs, or as in the
                     manifest), stages (name, kind, branch, macs), fusion (where, sources, weights), branches
-    races           one a model and workload: model, workload, audio_seconds, baseline, rounds, and noise: load_before,
+    races           one a model and workload: model, workload, audio_seconds, baseline, rounds, no_exact_reference
+                    (why stems are not compared with PyTorch in float64), and noise: load_before,
                     load_after, others_cores, steal_share, quota_seconds, throttles, clock_share, drift by
                     contender, remarks, quiet (mrsep_deploy.bench.noise)
     rows            one a model, workload and contender:
@@ -112,6 +113,7 @@ class Race:
     baseline: str = ""
     rounds: int = 0
     noise: Noise | None = None
+    no_exact_reference: str = ""
 
     def row(self, label: str) -> Row | None:
         """The row of a contender."""
@@ -157,6 +159,7 @@ def _plain_race(race: Race) -> dict[str, object]:
         "audio_seconds": race.audio_seconds,
         "baseline": race.baseline,
         "rounds": race.rounds,
+        "no_exact_reference": race.no_exact_reference,
         "noise": None if race.noise is None else race.noise.plain(),
     }
 
