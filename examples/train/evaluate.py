@@ -18,7 +18,7 @@ from pathlib import Path
 import baselines
 import numpy as np
 import torch
-from material import assets
+from material import four_stem_excerpt
 from measures import sdr
 from numpy.typing import NDArray
 from store import SAMPLE_RATE, SOURCES, read_entries
@@ -54,7 +54,7 @@ def tracks(store: Path, excerpt: bool) -> Iterator[tuple[str, Stems]]:
     for entry in read_entries(store, "held_out"):
         yield entry.name, {source: entry.read(source) for source in SOURCES}
     if excerpt:
-        yield "excerpt", assets.read_excerpt()
+        yield "excerpt", four_stem_excerpt()
 
 
 def score(truth: Stems, found: Stems) -> dict[str, float]:

@@ -20,6 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 # The registries' clients and the cache are those of the benchmarks.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -110,7 +113,7 @@ PACKAGES = {
         Package(
             "lmms-common",
             ("usr/share/lmms/projects/**/*",),
-            "GPL-2+",
+            "Artistic-2.0 and others, see DATA.md",
             "f16e8d59292dc85afbe12191ceac32b5f74f21f3031a0c38636849eb26c6922f",
         ),
         Package(
@@ -221,6 +224,11 @@ def wad_midi(wad: bytes) -> Iterator[tuple[str, bytes]]:
         start, size, name = _WAD_ENTRY.unpack_from(wad, directory + index * _WAD_ENTRY.size)
         if wad[start : start + 4] == b"MThd":
             yield name.rstrip(b"\0").decode("ascii"), wad[start : start + size]
+
+
+def four_stem_excerpt() -> dict[str, NDArray[np.float32]]:
+    """The true stems of the excerpt that the benchmarks use; never trained on."""
+    return assets.read_excerpt()
 
 
 def guitar_stems() -> dict[str, Path]:

@@ -47,13 +47,13 @@ def arguments() -> argparse.Namespace:
     add("--init", type=Path, help="begin with the weights of this checkpoint")
     add("--channels", type=int, default=32)
     add("--growth", type=float, default=1.25)
-    add("--steps", type=int, default=20000)
+    add("--steps", type=int, default=6000)
     add("--hours", type=float, help="stop after so long, however many steps")
-    add("--batch", type=int, default=4)
+    add("--batch", type=int, default=2)
     add("--segment", type=float, default=2.0, help="seconds of a training mixture")
-    add("--rate", type=float, default=1e-3)
-    add("--warm-up", type=int, default=100)
-    add("--ema", type=float, default=0.998)
+    add("--rate", type=float, default=1.5e-3)
+    add("--warm-up", type=int, default=50)
+    add("--ema", type=float, default=0.995)
     add("--seed", type=int, default=42)
     add("--validate-every", type=int, default=250)
     add("--save-every", type=float, default=300.0, help="seconds")
@@ -131,7 +131,7 @@ def _has_bfloat16(device: object) -> bool:
     import torch
 
     if str(device) == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     flags = Path("/proc/cpuinfo")
     return flags.exists() and "avx512_bf16" in flags.read_text()
 

@@ -43,13 +43,13 @@ class TrainingPlan:
         network: changes of the model's constructor arguments.
     """
 
-    steps: int = 20000
-    batch: int = 4
+    steps: int = 6000
+    batch: int = 2
     segment: float = 2.0
-    rate: float = 1e-3
+    rate: float = 1.5e-3
     last_rate: float = 5e-5
-    warm_up: int = 100
-    ema: float = 0.998
+    warm_up: int = 50
+    ema: float = 0.995
     clip: float = 1.0
     seed: int = 42
     network: tuple[tuple[str, Any], ...] = ()
