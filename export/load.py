@@ -73,7 +73,8 @@ def _only_model(path: Path) -> Path:
     if len(bag.models) != 1:
         raise CheckpointError(
             f"{path} is a bag of {len(bag.models)} models, an export makes a bundle of one",
-            f"Export them one by one: {', '.join(str(m) for m in bag.models)}.",
+            f"Export them one by one, each by the name it has there, and run them together with run -n {path}: "
+            f"{', '.join(str(m) for m in bag.models)}.",
         )
     return bag.models[0]
 

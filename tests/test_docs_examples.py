@@ -36,9 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exports: Export) -> Path:
     (place / "album" / "live").mkdir(parents=True)
     for name in ("song.wav", "album/01.flac", "album/02.wav", "album/live/03.flac"):
         soundfile.write(place / name, noise, RATE)
-    settings = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    assert settings is not None
-    (place / "settings.toml").write_text(settings[1])
+    bag, settings = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (place / "bag.toml").write_text(bag)
+    (place / "settings.toml").write_text(settings)
     programs = place / "programs"
     programs.mkdir()
     (programs / "mrsep-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mrsep_deploy "$@"\n')
@@ -47,7 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exports: Export) -> Path:
     before = os.environ["MRSEP_DEPLOY_HOME"]
     os.environ["MRSEP_DEPLOY_HOME"] = str(registry_home)
     try:
-        registry.register(exports("htdemucs"), "htdemucs")
+        for name in ("first", "second", "htdemucs"):
+            registry.register(exports("htdemucs"), name)
     finally:
         os.environ["MRSEP_DEPLOY_HOME"] = before
     return place

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,9 +21,11 @@ from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
+    from mrsep_deploy.bag import Bag
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.catalogue.journal import Journal
     from mrsep_deploy.catalogue.outcome import Summary
+    from mrsep_deploy.catalogue.pipeline import SeparatesSongs
     from mrsep_deploy.catalogue.reporting import Quiet
     from mrsep_deploy.catalogue.tracks import Track
     from mrsep_deploy.catalogue.writing import WriteOptions
@@ -57,11 +60,9 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     options = RunOptions(**given)
     options.check()
     encoding = options.encoding(ctx)
-    from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.catalogue.naming import Naming, require_distinct
     from mrsep_deploy.catalogue.tracks import find_tracks
     from mrsep_deploy.catalogue.writing import WriteOptions
-    from mrsep_deploy.registry import resolve
 
     with _output_folder(options) as root:
         tracks = find_tracks(options.tracks, options.recursive, None if options.to_stdout else root)
@@ -69,17 +70,16 @@ def run(ctx: click.Context, /, **given: Any) -> None:
             raise UsageError(
                 f"stdout takes one song, there are {len(tracks)}", "Choose a folder with -o DIR."
             )
-        bundle = Bundle.open(resolve(options.model), verify=not options.dry_run)
-        model = bundle.manifest
+        model = _Model.open(options)
         naming = Naming(root, model.name, encoding.suffix.lstrip("."), options.filename)
-        outputs = options.outputs(model.model.sources)
+        outputs = options.outputs(model.sources)
         files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
         require_distinct(naming, tracks, outputs)
-        journal = _journal(options, bundle, files, len(tracks))
+        journal = _journal(options, model, files, len(tracks))
         if options.dry_run:
             _dry_run(options, tracks, files, journal)
             return
-        summary = _separate(options, bundle, tracks, files, journal)
+        summary = _separate(options, model, tracks, files, journal)
         if options.to_stdout:
             _to_stdout(naming.path(tracks[0], outputs[0]))
     if summary.exit_code:
@@ -88,7 +88,7 @@ def run(ctx: click.Context, /, **given: Any) -> None:
 
 def _separate(
     options: RunOptions,
-    bundle: Bundle,
+    model: _Model,
     tracks: Sequence[Track],
     writing: WriteOptions,
     journal: Journal | None,
@@ -98,18 +98,19 @@ def _separate(
 
     if options.resume:
         sweep_parts({path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)})
-    with _terminated_cleanly(), _separator(options, bundle) as separator:
+    wanted = {source for output in writing.outputs for source in output.sources}
+    with _terminated_cleanly(), _opened(options, model, wanted) as (separator, first):
         if not options.quiet and not options.json:
-            _introduce(separator)
-        with _reporter(options, separator, len(tracks) == 1) as reporter:
-            reporter.begin(bundle.manifest.name, separator.engine_name, len(tracks))
+            _introduce(model, first)
+        with _reporter(options, first, len(tracks) == 1) as reporter:
+            reporter.begin(model.name, first.engine_name, len(tracks))
             catalogue = Catalogue(
                 separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
             )
             summary = catalogue.run(tracks)
             reporter.summary(summary)
         if options.timeline is not None:
-            _draw_timeline(separator, options.timeline)
+            _draw_timeline(first, options.timeline)
     if options.summary is not None:
         _write_summary(options.summary, summary)
     if len(tracks) == 1 and summary.exit_code == FAILED:
@@ -119,34 +120,63 @@ def _separate(
     return summary
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A bundle, or a bag of several."""
+
+    name: str
+    sources: tuple[str, ...]
+    digest: str
+    opened: Bundle | Bag
+
+    @classmethod
+    def open(cls, options: RunOptions) -> _Model:
+        from mrsep_deploy.bag import is_bag, open_bag
+        from mrsep_deploy.bundle import Bundle
+        from mrsep_deploy.registry import resolve
+
+        verify = not options.dry_run
+        if options.model is not None and is_bag(options.model):
+            bag = open_bag(options.model, verify)
+            return cls(bag.name, bag.sources, bag.digest, bag)
+        bundle = Bundle.open(resolve(options.model), verify=verify)
+        return cls(bundle.manifest.name, bundle.manifest.model.sources, bundle.digest, bundle)
+
+
+@contextlib.contextmanager
+def _opened(
+    options: RunOptions, model: _Model, wanted: set[int]
+) -> Iterator[tuple[SeparatesSongs, Separator]]:
+    """What separates, and a separator that stands for it: of a bag, one of several."""
+    from mrsep_deploy.bag import Bag, BagSeparator
+
+    if isinstance(model.opened, Bag):
+        with BagSeparator(model.opened, wanted, **_separator_options(options)) as bag:
+            yield bag, bag.first
+    else:
+        with _separator(options, model.opened) as separator:
+            yield separator, separator
+
+
 def _separator(options: RunOptions, bundle: Bundle) -> Separator:
     from mrsep_deploy.separator import Separator
 
-    return Separator(
-        bundle,
-        engine=options.engine,
-        threads=options.threads,
-        overlap=options.overlap,
-        segment=options.segment,
-        shifts=options.shifts,
-        seed=options.seed,
-        device=options.device,
-        mode=options.mode,
-        checkpoint=options.checkpoint,
-        precision=options.precision,
-        plan=options.plan,
-        trace=options.timeline is not None,
-    )
+    return Separator(bundle, **_separator_options(options))
 
 
-def _journal(options: RunOptions, bundle: Bundle, writing: WriteOptions, tracks: int) -> Journal | None:
+def _separator_options(options: RunOptions) -> dict[str, Any]:
+    names = "engine threads overlap segment shifts seed device mode checkpoint precision plan"
+    return {name: getattr(options, name) for name in names.split()} | {"trace": options.timeline is not None}
+
+
+def _journal(options: RunOptions, model: _Model, writing: WriteOptions, tracks: int) -> Journal | None:
     """Where there is something to resume: not for one song, unless it is asked for."""
     from mrsep_deploy.catalogue.journal import Journal, settings_digest
 
     if options.to_stdout or (tracks == 1 and not options.resume):
         return None
     settings = {
-        "bundle": bundle.digest,
+        "model": model.digest,
         "precision": options.precision,
         "plan": str(options.plan),
         "shifts": options.shifts,
@@ -187,10 +217,10 @@ def _reporter(options: RunOptions, separator: Separator, single: bool) -> Quiet:
     return Quiet(single) if options.quiet else Bars(single, separator.sample_rate, options.to_stdout)
 
 
-def _introduce(separator: Separator) -> None:
+def _introduce(model: _Model, separator: Separator) -> None:
     found = separator.engine.availability()
     click.echo(
-        f"{separator.manifest.name} ({', '.join(separator.sources)}) on {separator.engine.title} "
+        f"{model.name} ({', '.join(separator.sources)}) on {separator.engine.title} "
         f"{found.version}, {found.device}"
         + (f" ({separator.engine_reason})" if separator.engine_reason else ""),
         err=True,
