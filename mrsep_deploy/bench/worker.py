@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TRACED = 4
 """Batches in a timeline."""
+SETTLE_SECONDS = 0.01
+"""Before each turn: threads of whoever had the turn before spin for some milliseconds after their last work."""
 
 
 def main(job: Path) -> None:
@@ -120,6 +122,7 @@ class Worker:
         """One turn: seconds from the mix in host memory to the stems in host memory, and joules."""
         assert self.opened is not None
         samples = _input(mix, item)
+        time.sleep(SETTLE_SECONDS)
         before = {name: meter.read() for name, meter in self.meters.items()}
         began = time.perf_counter()
         self.stems = self.opened.song(samples) if song else self.opened.segments(samples)
