@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "man"
 
 def pages() -> dict[str, str]:
     """The text of every page, by file name, in roff."""
-    top = click.Context(main, info_name=PROGRAM)
+    top = click.Context(main, info_name=PROGRAM, **main.context_settings)
     found = {f"{PROGRAM}.1": _page(top, main)}
     for name in COMMANDS:
         command = main.get_command(top, name)
