@@ -49,6 +49,31 @@ class TypedGraph:
     flushed: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class ReadGraph:
+    """A float32 graph that was read once, to be converted by several plans.
+
+    Attributes:
+        size: of the serialised graph in bytes.
+        exported: as it was exported.
+        centred: with folded norms in a form that rounding does not harm.
+    """
+
+    size: int
+    exported: GraphView
+    centred: GraphView
+
+
+def read_graph(data: bytes, stage: str) -> ReadGraph:
+    """Read a stage's graph.
+
+    Raises:
+        BundleError: it is no float32 graph with static shapes.
+    """
+    exported = GraphView(data, stage)
+    return ReadGraph(len(data), exported, centred_view(exported))
+
+
 def node_names(data: bytes) -> tuple[str, ...]:
     """Names of the nodes a plan may name: those that compute floating-point numbers, in the graph's order.
 
@@ -59,12 +84,16 @@ def node_names(data: bytes) -> tuple[str, ...]:
 
 
 def typed_graph(
-    data: bytes, stage: str, plan: PrecisionPlan, inputs: Mapping[str, str], outputs: Mapping[str, str]
+    graph: bytes | ReadGraph,
+    stage: str,
+    plan: PrecisionPlan,
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
 ) -> TypedGraph:
     """A stage's graph in lower precision.
 
     Args:
-        data: the float32 graph.
+        graph: the float32 graph, or :func:`read_graph` of it.
         stage: its name; ``plan.keep`` speaks of stages.
         plan: what stays in float32.
         inputs, outputs: element types at the graph's border, by tensor name; float32 for what is not named.
@@ -77,8 +106,9 @@ def typed_graph(
         BundleError: it is no float32 graph with static shapes.
         UsageError: the plan names nodes that are not there.
     """
-    exported = GraphView(data, stage)
-    view = centred_view(exported) if "fold" in plan.rules else exported
+    read = read_graph(graph, stage) if isinstance(graph, bytes) else graph
+    exported = read.exported
+    view = read.centred if "fold" in plan.rules else exported
     names = _computing(view)
     kept = set(kept_by_rules(view, plan.rules, plan.precision, stage))
     # plans may be written for either form of a folded norm
@@ -98,7 +128,7 @@ def typed_graph(
         macs=sum(macs.values()),
         kept_macs=sum(macs[name] for name in in_float32),
         bytes_moved=bytes_moved(checked),
-        original_size=len(data),
+        original_size=read.size,
         original_bytes_moved=bytes_moved(exported.model),
         flushed=_flushed(view, model, plan),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle_files import Folder
 from mrsep_deploy.engine_cache import EngineCache
 from mrsep_deploy.engines import Engine
-from mrsep_deploy.export.precision_graph import typed_graph
+from mrsep_deploy.export.precision_graph import ReadGraph, TypedGraph, read_graph, typed_graph
 from mrsep_deploy.export.precision_plan import PrecisionPlan
 from mrsep_deploy.export.precision_view import MOVEMENT
 from mrsep_deploy.machine import cpu_budget
@@ -36,6 +36,8 @@ class IsolatedStages:
     def __init__(self, bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
         self.bundle, self.engine, self.plan = bundle, engine, plan
         self.computing: dict[str, list[str]] = {}
+        # a stage is converted once for every group of nodes that is measured
+        self._read: dict[str, ReadGraph] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-bisect-")
         self.folder = Path(self._folder.name)
         self._keeps_engines = isinstance(getattr(engine, "cache", None), EngineCache)
@@ -45,7 +47,7 @@ class IsolatedStages:
 
     def low_nodes(self, stage: Stage) -> tuple[str, ...]:
         """Nodes that the plan leaves in low precision, in the graph's order."""
-        typed = typed_graph(self.bundle.graph_bytes(stage), stage.name, self.plan, *self._borders(stage))
+        typed = self._typed(stage, self.plan)
         nodes = onnx.load_from_string(typed.data).graph.node
         computing = [node.name for node in nodes if node.op_type != "Cast" and node.op_type not in MOVEMENT]
         self.computing[stage.name] = computing
@@ -63,10 +65,7 @@ class IsolatedStages:
             self.low_nodes(stage)
         wanted = set(low)
         others = tuple(name for name in self.computing[stage.name] if name not in wanted)
-        keep = {**self.plan.keep, stage.name: others}
-        typed = typed_graph(
-            self.bundle.graph_bytes(stage), stage.name, replace(self.plan, keep=keep), *self._borders(stage)
-        )
+        typed = self._typed(stage, replace(self.plan, keep={**self.plan.keep, stage.name: others}))
         with contextlib.ExitStack() as stack:
             bundle = self._only(stage, typed.data, stack)
             runner = self.engine.prepare(bundle, stage, self.engine.options.threads or cpu_budget())
@@ -75,8 +74,11 @@ class IsolatedStages:
             stack.callback(stream.close)
             yield StageRunner(runner, stage, bundle.manifest, self.engine.device, stream)
 
-    def _borders(self, stage: Stage) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        return dict.fromkeys(stage.inputs, "float32"), dict.fromkeys(stage.outputs, "float32")
+    def _typed(self, stage: Stage, plan: PrecisionPlan) -> TypedGraph:
+        if stage.name not in self._read:
+            self._read[stage.name] = read_graph(self.bundle.graph_bytes(stage), stage.name)
+        inputs, outputs = (dict.fromkeys(names, "float32") for names in (stage.inputs, stage.outputs))
+        return typed_graph(self._read[stage.name], stage.name, plan, inputs, outputs)
 
     def _only(self, stage: Stage, data: bytes, stack: contextlib.ExitStack) -> Bundle:
         """A bundle in which this stage has this graph; of the others only the description is there."""
