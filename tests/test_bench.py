@@ -37,7 +37,9 @@ STAGES = 7
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.main, ["bench", *arguments], prog_name=cli.PROGRAM)
+    # wide: on a slow machine times have more digits, and a narrow table folds its labels
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return runner.invoke(cli.main, ["bench", *arguments], prog_name=cli.PROGRAM)
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
