@@ -35,6 +35,7 @@ def print_result(screen: Console, result: Result) -> None:
     for race in result.races:
         screen.print(title(race, result), style="bold")
         made = table(*_used(race), right=_used(race)[1:])
+        made.columns[0].no_wrap = True  # who it is stays readable where figures have to fold
         for row in race.rows:
             made.add_row(*(cells(row, race)[column] for column in _used(race)))
         screen.print(made)
