@@ -5,7 +5,7 @@ SNR of the golden stems in float16 against float32, worst source, on one segment
     htdemucs 52     htdemucs_n 42         htdemucs_nf 58    htdemucs_2nn 57
     htdemucs_6s 57  htdemucs_n_short 44   htdemucs_nn 53    htdemucs_n_vocals 65    htdemucs_dnf 35    dB
 
-The trained model reaches 61 dB. Most of these lose more because they are tiny and untrained: with 4 channels instead of
+The trained model reaches 64 dB. Most of these lose more because they are tiny and untrained: with 4 channels instead of
 48 no rounding error averages out against another, and random weights leave stems that are small differences
 of large tensors.
 """
@@ -184,7 +184,8 @@ def test_trained_in_float16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         print("\ntrained in float16:", ", ".join(f"{name} {value:.1f} dB" for name, value in found.items()))
     assert min(found.values()) >= 60
     costs = read_costs(half.manifest).values()
-    assert sum(cost.kept_macs for cost in costs) <= 0.005 * sum(cost.macs for cost in costs)
+    # 1.3 %: what is last in the decoders, and the squares that norms sum up
+    assert sum(cost.kept_macs for cost in costs) <= 0.015 * sum(cost.macs for cost in costs)
     assert sum(cost.bytes_moved for cost in costs) <= 0.6 * sum(cost.original_bytes_moved for cost in costs)
 
 
