@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
@@ -49,29 +50,30 @@ class TypedGraph:
     flushed: Mapping[str, int]
 
 
-@dataclass(frozen=True)
 class ReadGraph:
-    """A float32 graph that was read once, to be converted by several plans.
+    """A float32 graph that is read once, to be converted by several plans.
 
     Attributes:
         size: of the serialised graph in bytes.
         exported: as it was exported.
-        centred: with folded norms in a form that rounding does not harm.
-    """
-
-    size: int
-    exported: GraphView
-    centred: GraphView
-
-
-def read_graph(data: bytes, stage: str) -> ReadGraph:
-    """Read a stage's graph.
 
     Raises:
         BundleError: it is no float32 graph with static shapes.
     """
-    exported = GraphView(data, stage)
-    return ReadGraph(len(data), exported, centred_view(exported))
+
+    def __init__(self, data: bytes, stage: str) -> None:
+        self.size = len(data)
+        self.exported = GraphView(data, stage)
+
+    @cached_property
+    def centred(self) -> GraphView:
+        """With folded norms in a form that rounding does not harm."""
+        return centred_view(self.exported)
+
+    @cached_property
+    def bytes_moved(self) -> int:
+        """By the kernels of one run of the exported graph."""
+        return bytes_moved(self.exported.model)
 
 
 def node_names(data: bytes) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ def node_names(data: bytes) -> tuple[str, ...]:
     Raises:
         BundleError: the bytes are no float32 graph.
     """
-    return _computing(centred_view(GraphView(data, "graph")))
+    return _computing(ReadGraph(data, "graph").centred)
 
 
 def typed_graph(
@@ -93,7 +95,7 @@ def typed_graph(
     """A stage's graph in lower precision.
 
     Args:
-        graph: the float32 graph, or :func:`read_graph` of it.
+        graph: the float32 graph, or a :class:`ReadGraph` of it.
         stage: its name; ``plan.keep`` speaks of stages.
         plan: what stays in float32.
         inputs, outputs: element types at the graph's border, by tensor name; float32 for what is not named.
@@ -106,17 +108,15 @@ def typed_graph(
         BundleError: it is no float32 graph with static shapes.
         UsageError: the plan names nodes that are not there.
     """
-    read = read_graph(graph, stage) if isinstance(graph, bytes) else graph
-    exported = read.exported
-    view = read.centred if "fold" in plan.rules else exported
+    read = ReadGraph(graph, stage) if isinstance(graph, bytes) else graph
+    view = read.centred if "fold" in plan.rules else read.exported
     names = _computing(view)
     kept = set(kept_by_rules(view, plan.rules, plan.precision, stage))
     # plans may be written for either form of a folded norm
-    kept |= matching_nodes(plan, stage, (*names, *(n for n in _computing(exported) if n not in set(names))))
-    types = node_types(
-        view, kept, ELEMENT_TYPES[plan.precision], _border(view, inputs), _border(view, outputs)
-    )
-    model, casts = _Converter(view, plan, types, _border(view, inputs), _border(view, outputs)).convert()
+    kept |= matching_nodes(plan, stage, dict.fromkeys((*names, *_computing(read.exported))))
+    borders = _border(view, inputs), _border(view, outputs)
+    types = node_types(view, kept, ELEMENT_TYPES[plan.precision], *borders)
+    model, casts = _Converter(view, plan, types, *borders).convert()
     checked = _checked(model, stage)
     in_float32 = tuple(name for name in names if types[name] == TensorProto.FLOAT)
     macs = {node.name: node_macs(node, view.shapes) for node in view.nodes}
@@ -129,7 +129,7 @@ def typed_graph(
         kept_macs=sum(macs[name] for name in in_float32),
         bytes_moved=bytes_moved(checked),
         original_size=read.size,
-        original_bytes_moved=bytes_moved(exported.model),
+        original_bytes_moved=read.bytes_moved,
         flushed=_flushed(view, model, plan),
     )
 

@@ -15,7 +15,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle_files import Folder
 from mrsep_deploy.engine_cache import EngineCache
 from mrsep_deploy.engines import Engine
-from mrsep_deploy.export.precision_graph import ReadGraph, TypedGraph, read_graph, typed_graph
+from mrsep_deploy.export.precision_graph import ReadGraph, TypedGraph, typed_graph
 from mrsep_deploy.export.precision_plan import PrecisionPlan
 from mrsep_deploy.export.precision_view import MOVEMENT
 from mrsep_deploy.machine import cpu_budget
@@ -76,7 +76,7 @@ class IsolatedStages:
 
     def _typed(self, stage: Stage, plan: PrecisionPlan) -> TypedGraph:
         if stage.name not in self._read:
-            self._read[stage.name] = read_graph(self.bundle.graph_bytes(stage), stage.name)
+            self._read[stage.name] = ReadGraph(self.bundle.graph_bytes(stage), stage.name)
         inputs, outputs = (dict.fromkeys(names, "float32") for names in (stage.inputs, stage.outputs))
         return typed_graph(self._read[stage.name], stage.name, plan, inputs, outputs)
 
