@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands.precision_options import converted_precision, plan_for_mixed
 from mrsep_deploy.engines import ENGINE_NAMES
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ Examples:
 )
 @click.argument("model", metavar="[NAME|BUNDLE]", required=False)
 @click.option("--engine", "name", type=click.Choice(ENGINE_NAMES), required=True, help="What to build for.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "mixed"]),
-              help="Of the arithmetic; a float32 bundle is converted and kept in the cache.  "
-                   "[default: the bundle's own]")  # fmt: skip
-@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
-              help="For --precision mixed: what stays in float32 beyond the rules.")  # fmt: skip
+@converted_precision
+@plan_for_mixed
 @click.option(
     "--batch", metavar="N", type=click.IntRange(1), help="Must be the bundle's own: its graphs are static."
 )

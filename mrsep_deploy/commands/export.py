@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
+from mrsep_deploy.commands.precision_options import PRECISIONS, plan_for_mixed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,11 +42,10 @@ Examples:
               help="Segments one run takes.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["split", "whole"]), default="split", show_default=True,
               help="A graph for every stage, or one for the whole.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "mixed"]), default="fp32",
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32",
               show_default=True,
               help="Of the bundle's graphs. run and build convert float32 ones when asked to.")  # fmt: skip
-@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
-              help="For --precision mixed: what stays in float32 beyond the rules.")  # fmt: skip
+@plan_for_mixed
 @click.option("--zip", "archive", metavar="FILE", type=click.Path(path_type=Path),
               help="Write the bundle as one file, too.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")

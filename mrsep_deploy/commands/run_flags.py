@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mrsep_deploy.commands import run_options
+from mrsep_deploy.commands.precision_options import converted_precision, plan_for_mixed
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 
 Command = Callable[..., None]
@@ -87,18 +88,8 @@ def choosing(command: Command) -> Command:
                 default=0,
                 help="CPU threads of the engine; 0 for all.  [default: 0]",
             ),
-            click.option(
-                "--precision",
-                type=click.Choice(["fp32", "fp16", "bf16", "mixed"]),
-                help="Of the arithmetic; a float32 bundle is converted and kept in the cache.  "
-                "[default: the bundle's own]",
-            ),
-            click.option(
-                "--plan",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="For --precision mixed: what stays in float32 beyond the rules.",
-            ),
+            converted_precision,
+            plan_for_mixed,
             click.option(
                 "--checkpoint",
                 type=click.Path(path_type=Path),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands.precision_options import PRECISIONS
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, UsageError
 
@@ -34,7 +35,7 @@ Exit codes: 0 passed, 1 failed, 2 wrong usage.
 @click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]),
               help=f"What runs the bundle.  [default: {AUTO}; for lower precision ort, which rounds on the CPU "
               "after every operator, as a GPU does]")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "mixed"]),
+@click.option("--precision", type=click.Choice(PRECISIONS),
               help="Derive a bundle of this precision and verify that; mixed is as --plan says.  "
               "[default: the bundle's own]")  # fmt: skip
 @click.option("--plan", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
