@@ -91,7 +91,13 @@ def _undamaged(name: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise BundleError(f"{name} is damaged or not a zip: {error}", FIX) from error
+        raise BundleError(f"{name} is damaged or not a zip: {_brief(error)}", FIX) from error
+
+
+def _brief(error: Exception) -> str:
+    """One short line: ``zipfile`` shows whole names, of up to 65,535 bytes."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _check_members(members: list[zipfile.ZipInfo]) -> None:

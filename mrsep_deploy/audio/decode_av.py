@@ -16,6 +16,30 @@ from .info import AudioInfo, Samples
 if TYPE_CHECKING:
     import av.container
 
+_FORMATS = (
+    *("mov", "matroska", "asf", "avi", "flv", "mpegts", "mpeg", "rm", "mxf", "nut", "ogg", "caf", "iff"),
+    *("wav", "w64", "aiff", "au", "voc", "mp3", "aac", "loas", "ac3", "eac3", "ac4", "dts", "dtshd", "mlp"),
+    *(
+        "truehd",
+        "flac",
+        "ape",
+        "wv",
+        "tta",
+        "tak",
+        "mpc",
+        "mpc8",
+        "shn",
+        "dsf",
+        "oma",
+        "amr",
+        "amrnb",
+        "amrwb",
+    ),
+    *("qcp", "gsm", "xwma", "sox", "ircam", "adx", "spdif"),
+)
+"""FFmpeg's names of what may be opened: files with sound in them. Not what names other files (playlists, concat, a
+numbered row of pictures), nor devices, descriptions of streams, subtitles, or samples without a header."""
+
 
 class AvDecoder:
     """One audio stream of a file that FFmpeg opens.
@@ -45,6 +69,10 @@ class AvDecoder:
                     f"Take 0 to {len(found) - 1}",
                 )
             codec = found[stream].codec_context
+            if codec is None:
+                raise AudioError(
+                    f"{path} has audio in a codec that this FFmpeg does not decode", "Convert it to WAV first"
+                )
             name = f"{container.format.name} {codec.name}"
             frames = _stated_frames(found[stream], container)
             self.info = AudioInfo(path, codec.sample_rate, codec.channels, frames, name)
@@ -86,6 +114,20 @@ def count_streams(path: Path, reason: str) -> int:
         return len(container.streams.audio)
 
 
+def open_container(path: Path) -> av.container.InputContainer:
+    """A file as FFmpeg opens it, nothing but this file, whatever is in it.
+
+    Raises:
+        av.FFmpegError, ValueError: it is none that may be opened, or damaged.
+        ImportError: ``av`` is not installed.
+    """
+    import av
+
+    # "file" alone keeps FFmpeg on this disk, and as a prefix keeps it from reading a protocol into an odd name.
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+    return av.open(f"file:{path}", options=options, metadata_errors="replace")
+
+
 @contextmanager
 def _open(path: Path, reason: str) -> Iterator[av.container.InputContainer]:
     try:
@@ -95,9 +137,7 @@ def _open(path: Path, reason: str) -> Iterator[av.container.InputContainer]:
             f"{path} cannot be decoded without FFmpeg ({reason})", 'pip install "mrsep-deploy[av]"'
         ) from error
     try:
-        # A playlist is a text file that can name addresses. "file" alone keeps FFmpeg on this disk, and
-        # as a prefix keeps it from reading a protocol into an odd file name.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        container = open_container(path)
     except (av.FFmpegError, ValueError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise AudioError(

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .decode_av import open_container
+
 Tags: TypeAlias = Mapping[str, str]
 """Text by name; the names are those of ``NAMES``."""
 
@@ -40,11 +42,7 @@ def read_tags(path: Path) -> dict[str, str]:
     with suppress(ImportError):
         import av
 
-        # as the decoder opens it: nothing but this file, whatever is in it
-        with (
-            suppress(av.FFmpegError, ValueError),
-            av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container,
-        ):
+        with suppress(av.FFmpegError, ValueError), open_container(path) as container:
             streams = container.streams.audio[:1]
             found = {**container.metadata, **(streams[0].metadata if streams else {})}
             lower = {name.lower(): text for name, text in found.items()}
