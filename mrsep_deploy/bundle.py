@@ -10,7 +10,9 @@ it refers to no file outside. Written bundles appear whole or not at all.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +28,8 @@ from .manifest_check import FIX, MANIFEST_FILE
 from .manifest_json import from_json, to_json
 from .onnx_wire import check_self_contained
 from .strict_json import MAX_BYTES, parse
+
+log = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIX = ".zip"
 RANGES_FILE = "ranges.json"
@@ -50,6 +54,7 @@ class Bundle:
         self.manifest_bytes = manifest_bytes
         self._files = files
         self._checked: set[str] = set()
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -98,11 +103,12 @@ class Bundle:
         """A file with that graph, for an engine that reads files itself.
 
         In a folder it is the bundle's own file; from an archive, a copy in the cache under ``digest``,
-        which may be shared with other processes: do not change it.
+        which may be shared with other processes: do not change it. Where the cache cannot be written, a
+        copy that is there as long as this object.
 
         Raises:
             BundleError: the file is not what the manifest says.
-            OutputError: the cache cannot be written.
+            OutputError: neither the cache nor a temporary folder can be written.
             ValueError: the stage has no graph.
         """
         name = _file_of(stage)
@@ -126,8 +132,11 @@ class Bundle:
         return data
 
     def _extracted(self, name: str) -> Path:
-        target = paths.cache_dir("bundles") / self.digest / name
         info = self.manifest.files[name]
+        try:
+            target = paths.cache_dir("bundles") / self.digest / name
+        except UsageError as error:  # no home, no cache
+            return self._aside(name, self._read(name), OutputError(error.message))
         if not _holds(target, info):
             data = self._read(name)
             try:
@@ -136,7 +145,17 @@ class Bundle:
             except OutputError as error:
                 # Windows does not replace a file that another process, faster than this, has opened
                 if not _holds(target, info):
-                    raise OutputError(error.message, f"{error.fix} {paths.SET_HOME}") from error
+                    return self._aside(name, data, error)
+        return target
+
+    def _aside(self, name: str, data: bytes, why: OutputError) -> Path:
+        """The file in a temporary folder, which goes with this object: a cache is a help, not a need."""
+        if self._scratch is None:
+            log.warning("%s; the model is unpacked for this run alone. %s", why.message, paths.SET_HOME)
+            with explained(Path(tempfile.gettempdir()), paths.SET_HOME):
+                self._scratch = tempfile.TemporaryDirectory(prefix="mrsep-deploy-bundle-")
+        target = Path(self._scratch.name) / name
+        write_file(target, data)
         return target
 
 

@@ -26,6 +26,14 @@ USAGE = 2
 PARTIAL = 3
 
 
+def one_line(text: str) -> str:
+    """Text for a terminal: names of files may hold line breaks and what moves cursors or turns text around."""
+    joined = " ".join(text.split())
+    if joined.isprintable():
+        return joined
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+
 class MrsepError(Exception):
     """Base of every error this package raises on purpose.
 
@@ -38,8 +46,8 @@ class MrsepError(Exception):
 
     def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
-        self.message = " ".join(message.split())
-        self.fix = " ".join(fix.split())
+        self.message = one_line(message)
+        self.fix = one_line(fix)
 
     def __str__(self) -> str:
         return f"{self.message}. {self.fix}" if self.fix else self.message

@@ -26,7 +26,8 @@ from .encode import (
     WAV_FLOAT,
     Encoding,
 )
-from .info import AudioInfo, Samples
+from .info import AudioInfo, Samples, check_file
+from .place import is_locked
 from .read import AudioSource, audio_streams, open_audio
 from .resample import Resampler, resample, resampled_length
 from .tags import Tags, read_tags
@@ -57,7 +58,9 @@ __all__ = [
     "WrittenStem",
     "audio_streams",
     "bytes_needed",
+    "check_file",
     "flac",
+    "is_locked",
     "mp3",
     "ogg",
     "open_audio",

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import OutputError
 from .encode import WAV_16, WAV_24, WAV_FLOAT, Encoding
-from .info import Samples
+from .info import Samples, native
 from .tags import Tags
 
 FLAC_MAX_CHANNELS = 8
@@ -79,7 +79,7 @@ class Compressed:
         frames = 0
         try:
             with soundfile.SoundFile(
-                part,
+                native(part),
                 "w",
                 sample_rate,
                 channels,
@@ -93,7 +93,7 @@ class Compressed:
                 for chunk in chunks:
                     file.write(self._given(chunk))
                     frames += chunk.shape[1]
-            held = soundfile.info(str(part)).frames
+            held = soundfile.info(native(part)).frames
         # libsndfile calls a full disk a system error, or writes less than it was asked to.
         except (soundfile.LibsndfileError, AssertionError) as error:
             raise OutputError(

@@ -39,6 +39,8 @@ _FORMATS = (
 )
 """FFmpeg's names of what may be opened: files with sound in them. Not what names other files (playlists, concat, a
 numbered row of pictures), nor devices, descriptions of streams, subtitles, or samples without a header."""
+PYAV_ERRORS = (ValueError, LookupError, ArithmeticError, MemoryError)
+"""What PyAV raises beside FFmpeg's errors: a stream that turns up in the middle of a file is an IndexError."""
 
 
 class AvDecoder:
@@ -91,7 +93,7 @@ class AvDecoder:
                         piece: Samples = part.to_ndarray()[:, :keep]
                         done += piece.shape[1]
                         yield piece
-            except (av.FFmpegError, ValueError) as error:
+            except (av.FFmpegError, *PYAV_ERRORS) as error:
                 raise AudioError(
                     f"{self.info.path} is damaged after {done / self.info.sample_rate:.2f} s: {error}",
                     "Get the file again, or cut it before that point",
@@ -138,7 +140,7 @@ def _open(path: Path, reason: str) -> Iterator[av.container.InputContainer]:
         ) from error
     try:
         container = open_container(path)
-    except (av.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, *PYAV_ERRORS) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise AudioError(
             f"{path} is not audio that can be decoded ({reason}; FFmpeg: {what})",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import AudioError
-from .info import AudioInfo, Samples
+from .info import AudioInfo, Samples, native
 
 if TYPE_CHECKING:
     import soundfile
@@ -34,7 +34,7 @@ class SoundfileDecoder:
         import soundfile
 
         try:
-            with soundfile.SoundFile(path) as file:
+            with soundfile.SoundFile(native(path)) as file:
                 name = f"{file.format} {file.subtype}"
                 frames = None if file.frames >= _UNKNOWN else file.frames
                 self.info = AudioInfo(path, file.samplerate, file.channels, frames, name)
@@ -86,7 +86,7 @@ def _open_forward(path: Path) -> soundfile.SoundFile:
         def seekable(self) -> bool:
             return False
 
-    return ForwardSoundFile(path)
+    return ForwardSoundFile(native(path))
 
 
 def _mp3_states_its_length(path: Path) -> bool:

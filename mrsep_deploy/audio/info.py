@@ -87,6 +87,11 @@ def check_file(path: Path) -> None:
         raise AudioError(f"{path} is empty (0 bytes)", "Get the file again")
 
 
+def native(path: Path) -> str | bytes:
+    """A path as libsndfile's wrapper takes it: names that are not Unicode too, where systems have them."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
 def check_info(info: AudioInfo) -> None:
     """Refuse a header that can only be damage.
 

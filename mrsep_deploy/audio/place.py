@@ -9,8 +9,14 @@ import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from ..errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -35,6 +41,27 @@ def part_name(name: str) -> str:
     """The temporary name of a file: hidden, and with the number of the process that writes it."""
     # 40 characters: a name of the greatest length a file system takes leaves no room for more.
     return f".{name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.part"
+
+
+def lock(file: IO[bytes]) -> None:
+    """Tell other processes that somebody writes this file, until it is closed; nothing where there are no locks."""
+    if fcntl is not None:
+        with suppress(OSError):  # not every file system has them
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another opened file holds a ``lock`` on it; False where it cannot be known."""
+    if fcntl is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def explained(error: OSError, path: Path, needed: int) -> OutputError:

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .decode_av import open_container
+from .decode_av import PYAV_ERRORS, open_container
+from .info import native
 
 Tags: TypeAlias = Mapping[str, str]
 """Text by name; the names are those of ``NAMES``."""
@@ -37,12 +38,12 @@ def read_tags(path: Path) -> dict[str, str]:
     """
     import soundfile
 
-    with suppress(soundfile.LibsndfileError, TypeError, OSError), soundfile.SoundFile(path) as file:
+    with suppress(soundfile.LibsndfileError, TypeError, OSError), soundfile.SoundFile(native(path)) as file:
         return _cleaned(file.copy_metadata())
     with suppress(ImportError):
         import av
 
-        with suppress(av.FFmpegError, ValueError), open_container(path) as container:
+        with suppress(av.FFmpegError, *PYAV_ERRORS), open_container(path) as container:
             streams = container.streams.audio[:1]
             found = {**container.metadata, **(streams[0].metadata if streams else {})}
             lower = {name.lower(): text for name, text in found.items()}

@@ -17,7 +17,7 @@ from ..errors import OutputError, UsageError
 from .compress import Compressed
 from .encode import WAV_16, WAV_FLOAT, Encoding
 from .info import Samples
-from .place import explained, part_name, prepare_target
+from .place import explained, lock, part_name, prepare_target
 from .tags import Tags, info_chunk
 
 Clip: TypeAlias = Literal["rescale", "clamp", "none"]
@@ -115,6 +115,7 @@ class StemWriter:
             self._target = prepare_target(self.path)
             self._part = self._new_part()
             self._file = open(self._part, "xb+")  # noqa: SIM115 - closed by close or abort
+            lock(self._file)
             self._file.write(self._working.header(sample_rate, channels, 0))
 
     def _new_part(self) -> Path:
@@ -198,7 +199,11 @@ class StemWriter:
 
     def _compressed(self, encoding: Compressed, divisor: np.float32) -> Path:
         part = self._new_part()
-        encoding.encode(self._samples(divisor), part, self.path, self.sample_rate, self.channels, self.tags)
+        with open(part, "xb") as mine:
+            lock(mine)
+            encoding.encode(
+                self._samples(divisor), part, self.path, self.sample_rate, self.channels, self.tags
+            )
         self._file.close()
         return part
 

@@ -7,19 +7,24 @@ is there in its whole length. Anything else is done again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mrsep_deploy.atomic import explained, make_folder
+from mrsep_deploy.audio import is_locked
 from mrsep_deploy.catalogue.tracks import Track
 
 NAME = ".mrsep-deploy-journal.jsonl"
 MAX_LINE = 1 << 16
+SETTLED = 60.0
+"""Seconds after which a file that is not locked is nobody's, even if its process seems to live."""
 _PART = re.compile(r"\..{1,40}\.([0-9]{1,10})\.[0-9a-f]{8}\.part", re.DOTALL)
 
 Line = Mapping[str, object]
@@ -74,7 +79,9 @@ class Journal:
             try:
                 # A kill may have left half a line. Each line goes out in one call, so that two runs do not mix.
                 start = b"" if _ends_with_newline(descriptor) else b"\n"
-                os.write(descriptor, start + json.dumps(line).encode() + b"\n")
+                text = start + json.dumps(line).encode() + b"\n"
+                if os.write(descriptor, text) != len(text):  # the rest of the disk was less than a line
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -95,18 +102,25 @@ class Journal:
 def sweep_parts(folders: Iterable[Path]) -> int:
     """Delete the temporary files that killed runs have left in these folders; returns how many.
 
-    Those of a process that lives, by its number on this machine, stay.
+    Those that somebody writes stay: who writes one holds a lock on it, and until then its process is there, by the
+    number in the name. (A container has numbers of its own, and a number is given out again; a lock is the file's.)
     """
     swept = 0
     for folder in folders:
         with contextlib.suppress(OSError):
             for entry in list(os.scandir(folder)):
                 found = _PART.fullmatch(entry.name)
-                if found and not _is_alive(int(found[1])):
+                if found and _is_left_behind(entry, int(found[1])):
                     with contextlib.suppress(OSError):
                         os.unlink(entry.path)
                         swept += 1
     return swept
+
+
+def _is_left_behind(entry: os.DirEntry[str], process: int) -> bool:
+    if is_locked(Path(entry.path)):
+        return False
+    return not _is_alive(process) or time.time() - entry.stat().st_mtime > SETTLED
 
 
 def _is_alive(process: int) -> bool:

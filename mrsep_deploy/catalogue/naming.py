@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,11 +87,11 @@ def require_distinct(naming: Naming, tracks: Sequence[Track], outputs: Sequence[
     Raises:
         UsageError: two files have one name.
     """
-    taken = {same_place(str(track.path.absolute())): track for track in tracks if not track.is_stdin}
+    taken = {_place(track.path): track for track in tracks if not track.is_stdin}
     originals = set(taken)
     for track in tracks:
         for path in naming.paths(track, outputs):
-            key = same_place(str(path.absolute()))
+            key = _place(path)
             if key in originals:
                 raise UsageError(
                     f"{path} is one of the songs to separate", "Choose another place with -o DIR."
@@ -104,3 +105,8 @@ def require_distinct(naming: Naming, tracks: Sequence[Track], outputs: Sequence[
                     f"{both} would be written to {path}", f"Put {{track}} and {{stem}} in it. {_HELP}"
                 )
             taken[key] = track
+
+
+def _place(path: Path) -> str:
+    """Where a file really is: links are followed when it is written."""
+    return same_place(os.path.realpath(path))

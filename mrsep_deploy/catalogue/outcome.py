@@ -10,7 +10,7 @@ from typing import Literal
 from mrsep_deploy.catalogue.tracks import Track
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, MrsepError
 
-Status = Literal["done", "failed", "skipped"]
+Status = Literal["done", "failed", "skipped", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Outcome:
     """What became of one song.
 
     Attributes:
+        status: ``unfinished`` if the run was interrupted before its end.
         outputs: its files.
         seconds: its length.
         elapsed: from its first segment to its last file; songs overlap, so these do not add up.
@@ -49,7 +50,7 @@ class Outcome:
     def as_json(self) -> dict[str, object]:
         """Plain values."""
         tree: dict[str, object] = {"track": str(self.track.path), "status": self.status}
-        if self.status != "failed":
+        if self.status in ("done", "skipped"):
             tree["outputs"] = [str(path) for path in self.outputs]
         if self.status == "done":
             tree |= {"seconds": round(self.seconds, 3), "elapsed": round(self.elapsed, 3)}
@@ -60,10 +61,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a run. ``elapsed`` is the wall clock's, in seconds."""
+    """What became of a run.
+
+    Attributes:
+        elapsed: the wall clock's, in seconds.
+        interrupted: it was ended before its end.
+    """
 
     outcomes: tuple[Outcome, ...]
     elapsed: float
+    interrupted: bool = False
 
     def of(self, status: Status) -> Sequence[Outcome]:
         """The songs that ended so, in the order they ended."""
@@ -87,12 +94,14 @@ class Summary:
             "done": len(self.of("done")),
             "failed": len(self.of("failed")),
             "skipped": len(self.of("skipped")),
+            "unfinished": len(self.of("unfinished")),
+            "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
             "elapsed": round(self.elapsed, 3),
             "tracks": [outcome.as_json() for outcome in self.outcomes],
         }
 
     def __str__(self) -> str:
-        counts = [f"{len(self.of(s))} {s}" for s in ("done", "skipped", "failed") if self.of(s)]
+        counts = [f"{len(self.of(s))} {s}" for s in ("done", "skipped", "failed", "unfinished") if self.of(s)]
         speed = f", {self.seconds / self.elapsed:.2f} x realtime" if self.elapsed and self.seconds else ""
         return f"{', '.join(counts) or 'nothing to do'}: {self.seconds:.1f} s of music in {self.elapsed:.1f} s{speed}"

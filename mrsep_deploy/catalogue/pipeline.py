@@ -100,10 +100,13 @@ class Catalogue:
         self._active: dict[Song, _Active] = {}
         self._encoding: deque[_Active] = deque()
         self._loading: deque[tuple[Track, Future[LoadedSong]]] = deque()
+        self._tracks: Sequence[Track] = ()
+        self._began = time.perf_counter()
 
     def run(self, tracks: Sequence[Track]) -> Summary:
         """Separate all of them. An interruption leaves finished songs and removes unfinished ones."""
-        began = time.perf_counter()
+        self._tracks = tracks
+        self._began = time.perf_counter()
         with (
             ThreadPoolExecutor(self._jobs, "load") as loaders,
             ThreadPoolExecutor(self._jobs, "encode") as encoders,
@@ -113,7 +116,14 @@ class Catalogue:
                 self._take(self._active[separated.song], separated, encoders)
             while self._encoding:
                 self._complete(self._encoding.popleft())
-        return Summary(tuple(self._outcomes), time.perf_counter() - began)
+        return self.summary()
+
+    def summary(self) -> Summary:
+        """What became of every song, after ``run``; after an interruption too, some then being unfinished."""
+        ended = {outcome.track for outcome in self._outcomes}
+        unfinished = tuple(Outcome(track, "unfinished") for track in self._tracks if track not in ended)
+        elapsed = time.perf_counter() - self._began
+        return Summary((*self._outcomes, *unfinished), elapsed, interrupted=bool(unfinished))
 
     # --- songs in
 
@@ -236,9 +246,12 @@ class Catalogue:
         except Exception as error:
             self._give_up(active, error)
             return
+        self._end(self._done(active))
+
+    def _done(self, active: _Active) -> Outcome:
         seconds = active.loaded.statistics.frames / self._separator.sample_rate
         elapsed = time.perf_counter() - active.began
-        self._end(Outcome(active.loaded.track, "done", tuple(active.writer.paths), seconds, elapsed))
+        return Outcome(active.loaded.track, "done", tuple(active.writer.paths), seconds, elapsed)
 
     def _give_up(self, active: _Active, error: Exception) -> None:
         for file in active.files:
@@ -265,12 +278,21 @@ class Catalogue:
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)
             for active in (*self._active.values(), *self._encoding):
+                if _is_whole(active):
+                    self._outcomes.append(self._done(active))
                 active.writer.abort()
                 active.loaded.close()
             for _, loading in self._loading:
                 with contextlib.suppress(Exception):
                     loading.result(timeout=0).close()
             raise
+
+
+def _is_whole(active: _Active) -> bool:
+    """Whether all files of a song are finished, and noted down."""
+    return bool(active.files) and all(
+        file.done() and not file.cancelled() and file.exception() is None for file in active.files
+    )
 
 
 def _called(function: Callable[[], LoadedSong]) -> Future[LoadedSong]:

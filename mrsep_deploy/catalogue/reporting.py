@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 from mrsep_deploy.catalogue.outcome import Outcome, Summary
 from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.errors import one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,8 +36,8 @@ class Quiet:
     ) -> None:
         return None
 
-    def begin(self, model: str, engine: str, tracks: int) -> None:
-        """The run begins."""
+    def begin(self, model: str, engine: str | None, tracks: int) -> None:
+        """The run begins; without an engine, if there is nothing for one to do."""
 
     def progress(self, track: Track, done: int, total: int) -> None:
         """A song has come so far."""
@@ -44,14 +45,16 @@ class Quiet:
     def ended(self, outcome: Outcome) -> None:
         """A song has ended."""
         if outcome.status == "failed" and not self._single:
-            print(f"mrsep-deploy: {outcome.track.path}: {outcome.reason}", file=sys.stderr, flush=True)
+            line = one_line(f"mrsep-deploy: {outcome.track.path}: {outcome.reason}")
+            print(line, file=sys.stderr, flush=True)
 
     def summary(self, summary: Summary) -> None:
         """The run has ended."""
         failed = summary.of("failed")
         if failed and not self._single:
             names = ", ".join(str(outcome.track.path) for outcome in failed)
-            print(f"{len(failed)} of {len(summary.outcomes)} failed: {names}", file=sys.stderr, flush=True)
+            line = one_line(f"{len(failed)} of {len(summary.outcomes)} failed: {names}")
+            print(line, file=sys.stderr, flush=True)
 
 
 class Bars(Quiet):
@@ -79,7 +82,7 @@ class Bars(Quiet):
         if self._bars is not None:
             self._bars.stop()
 
-    def begin(self, model: str, engine: str, tracks: int) -> None:
+    def begin(self, model: str, engine: str | None, tracks: int) -> None:
         self._tracks = tracks
         self._bars = bars = _bars()
         self._all = bars.add_task("all", total=tracks, visible=tracks > 1, of=f"0/{tracks}", speed="")
@@ -90,7 +93,7 @@ class Bars(Quiet):
         assert self._bars is not None
         if track != self._current:
             self._current = track
-            self._bars.reset(self._one, description=track.path.name, total=total)
+            self._bars.reset(self._one, description=one_line(track.path.name), total=total)
         elapsed = self._bars.tasks[1].elapsed or 0.0
         speed = f"{done / self._rate / elapsed:.2f} x realtime" if elapsed else ""
         self._bars.update(self._one, completed=done, total=total, speed=speed)
@@ -103,9 +106,9 @@ class Bars(Quiet):
             self._bars.update(self._all, completed=self._ended, of=f"{self._ended}/{self._tracks}")
         if outcome.status == "done":
             what = f"{outcome.seconds:.1f} s in {outcome.elapsed:.1f} s, {outcome.speed:.2f} x realtime"
-            self._print(f"{_together(outcome)}  {what}")
+            self._print(f"{one_line(_together(outcome))}  {what}")
         elif outcome.status == "skipped":
-            self._print(f"{_together(outcome)}  done already")
+            self._print(f"{one_line(_together(outcome))}  done already")
 
     def _print(self, line: str) -> None:
         # Looked up now: on a terminal the bars have put themselves in the streams' place.
@@ -128,7 +131,7 @@ class JsonLines(Quiet):
         self._rate = rate
         self._told: tuple[Track | None, float] = (None, 0.0)
 
-    def begin(self, model: str, engine: str, tracks: int) -> None:
+    def begin(self, model: str, engine: str | None, tracks: int) -> None:
         self._say(event="begin", model=model, engine=engine, tracks=tracks)
 
     def progress(self, track: Track, done: int, total: int) -> None:
@@ -164,6 +167,7 @@ def _bars() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -171,7 +175,8 @@ def _bars() -> Progress:
         TextColumn("{task.fields[of]}"),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,  # in a file, bars are blank lines
         # What goes to a pipe has to stay there; on a terminal lines go above the bars.
         redirect_stdout=sys.stdout.isatty(),
         transient=True,

@@ -74,8 +74,11 @@ def _expanded(argument: str, recursive: bool, without: Path | None) -> Iterator[
     if os.path.isdir(path):
         yield from _in_folder(path, recursive, without)
     elif not os.path.lexists(path) and glob.has_magic(argument):
-        matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
-        files = [match for match in matches if match.is_file() and not _is_inside(match, without)]
+        matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True), key=_depth_first)]
+        # ** goes through links to folders, in a loop of them as often as the system lets it
+        places = {os.path.realpath(match): match for match in reversed(matches)}
+        files = [match for match in places.values() if match.is_file() and not _is_inside(match, without)]
+        files.sort()
         if not files:
             raise UsageError(
                 f"no file matches {argument}", "Check the pattern; quotes keep it from the shell."
@@ -83,6 +86,10 @@ def _expanded(argument: str, recursive: bool, without: Path | None) -> Iterator[
         yield from (Track(file, _stem(file)) for file in files)
     else:
         yield Track(path, _stem(path))
+
+
+def _depth_first(path: str) -> tuple[int, str]:
+    return path.count(os.sep), path
 
 
 def _in_folder(folder: Path, recursive: bool, without: Path | None) -> Iterator[Track]:

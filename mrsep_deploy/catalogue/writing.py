@@ -90,7 +90,7 @@ class SongWriter:
         own = rate == song.source.info.sample_rate
         self._frames = song.frames if own else resampled_length(song.statistics.frames, model_rate, rate)
         _require_space(self.paths, self._frames, channels, options)
-        self._new_folders = [path.parent for path in self.paths if not path.parent.exists()]
+        self._new_folders = _missing_folders(self.paths)
         self._resamplers = [Resampler(model_rate, rate, channels) for _ in self._outputs]
         self.writers: list[StemWriter] = []
         tags = song.tags if options.tags else None
@@ -119,8 +119,8 @@ class SongWriter:
         return self.writers[index].close()
 
     def sync(self) -> None:
-        """Force the names of the finished files to the disk."""
-        for folder in {path.parent for path in self.paths}:
+        """Force the names of the finished files to the disk, and those of the folders made for them."""
+        for folder in {path.parent for path in (*self.paths, *self._new_folders)}:
             with contextlib.suppress(OSError):
                 sync_folder(folder)
 
@@ -131,6 +131,12 @@ class SongWriter:
         for folder in self._new_folders:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+
+def _missing_folders(paths: Sequence[Path]) -> list[Path]:
+    """Folders that have to be made for these files, the innermost first."""
+    folders = {folder for path in paths for folder in path.absolute().parents}
+    return sorted((f for f in folders if not f.exists()), key=lambda f: len(f.parts), reverse=True)
 
 
 def _require_space(paths: Sequence[Path], frames: int, channels: int, options: WriteOptions) -> None:

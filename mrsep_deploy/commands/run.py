@@ -18,7 +18,7 @@ import click
 
 from mrsep_deploy.commands.run_flags import choosing, writing
 from mrsep_deploy.commands.run_options import RunOptions
-from mrsep_deploy.errors import FAILED, UsageError
+from mrsep_deploy.errors import FAILED, AudioError, OutputError, UsageError, one_line
 
 if TYPE_CHECKING:
     from mrsep_deploy.bag import Bag
@@ -35,6 +35,8 @@ DRAWN = 4
 """Segments in a timeline; more would be too narrow to read."""
 TERMINATED = 143
 """What a shell reports of a program that SIGTERM ended: 128 + SIGTERM."""
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end a run: by an administrator, by a terminal that is closed."""
 
 
 @click.command(
@@ -98,26 +100,65 @@ def _separate(
 
     if options.resume:
         sweep_parts({path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)})
-    wanted = {source for output in writing.outputs for source in output.sources}
-    with _terminated_cleanly(), _opened(options, model, wanted) as (separator, first):
-        if not options.quiet and not options.json:
-            _introduce(model, first)
-        with _reporter(options, first, len(tracks) == 1) as reporter:
-            reporter.begin(model.name, first.engine_name, len(tracks))
-            catalogue = Catalogue(
-                separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
-            )
-            summary = catalogue.run(tracks)
-            reporter.summary(summary)
-        if options.timeline is not None:
-            _draw_timeline(first, options.timeline)
-    if options.summary is not None:
-        _write_summary(options.summary, summary)
+    summary = _without_engine(options, model, tracks)
+    if summary is None:
+        wanted = {source for output in writing.outputs for source in output.sources}
+        with _terminated_cleanly(), _opened(options, model, wanted) as (separator, first):
+            if not options.quiet and not options.json:
+                _introduce(model, first)
+            with _reporter(options, model, len(tracks) == 1) as reporter:
+                reporter.begin(model.name, first.engine_name, len(tracks))
+                catalogue = Catalogue(
+                    separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
+                )
+                try:
+                    summary = catalogue.run(tracks)
+                except BaseException:
+                    _tell(options, reporter, catalogue.summary())
+                    raise
+                _tell(options, reporter, summary)
+            if options.timeline is not None:
+                _draw_timeline(first, options.timeline)
     if len(tracks) == 1 and summary.exit_code == FAILED:
         error = summary.outcomes[0].error
         assert error is not None
         raise error
     return summary
+
+
+def _without_engine(options: RunOptions, model: _Model, tracks: Sequence[Track]) -> Summary | None:
+    """What became of a run all of whose files are missing: no engine has to start to say so."""
+    from mrsep_deploy.catalogue.outcome import Outcome, Summary
+
+    failed = []
+    for track in tracks:
+        error = None if track.is_stdin else _objection(track.path)
+        if error is None:
+            return None
+        failed.append(Outcome(track, "failed", error=error))
+    summary = Summary(tuple(failed), 0.0)
+    with _reporter(options, model, len(tracks) == 1) as reporter:
+        reporter.begin(model.name, None, len(tracks))
+        for outcome in failed:
+            reporter.ended(outcome)
+        _tell(options, reporter, summary)
+    return summary
+
+
+def _objection(path: Path) -> AudioError | None:
+    from mrsep_deploy.audio import check_file
+
+    try:
+        check_file(path)
+    except AudioError as error:
+        return error
+    return None
+
+
+def _tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
+    reporter.summary(summary)
+    if options.summary is not None:
+        _write_summary(options.summary, summary)
 
 
 @dataclass(frozen=True)
@@ -126,6 +167,7 @@ class _Model:
 
     name: str
     sources: tuple[str, ...]
+    sample_rate: int
     digest: str
     opened: Bundle | Bag
 
@@ -138,9 +180,11 @@ class _Model:
         verify = not options.dry_run
         if options.model is not None and is_bag(options.model):
             bag = open_bag(options.model, verify)
-            return cls(bag.name, bag.sources, bag.digest, bag)
+            rate = bag.bundles[0].manifest.model.sample_rate
+            return cls(bag.name, bag.sources, rate, bag.digest, bag)
         bundle = Bundle.open(resolve(options.model), verify=verify)
-        return cls(bundle.manifest.name, bundle.manifest.model.sources, bundle.digest, bundle)
+        info = bundle.manifest.model
+        return cls(bundle.manifest.name, info.sources, info.sample_rate, bundle.digest, bundle)
 
 
 @contextlib.contextmanager
@@ -206,15 +250,16 @@ def _dry_run(
             click.echo(json.dumps({**line, "outputs": [str(path) for path in paths]}))
         else:
             for path in paths:
-                click.echo(f"{track.path} -> {path}{'  done already' if done else ''}")
+                what = one_line(f"{track.path} -> {path}")
+                click.echo(f"{what}{'  done already' if done else ''}")
 
 
-def _reporter(options: RunOptions, separator: Separator, single: bool) -> Quiet:
+def _reporter(options: RunOptions, model: _Model, single: bool) -> Quiet:
     from mrsep_deploy.catalogue.reporting import Bars, JsonLines, Quiet
 
     if options.json:
-        return JsonLines(single, separator.sample_rate, sys.stdout)
-    return Quiet(single) if options.quiet else Bars(single, separator.sample_rate, options.to_stdout)
+        return JsonLines(single, model.sample_rate, sys.stdout)
+    return Quiet(single) if options.quiet else Bars(single, model.sample_rate, options.to_stdout)
 
 
 def _introduce(model: _Model, separator: Separator) -> None:
@@ -264,23 +309,30 @@ def _output_folder(options: RunOptions) -> Iterator[Path]:
 
 
 def _to_stdout(path: Path) -> None:
-    with open(path, "rb") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+    try:
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise  # whoever reads has enough
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written: {error.strerror or error}", "Free some space.") from error
 
 
 @contextlib.contextmanager
 def _terminated_cleanly() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: finished songs stay, parts of files go."""
+    """SIGTERM and SIGHUP end the run as Ctrl-C does: finished songs stay, parts of files go."""
 
-    def end(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(TERMINATED)
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
+    # nohup has SIGHUP ignored, and that is to stay
+    mine = threading.current_thread() is threading.main_thread()
+    heeded = [number for number in ENDING if mine and signal.getsignal(number) is signal.SIG_DFL]
+    for number in heeded:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in heeded:
+            signal.signal(number, signal.SIG_DFL)

@@ -175,7 +175,7 @@ def _keep(failures: Sequence[Result], keep: Path | None) -> None:
         failure["file"] = found.name
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
-            failure["file"] = shutil.copy(found, keep / found.name)
+            failure["file"] = str(shutil.copy(found, keep / found.name))
 
 
 def _machine() -> Result:
