@@ -123,6 +123,13 @@ class Engine(abc.ABC):
             EngineError: the stage cannot be built; the message names stage and operator.
         """
 
+    def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
+        """Runners of one stage that may run at the same time, each on so many threads; see :meth:`prepare`.
+
+        Here each is prepared by itself. Engines whose runners can share weights do.
+        """
+        return [self.prepare(bundle, stage, threads) for _ in range(lanes)]
+
     def share_workspaces(self, runners: Mapping[str, Runner], schedule: Schedule) -> Memory | None:
         """Give runners their scratch memory, one block in which stages that never overlap share.
 

@@ -65,12 +65,20 @@ class OpenVinoEngine(Engine):
         return _library().Core()
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+        compiled = self._compiled(bundle, stage, self.settings(threads))
+        return OpenVinoRunner(compiled, bundle.manifest, stage)
+
+    def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
+        compiled = self._compiled(bundle, stage, self.settings(threads, lanes))
+        return [OpenVinoRunner(compiled, bundle.manifest, stage) for _ in range(lanes)]
+
+    def _compiled(self, bundle: Bundle, stage: Stage, settings: Mapping[str, object]) -> Any:
+        """A stage out of the cache, or compiled and kept there."""
         if bundle.manifest.precision == "bfloat16":
             # 2026.2 compiles such graphs and computes something else
             raise EngineError(
                 f"OpenVINO computes no bfloat16, found it in stage {stage.name}", "Choose --engine ort."
             )
-        settings = self.settings(threads)
         compiled: list[Any] = []
 
         def build() -> NewEngine:
@@ -87,7 +95,7 @@ class OpenVinoEngine(Engine):
             except RuntimeError as error:
                 log.warning("the cached %s is compiled anew: %s", stage.name, reason(error))
                 self.cache.get_or_build(key, build, fresh=True)
-        return OpenVinoRunner(compiled[0], bundle.manifest, stage)
+        return compiled[0]
 
     def _compile(self, bundle: Bundle, stage: Stage, settings: Mapping[str, object]) -> Any:
         path = bundle.graph_path(stage)
@@ -97,7 +105,7 @@ class OpenVinoEngine(Engine):
             raise EngineError(f"OpenVINO cannot compile stage {stage.name}: {reason(error)}") from error
 
     def _key(self, bundle: Bundle, stage: Stage) -> EngineKey:
-        """Threads are no part of it: they are set when a compiled stage is loaded."""
+        """Threads and lanes are no part of it: they are set when a compiled stage is loaded."""
         properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "OPTIMIZATION_CAPABILITIES")
         return EngineKey(
             graph=bundle.manifest.files[str(stage.file)].sha256,
@@ -110,14 +118,14 @@ class OpenVinoEngine(Engine):
             options={name: str(value) for name, value in self.settings(0).items()},
         )
 
-    def settings(self, threads: int) -> dict[str, object]:
-        """How a stage is compiled, as OpenVINO's properties."""
+    def settings(self, threads: int, lanes: int = 1) -> dict[str, object]:
+        """How a stage is compiled, as OpenVINO's properties; its streams share the weights."""
         return {
             # Where a CPU has bfloat16 units OpenVINO would compute in them.
             "INFERENCE_PRECISION_HINT": "f32",
             "EXECUTION_MODE_HINT": "ACCURACY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
+            "NUM_STREAMS": str(lanes),
+            "INFERENCE_NUM_THREADS": str(threads * lanes),
             # Stages that run side by side would be pinned to the same first cores.
             "ENABLE_CPU_PINNING": "NO",
             # Dense float32 arithmetic fills a core; a second thread on it only divides its caches.

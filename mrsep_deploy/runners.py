@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mrsep_deploy.bundle import Bundle
@@ -23,24 +23,31 @@ class Prepared:
 
 
 def prepare_runners(
-    bundle: Bundle, engine: Engine, schedule: Schedule, mode: Mode, budget: int, stack: contextlib.ExitStack
-) -> dict[str, Prepared]:
-    """A runner for every stage, by name; ``stack`` closes them.
+    bundle: Bundle,
+    engine: Engine,
+    schedule: Schedule,
+    mode: Mode,
+    budget: int,
+    stack: contextlib.ExitStack,
+    lanes: int = 1,
+) -> list[dict[str, Prepared]]:
+    """A runner for every stage, by name, for each of several lanes with ``budget`` threads; ``stack`` closes them.
 
     Raises:
         EngineError: a stage cannot be prepared.
     """
     side_by_side = len({step.stream for step in schedule.steps if step.part == "body" and not step.exclusive})
     share = max(1, budget // max(side_by_side, 1))
-    prepared: dict[str, Prepared] = {}
+    prepared: list[dict[str, Prepared]] = [{} for _ in range(lanes)]
     for step in schedule.steps:
         threads = _threads(step, mode, budget, share)
-        runner = _runner(bundle, engine, step.stage, threads)
-        stack.callback(runner.close)
-        prepared[step.stage.name] = Prepared(runner, threads)
-    workspace = engine.share_workspaces({name: each.runner for name, each in prepared.items()}, schedule)
-    if workspace is not None:
-        stack.callback(workspace.close)
+        for lane, runner in zip(prepared, _runners(bundle, engine, step.stage, threads, lanes), strict=True):
+            stack.callback(runner.close)
+            lane[step.stage.name] = Prepared(runner, threads)
+    for lane in prepared:
+        workspace = engine.share_workspaces({name: each.runner for name, each in lane.items()}, schedule)
+        if workspace is not None:
+            stack.callback(workspace.close)
     return prepared
 
 
@@ -53,10 +60,12 @@ def _threads(step: Step, mode: Mode, budget: int, share: int) -> int:
     return budget if step.exclusive else share
 
 
-def _runner(bundle: Bundle, engine: Engine, stage: Stage, threads: int) -> Runner:
+def _runners(bundle: Bundle, engine: Engine, stage: Stage, threads: int, lanes: int) -> Sequence[Runner]:
     if stage.kind == "graph" or engine.graph_transforms:
-        return engine.prepare(bundle, stage, threads)
-    return host_runner(stage, bundle.manifest.branches, threads)
+        if lanes == 1:
+            return [engine.prepare(bundle, stage, threads)]
+        return engine.prepare_lanes(bundle, stage, threads, lanes)
+    return [host_runner(stage, bundle.manifest.branches, threads) for _ in range(lanes)]
 
 
 @contextlib.contextmanager

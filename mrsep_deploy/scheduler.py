@@ -11,7 +11,7 @@ with the body of the neighbouring segment.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import MIX, STEMS
-from mrsep_deploy.runners import named, prepare_runners
+from mrsep_deploy.runners import Prepared, named, prepare_runners
 from mrsep_deploy.schedule import HEAD, MAIN, TAIL, Mode, Step, make_schedule
 from mrsep_deploy.slots import Buffers, Slot
 from mrsep_deploy.trace import Trace
@@ -35,11 +35,20 @@ SLOTS = 2
 
 @dataclass(frozen=True)
 class Ticket:
-    """A submitted batch: which slot it runs in, how many segments it has, its place in the sequence."""
+    """A submitted batch: which slot it runs in, how many segments it has, its place in the sequence, its lane."""
 
     slot: int
     count: int
     number: int
+    lane: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several schedulers side by side has: CPU threads, and runners by the names of their stages."""
+
+    threads: int
+    prepared: Mapping[str, Prepared]
 
 
 class Scheduler:
@@ -50,14 +59,23 @@ class Scheduler:
         engine: what runs its graphs, and on which device.
         mode: ``sequential``, ``concurrent`` or, on CUDA, ``graph``; the results are identical.
         trace: whether to note who ran when.
+        share: for one of several schedulers side by side, its threads and runners, which are not its to close.
 
     Raises:
         EngineError: a stage cannot be prepared.
         UsageError: the mode does not exist on the engine's device.
     """
 
+    capacity = SLOTS
+    """Batches that may be under way at once."""
+
     def __init__(
-        self, bundle: Bundle, engine: Engine, mode: Mode = "sequential", trace: bool = False
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        mode: Mode = "sequential",
+        trace: bool = False,
+        share: Share | None = None,
     ) -> None:
         self.device = engine.device
         if mode == "graph" and not self.device.captures:
@@ -73,8 +91,12 @@ class Scheduler:
         self._closed = False
         with contextlib.ExitStack() as stack:
             # Closed in reverse: streams come to an end before what their work uses goes.
-            budget = engine.options.threads or cpu_budget()
-            self._prepared = prepare_runners(bundle, engine, self.schedule, mode, budget, stack)
+            budget = share.threads if share else engine.options.threads or cpu_budget()
+            self._prepared: Mapping[str, Prepared] = (
+                share.prepared
+                if share
+                else prepare_runners(bundle, engine, self.schedule, mode, budget, stack)[0]
+            )
             # Kernels of a GPU are not the processor's work: there enqueueing takes no cores.
             self._cores = Cores(budget) if self.device.kind == "cpu" else None
             buffers = Buffers(self.device, self.manifest, self.schedule, stack)
@@ -139,7 +161,7 @@ class Scheduler:
             slot.error = error
             self._rest()
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         return Ticket(slot.index, count, slot.number)
 
@@ -185,12 +207,12 @@ class Scheduler:
             if self.trace is not None:
                 self.trace.finished(slot.number, slot.index)
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         slot.under_way = False
 
-    def _abandon(self) -> None:
-        """End all that is under way: stages that have not begun are left out, the others awaited."""
+    def abandon(self) -> None:
+        """End all that is under way, which is lost: stages that have not begun are left out, the others awaited."""
         self._live_from = self._submitted
         for slot in self._slots:
             slot.number, slot.under_way, slot.error = -1, False, None

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose, parse_device
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.lanes import Lanes
 from mrsep_deploy.manifest import Manifest
+from mrsep_deploy.manner import Manner, manner_of
 from mrsep_deploy.precision import AskedPrecision, arithmetic, in_precision
 from mrsep_deploy.registry import resolve
-from mrsep_deploy.schedule import MODES, Mode
+from mrsep_deploy.schedule import Mode
 from mrsep_deploy.scheduler import Scheduler
 from mrsep_deploy.segments import SongStatistics, stride_of
 from mrsep_deploy.shifts import draw_leads
@@ -46,7 +48,10 @@ class Separator:
         shifts: how often to separate each song, randomly shifted in time, for the average; 0 for once, unshifted.
         seed: of the shifts. Every song gets the same ones, whatever was separated before it.
         device: ``cpu``, ``cuda`` or ``cuda:1``; by default the engine's own.
-        mode: how branches are scheduled, one of ``mrsep_deploy.schedule.MODES``.
+        mode: how branches are scheduled, one of ``mrsep_deploy.schedule.MODES``; by default what
+            ``mrsep-deploy build`` has found fastest here, or else ``sequential``.
+        lanes: how many segments are computed side by side, each on its share of the threads; 0 for what
+            ``build`` has found, or else one. For engines on a CPU.
         checkpoint: for the torch engine, the checkpoint if it has moved since the export.
         precision: one of ``mrsep_deploy.precision.ASKED``, by default the bundle's own. A float32 bundle is
             converted, once, and kept in the cache (``bundle`` then is that one).
@@ -68,7 +73,8 @@ class Separator:
         shifts: int = 0,
         seed: int = 0,
         device: str | None = None,
-        mode: Mode = "sequential",
+        mode: Mode | None = None,
+        lanes: int = 0,
         checkpoint: Path | None = None,
         precision: AskedPrecision | None = None,
         plan: Path | None = None,
@@ -90,10 +96,9 @@ class Separator:
         else:
             chosen = choose(engine, options, kind)
             self.engine, self.engine_reason = chosen.engine, chosen.reason
-        if mode not in MODES:
-            raise UsageError(f"there is no mode {mode!r}", f"Choose one of {', '.join(MODES)}.")
         try:
-            self._scheduler = Scheduler(self.bundle, self.engine, mode, trace)
+            self.manner = manner_of(self.bundle, self.engine, mode, lanes)
+            self._scheduler = _scheduler(self.bundle, self.engine, self.manner, trace)
         except BaseException:
             self.engine.device.close()
             raise
@@ -119,7 +124,7 @@ class Separator:
         return self.engine.name
 
     @property
-    def scheduler(self) -> Scheduler:
+    def scheduler(self) -> Scheduler | Lanes:
         """What runs the segments; its ``trace`` tells where the last one's time went."""
         return self._scheduler
 
@@ -195,6 +200,12 @@ class Separator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _scheduler(bundle: Bundle, engine: Engine, manner: Manner, trace: bool) -> Scheduler | Lanes:
+    if manner.lanes == 1:
+        return Scheduler(bundle, engine, manner.mode, trace)
+    return Lanes(bundle, engine, manner.lanes, manner.mode, trace)
 
 
 def _segment_samples(manifest: Manifest, seconds: float | None) -> int:

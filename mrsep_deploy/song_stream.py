@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.lanes import Lanes
 from mrsep_deploy.manifest import ModelInfo
-from mrsep_deploy.scheduler import SLOTS, Scheduler, Ticket
+from mrsep_deploy.scheduler import Scheduler, Ticket
 from mrsep_deploy.segments import SONG_EPS, OverlapAdd, Segment, SongStatistics, cut_segments, grouped
 from mrsep_deploy.shifts import TakeAverage
 
@@ -138,7 +139,7 @@ def _after_silence(lead: int, blocks: Iterable[Float32]) -> Iterator[Float32]:
 class SongStream:
     """Separates songs one after the other; see :meth:`run`."""
 
-    def __init__(self, scheduler: Scheduler, model: ModelInfo, batch: int, cutting: Cutting) -> None:
+    def __init__(self, scheduler: Scheduler | Lanes, model: ModelInfo, batch: int, cutting: Cutting) -> None:
         self._scheduler = scheduler
         self._model = model
         self._batch = batch
@@ -166,7 +167,7 @@ class SongStream:
         groups = grouped(under_way.segments(), self._batch)
         try:
             for members in groups:
-                if len(self._pending) == SLOTS:
+                if len(self._pending) == self._scheduler.capacity:
                     yield from self._collect()
                 if under_way.ended:  # the engine has failed on an earlier segment of it
                     return

@@ -103,6 +103,11 @@ class Trace:
         with self._lock:
             return sorted(self._found, key=lambda e: e.start)
 
+    @property
+    def origin(self) -> float | None:
+        """When the clock was started, by ``time.perf_counter``; None before the first segment."""
+        return self._origin
+
     def clear(self) -> None:
         """Forget everything; the next segment starts the clock anew."""
         with self._lock:

@@ -119,8 +119,8 @@ class ProfilingOpenVino(OpenVinoEngine, NodeClock):
         self.cache = EngineCache(folder / "engines")
         self.runs: dict[str, Runs] = {}
 
-    def settings(self, threads: int) -> dict[str, object]:
-        return {**super().settings(threads), "PERF_COUNT": "YES"}
+    def settings(self, threads: int, lanes: int = 1) -> dict[str, object]:
+        return {**super().settings(threads, lanes), "PERF_COUNT": "YES"}
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         runs = self.runs.setdefault(stage.name, [])

@@ -42,6 +42,7 @@ def _targets(_ctx: click.Context, _option: click.Parameter, text: str | None) ->
     epilog="""\b
 Examples:
   mrsep-deploy build htdemucs --engine trt
+  mrsep-deploy build htdemucs --engine openvino --threads 4
   mrsep-deploy build htdemucs --engine trt-rtx --target sm_86,sm_89 --jobs 2
   mrsep-deploy build bundles/model --engine trt-rtx --target sm_120 --output engines
 """,
@@ -61,6 +62,8 @@ Examples:
               help="Scratch memory a layer may use.  [default: all there is]")  # fmt: skip
 @click.option("--jobs", metavar="N", type=click.IntRange(1, 64), default=1, show_default=True,
               help="Stages to build at the same time.")  # fmt: skip
+@click.option("--threads", metavar="N", type=click.IntRange(min=0), default=0,
+              help="ort, openvino: CPU threads that run will be given; 0 for all.  [default: 0]")  # fmt: skip
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
               help="Folder for the engines.  [default: the engine cache]")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -75,21 +78,35 @@ def build(
     level: int | None,
     workspace: int | None,
     jobs: int,
+    threads: int,
     output: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build a bundle's engines ahead of time.
+    """Build a bundle's engines ahead of time; on a CPU, measure how to run them.
 
     Running builds what is missing, too; this does it before the first song, or on another machine. Engines
     are kept in the engine cache, where run finds the one built last. Files in DIR can be copied into the
     cache of the machine that runs them: mrsep-deploy cache list says where it is.
+
+    For ort and openvino a short measurement finds what is fastest here, branches or segments side by side
+    or nothing of it, and run does it so from then on, unless it is given --mode or --lanes.
     """
     from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.commands.build_manner import MEASURED, measure_manner, refuse_gpu_options
     from mrsep_deploy.engines import BuildOptions, BuildsEngines, EngineOptions, engine_class
     from mrsep_deploy.precision import arithmetic, costs_to_json, in_precision, read_costs
     from mrsep_deploy.registry import resolve
 
+    if name in MEASURED:
+        refuse_gpu_options(name, targets, level, workspace, output)
+        bundle = in_precision(Bundle.open(resolve(model)), precision, plan)
+        measure_manner(
+            bundle, name, EngineOptions(threads, precision=arithmetic(bundle.manifest)), quiet, as_json
+        )
+        return
+    if threads:
+        raise click.UsageError(f"--threads is for {' and '.join(MEASURED)}, which run on a CPU")
     if not isinstance(engine_class(name)(EngineOptions()), BuildsEngines):
         click.echo(f"Engine {name} has no build step: it takes a bundle's graphs as they are.")
         return

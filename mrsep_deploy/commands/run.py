@@ -210,7 +210,8 @@ def _separator(options: RunOptions, bundle: Bundle) -> Separator:
 
 def _separator_options(options: RunOptions) -> dict[str, Any]:
     names = "engine threads overlap segment shifts seed device mode checkpoint precision plan"
-    return {name: getattr(options, name) for name in names.split()} | {"trace": options.timeline is not None}
+    given = {name: getattr(options, name) for name in names.split()}
+    return {**given, "lanes": options.lanes or 0, "trace": options.timeline is not None}
 
 
 def _journal(options: RunOptions, model: _Model, writing: WriteOptions, tracks: int) -> Journal | None:
@@ -267,7 +268,8 @@ def _introduce(model: _Model, separator: Separator) -> None:
     click.echo(
         f"{model.name} ({', '.join(separator.sources)}) on {separator.engine.title} "
         f"{found.version}, {found.device}"
-        + (f" ({separator.engine_reason})" if separator.engine_reason else ""),
+        + (f" ({separator.engine_reason})" if separator.engine_reason else "")
+        + (f"; {separator.manner.title}, as measured here" if separator.manner.measured else ""),
         err=True,
     )
     if separator.manifest.precision != "float32":

@@ -41,9 +41,15 @@ def choosing(command: Command) -> Command:
             click.option(
                 "--mode",
                 type=click.Choice(["sequential", "concurrent", "graph"]),
-                default="sequential",
-                show_default=True,
-                help="Branches one after the other, side by side, or (CUDA) as one captured graph.",
+                help="Branches one after the other, side by side, or (CUDA) as one captured graph.  "
+                "[default: what build measured here, or sequential]",
+            ),
+            click.option(
+                "--lanes",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="CPU: segments side by side, each on its share of the threads.  "
+                "[default: what build measured here, or 1]",
             ),
             click.option(
                 "--shifts",

@@ -37,7 +37,8 @@ class RunOptions:
     filename: str
     engine: str
     device: str | None
-    mode: Mode
+    mode: Mode | None
+    lanes: int | None
     shifts: int
     seed: int
     overlap: float

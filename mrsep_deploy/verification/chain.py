@@ -93,7 +93,7 @@ class Chain:
         schedule = make_schedule(self.manifest, "sequential")
         budget = engine.options.threads or cpu_budget()
         with contextlib.ExitStack() as stack:
-            prepared = prepare_runners(bundle, engine, schedule, "sequential", budget, stack)
+            prepared = prepare_runners(bundle, engine, schedule, "sequential", budget, stack)[0]
             stream = engine.device.stream("verify")
             stack.callback(stream.close)
             self.runners = {

@@ -1,0 +1,147 @@
+"""What each exact rewrite of the graphs is worth on each engine.
+
+    python benchmarks/rewrite_gains.py --model trained --engines ort,openvino
+
+Exports a model with all rewrites, without each one, and plain: the published modules through the same exporter
+with no rewriting at all, as one graph. Then, an engine at a time, all of them take turns at segments of real
+music. A gain is the time without a rewrite over the time with all, of the same round. The plain graphs are
+not checked against PyTorch (they lose tens of dB, which is one reason for rewriting). Writes
+``benchmarks/results/rewrite_gains_MODEL.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from assets import trained_htdemucs
+from machine_info import machine_info, write_result
+from run_speed import MODELS, SEED, figures, rounded, write_song
+
+from mrsep_deploy.bench.contenders import OURS, Contender
+from mrsep_deploy.bench.noise import noise_between, snapshot
+from mrsep_deploy.bench.process import MeasuringProcess
+from mrsep_deploy.bench.rounds import Turn, race
+from mrsep_deploy.bench.statistics import ratio_interval
+from mrsep_deploy.bench.workloads import make_workloads
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.export import exporter
+from mrsep_deploy.export.exporter import ExportOptions, export_model
+from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
+from mrsep_deploy.export.models.base import SeparationModel
+from mrsep_deploy.export.rewrites import REWRITES
+from mrsep_deploy.machine import cpu_budget
+
+ALL, PLAIN = "all", "plain"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    machine = machine_info()
+    threads = cpu_budget()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        bundles = export_variants(options.model, options.bundles or work)
+        song = write_song(work / "song.wav")
+        workload = make_workloads(bundles[ALL].manifest, song, (), work)[0]
+        found = {
+            engine: take_turns(engine, bundles, workload.path, workload.items, options.rounds, threads, work)
+            for engine in options.engines
+        }
+    path = write_result(
+        f"rewrite_gains_{options.model}",
+        {
+            "machine": machine,
+            "model": options.model,
+            "threads": threads,
+            "rounds": options.rounds,
+            "rewrites": dict(REWRITES),
+            "engines": found,
+        },
+    )
+    print(path.read_text(encoding="utf-8"))
+
+
+def export_variants(model: str, folder: Path) -> dict[str, Bundle]:
+    """Bundles by what they do without: nothing, one rewrite, or all of them. Those that are there are taken."""
+
+    def loaded() -> LoadedModel:
+        return load_model(trained_htdemucs()) if model == "trained" else untrained_model(model, SEED)
+
+    kept = {name: tuple(other for other in REWRITES if other != name) for name in REWRITES}
+    for name, rewrites in {ALL: tuple(REWRITES), **kept}.items():
+        if not (folder / name).exists():
+            print(f"exporting {name if name == ALL else f'without {name}'}", flush=True)
+            export_model(loaded(), model, folder / name, ExportOptions(rewrites=rewrites))
+    if not (folder / PLAIN).exists():
+        print("exporting plain", flush=True)
+        with mock.patch.object(exporter, "rewrite", _as_it_is), mock.patch.object(exporter, "require"):
+            export_model(loaded(), model, folder / PLAIN, ExportOptions(layout="whole"))
+    return {name: Bundle.open(folder / name) for name in (ALL, *REWRITES, PLAIN)}
+
+
+def _as_it_is(model: SeparationModel, _enabled: Collection[str]) -> SeparationModel:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def take_turns(
+    engine: str, bundles: dict[str, Bundle], mix: Path, items: int, rounds: int, threads: int, work: Path
+) -> dict[str, Any]:
+    """Segments on one engine, every bundle in a process of its own."""
+    home = work / f"home-{engine}"
+    home.mkdir()
+    with contextlib.ExitStack() as stack:
+        processes: dict[str, MeasuringProcess] = {}
+        for name, bundle in bundles.items():
+            contender = Contender(name, OURS, str(bundle.path), engine, threads=threads)
+            processes[name] = MeasuringProcess(contender, work, home)
+            stack.callback(processes[name].close)
+            processes[name].ask("open", mix=str(mix), born=processes[name].born)
+        own = lambda: sum(each.cpu_seconds for each in processes.values())  # noqa: E731
+        turns = {name: _turn(process, mix, items) for name, process in processes.items()}
+        before = snapshot(own())
+        result = race(turns, rounds)
+        noise = noise_between(before, snapshot(own()), result.times)
+    if result.failed:
+        raise SystemExit("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
+    if result.interrupted:
+        raise SystemExit("interrupted: nothing is written")
+    return {
+        "noise": noise.plain(),
+        "rounds_seconds": {name: rounded(times) for name, times in result.times.items()},
+        "seconds": {name: figures(times) for name, times in result.times.items()},
+        "gain": {
+            name: {key: round(value, 4) for key, value in ratio_interval(times, result.times[ALL]).items()}
+            for name, times in result.times.items()
+            if name != ALL
+        },
+    }
+
+
+def _turn(process: MeasuringProcess, mix: Path, items: int) -> Turn:
+    def turn(number: int) -> float:
+        seconds: float = process.ask("run", mix=str(mix), item=number % items, song=False)["seconds"]
+        return seconds
+
+    return turn
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=MODELS, default="trained")
+    parser.add_argument("--engines", type=lambda text: text.split(","), default=["ort", "openvino"])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--bundles", type=Path, help="keep the exports here, or take those of an earlier run")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""``mrsep-deploy build`` for engines on a CPU: measure how segments run fastest, and keep what won."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.engines import EngineOptions
+    from mrsep_deploy.tuning import Trial
+
+MEASURED = ("ort", "openvino")
+
+
+def refuse_gpu_options(
+    name: str, targets: tuple[str, ...], level: int | None, workspace: int | None, output: Path | None
+) -> None:
+    """Raise ``UsageError`` for an option that only engines with a build of their own have."""
+    given = {
+        "--target": bool(targets),
+        "--optimization-level": level is not None,
+        "--workspace": workspace is not None,
+        "--output": output is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise click.UsageError(f"{option} is for TensorRT; {name} runs a bundle's graphs on the CPU")
+
+
+def measure_manner(bundle: Bundle, name: str, options: EngineOptions, quiet: bool, as_json: bool) -> None:
+    """Measure, keep, and print.
+
+    Raises:
+        EngineUnavailableError: the engine does not work here.
+        OutputError: the cache cannot be written.
+    """
+    from mrsep_deploy.engines import choose_engine
+    from mrsep_deploy.manner import keep_manner
+    from mrsep_deploy.progress import console, step_progress
+    from mrsep_deploy.tuning import best, tune
+
+    engine = choose_engine(name, options)
+    with step_progress(quiet) as report:
+        trials = tune(bundle, name, options, report)
+    winner = best(trials)
+    keep_manner(bundle, engine, winner)
+    if as_json:
+        click.echo(json.dumps([_plain(trial) for trial in trials], indent=2))
+    elif not quiet:
+        screen = console()
+        screen.print(_table(trials))
+        screen.print(
+            f"\nrun now does it so: {winner.title} (with --engine {name} and as many threads)",
+            soft_wrap=True,
+        )
+
+
+def _plain(trial: Trial) -> dict[str, object]:
+    return {
+        "mode": trial.manner.mode,
+        "lanes": trial.manner.lanes,
+        "seconds": trial.seconds,
+        "times_faster": trial.times_faster and dict(trial.times_faster),
+        "won": trial.won,
+        "reason": trial.reason,
+    }
+
+
+def _table(trials: list[Trial]) -> Table:
+    from mrsep_deploy.tables import table
+
+    made = table("manner", "a segment", "times faster than the best before", "", right=("a segment",))
+    for trial in trials:
+        seconds = "" if trial.seconds is None else f"{trial.seconds:.2f} s"
+        faster = ""
+        if trial.times_faster is not None:
+            faster = "{median:.2f} [{low:.2f}, {high:.2f}]".format_map(trial.times_faster)
+        verdict = "could not run: " + trial.reason if trial.reason else "won" if trial.won else "lost"
+        made.add_row(
+            trial.manner.title, seconds, faster, verdict if trial.times_faster or trial.reason else ""
+        )
+    return made
