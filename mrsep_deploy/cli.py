@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from mrsep_deploy import __version__
+from mrsep_deploy.commands.html_option import ARGUMENTS
 from mrsep_deploy.errors import FAILED, MrsepError
 
 PROGRAM = "mrsep-deploy"
@@ -41,6 +42,10 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = tuple(args)  # reports say what was typed
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -26,6 +26,11 @@ def file_size(size: int) -> str:
     return f"{text}B" if " " in text else f"{text} B"
 
 
+def duration(seconds: float) -> str:
+    """Seconds to three digits: ``1.96 s``, ``12.3 ms``."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 def shape(sizes: Sequence[int]) -> str:
     """``1×4×256×63``."""
     return "×".join(map(str, sizes))

@@ -26,10 +26,12 @@ CHARACTER = 6.2
 _COLOURS = ("#3b8fd0", "#d0822b", "#2f9e83", "#c4699f", "#7f7bd0", "#8a8f3c", "#c65f3f")
 _SHARED = "#7d8590"
 
+# All below one class: in a page, a style of an SVG holds for everything.
 _STYLE = (
-    "text{font:11px system-ui,sans-serif;fill:#24292f}"
-    ".bar{fill:#fff}.grid{stroke:#8b949e;stroke-opacity:.35}"
-    "@media(prefers-color-scheme:dark){text{fill:#d6dde5}.bar{fill:#fff}}"
+    ".timeline text{font:11px system-ui,sans-serif;fill:#24292f}"
+    ".timeline .stage{fill:#fff}.timeline .grid{stroke:#8b949e;stroke-opacity:.35}"
+    "@media screen and (prefers-color-scheme:dark)"
+    "{.timeline text{fill:#d6dde5}.timeline .stage{fill:#fff}}"
 )
 
 
@@ -45,7 +47,7 @@ def timeline_svg(events: Sequence[TraceEvent]) -> str:
     scale = (WIDTH - LABELS - 10) / max(last - first, 1e-9)
     height = TOP + ROW * len(rows) + 46
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="timeline" viewBox="0 0 {WIDTH} {height}" role="img">',
         f"<title>{len(events)} runs of stages on {len(rows)} streams</title><style>{_STYLE}</style>",
         *_axis(last - first, scale, TOP + ROW * len(rows)),
     ]
@@ -103,17 +105,18 @@ def _streams(events: Sequence[TraceEvent]) -> list[str]:
     return list(dict.fromkeys(event.stream for event in sorted(events, key=lambda e: e.start)))
 
 
-def _branches(events: Sequence[TraceEvent]) -> list[str]:
+def branch_order(events: Sequence[TraceEvent]) -> list[str]:
+    """Every branch that ran, what they share last: the order of their colours."""
     return sorted({event.branch for event in events}, key=lambda b: (b == "shared", len(b), b))
 
 
 def _colours(events: Sequence[TraceEvent]) -> dict[str, str]:
-    named = [branch for branch in _branches(events) if branch != "shared"]
+    named = [branch for branch in branch_order(events) if branch != "shared"]
     return {b: _COLOURS[i % len(_COLOURS)] for i, b in enumerate(named)} | {"shared": _SHARED}
 
 
 def _letters(events: Sequence[TraceEvent]) -> dict[str, str]:
-    return {branch: chr(ord("A") + i % 26) for i, branch in enumerate(_branches(events))}
+    return {branch: chr(ord("A") + i % 26) for i, branch in enumerate(branch_order(events))}
 
 
 def _span(events: Sequence[TraceEvent]) -> tuple[float, float]:
@@ -128,7 +131,7 @@ def _bar(event: TraceEvent, first: float, x: float, y: float, width: float, colo
     shade = 1.0 if event.segment % 2 == 0 else 0.72
     room = int((width - 6) / CHARACTER)
     name = event.stage if room >= len(event.stage) else event.stage[: max(room - 1, 0)] + "…"
-    text = f'<text class="bar" x="{x + 4:.2f}" y="{y + 15}">{escape(name)}</text>' if room > 2 else ""
+    text = f'<text class="stage" x="{x + 4:.2f}" y="{y + 15}">{escape(name)}</text>' if room > 2 else ""
     return (
         f"<g><title>{escape(told)}</title>"
         f'<rect x="{x:.3f}" y="{y}" width="{width:.3f}" height="{BAR}" '

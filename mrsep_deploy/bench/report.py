@@ -14,7 +14,7 @@ from rich.console import Console
 from mrsep_deploy.bench.profile_report import print_profiles, profile_tables, profile_title
 from mrsep_deploy.bench.results import TAILS, Race, Result, Row, tails_remark
 from mrsep_deploy.bench.statistics import CONFIDENCE, spread, tail
-from mrsep_deploy.tables import decibels, file_size, table
+from mrsep_deploy.tables import decibels, duration, file_size, table
 
 COLUMNS = (
     "contender", "seconds", "quartiles", "p95", "p99", "× realtime", "× baseline", "× floor", "first stems", "memory",
@@ -23,7 +23,7 @@ COLUMNS = (
 NOTHING = "–"
 
 CSV_COLUMNS = (
-    "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "batch", "audio_seconds",
+    "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "lanes", "batch", "audio_seconds",
     "status", "reason", "rounds", "median", "p25", "p75", "min", "max", "p95", "p99", "realtime", "baseline",
     "ratio", "ratio_low", "ratio_high", "floor", "times_floor", "cold_start", "warm_start", "loaded_bytes",
     "peak_bytes", "device_bytes", "joules_cpu", "joules_gpu", "worst_snr_db",
@@ -107,15 +107,15 @@ def cells(row: Row, race: Race) -> dict[str, str]:
     joules = [sum(spread(values)["median"] for values in row.joules.values())] if row.joules else []
     return {
         **made,
-        "seconds": _seconds(found["median"]),
-        "quartiles": f"{_seconds(found['p25'])} to {_seconds(found['p75'])}",
-        **{f"p{percent}": NOTHING if value is None else _seconds(value) for percent, value in tails.items()},
+        "seconds": duration(found["median"]),
+        "quartiles": f"{duration(found['p25'])} to {duration(found['p75'])}",
+        **{f"p{percent}": NOTHING if value is None else duration(value) for percent, value in tails.items()},
         "× realtime": NOTHING if row.realtime is None else f"{row.realtime:.2f}",
         "× baseline": "1"
         if ratio is None
         else f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
         "× floor": NOTHING if row.floor is None else f"{row.floor['times']:.1f}",
-        "first stems": _seconds(row.start_up["warm"]["total"]) if row.start_up else NOTHING,
+        "first stems": duration(row.start_up["warm"]["total"]) if row.start_up else NOTHING,
         "memory": _bytes(row.memory.get("peak_bytes")),
         "energy": f"{joules[0]:.3g} J" if joules else NOTHING,
     }
@@ -125,10 +125,6 @@ def _snr(row: Row) -> str:
     if row.parity is None or not row.parity.snr:
         return NOTHING
     return decibels(min(row.parity.snr.values()))
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def _bytes(value: int | None) -> str:
@@ -185,17 +181,17 @@ def general_remarks(result: Result) -> Iterator[str]:
 
 def to_json(result: Result) -> str:
     """Everything; ``mrsep_deploy.bench.results`` says what is what."""
-    return json.dumps(_strict(result.plain()), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(strict(result.plain()), indent=2, ensure_ascii=False) + "\n"
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The same with numbers that JSON has no word for as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _strict(each) for key, each in value.items()}
+        return {str(key): strict(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(each) for each in value]
+        return [strict(each) for each in value]
     return value
 
 
@@ -217,7 +213,7 @@ def _csv_row(row: Row, race: Race) -> dict[str, object]:
     made: dict[str, object] = {
         "model": row.model, "workload": row.workload, "label": row.label, "engine": contender.engine,
         "mode": contender.mode if contender.engine else "", "precision": contender.precision,
-        "device": contender.device, "threads": contender.threads, "batch": row.batch,
+        "device": contender.device, "threads": contender.threads, "lanes": contender.lanes, "batch": row.batch,
         "audio_seconds": row.audio_seconds, "status": row.status, "reason": row.reason,
         "rounds": len(row.seconds), "realtime": row.realtime, "baseline": race.baseline,
         **row.memory,

@@ -2,6 +2,7 @@
 
     format          "mrsep-deploy bench", version 1
     machine         cpu, cores, memory_gib, system, python, versions by package, commit, load_before, date
+    command         what was typed, without the folders of absolute paths; empty where it was no command
     settings        rounds, seconds, warm_up, seed, threads, overlap, audio, lengths, as they were asked for
     interrupted     whether Ctrl-C ended it
     ceilings        by device (cpu, cuda): flop_per_second by precision, bytes_per_second, how they were measured
@@ -13,7 +14,8 @@
                     load_after, others_cores, steal_share, quota_seconds, throttles, clock_share, drift by
                     contender, remarks, quiet (mrsep_deploy.bench.noise)
     rows            one a model, workload and contender:
-        model, workload, label, opener, engine, mode, precision, device, threads, batch, audio_seconds
+        model, workload, label, opener, engine, mode, precision, device, threads, lanes, batch,
+        audio_seconds
         status      ok, failed (it went wrong, or its stems are), unavailable (it does not work here), skipped
         reason, fix why it is not ok, and what would change that
         seconds     of every round, raw, in order; rounds of all rows of a race are the same moments
@@ -131,6 +133,7 @@ class Result:
     races: list[Race] = field(default_factory=list)
     profiles: list[Mapping[str, object]] = field(default_factory=list)
     interrupted: bool = False
+    command: str = ""
 
     @property
     def rows(self) -> list[Row]:
@@ -142,6 +145,7 @@ class Result:
             "format": FORMAT,
             "version": VERSION,
             "machine": self.machine,
+            "command": self.command,
             "settings": self.settings,
             "interrupted": self.interrupted,
             "ceilings": self.ceilings,
@@ -176,6 +180,7 @@ def _plain_row(row: Row, race: Race) -> dict[str, object]:
         "precision": contender.precision,
         "device": contender.device,
         "threads": contender.threads,
+        "lanes": contender.lanes,
         "batch": row.batch,
         "audio_seconds": row.audio_seconds,
         "status": row.status,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands.html_option import command_line, html_option
 from mrsep_deploy.engines import ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, PARTIAL
 
@@ -46,13 +47,20 @@ def _lengths(_ctx: click.Context, _option: click.Parameter, text: str | None) ->
     return lengths
 
 
+def _counts(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
+    if not all(counts):
+        raise click.BadParameter(f"{text!r} is no list of whole numbers from 1, such as 1,2")
+    return counts
+
+
 @click.command(
     "bench",
     epilog="""\b
 Examples:
   mrsep-deploy bench htdemucs
   mrsep-deploy bench htdemucs --engine ort,openvino --mode sequential,concurrent --length 20 --json bench.json
-  mrsep-deploy bench ckpt.th --audio song.flac --rounds 100 --csv bench.csv --markdown bench.md
+  mrsep-deploy bench ckpt.th --audio song.flac --rounds 100 --csv bench.csv --html bench.html
   mrsep-deploy bench htdemucs --profile
 \b
 Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows failed.
@@ -65,6 +73,8 @@ Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows fail
               help=f"Of {', '.join(PRECISIONS)}.  [default: each bundle's own]")  # fmt: skip
 @click.option("--mode", "modes", metavar="NAME,...", callback=_names(MODES), default="sequential", show_default=True,
               help=f"Of {', '.join(MODES)}.")  # fmt: skip
+@click.option("--lanes", metavar="N,...", callback=_counts, default="1", show_default=True,
+              help="Segments side by side in whole songs, each on its share of the threads.")  # fmt: skip
 @click.option("--against", metavar="NAME,...", callback=_names((*AGAINST, NOTHING)),
               help=f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; or {NOTHING}.  "
               "[default: torch, and demucs where it is installed and the model is HTDemucs; on a GPU "
@@ -94,12 +104,14 @@ Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows fail
               help="Write a line a row.")  # fmt: skip
 @click.option("--markdown", "markdown_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the tables.")  # fmt: skip
+@html_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def bench(
     models: tuple[str, ...],
     engines: Names | None,
     precisions: Names | None,
     modes: Names,
+    lanes: tuple[int, ...],
     against: Names | None,
     lengths: tuple[float, ...],
     audio: Path | None,
@@ -113,6 +125,7 @@ def bench(
     json_file: Path | None,
     csv_file: Path | None,
     markdown_file: Path | None,
+    html_file: Path | None,
     quiet: bool,
 ) -> None:
     """Measure how fast models run on each engine.
@@ -123,6 +136,10 @@ def bench(
     """
     if against is not None and NOTHING in against and len(against) > 1:
         raise click.UsageError(f"--against {NOTHING} and other names exclude each other.")
+    if html_file is not None:
+        from mrsep_deploy.pages.page import require_templates
+
+        require_templates()
     import tempfile
 
     from mrsep_deploy.bench.benchmark import Settings, benchmark
@@ -130,12 +147,13 @@ def bench(
     from mrsep_deploy.progress import step_progress
 
     if profile:
-        engines, against, modes = _profiled(engines), (NOTHING,), ("sequential",)
+        engines, against, modes, lanes = _profiled(engines), (NOTHING,), ("sequential",), (1,)
     request = Request(
         models=models,
         engines=engines or (),
         precisions=precisions or (),  # type: ignore[arg-type]  # the callbacks have checked them
         modes=modes,  # type: ignore[arg-type]
+        lanes=lanes,
         against=() if against == (NOTHING,) else against,
         threads=threads,
         overlap=overlap,
@@ -153,7 +171,8 @@ def bench(
             result = profile_all(entries, settings, progress)
         else:
             result = benchmark(entries, settings, progress)
-    _write(result, json_file, csv_file, markdown_file, quiet)
+    result.command = command_line()
+    _write(result, json_file, csv_file, markdown_file, html_file, quiet)
     if result.interrupted:
         raise KeyboardInterrupt
     _exit(result)
@@ -180,7 +199,12 @@ def _profiled(engines: Names | None) -> Names:
 
 
 def _write(
-    result: Result, json_file: Path | None, csv_file: Path | None, markdown_file: Path | None, quiet: bool
+    result: Result,
+    json_file: Path | None,
+    csv_file: Path | None,
+    markdown_file: Path | None,
+    html_file: Path | None,
+    quiet: bool,
 ) -> None:
     from mrsep_deploy.atomic import write_file
     from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
@@ -189,6 +213,12 @@ def _write(
     for path, make in ((json_file, to_json), (csv_file, to_csv), (markdown_file, to_markdown)):
         if path is not None:
             write_file(path, make(result).encode())
+    if html_file is not None:
+        from mrsep_deploy.bench.report import strict
+        from mrsep_deploy.pages.bench_page import bench_page
+        from mrsep_deploy.pages.page import render
+
+        write_file(html_file, render(bench_page(strict(result.plain()))).encode())
     if not quiet:
         print_result(console(), result)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands.html_option import command_line, html_option
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import PARTIAL
 
@@ -34,7 +35,7 @@ def _parse_engines(_ctx: click.Context, _option: click.Parameter, text: str) -> 
 Examples:
   mrsep-deploy eval musdb18hq
   mrsep-deploy eval musdb18hq -n htdemucs --engine torch,ort,openvino -o results
-  mrsep-deploy eval tracks --metric mdx
+  mrsep-deploy eval tracks --metric mdx --html report.html
 """,
 )
 @click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path))
@@ -58,6 +59,7 @@ Examples:
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="For the engine torch: the checkpoint, if it moved since the export.")  # fmt: skip
+@html_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
 def eval(
@@ -70,6 +72,7 @@ def eval(
     overlap: float,
     threads: int,
     checkpoint: Path | None,
+    html_file: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -80,6 +83,10 @@ def eval(
     because its own stream is coded by itself. A run that was interrupted goes on where it stopped: a track is
     done again only if its files, the model or the engine changed. museval needs the extra mrsep-deploy[eval].
     """
+    if html_file is not None:
+        from mrsep_deploy.pages.page import require_templates
+
+        require_templates()
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.evaluation.dataset import find_tracks
     from mrsep_deploy.evaluation.evaluate import Request, evaluate
@@ -100,22 +107,28 @@ def eval(
     )
     with step_progress(quiet or as_json) as progress:
         found = evaluate(request, progress)
-    _write(found, dataset, quiet, as_json)
+    _write(found, dataset, html_file, quiet, as_json)
     for name, reason in found.failed.items():
         click.echo(f"mrsep-deploy: {name}: {reason}", err=True)
     if found.failed:
         raise SystemExit(PARTIAL)
 
 
-def _write(found: Evaluation, dataset: Path, quiet: bool, as_json: bool) -> None:
+def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool, as_json: bool) -> None:
     from mrsep_deploy.atomic import make_folder, write_file
     from mrsep_deploy.evaluation.report import print_evaluation, to_markdown, to_plain
     from mrsep_deploy.progress import console
 
     folder, place = make_folder(found.request.out), dataset.absolute()
-    text = json.dumps(to_plain(found, place), indent=2, ensure_ascii=False)
+    plain = to_plain(found, place, command_line())
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
     write_file(folder / "results.json", f"{text}\n".encode())
     write_file(folder / "results.md", to_markdown(found, place).encode())
+    if html_file is not None:
+        from mrsep_deploy.pages.eval_page import eval_page
+        from mrsep_deploy.pages.page import render
+
+        write_file(html_file, render(eval_page(plain)).encode())
     if as_json:
         click.echo(text)
     elif not quiet:

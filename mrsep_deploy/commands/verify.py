@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands.html_option import command_line, html_option
 from mrsep_deploy.commands.precision_options import PRECISIONS
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, UsageError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   mrsep-deploy verify htdemucs
-  mrsep-deploy verify htdemucs --precision fp16 --audio song.flac
+  mrsep-deploy verify htdemucs --precision fp16 --audio song.flac --html report.html
   mrsep-deploy verify htdemucs --precision fp16 --bisect --output plan.json
   mrsep-deploy verify htdemucs --calibrate --audio song.flac
 \b
@@ -58,6 +59,7 @@ Exit codes: 0 passed, 1 failed, 2 wrong usage.
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
 )
+@html_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
 def verify(
@@ -72,6 +74,7 @@ def verify(
     output: Path | None,
     calibrate: bool,
     threads: int,
+    html_file: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -85,18 +88,28 @@ def verify(
         raise click.UsageError("--bisect needs --precision fp16 or bf16, or --plan FILE, and no --calibrate.")
     if output is not None and not search:
         raise click.UsageError("--output is where --bisect writes its plan; give --bisect, too.")
+    if html_file is not None:
+        _require_page(calibrate)
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.registry import resolve
     from mrsep_deploy.verification.job import Request
 
     bundle = Bundle.open(resolve(model))
-    request = Request(bundle, engine, precision, plan, against, audio, limit, threads)
+    request = Request(bundle, engine, precision, plan, against, audio, limit, threads, html_file is not None)
     if calibrate:
         _calibrate(request, quiet, as_json)
         return
-    passes = _verify(request, _plan_file(bundle, output) if search else None, quiet, as_json)
-    if not passes:
+    plan_file = _plan_file(bundle, output) if search else None
+    if not _verify(request, plan_file, html_file, quiet, as_json):
         raise SystemExit(FAILED)
+
+
+def _require_page(calibrate: bool) -> None:
+    if calibrate:
+        raise click.UsageError("--calibrate has no report; leave out --html.")
+    from mrsep_deploy.pages.page import require_templates
+
+    require_templates()
 
 
 def _plan_file(bundle: Bundle, output: Path | None) -> Path:
@@ -109,25 +122,35 @@ def _plan_file(bundle: Bundle, output: Path | None) -> Path:
     return path
 
 
-def _verify(request: Request, plan_file: Path | None, quiet: bool, as_json: bool) -> bool:
+def _verify(
+    request: Request, plan_file: Path | None, html_file: Path | None, quiet: bool, as_json: bool
+) -> bool:
     from mrsep_deploy.progress import console, step_progress
     from mrsep_deploy.verification.job import opened
-    from mrsep_deploy.verification.plain import to_plain
+    from mrsep_deploy.verification.plain import about, to_plain
     from mrsep_deploy.verification.report import print_verification
 
+    facts = about(request.bundle, command_line())
     with opened(request) as job:
         with step_progress(quiet or as_json) as progress:
             found = job.verify(progress=progress)
         if not as_json and not quiet:
             print_verification(console(), found)
+        passes, result = found.passes, {**to_plain(found), **facts}
         if plan_file is not None and not found.passes:
-            return _bisect(job, found, plan_file, quiet, as_json)
+            passes, searched = _bisect(job, found, plan_file, quiet, as_json)
+            result.update(searched)
+    if html_file is not None:
+        _write_page(html_file, result, found)
     if as_json:
-        click.echo(json.dumps(to_plain(found), indent=2))
-    return found.passes
+        click.echo(json.dumps(result, indent=2))
+    return passes
 
 
-def _bisect(job: Job, found: Verification, plan_file: Path, quiet: bool, as_json: bool) -> bool:
+def _bisect(
+    job: Job, found: Verification, plan_file: Path, quiet: bool, as_json: bool
+) -> tuple[bool, dict[str, object]]:
+    """Whether it passes with the plan that was found, and what that gives to the result."""
     from mrsep_deploy.export.precision_plan import write_plan
     from mrsep_deploy.progress import console, step_progress
     from mrsep_deploy.verification.plain import bisection_to_plain, to_plain
@@ -136,18 +159,24 @@ def _bisect(job: Job, found: Verification, plan_file: Path, quiet: bool, as_json
     with step_progress(quiet or as_json) as progress:
         searches, after = job.bisect(found, progress)
     write_plan(searches[-1].plan, plan_file)
-    if as_json:
-        result = {
-            **to_plain(found),
-            "bisection": [bisection_to_plain(search, found.limit.decibels) for search in searches],
-            "plan": str(plan_file),
-            "with_plan": to_plain(after),
-        }
-        click.echo(json.dumps(result, indent=2))
-    elif not quiet:
+    if not as_json and not quiet:
         print_bisections(console(), searches, found, after)
         click.echo(f"plan written to {plan_file}")
-    return after.passes
+    return after.passes, {
+        "bisection": [bisection_to_plain(search, found.limit.decibels) for search in searches],
+        "plan": str(plan_file),
+        "with_plan": to_plain(after),
+    }
+
+
+def _write_page(path: Path, result: dict[str, object], found: Verification) -> None:
+    from mrsep_deploy.atomic import write_file
+    from mrsep_deploy.pages.page import render
+    from mrsep_deploy.pages.spectrograms import spectrogram_block
+    from mrsep_deploy.pages.verify_page import verify_page
+
+    pictures = None if found.excerpt is None else spectrogram_block(found.excerpt)
+    write_file(path, render(verify_page(result, pictures)).encode())
 
 
 def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mrsep_deploy import __version__
+from mrsep_deploy.bench.surroundings import machine_info
 from mrsep_deploy.evaluation.dataset import SUM
 from mrsep_deploy.evaluation.evaluate import Evaluation
 from mrsep_deploy.evaluation.scores import scores_to_plain
@@ -24,8 +25,14 @@ TITLES = {
 Row = Sequence[str]
 
 
-def to_plain(found: Evaluation, dataset: Path) -> dict[str, object]:
-    """Everything, numbers unrounded; None for a score that is not defined or infinite."""
+def to_plain(found: Evaluation, dataset: Path, command: str = "") -> dict[str, object]:
+    """Everything, numbers unrounded; None for a score that is not defined or infinite.
+
+    Args:
+        found: the evaluation.
+        dataset: its folder, of which the name is kept.
+        command: what was typed to get it.
+    """
     manifest = found.request.bundle.manifest
     return {
         "model": {
@@ -36,6 +43,8 @@ def to_plain(found: Evaluation, dataset: Path) -> dict[str, object]:
             "trained": manifest.model.trained,
         },
         "dataset": dataset.name,
+        "command": command,
+        "machine": machine_info(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
         "overlap": found.request.overlap,
@@ -116,10 +125,10 @@ def summary_rows(found: Evaluation, metric: str) -> list[Row]:
     rows: list[Row] = []
     for name, tracks in found.scores.items():
         values = summarise(tracks, metric)
-        rows.append((name, *(_decibels(values[column]) for column in columns)))
+        rows.append((name, *(two_digits(values[column]) for column in columns)))
     first = next(iter(found.scores))
     for name, apart in differences(found.scores, metric).items():
-        rows.append((f"{name} − {first}", *(_apart(apart.summary[c]) for c in columns)))
+        rows.append((f"{name} − {first}", *(difference(apart.summary[c]) for c in columns)))
     return rows
 
 
@@ -130,8 +139,8 @@ def _track_rows(found: Evaluation, metric: str) -> list[Row]:
             values = track.sdr(metric)
             known = [value for value in values.values() if value is not None]
             mean = sum(known) / len(known) if known else None
-            cells = [_decibels(values[source]) for source in _columns(found)[:-1]]
-            rows.append((track.track, name, *cells, _decibels(mean)))
+            cells = [two_digits(values[source]) for source in _columns(found)[:-1]]
+            rows.append((track.track, name, *cells, two_digits(mean)))
     return rows
 
 
@@ -144,7 +153,7 @@ def remarks(found: Evaluation) -> Iterator[str]:
     for metric in found.request.metrics:
         for name, apart in differences(found.scores, metric).items():
             where = f"{apart.source} of {apart.track}"
-            yield f"{metric}: {name} differs from {first} by {_apart(apart.largest)} dB at most ({where})."
+            yield f"{metric}: {name} differs from {first} by {difference(apart.largest)} dB at most ({where})."
     summed = [track.track for track in tracks if track.mixture == SUM]
     if summed:
         yield f"The mixture is the sum of the stems in {len(summed)} of {len(tracks)} {tracks_word}."
@@ -177,11 +186,12 @@ def print_evaluation(screen: Console, found: Evaluation) -> None:
         screen.print(remark, soft_wrap=True)
 
 
-def _decibels(value: float | None) -> str:
+def two_digits(value: float | None) -> str:
+    """A score in dB, as the field reports it; a dash where there is none."""
     return "–" if value is None else f"{value:.2f}"
 
 
-def _apart(value: float | None) -> str:
+def difference(value: float | None) -> str:
     """A difference in dB; engines are often a millionth of one apart, and zero would say that they agree."""
     if value is None or abs(value) >= 0.0005 or value == 0:
         return "–" if value is None else f"{value:+.4f}"

@@ -44,6 +44,7 @@ class Request:
         audio: files to listen to; none for the built-in signals.
         limit: the least SNR in dB, or None for that of the precision.
         threads: CPU threads, 0 for all.
+        excerpt: also keep the stem the candidate did worst on, to be looked at.
     """
 
     bundle: Bundle
@@ -54,6 +55,7 @@ class Request:
     audio: Sequence[Path] = ()
     limit: float | None = None
     threads: int = 0
+    excerpt: bool = False
 
 
 class Job:
@@ -78,7 +80,10 @@ class Job:
     def verify(self, plan: PrecisionPlan | None = None, progress: Progress | None = None) -> Verification:
         """Verify the bundle, or the one derived from it by ``plan``, by default the request's own."""
         candidate = self._candidate(plan or self.plan)
-        return verify(candidate, self.engine, self.reference, self.tracks, self.request.limit, progress)
+        asked = self.request
+        return verify(
+            candidate, self.engine, self.reference, self.tracks, asked.limit, progress, asked.excerpt
+        )
 
     def _candidate(self, plan: PrecisionPlan | None) -> Bundle:
         if plan is None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mrsep_deploy.bench.surroundings import machine_info
+from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.strict_json import finite
 from mrsep_deploy.verification.figures import Figures
 from mrsep_deploy.verification.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
@@ -38,6 +40,18 @@ def to_plain(found: Verification) -> dict[str, object]:
         "stems": [_stem(stem) for stem in found.stems],
         "failures": found.failures,
         "passes": found.passes,
+    }
+
+
+def about(bundle: Bundle, command: str = "") -> dict[str, object]:
+    """What belongs to the result beside what was found: the command, the machine, facts of the model."""
+    manifest = bundle.manifest
+    return {
+        "command": command,
+        "machine": machine_info(),
+        "trained": manifest.model.trained,
+        "branches": [asdict(branch) for branch in manifest.branches],
+        "fusion": [asdict(shares) for shares in manifest.fusion],
     }
 
 

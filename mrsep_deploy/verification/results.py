@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.verification.figures import Figures
 from mrsep_deploy.verification.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
+
+if TYPE_CHECKING:
+    from mrsep_deploy.verification.excerpt import Excerpt
 
 Span = tuple[int, int]
 """From which sample to which, the second excluded."""
@@ -143,6 +146,7 @@ class Verification:
         limit: the least SNR and its reason.
         segments: batches of segments that ran, end to end.
         probes: the segments it did worst on, the worst first.
+        excerpt: the stem it did worst on, where it was asked for.
     """
 
     model: str
@@ -156,6 +160,7 @@ class Verification:
     stems: tuple[StemResult, ...]
     segments: int
     probes: tuple[Probe, ...] = ()
+    excerpt: Excerpt | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from mrsep_deploy.manifest import STEMS, Manifest
 from mrsep_deploy.segments import OverlapAdd, Segment
 from mrsep_deploy.verification.batches import batches, groups, spread, stacked
 from mrsep_deploy.verification.chain import Chain, first_items
+from mrsep_deploy.verification.excerpt import ExcerptKeeper
 from mrsep_deploy.verification.figures import Difference
 from mrsep_deploy.verification.limits import Limit, limit_for
 from mrsep_deploy.verification.probes import ProbeKeeper
@@ -34,6 +35,7 @@ def verify(
     tracks: Sequence[Track],
     limit: float | None = None,
     progress: Progress | None = None,
+    excerpt: bool = False,
 ) -> Verification:
     """Compare a bundle with its reference.
 
@@ -44,6 +46,7 @@ def verify(
         tracks: what to listen to.
         limit: the least SNR in dB of every audible stem; by default that of the bundle's precision.
         progress: called before every batch of segments.
+        excerpt: also keep the stem it did worst on, by candidate and reference, to be looked at.
 
     Raises:
         EngineError: a stage cannot be prepared or fails.
@@ -55,9 +58,13 @@ def verify(
     stages = _Stages(manifest, all_kinds=reference.transforms or engine.graph_transforms)
     total = sum(batches(track, manifest) for track in tracks)
     done, stems, probes = 0, [], ProbeKeeper(manifest)
+    model, titles = manifest.model, (engine.title, reference.title)
+    keeper = ExcerptKeeper(model.sources, model.sample_rate, titles) if excerpt else None
     with Chain(candidate, engine) as chain:
         for track in tracks:
-            listener = _Listener(track, manifest, bound, use_yardstick=not low and limit is None)
+            listener = _Listener(
+                track, manifest, bound, use_yardstick=not low and limit is None, keeper=keeper
+            )
             isolated = spread(batches(track, manifest))
             for index, group in enumerate(groups(track, manifest)):
                 if progress is not None:
@@ -73,6 +80,8 @@ def verify(
             results = listener.results()
             stems += results
             probes.settle(track, results)
+            if keeper is not None:
+                keeper.settle(results)
     if progress is not None:
         progress("done", total, total)
     return Verification(
@@ -87,6 +96,7 @@ def verify(
         stems=tuple(stems),
         segments=done,
         probes=probes.worst(),
+        excerpt=None if keeper is None else keeper.worst,
     )
 
 
@@ -163,8 +173,16 @@ class _Stem:
 class _Listener:
     """End to end, one track: the song's stems by candidate, reference and yardstick, compared as they come."""
 
-    def __init__(self, track: Track, manifest: Manifest, limit: Limit, use_yardstick: bool) -> None:
+    def __init__(
+        self,
+        track: Track,
+        manifest: Manifest,
+        limit: Limit,
+        use_yardstick: bool,
+        keeper: ExcerptKeeper | None = None,
+    ) -> None:
         self.track, self.model, self.limit = track, manifest.model, limit
+        self.keeper = keeper
         self.use_yardstick = use_yardstick
         self.candidate, self.reference, self.yardstick = (_Song(track, manifest) for _ in range(3))
         self.stems = [_Stem(*(Difference() for _ in range(4))) for _ in self.model.sources]
@@ -186,6 +204,8 @@ class _Listener:
         if candidate is None or reference is None:
             return
         start, self.position = self.position, self.position + candidate.shape[-1]
+        if self.keeper is not None:
+            self.keeper.hear(candidate, reference)
         for index, (source, stem) in enumerate(zip(self.model.sources, self.stems, strict=True)):
             stem.candidate.add(candidate[index], reference[index], start)
             if yardstick is not None:

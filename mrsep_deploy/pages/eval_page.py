@@ -1,0 +1,179 @@
+"""An evaluation as a page, from what ``mrsep-deploy eval`` writes into ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mrsep_deploy.evaluation.dataset import SUM
+from mrsep_deploy.evaluation.report import TITLES, difference, two_digits
+from mrsep_deploy.evaluation.summary import ALL
+from mrsep_deploy.pages.blocks import Block, Key, Mark, Page, Plot, Section, Strip, Table, Verdict
+from mrsep_deploy.pages.environment import day, install_steps, machine_facts
+from mrsep_deploy.pages.scales import Scale
+
+Plain = Mapping[str, Any]
+
+VISIBLE = 0.01
+"""dB; less than this is no difference in a figure that is reported with two digits."""
+COLOURS = 7
+UNTRAINED = "The model is untrained: its weights are random, and it separates nothing."
+
+
+def eval_page(result: Plain) -> Page:
+    """The page of one evaluation."""
+    tracks = next(iter(result["tracks"].values()))
+    minutes = sum(track["seconds"] for track in tracks) / 60
+    word = "track" if len(tracks) == 1 else "tracks"
+    return Page(
+        title=f"Quality: {result['model']['name']} on {result['dataset']}",
+        lead=f"mrsep-deploy eval, {day(result['date'])}. {len(tracks)} {word}, {minutes:.1f} minutes.",
+        verdicts=[_verdict(result, metric) for metric in result["metrics"]],
+        warnings=[*_warnings(result)],
+        sections=[*(_section(result, metric) for metric in result["metrics"]), _time(result)],
+        facts=[*machine_facts(result["machine"]), *_facts(result)],
+        command=result["command"],
+        steps=install_steps(result["machine"]),
+    )
+
+
+def _verdict(result: Plain, metric: str) -> Verdict:
+    summary = result["summary"][metric]
+    known = {engine: values[ALL] for engine, values in summary.items() if values[ALL] is not None}
+    subject = TITLES[metric]
+    if not known:
+        return Verdict(subject, "No source has a score.", "bad")
+    best = max(known, key=lambda engine: known[engine])
+    if len(summary) == 1:
+        return Verdict(subject, f"{best}: {known[best]:.2f} dB, the mean of the sources.", "plain")
+    details = []
+    for engine, found in result["differences"][metric].items():
+        where = f"{found['largest_source']} of {found['largest_track']}"
+        details.append(
+            f"{engine} is at most {difference(found['largest'])} dB from {found['from']} ({where})."
+        )
+    largest = [found["largest"] for found in result["differences"][metric].values()]
+    lead = max(known.values()) - min(known.values())
+    if all(value is not None and abs(value) < VISIBLE for value in largest):
+        said = f"No engine wins: all give {known[best]:.2f} dB, and no source of any track differs by {VISIBLE:g} dB."
+        return Verdict(subject, said, "good", details)
+    said = f"{best} has the highest SDR, {known[best]:.2f} dB, {lead:.2g} dB above the lowest."
+    return Verdict(subject, said, "plain", details)
+
+
+def _warnings(result: Plain) -> Iterator[str]:
+    if not result["model"]["trained"]:
+        yield UNTRAINED
+    if result["failed"]:
+        yield f"{len(result['failed'])} failed and are left out: {', '.join(result['failed'])}."
+
+
+def _section(result: Plain, metric: str) -> Section:
+    scores = result["tracks"]
+    many = len(next(iter(scores.values()))) > 1
+    blocks: list[Block] = [_sources(result, metric), _summary(result, metric)]
+    return Section(TITLES[metric], [*blocks, _tracks(result, metric)] if many else blocks)
+
+
+def _sdr(track: Plain, metric: str, source: str) -> float | None:
+    """SDR in dB of one stem; None where there is none."""
+    score = track[metric].get(source)
+    if metric == "museval":
+        score = None if score is None else score["sdr"]
+    return None if score is None else float(score)
+
+
+def _sources(result: Plain, metric: str) -> Plot:
+    """Engines side by side for every source, with every track as a small dot."""
+    summary, colours = result["summary"][metric], _colours(result)
+    sources = [*result["model"]["sources"], ALL]
+    every = [
+        value
+        for tracks in result["tracks"].values()
+        for track in tracks
+        for source in sources[:-1]
+        if (value := _sdr(track, metric, source)) is not None
+    ]
+    scale = Scale.over(
+        [*every, *(v for values in summary.values() for v in values.values() if v is not None)]
+    )
+    strips = []
+    for source in sources:
+        for engine, values in summary.items():
+            value = values[source]
+            tracks = (
+                [_sdr(track, metric, source) for track in result["tracks"][engine]] if source != ALL else []
+            )
+            known = [each for each in tracks if each is not None]
+            marks = [Mark("round", scale.at(each)) for each in known] if len(known) > 1 else []
+            if value is not None:
+                low, high = sorted((scale.at(0.0), scale.at(value)))
+                marks = [Mark("bar", low, high, colours[engine]), *marks]
+            group = "mean of the sources" if source == ALL else source
+            said = "no score" if value is None else f"{value:.2f} dB"
+            strips.append(Strip(engine, marks, said, f"{group}, {engine}: {said}", group=group))
+    keys = [Key("bar", engine, colour) for engine, colour in colours.items()]
+    many = len(next(iter(result["tracks"].values()))) > 1
+    return Plot(
+        "SDR by source", "More is better.", scale.ticks(lambda value: f"{value:g} dB"), strips,
+        [*keys, *([Key("round", "a track")] if many else [])],
+    )  # fmt: skip
+
+
+def _colours(result: Plain) -> dict[str, int]:
+    return {engine: number % COLOURS for number, engine in enumerate(result["engines"])}
+
+
+def _summary(result: Plain, metric: str) -> Table:
+    columns = [*result["model"]["sources"], ALL]
+    rows = [
+        [engine, *(two_digits(values[column]) for column in columns)]
+        for engine, values in result["summary"][metric].items()
+    ]
+    for engine, found in result["differences"][metric].items():
+        rows.append(
+            [f"{engine} − {found['from']}", *(difference(found["summary"][column]) for column in columns)]
+        )
+    return Table("SDR in dB", ["engine", *columns], rows)
+
+
+def _tracks(result: Plain, metric: str) -> Table:
+    sources = result["model"]["sources"]
+    rows = [
+        [track["track"], engine, *(two_digits(_sdr(track, metric, source)) for source in sources)]
+        for tracks in zip(*result["tracks"].values(), strict=True)
+        for engine, track in zip(result["tracks"], tracks, strict=True)
+    ]
+    return Table("Track by track, SDR in dB", ["track", "engine", *sources], rows, text_columns=(0, 1))
+
+
+def _time(result: Plain) -> Section:
+    rates = {engine: _realtime(tracks) for engine, tracks in result["tracks"].items()}
+    scale, colours = Scale.over(rates.values()), _colours(result)
+    strips = [
+        Strip(
+            engine, [Mark("bar", 0.0, scale.at(rate), colours[engine])], f"{rate:.2f} ×",
+            f"{engine}: {rate:.2f} times real time",
+        )
+        for engine, rate in rates.items()
+    ]  # fmt: skip
+    note = (
+        "Seconds of music per second of separation, over all tracks. One engine after the other, and not undisturbed: "
+        "mrsep-deploy bench measures speed."
+    )
+    return Section("Time", [Plot("Times real time", note, scale.ticks(), strips)])
+
+
+def _realtime(tracks: Sequence[Plain]) -> float:
+    return float(sum(t["seconds"] for t in tracks) / max(sum(t["elapsed_seconds"] for t in tracks), 1e-9))
+
+
+def _facts(result: Plain) -> Iterator[tuple[str, str]]:
+    for engine, facts in result["engines"].items():
+        yield engine, f"{facts['version']}, {facts['device']}"
+    model = result["model"]
+    yield "model", f"{model['family']}, {', '.join(model['sources'])}, bundle {model['digest'][:12]}"
+    yield "overlap of segments", f"{result['overlap']:.0%}"
+    tracks = next(iter(result["tracks"].values()))
+    summed = sum(track["mixture"] == SUM for track in tracks)
+    yield "mixture", f"a file in {len(tracks) - summed} tracks, the sum of the stems in {summed}"

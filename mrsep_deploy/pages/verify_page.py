@@ -1,0 +1,225 @@
+"""A verification as a page, from what ``mrsep-deploy verify --json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plot, Section, Strip, Table, Text, Verdict
+from mrsep_deploy.pages.environment import day, install_steps, machine_facts
+from mrsep_deploy.pages.eval_page import UNTRAINED
+from mrsep_deploy.pages.fusion import fusion_blocks
+from mrsep_deploy.pages.scales import Scale
+
+Plain = Mapping[str, Any]
+
+SHOWN = 12
+"""Failures that are said at the top; the tables have all."""
+NOTHING = "–"
+
+
+def verify_page(result: Plain, pictures: Pictures | None = None) -> Page:
+    """The page of one verification.
+
+    Args:
+        result: plain values, the first verification's where a bisection followed.
+        pictures: spectrograms of a stem.
+    """
+    return Page(
+        title=f"Verification: {result['model']} ({result['precision']})",
+        lead=f"mrsep-deploy verify, {day(result['machine']['date'])}.",
+        verdicts=[_verdict(result), *_after(result)],
+        warnings=[*_warnings(result)],
+        sections=[*_sections(result, pictures)],
+        facts=[*machine_facts(result["machine"]), *_facts(result)],
+        command=result["command"],
+        steps=install_steps(result["machine"]),
+    )
+
+
+def _sections(result: Plain, pictures: Pictures | None) -> Iterator[Section]:
+    yield Section("Stems, end to end", [_stems(result), _stem_table(result), _limits(result)])
+    if pictures is not None:
+        yield Section("What the difference looks like", [pictures])
+    if result["stages"]:
+        yield Section("Stages by themselves", [_stages(result), _stage_table(result)])
+    if result["fusion"]:
+        yield Section("Fusion weights", fusion_blocks(result["fusion"], result["branches"]))
+
+
+def _warnings(result: Plain) -> Iterator[str]:
+    if result["note"]:
+        yield str(result["note"])
+    if not result["trained"]:
+        yield UNTRAINED
+
+
+def _verdict(result: Plain) -> Verdict:
+    subject = f"{result['engine']} against {result['reference']}"
+    if not result["passes"]:
+        failures = result["failures"]
+        more = [f"... and {len(failures) - SHOWN} more."] if len(failures) > SHOWN else []
+        said = f"Failed: {len(failures)} figures are outside their limits."
+        return Verdict(subject, said, "bad", [*failures[:SHOWN], *more])
+    judged = [stem for stem in result["stems"] if stem["judged"]]
+    finite = [stem for stem in judged if stem["snr_db"] is not None]
+    details = [f"{len(judged)} of {len(result['stems'])} stems are loud enough to be judged."]
+    if not finite:
+        said = (
+            "Passed: every stem is exactly that of the reference."
+            if judged
+            else "Passed; nothing was loud enough."
+        )
+        return Verdict(subject, said, "good", details)
+    closest = min(finite, key=lambda stem: float(stem["snr_db"] - stem["limit_db"]))
+    said = (
+        f"Passed: the stem closest to its limit has {closest['snr_db']:.1f} dB SNR, "
+        f"{closest['snr_db'] - closest['limit_db']:.1f} dB above it."
+    )
+    details.insert(
+        0, f"That is {closest['source']} of {closest['track']}; its limit is {closest['limit_db']:.1f} dB."
+    )
+    changes = [stem["sdr_change_db"] for stem in judged if stem["sdr_change_db"] is not None]
+    if changes:
+        details.append(f"Against the true stems the SDR changes by {max(changes, key=abs):+.4f} dB at most.")
+    return Verdict(subject, said, "good", details)
+
+
+def _after(result: Plain) -> Iterator[Verdict]:
+    """What a bisection came to."""
+    if "with_plan" in result:
+        plan = result["with_plan"]
+        nodes = sum(len(group["nodes"]) for group in result["bisection"][-1]["kept"])
+        said = f"With {nodes} more nodes in float32 it {'passes' if plan['passes'] else 'still fails'}."
+        yield Verdict(
+            "After the bisection", said, "good" if plan["passes"] else "bad", plan["failures"][:SHOWN]
+        )
+
+
+def _snr(figures: Plain) -> str:
+    """dB; where there is none, whether that is good or bad."""
+    if figures["snr_db"] is not None:
+        return f"{figures['snr_db']:.1f} dB"
+    if figures["nan"] or figures["inf"]:
+        return "no number"
+    return "exact" if figures["worst"] == 0 else "-∞ dB"
+
+
+def _place(scale: Scale, figures: Plain) -> float:
+    """Of an SNR; what is exact stands at the right edge."""
+    if figures["snr_db"] is None:
+        return 100.0 if _snr(figures) == "exact" else 0.0
+    return scale.at(figures["snr_db"])
+
+
+def _stems(result: Plain) -> Plot:
+    stems = result["stems"]
+    limits = [stem["limit_db"] for stem in stems if stem["judged"]]
+    yardsticks = [stem["pytorch_float32_snr_db"] for stem in stems]
+    measured = [stem["snr_db"] for stem in stems]
+    scale = Scale.over([v for v in (*measured, *limits, *yardsticks) if v is not None])
+    strips = []
+    for stem in stems:
+        marks, said = [], f"{stem['source']} of {stem['track']}: {_snr(stem)}"
+        if stem["judged"]:
+            marks.append(Mark("limit", scale.at(stem["limit_db"]), colour=6))
+            said += f", limit {stem['limit_db']:.1f} dB"
+        if stem["pytorch_float32_snr_db"] is not None:
+            marks.append(Mark("limit", scale.at(stem["pytorch_float32_snr_db"]), colour=-1))
+            said += f", PyTorch's own float32 {stem['pytorch_float32_snr_db']:.1f} dB"
+        colour = -1 if not stem["judged"] else 0 if stem["passes"] else 6
+        marks.append(Mark("dot", _place(scale, stem), colour=colour))
+        note = "failed" if not stem["passes"] else "" if stem["judged"] else "quiet"
+        strips.append(Strip(stem["source"], marks, _snr(stem), said, note, group=stem["track"]))
+    keys = [Key("dot", "the engine", 0), Key("dot", "too quiet to be judged", -1), Key("limit", "limit", 6)]
+    if any(value is not None for value in yardsticks):
+        keys.append(Key("limit", "PyTorch's own float32", -1))
+    return Plot(
+        "SNR of every stem", f"Against {result['reference']}; more is better, exact stands at the right edge.",
+        scale.ticks(lambda value: f"{value:g} dB"), strips, keys,
+    )  # fmt: skip
+
+
+def _stem_table(result: Plain) -> Table:
+    with_truth = any(stem["sdr_db"] is not None for stem in result["stems"])
+    columns = ["track", "stem", "level, dBFS", "SNR", "limit", "SI-SDR", "worst sample", "at", "NaN, Inf"]
+    columns += ["SDR", "change"] if with_truth else []
+    rows = []
+    for stem in result["stems"]:
+        row = [
+            stem["track"],
+            stem["source"],
+            NOTHING if stem["level_db"] is None else f"{stem['level_db']:.1f}",
+            _snr(stem),
+            f"{stem['limit_db']:.1f} dB" if stem["judged"] else "not judged",
+            NOTHING if stem["si_sdr_db"] is None else f"{stem['si_sdr_db']:.1f} dB",
+            NOTHING if stem["worst"] is None else f"{stem['worst']:.1e}",
+            f"{stem['worst_seconds']:.3f} s",
+            f"{stem['nan']}, {stem['inf']}",
+        ]
+        if with_truth:
+            sdr, change = stem["sdr_db"], stem["sdr_change_db"]
+            row += [
+                NOTHING if sdr is None else f"{sdr:.2f} dB",
+                NOTHING if change is None else f"{change:+.4f} dB",
+            ]
+        rows.append(row)
+    return Table("All figures", columns, rows, text_columns=(0, 1))
+
+
+def _limits(result: Plain) -> Text:
+    limits = result["limits"]
+    return Text(
+        [
+            f"The limit is {limits['snr_db']:g} dB SNR for every stem above {limits['audible_dbfs']:g} dBFS: "
+            f"{limits['reason']}. Quieter stems are reported, not judged."
+        ]
+    )
+
+
+def _worst(tensors: Plain) -> tuple[str, Plain]:
+    """The output of a stage that is farthest from the reference."""
+
+    def order(name: str) -> float:
+        figures = tensors[name]
+        if figures["snr_db"] is None:
+            return float("inf") if _snr(figures) == "exact" else float("-inf")
+        return float(figures["snr_db"])
+
+    name = min(tensors, key=order)
+    return name, tensors[name]
+
+
+def _stages(result: Plain) -> Plot:
+    worst = {stage: _worst(tensors) for stage, tensors in result["stages"].items()}
+    scale = Scale.over([figures["snr_db"] for _, figures in worst.values() if figures["snr_db"] is not None])
+    strips = [
+        Strip(
+            stage, [Mark("dot", _place(scale, figures), colour=0)], _snr(figures),
+            f"{stage}: {_snr(figures)}, of the output {name}",
+        )
+        for stage, (name, figures) in worst.items()
+    ]  # fmt: skip
+    note = (
+        "Each stage on exactly what the reference gives it, so that the error is its own; of its outputs the worst. "
+        "More is better."
+    )
+    return Plot("SNR of every stage", note, scale.ticks(lambda value: f"{value:g} dB"), strips)
+
+
+def _stage_table(result: Plain) -> Table:
+    rows = []
+    for stage, tensors in result["stages"].items():
+        name, figures = _worst(tensors)
+        counts = [str(sum(each[what] for each in tensors.values())) for what in ("nan", "inf", "saturated")]
+        worst = NOTHING if figures["worst"] is None else f"{figures['worst']:.1e}"
+        rows.append([stage, name, _snr(figures), worst, *counts])
+    columns = ("stage", "worst output", "SNR", "largest error", "NaN", "Inf", "saturated")
+    return Table("All stages", columns, rows, text_columns=(0, 1))
+
+
+def _facts(result: Plain) -> Iterator[tuple[str, str]]:
+    yield "engine", str(result["engine"])
+    yield "reference", str(result["reference"])
+    yield "bundle", f"{result['model']}, {result['precision']}, {result['digest'][:12]}"
+    yield "segments", f"{result['segments']} batches, end to end"
