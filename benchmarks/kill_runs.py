@@ -83,6 +83,7 @@ class Folder:
 
     def run(self, out: Path, kill_after: float | None = None) -> int | None:
         """Run to the end, or kill it; its exit code, or None if it was killed."""
+        self.told.write_bytes(b"")  # a run that is killed at once says nothing
         arguments = ["run", str(self._music), "-o", str(out), "--resume", "--json", "-j", str(self._jobs)]
         process = forked([*arguments, "--engine", "ort", "--threads", "1"], self.told)
         deadline = time.monotonic() + (PATIENCE if kill_after is None else kill_after)

@@ -195,8 +195,8 @@ def with_atheris(campaign: Campaign) -> None:
         "seed": campaign.plan.seed + 1,  # 0 means the time of day
         "max_len": MAX_LENGTH,
         "dict": folder / "words",
-        "rss_limit_mb": 0,  # watched from outside
-        "timeout": 0,
+        "rss_limit_mb": 0,  # memory and time are watched from outside
+        "timeout": 3600,
         "detect_leaks": 0,
         "artifact_prefix": f"{folder}/",
         "verbosity": 0,
