@@ -212,6 +212,8 @@ def test_every_key_of_the_file_is_documented(measured: tuple[Result, Path]) -> N
         (["--against", "torch,none"], "exclude each other"),
         (["--length", "ten"], "no list of seconds"),
         (["--length", "-1"], "above 0"),
+        (["--lanes", "1,none"], "no list of whole numbers"),
+        (["--lanes", "2,2"], "named twice"),
         (["--rounds", "0"], "0 is not in the range"),
         (["--engine", "ort,ort", "--against", "none"], "named twice"),
         (["--profile", "--engine", "trt"], "cannot be profiled, only ort and openvino"),
@@ -263,6 +265,18 @@ def test_bundles_of_one_name_are_told_apart(tmp_path: Path) -> None:
         "tiny (split, batch 2, float32)",
         "tiny 2",
     ]
+
+
+def test_segments_side_by_side(tmp_path: Path) -> None:
+    """The same stems, and a row of their own."""
+    bundle = str(tiny_bundle(tmp_path).path)
+    request = Request([bundle], ["ort"], lanes=(1, 2), against=(), threads=2)
+    seconds = 9 * SAMPLES / 8000
+    found = benchmark(plan(request, tmp_path), Settings(2, lengths=(seconds,), timeline=False), silent)
+    assert [(row.label, row.status) for row in found.races[1].rows] == [("ort", "ok"), ("ort 2 lanes", "ok")]
+    both = [row for row in json.loads(to_json(found))["rows"] if row["workload"] != "segments"]
+    assert [row["lanes"] for row in both] == [1, 2]
+    assert all(row["parity"]["passes"] for row in both)
 
 
 def test_a_precision_an_engine_lacks_is_a_row(tmp_path: Path) -> None:

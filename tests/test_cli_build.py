@@ -89,11 +89,10 @@ def test_stages_without_a_graph_are_mentioned() -> None:
     assert "tiny has no graphs for spectrogram.16, normalize.time, inverse.16" in run(*RTX).stderr
 
 
-@pytest.mark.parametrize("engine", ["ort", "torch"])
-def test_engines_without_a_build_step(engine: str) -> None:
-    result = run("build", "tiny", "--engine", engine)
+def test_an_engine_without_a_build_step() -> None:
+    result = run("build", "tiny", "--engine", "torch")
     assert result.exit_code == 0
-    assert result.stdout == f"Engine {engine} has no build step: it takes a bundle's graphs as they are.\n"
+    assert result.stdout == "Engine torch has no build step: it takes a bundle's graphs as they are.\n"
 
 
 @pytest.mark.parametrize(

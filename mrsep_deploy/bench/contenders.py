@@ -48,6 +48,7 @@ class Contender:
         engine, mode, precision: of an engine's contender; empty otherwise.
         device: ``cpu`` or ``cuda``; whose memory, energy and ceilings count.
         threads: CPU threads.
+        lanes: segments side by side; only whole songs have several.
         overlap: share of a segment that the next one repeats, in whole songs.
         checkpoint: where the checkpoint lies, if not where it was exported from.
     """
@@ -60,6 +61,7 @@ class Contender:
     precision: AskedPrecision = "fp32"
     device: str = "cpu"
     threads: int = 1
+    lanes: int = 1
     overlap: float = 0.25
     checkpoint: str | None = None
 
@@ -114,11 +116,13 @@ def opened_class(opener: str) -> type[Opened]:
     return cast("type[Opened]", getattr(importlib.import_module(module), name))
 
 
-def label_of(engine: str, precision: str, mode: str, precisions: Sequence[str]) -> str:
-    """``ort``, ``ort fp16 concurrent``: what is the usual goes without saying."""
+def label_of(engine: str, precision: str, mode: str, precisions: Sequence[str], lanes: int = 1) -> str:
+    """``ort``, ``ort fp16 concurrent``, ``ort 2 lanes``: what is the usual goes without saying."""
     words = [engine]
     if precision != "fp32" or len(precisions) > 1:
         words.append(precision)
     if mode != "sequential":
         words.append(mode)
+    if lanes > 1:
+        words.append(f"{lanes} lanes")
     return " ".join(words)

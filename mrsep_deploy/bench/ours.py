@@ -34,7 +34,14 @@ class OurContender(Opened):
         bundle = Bundle.open(contender.bundle)
         options = EngineOptions(contender.threads, contender.checkpoint_path, arithmetic(bundle.manifest))
         engine = choose_engine(contender.engine, options)
-        return Separator(bundle, engine=engine, overlap=contender.overlap, mode=contender.mode, trace=trace)
+        return Separator(
+            bundle,
+            engine=engine,
+            overlap=contender.overlap,
+            mode=contender.mode,
+            lanes=contender.lanes,
+            trace=trace,
+        )
 
     def segments(self, mix: Float32) -> NDArray[Any]:
         return self.separator.run_segments(mix)

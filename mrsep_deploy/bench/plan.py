@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender, label_of
 from mrsep_deploy.bundle import Bundle
@@ -31,6 +33,7 @@ class Request:
         engines: names; none for all that work here, but for ``torch``, whose place is among ``against``.
         precisions: none for each bundle's own.
         modes: of scheduling.
+        lanes: numbers of segments side by side; more than one only on a CPU.
         against: names out of :data:`AGAINST`, the baseline first; None for what fits the machine and the model.
         threads: CPU threads, 0 for all.
         overlap: of segments in whole songs.
@@ -41,6 +44,7 @@ class Request:
     engines: Sequence[str] = ()
     precisions: Sequence[AskedPrecision] = ()
     modes: Sequence[Mode] = ("sequential",)
+    lanes: Sequence[int] = (1,)
     against: Sequence[str] | None = None
     threads: int = 0
     overlap: float = DEFAULT_OVERLAP
@@ -105,7 +109,8 @@ def check_names(request: Request) -> None:
             raise UsageError(
                 f"there is nothing called {name!r} to compare with", f"Choose of {', '.join(AGAINST)}."
             )
-    for names in (request.engines, request.precisions, request.modes, request.against or ()):
+    asked = (request.engines, request.precisions, request.modes, request.lanes, request.against or ())
+    for names in cast("tuple[Sequence[object], ...]", asked):
         twice = [name for name in names if list(names).count(name) > 1]
         if twice:
             raise UsageError(f"{twice[0]} is named twice", "Name it once.")
@@ -175,28 +180,29 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
     refused: list[tuple[Contender, MrsepError]] = []
     converted: dict[str, Bundle] = {}
     precisions: Sequence[AskedPrecision] = request.precisions or (arithmetic(manifest),)
-    for engine in engines:
-        for precision in precisions:
-            for mode in request.modes:
-                contender = Contender(
-                    label=label_of(engine, precision, mode, precisions),
-                    opener=OURS,
-                    bundle=str(bundle.path),
-                    engine=engine,
-                    mode=mode,
-                    precision=precision,
-                    device="cuda" if engine_class(engine).graph_transforms else "cpu",
-                    threads=request.budget,
-                    overlap=request.overlap,
-                    checkpoint=None if request.checkpoint is None else str(request.checkpoint),
-                )
-                try:
-                    own = _converted(contender, bundle)
-                except MrsepError as error:
-                    refused.append((contender, error))
-                else:
-                    converted[str(own.path)] = own
-                    made.append(replace(contender, bundle=str(own.path)))
+    for engine, precision, mode, lanes in itertools.product(
+        engines, precisions, request.modes, request.lanes
+    ):
+        contender = Contender(
+            label=label_of(engine, precision, mode, precisions, lanes),
+            opener=OURS,
+            bundle=str(bundle.path),
+            engine=engine,
+            mode=mode,
+            precision=precision,
+            device="cuda" if engine_class(engine).graph_transforms else "cpu",
+            threads=request.budget,
+            lanes=lanes,
+            overlap=request.overlap,
+            checkpoint=None if request.checkpoint is None else str(request.checkpoint),
+        )
+        try:
+            own = _converted(contender, bundle)
+        except MrsepError as error:
+            refused.append((contender, error))
+        else:
+            converted[str(own.path)] = own
+            made.append(replace(contender, bundle=str(own.path)))
     return Entry(key, bundle, tuple(made), tuple(refused), converted)
 
 
