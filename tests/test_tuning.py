@@ -213,3 +213,10 @@ def test_a_separator_takes_what_was_measured(bundle: Bundle) -> None:
     with Separator(bundle, engine="ort", threads=2) as separator:
         assert separator.manner == Manner("sequential", 2, measured=True)
         assert separator.scheduler.capacity == 4
+
+
+def test_a_profile_is_of_one_segment_at_a_time_whatever_was_measured(bundle: Bundle) -> None:
+    keep_manner(bundle, ort(), Manner("sequential", 2))
+    result = run("bench", "tiny", "--engine", "ort", "--profile", "--rounds", "1", "--threads", "2")
+    assert result.exit_code == 0, result.output
+    assert "tiny on ort" in result.output

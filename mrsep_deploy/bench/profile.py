@@ -148,7 +148,9 @@ def _observe(entry: Entry, contender: Contender, settings: Settings) -> _Observe
         options = EngineOptions(contender.threads, contender.checkpoint_path, arithmetic(bundle.manifest))
         engine = Profilers.makers[name](options, Path(folder))
         assert isinstance(engine, NodeClock)
-        with Separator(bundle, engine=engine, threads=contender.threads, trace=True) as separator:
+        with Separator(
+            bundle, engine=engine, threads=contender.threads, mode="sequential", trace=True
+        ) as separator:
             trace = separator.scheduler.trace
             assert trace is not None
             for turn in range(WARM_UP):
