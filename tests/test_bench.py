@@ -27,6 +27,7 @@ from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender
 from mrsep_deploy.bench.plan import Entry, Request, plan
 from mrsep_deploy.bench.report import to_csv, to_json, to_markdown
 from mrsep_deploy.bench.results import Row
+from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.commands import bench as command
 from mrsep_deploy.precision import ASKED
 from mrsep_deploy.schedule import MODES
@@ -212,6 +213,9 @@ def test_every_key_of_the_file_is_documented(measured: tuple[Result, Path]) -> N
         (["--against", "torch,none"], "exclude each other"),
         (["--length", "ten"], "no list of seconds"),
         (["--length", "-1"], "above 0"),
+        (["--batch", "0"], "no list of whole numbers"),
+        (["--batch", "2,2"], "named twice"),
+        (["--batch", "1,2"], "is a bundle of batch 1, --batch 1,2 was asked for"),
         (["--lanes", "1,none"], "no list of whole numbers"),
         (["--lanes", "2,2"], "named twice"),
         (["--rounds", "0"], "0 is not in the range"),
@@ -277,6 +281,20 @@ def test_segments_side_by_side(tmp_path: Path) -> None:
     both = [row for row in json.loads(to_json(found))["rows"] if row["workload"] != "segments"]
     assert [row["lanes"] for row in both] == [1, 2]
     assert all(row["parity"]["passes"] for row in both)
+
+
+def test_a_checkpoint_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One export a batch, told apart in the tables."""
+    from mrsep_deploy.export import exporter
+
+    def export(_loaded: object, name: str, target: Path, options: exporter.ExportOptions) -> Bundle:
+        return tiny_bundle(target, name=name, batch=options.batch)
+
+    monkeypatch.setattr(exporter, "export_model", export)
+    request = Request([str(checkpoint("htdemucs_nn"))], ("ort",), against=(), batches=(1, 3))
+    found = plan(request, tmp_path)
+    assert [entry.bundle.manifest.batch for entry in found] == [1, 3]
+    assert len({entry.key for entry in found}) == 2
 
 
 def test_a_precision_an_engine_lacks_is_a_row(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Request:
         threads: CPU threads, 0 for all.
         overlap: of segments in whole songs.
         checkpoint: where the checkpoint of the bundles lies, if it has moved.
+        batches: segments at once that checkpoints are exported for, each; a bundle has its own.
     """
 
     models: Sequence[str] = ()
@@ -49,6 +50,7 @@ class Request:
     threads: int = 0
     overlap: float = DEFAULT_OVERLAP
     checkpoint: Path | None = None
+    batches: Sequence[int] = (1,)
 
     @property
     def budget(self) -> int:
@@ -94,7 +96,11 @@ def plan(request: Request, folder: Path, report: Callable[[str], None] = lambda 
     engines = request.engines or working_engines()
     if not engines and request.against is not None and not request.against:
         raise UsageError("no engine works here and nothing was given to compare", "See: mrsep-deploy doctor")
-    bundles = [_open(model, folder, report) for model in request.models or (None,)]
+    bundles = [
+        bundle
+        for model in request.models or (None,)
+        for bundle in _opened(model, request.batches, folder, report)
+    ]
     return [
         _entry(key, bundle, engines, request) for key, bundle in zip(_keys(bundles), bundles, strict=True)
     ]
@@ -109,7 +115,10 @@ def check_names(request: Request) -> None:
             raise UsageError(
                 f"there is nothing called {name!r} to compare with", f"Choose of {', '.join(AGAINST)}."
             )
-    asked = (request.engines, request.precisions, request.modes, request.lanes, request.against or ())
+    against = request.against or ()
+    asked = (
+        request.engines, request.precisions, request.modes, request.lanes, against, request.batches,
+    )  # fmt: skip
     for names in cast("tuple[Sequence[object], ...]", asked):
         twice = [name for name in names if list(names).count(name) > 1]
         if twice:
@@ -122,7 +131,27 @@ def working_engines() -> tuple[str, ...]:
     return tuple(name for name in names if engine_class(name).availability().works)
 
 
-def _open(model: str | None, folder: Path, report: Callable[[str], None]) -> Bundle:
+def _opened(
+    model: str | None, batches: Sequence[int], folder: Path, report: Callable[[str], None]
+) -> list[Bundle]:
+    """A bundle; of a checkpoint one for every batch.
+
+    Raises:
+        UsageError: the bundle is of another batch than the one that was asked for.
+    """
+    if model is not None and is_checkpoint(model):
+        return [_exported(model, batch, folder, report) for batch in batches]
+    bundle = _open(model)
+    own = bundle.manifest.batch
+    if tuple(batches) not in ((1,), (own,)):
+        raise UsageError(
+            f"{bundle.manifest.name} is a bundle of batch {own}, --batch {','.join(map(str, batches))} was asked for",
+            "Give the checkpoint, or bundles that were exported with --batch N.",
+        )
+    return [bundle]
+
+
+def _open(model: str | None) -> Bundle:
     if model is None:
         try:
             return Bundle.open(resolve(None))
@@ -131,18 +160,20 @@ def _open(model: str | None, folder: Path, report: Callable[[str], None]) -> Bun
                 "no model was given, and none has been exported yet",
                 "Give a bundle's folder or .zip, a registered name, or a checkpoint: mrsep-deploy bench ckpt.th",
             ) from error
-    if not is_checkpoint(model):
-        return Bundle.open(resolve(model))
+    return Bundle.open(resolve(model))
+
+
+def _exported(checkpoint: str, batch: int, folder: Path, report: Callable[[str], None]) -> Bundle:
     from mrsep_deploy.export.api import default_name, require_extra
 
     require_extra("exporting a checkpoint")
     from mrsep_deploy.export.exporter import ExportOptions, export_model
     from mrsep_deploy.export.load import load_model
 
-    name = default_name(model)
-    report(f"exporting {name}")
+    name = default_name(checkpoint)
+    report(f"exporting {name}, batch {batch}")
     target = folder / f"{len(list(folder.iterdir()))}-{name}"
-    return export_model(load_model(model), name, target, ExportOptions())
+    return export_model(load_model(checkpoint), name, target, ExportOptions(batch=batch))
 
 
 def _keys(bundles: Sequence[Bundle]) -> list[str]:

@@ -61,6 +61,7 @@ Examples:
   mrsep-deploy bench htdemucs
   mrsep-deploy bench htdemucs --engine ort,openvino --mode sequential,concurrent --length 20 --json bench.json
   mrsep-deploy bench ckpt.th --audio song.flac --rounds 100 --csv bench.csv --html bench.html
+  mrsep-deploy bench ckpt.th --batch 1,2,4 --length 20,180
   mrsep-deploy bench htdemucs --profile
 \b
 Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows failed.
@@ -75,6 +76,8 @@ Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows fail
               help=f"Of {', '.join(MODES)}.")  # fmt: skip
 @click.option("--lanes", metavar="N,...", callback=_counts, default="1", show_default=True,
               help="Segments side by side in whole songs, each on its share of the threads.")  # fmt: skip
+@click.option("--batch", "batches", metavar="N,...", default="1", show_default=True, callback=_counts,
+              help="Segments at once, for checkpoints; a bundle has the batch it was exported with.")  # fmt: skip
 @click.option("--against", metavar="NAME,...", callback=_names((*AGAINST, NOTHING)),
               help=f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; or {NOTHING}.  "
               "[default: torch, and demucs where it is installed and the model is HTDemucs; on a GPU "
@@ -112,6 +115,7 @@ def bench(
     precisions: Names | None,
     modes: Names,
     lanes: tuple[int, ...],
+    batches: tuple[int, ...],
     against: Names | None,
     lengths: tuple[float, ...],
     audio: Path | None,
@@ -150,6 +154,7 @@ def bench(
         engines, against, modes, lanes = _profiled(engines), (NOTHING,), ("sequential",), (1,)
     request = Request(
         models=models,
+        batches=batches,
         engines=engines or (),
         precisions=precisions or (),  # type: ignore[arg-type]  # the callbacks have checked them
         modes=modes,  # type: ignore[arg-type]

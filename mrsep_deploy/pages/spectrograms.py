@@ -55,7 +55,7 @@ def spectrogram_block(excerpt: Excerpt) -> Pictures:
         f"Spectrograms: {excerpt.source} of {excerpt.track}",
         f"{excerpt.why} {seconds:.1f} s from left to right, {LOWEST_HZ:g} Hz to {excerpt.sample_rate / 2000:g} kHz "
         "from bottom to top (logarithmic), the loudest point of an image in the lightest colour and "
-        f"{RANGE_DB:g} dB below it in black. The difference has its own scale: it would be black on that of the stems.",
+        f"{RANGE_DB:g} dB below it in black. The difference has a scale of its own.",
         pictures,
     )
 

@@ -55,7 +55,7 @@ def _warnings(result: Plain) -> Iterator[str]:
 
 
 def _verdict(result: Plain) -> Verdict:
-    subject = f"{result['engine']} against {result['reference']}"
+    subject = f"{result['precision']} on {result['engine']} against {result['reference']}"
     if not result["passes"]:
         failures = result["failures"]
         more = [f"... and {len(failures) - SHOWN} more."] if len(failures) > SHOWN else []

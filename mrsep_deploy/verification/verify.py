@@ -58,7 +58,7 @@ def verify(
     stages = _Stages(manifest, all_kinds=reference.transforms or engine.graph_transforms)
     total = sum(batches(track, manifest) for track in tracks)
     done, stems, probes = 0, [], ProbeKeeper(manifest)
-    model, titles = manifest.model, (engine.title, reference.title)
+    model, titles = manifest.model, (f"{manifest.precision} on {engine.title}", reference.title)
     keeper = ExcerptKeeper(model.sources, model.sample_rate, titles) if excerpt else None
     with Chain(candidate, engine) as chain:
         for track in tracks:
