@@ -5,7 +5,8 @@
 Both are the same music. A short song is two strides long (the step from one segment to the next), because graphs of one
 length take as long for half a segment as for a whole one: so both need the same number of segments. They take turns,
 the first in each round drawn anew; times are those of the whole program, from its start to its end, engine and
-journal included. On a machine with other work, processor time says more than the clock; both are noted. Writes ``benchmarks/results/many_files.json``.
+journal included. On a machine with other work, processor time says more than the clock; both are noted. Writes
+``benchmarks/results/many_files.json``.
 """
 
 from __future__ import annotations

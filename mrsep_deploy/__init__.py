@@ -11,6 +11,7 @@ Importing this package imports nothing else; each name is fetched when it is fir
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from mrsep_deploy.separator import Separator as Separator
 
 __version__ = "0.1.0"
+
+# From 1.32 on, ONNX Runtime reports its use to its makers unless this is set before it is imported. Nothing here
+# talks to anybody; who wants to tell them sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Bundle", "Separator", "__version__", "errors", "export", "inspect"]
 

@@ -446,6 +446,7 @@ def test_without_a_place_for_caches(
     done = process("s.wav", "-n", str(path), "-o", "out", env={**kept, **environment})
     assert done.returncode == DONE, done.stderr
     assert written("out/tiny") == stems("s")
+    assert "telemetry" not in done.stderr
 
 
 @posix
@@ -496,6 +497,18 @@ def test_files_are_on_the_disk_before_they_have_their_names(
         assert book > folder
         made = [Path(target).parent.parent, out, tmp_path / "separated", tmp_path]
         assert {("sync", str(each)) for each in made} <= set(events[:book]), "and the folders that were made"
+
+
+def test_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime reports its use to its makers unless it is told not to before it is imported."""
+    program = "import mrsep_deploy, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for given, expected in ((None, "1"), ("0", "0")):
+        if given is None:
+            monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+        else:
+            monkeypatch.setenv("ORT_DISABLE_TELEMETRY", given)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 def test_a_summary_that_cannot_be_written(bundle: Bundle) -> None:
