@@ -1,7 +1,7 @@
-"""The figures in the README, from the result files that they were measured into.
+"""The figures in the README and in docs/benchmarking.md, from the result files that they were measured into.
 
     python benchmarks/figures.py            # show them
-    python benchmarks/figures.py --write    # put them into README.md
+    python benchmarks/figures.py --write    # put them into the pages
 
 They stand between two comment lines. A test compares both, so that no figure outlives its measurement.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from figures_benchmarking import benchmarking
 from machine_info import RESULTS, ROOT
 
 README = ROOT / "README.md"
@@ -129,6 +130,13 @@ def _machine(found: Result) -> str:
     return f"{machine['cores']} cores of an {machine['cpu']}".replace("(R)", "")
 
 
+PAGES: Mapping[Path, Callable[[], str]] = {
+    README: figures,
+    ROOT / "docs" / "benchmarking.md": benchmarking,
+}
+"""What stands between the comments of each page."""
+
+
 def block(text: str) -> str:
     """What stands between the two comments of a page.
 
@@ -143,7 +151,7 @@ def _parted(text: str) -> tuple[str, str, str]:
     before, begun, rest = text.partition(BEGIN)
     inside, ended, after = rest.partition(END)
     if not begun or not ended:
-        raise ValueError(f"{README.name} has no {END if begun else BEGIN}")
+        raise ValueError(f"the page has no {END if begun else BEGIN}")
     return before, inside, after
 
 
@@ -151,12 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put them into README.md")
+    parser.add_argument("--write", action="store_true", help="put them into the pages")
     options = parser.parse_args(arguments)
-    if options.write:
-        write(README, figures())
-    else:
-        print(figures())
+    for page, make in PAGES.items():
+        if options.write:
+            write(page, make())
+        else:
+            print(make())
 
 
 def write(page: Path, new: str) -> None:

@@ -1,9 +1,10 @@
-"""Every example on docs/running.md runs, and every option of ``run`` is on the page or in its help."""
+"""Every example on docs/running.md and docs/benchmarking.md runs, and every option on the pages exists."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,27 @@ from mrsep_deploy import cli, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "running.md").read_text()
+BENCHMARKING = (ROOT / "docs" / "benchmarking.md").read_text()
 RATE = 44100
 
 
-def examples() -> list[str]:
+def examples(page: str = PAGE) -> list[str]:
     """The indented lines that call the program, without their comments."""
-    lines = [line.strip() for line in PAGE.splitlines() if line.startswith("    ")]
-    return [re.sub(r"\s{2,}#.*", "", line) for line in lines]
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    ")]
+    return [_without_comment(line) for line in lines]
+
+
+def long_examples(page: str) -> list[str]:
+    """Those between fences: they take minutes, or music that is not there."""
+    return [
+        _without_comment(line)
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+def _without_comment(line: str) -> str:
+    return re.sub(r"\s+#.*", "", line)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exports: Export) -> Path:
     (place / "album" / "live").mkdir(parents=True)
     for name in ("song.wav", "album/01.flac", "album/02.wav", "album/live/03.flac"):
         soundfile.write(place / name, noise, RATE)
+    for stem in ("drums", "bass", "other", "vocals"):
+        (place / "tracks" / "one").mkdir(parents=True, exist_ok=True)
+        soundfile.write(place / "tracks" / "one" / f"{stem}.wav", np.tile(noise, (3, 1)) / 4, RATE)
     bag, settings = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     (place / "bag.toml").write_text(bag)
     (place / "settings.toml").write_text(settings)
@@ -71,6 +89,43 @@ def test_the_examples_run(folder: Path, example: str) -> None:
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     changed = [path for path in after if after[path] != before.get(path)]
     assert bool(changed) != ("--dry-run" in example)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the examples are a shell's")
+@pytest.mark.parametrize("example", examples(BENCHMARKING))
+def test_the_examples_of_measuring_run(folder: Path, example: str) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}",
+        "MRSEP_DEPLOY_HOME": str(folder / "home"),
+    }
+    command = ["bash", "-e", "-o", "pipefail", "-c", example]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    for page in re.findall(r"--html (\S+)", example):
+        assert "<!doctype html>" in (folder / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("example", long_examples(BENCHMARKING))
+def test_the_long_examples_are_understood(
+    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "song.wav").touch()
+    program, name, *arguments = shlex.split(example)
+    assert program == "mrsep-deploy"
+    top = click.Context(cli.main)
+    command = cli.main.get_command(top, name)
+    assert command is not None
+    command.make_context(name, arguments, parent=top)
+
+
+def test_every_option_on_the_page_of_measuring_exists() -> None:
+    ours = set().union(*(options(name) for name in ("bench", "complexity", "eval", "verify", "export")))
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", BENCHMARKING)):
+        assert option in ours, option
 
 
 def test_there_are_examples() -> None:
