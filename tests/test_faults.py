@@ -222,6 +222,21 @@ def test_a_file_that_may_not_grow(tmp_path: Path, bundle: Bundle) -> None:
     assert "cannot be written" in done.stderr
 
 
+@posix
+def test_a_pipe_that_does_not_fit(tmp_path: Path, bundle: Bundle) -> None:
+    import resource
+
+    with open(song("s.wav", 200_000), "rb") as file:
+        done = process(
+            "-",
+            stdin=file,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        )
+    assert done.returncode == FAILED
+    assert "stdin.wav cannot be written: File too large" in done.stderr
+    assert not Path("separated").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 512 kB, where this user may mount one."""

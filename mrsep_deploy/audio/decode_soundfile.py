@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import soundfile
 
 BLOCK = 65536
+MAX_TAGS = 64  # of empty ones, a file could be full
 _UNKNOWN = 1 << 62  # libsndfile says SF_COUNT_MAX for a FLAC stream whose encoder wrote to a pipe
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,11 @@ def _mp3_states_its_length(path: Path) -> bool:
     """
     with open(path, "rb") as file:
         start = 0
-        while (
-            len(tag := file.read(10)) == 10 and tag[:3] == b"ID3"
-        ):  # size in 4 × 7 bits, without these 10 bytes
+        for _ in range(MAX_TAGS):
+            tag = file.read(10)
+            if len(tag) < 10 or tag[:3] != b"ID3":
+                break
+            # size in 4 × 7 bits, without these 10 bytes
             start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
             file.seek(start)
         file.seek(start)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mrsep_deploy.atomic import explained
 from mrsep_deploy.audio import AudioSource, Cancelled, Encoding, Samples, open_audio, read_tags
 from mrsep_deploy.catalogue.tracks import Track
 from mrsep_deploy.errors import AudioError
@@ -103,7 +104,7 @@ def _spooled_stdin(raw: RawForm | None) -> Iterator[Path]:
     """What comes through stdin, as a file: a song is read twice, a pipe once."""
     with tempfile.TemporaryDirectory(prefix="mrsep-deploy-stdin-") as folder:
         path = Path(folder) / "stdin.wav"
-        with open(path, "wb") as file:
+        with explained(path, "TMPDIR names another place."), open(path, "wb") as file:
             start = len(raw.encoding.header(raw.sample_rate, raw.channels, 0)) if raw else 0
             file.seek(start)
             shutil.copyfileobj(sys.stdin.buffer, file)
