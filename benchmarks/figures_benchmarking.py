@@ -99,7 +99,7 @@ def _multitrack() -> Iterator[str]:
     for metric in found["metrics"]:
         for engine, values in found["summary"][metric].items():
             apart = found["differences"][metric].get(engine)
-            most = "" if apart is None else f"{abs(apart['largest']):.5f}"
+            most = "" if apart is None else f"{abs(apart['largest']):.0e} dB"
             cells = ["–" if values[s] is None else f"{values[s]:.2f}" for s in sources]
             yield "| " + " | ".join([metric, engine, *cells, most]) + " |"
 

@@ -40,6 +40,9 @@ def race_verdict(result: Plain, race: Plain) -> Verdict:
         return Verdict(title, "Nothing was measured.", "bad", failures)
     headline, tone = _headline(ready, race["baseline"])
     details = [*_comparisons(ready, race["baseline"]), *failures]
+    if race["noise"] is not None and not race["noise"]["quiet"]:
+        tone = "bad" if tone == "bad" else "plain"
+        details.insert(0, "Believe it less: the machine was not quiet, as the note below says.")
     return Verdict(title, headline, tone, details)
 
 

@@ -46,16 +46,19 @@ def _verdict(result: Plain, metric: str) -> Verdict:
     best = max(known, key=lambda engine: known[engine])
     if len(summary) == 1:
         return Verdict(subject, f"{best}: {known[best]:.2f} dB, the mean of the sources.", "plain")
-    details = []
+    details, within = [], True
     for engine, found in result["differences"][metric].items():
         where = f"{found['largest_source']} of {found['largest_track']}"
-        details.append(
-            f"{engine} is at most {difference(found['largest'])} dB from {found['from']} ({where})."
-        )
-    largest = [found["largest"] for found in result["differences"][metric].values()]
+        largest = found["largest"]
+        within = within and largest is not None and abs(largest) < VISIBLE
+        most = "infinitely" if largest is None else f"by {difference(abs(largest)).lstrip('+')} dB at most"
+        details.append(f"{engine} differs from {found['from']} {most} ({where}).")
     lead = max(known.values()) - min(known.values())
-    if all(value is not None and abs(value) < VISIBLE for value in largest):
-        said = f"No engine wins: all give {known[best]:.2f} dB, and no source of any track differs by {VISIBLE:g} dB."
+    if within:
+        said = (
+            f"No engine wins: all give {known[best]:.2f} dB, and no source of any track differs by as much as "
+            f"{VISIBLE:g} dB."
+        )
         return Verdict(subject, said, "good", details)
     said = f"{best} has the highest SDR, {known[best]:.2f} dB, {lead:.2g} dB above the lowest."
     return Verdict(subject, said, "plain", details)
