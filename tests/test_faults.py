@@ -124,6 +124,18 @@ def test_ended_in_the_middle(tmp_path: Path, bundle: Bundle, name: str, code: in
     assert (last["event"], last["done"], last["unfinished"]) == ("summary", 1, 2)
 
 
+def test_ended_while_the_engine_starts(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "_opened", opened)
+    song("s.wav")
+    Path("summary.json").write_text("of another run")
+    assert run("s.wav", "--summary", "summary.json").code == 130
+    summary = json.loads(Path("summary.json").read_text())
+    assert (summary["interrupted"], summary["unfinished"]) == (True, 1)
+
+
 @posix
 def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """``nohup mrsep-deploy run ...`` goes on when the terminal closes."""

@@ -18,6 +18,7 @@ import click
 
 from mrsep_deploy.commands.run_flags import choosing, writing
 from mrsep_deploy.commands.run_options import RunOptions
+from mrsep_deploy.commands.run_reports import draw_timeline, introduce, reporter_of, tell, write_summary
 from mrsep_deploy.errors import FAILED, AudioError, OutputError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -26,13 +27,10 @@ if TYPE_CHECKING:
     from mrsep_deploy.catalogue.journal import Journal
     from mrsep_deploy.catalogue.outcome import Summary
     from mrsep_deploy.catalogue.pipeline import SeparatesSongs
-    from mrsep_deploy.catalogue.reporting import Quiet
     from mrsep_deploy.catalogue.tracks import Track
     from mrsep_deploy.catalogue.writing import WriteOptions
     from mrsep_deploy.separator import Separator
 
-DRAWN = 4
-"""Segments in a timeline; more would be too narrow to read."""
 TERMINATED = 143
 """What a shell reports of a program that SIGTERM ended: 128 + SIGTERM."""
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -96,33 +94,55 @@ def _separate(
     journal: Journal | None,
 ) -> Summary:
     from mrsep_deploy.catalogue.journal import sweep_parts
-    from mrsep_deploy.catalogue.pipeline import Catalogue
 
     if options.resume:
         sweep_parts({path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)})
     summary = _without_engine(options, model, tracks)
     if summary is None:
-        wanted = {source for output in writing.outputs for source in output.sources}
-        with _terminated_cleanly(), _opened(options, model, wanted) as (separator, first):
-            if not options.quiet and not options.json:
-                _introduce(model, first)
-            with _reporter(options, model, len(tracks) == 1) as reporter:
-                reporter.begin(model.name, first.engine_name, len(tracks))
-                catalogue = Catalogue(
-                    separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
-                )
-                try:
-                    summary = catalogue.run(tracks)
-                except BaseException:
-                    _tell(options, reporter, catalogue.summary())
-                    raise
-                _tell(options, reporter, summary)
-            if options.timeline is not None:
-                _draw_timeline(first, options.timeline)
+        with _terminated_cleanly():
+            summary = _with_engine(options, model, tracks, writing, journal)
     if len(tracks) == 1 and summary.exit_code == FAILED:
         error = summary.outcomes[0].error
         assert error is not None
         raise error
+    return summary
+
+
+def _with_engine(
+    options: RunOptions,
+    model: _Model,
+    tracks: Sequence[Track],
+    writing: WriteOptions,
+    journal: Journal | None,
+) -> Summary:
+    """However it ends, by an interruption too, what became of every song is told."""
+    from mrsep_deploy.catalogue.outcome import Outcome, Summary
+    from mrsep_deploy.catalogue.pipeline import Catalogue
+
+    wanted = {source for output in writing.outputs for source in output.sources}
+    with contextlib.ExitStack() as stack:
+        try:
+            separator, first = stack.enter_context(_opened(options, model, wanted))
+        except (KeyboardInterrupt, SystemExit):
+            if options.summary is not None:
+                unfinished = tuple(Outcome(track, "unfinished") for track in tracks)
+                write_summary(options.summary, Summary(unfinished, 0.0, interrupted=True))
+            raise
+        if not options.quiet and not options.json:
+            introduce(model.name, first)
+        with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
+            reporter.begin(model.name, first.engine_name, len(tracks))
+            catalogue = Catalogue(
+                separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
+            )
+            try:
+                summary = catalogue.run(tracks)
+            except BaseException:
+                tell(options, reporter, catalogue.summary())
+                raise
+            tell(options, reporter, summary)
+        if options.timeline is not None:
+            draw_timeline(first, options.timeline)
     return summary
 
 
@@ -137,11 +157,11 @@ def _without_engine(options: RunOptions, model: _Model, tracks: Sequence[Track])
             return None
         failed.append(Outcome(track, "failed", error=error))
     summary = Summary(tuple(failed), 0.0)
-    with _reporter(options, model, len(tracks) == 1) as reporter:
+    with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
         reporter.begin(model.name, None, len(tracks))
         for outcome in failed:
             reporter.ended(outcome)
-        _tell(options, reporter, summary)
+        tell(options, reporter, summary)
     return summary
 
 
@@ -153,12 +173,6 @@ def _objection(path: Path) -> AudioError | None:
     except AudioError as error:
         return error
     return None
-
-
-def _tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
-    reporter.summary(summary)
-    if options.summary is not None:
-        _write_summary(options.summary, summary)
 
 
 @dataclass(frozen=True)
@@ -255,51 +269,6 @@ def _dry_run(
                 click.echo(f"{what}{'  done already' if done else ''}")
 
 
-def _reporter(options: RunOptions, model: _Model, single: bool) -> Quiet:
-    from mrsep_deploy.catalogue.reporting import Bars, JsonLines, Quiet
-
-    if options.json:
-        return JsonLines(single, model.sample_rate, sys.stdout)
-    return Quiet(single) if options.quiet else Bars(single, model.sample_rate, options.to_stdout)
-
-
-def _introduce(model: _Model, separator: Separator) -> None:
-    found = separator.engine.availability()
-    click.echo(
-        f"{model.name} ({', '.join(separator.sources)}) on {separator.engine.title} "
-        f"{found.version}, {found.device}"
-        + (f" ({separator.engine_reason})" if separator.engine_reason else "")
-        + (f"; {separator.manner.title}, as measured here" if separator.manner.measured else ""),
-        err=True,
-    )
-    if separator.manifest.precision != "float32":
-        how = separator.engine.emulation
-        emulated = f", emulated: {separator.engine.title} computes it {how}" if how else ""
-        click.echo(f"Precision: {separator.manifest.precision}{emulated}.", err=True)
-    if not separator.manifest.model.trained:
-        click.echo(
-            "This model is untrained: its weights are random, and its stems are no separation of the song.",
-            err=True,
-        )
-
-
-def _draw_timeline(separator: Separator, path: Path) -> None:
-    from mrsep_deploy.atomic import write_file
-    from mrsep_deploy.timeline import timeline_svg
-
-    assert separator.scheduler.trace is not None
-    events = [event for event in separator.scheduler.trace.events() if event.segment < DRAWN]
-    write_file(path, timeline_svg(events).encode())
-
-
-def _write_summary(path: Path, summary: Summary) -> None:
-    import json
-
-    from mrsep_deploy.atomic import write_file
-
-    write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())
-
-
 @contextlib.contextmanager
 def _output_folder(options: RunOptions) -> Iterator[Path]:
     """Where files go; what goes to stdout is a file first: its peak is known at its end."""
@@ -318,7 +287,9 @@ def _to_stdout(path: Path) -> None:
     except BrokenPipeError:
         raise  # whoever reads has enough
     except OSError as error:
-        raise OutputError(f"stdout cannot be written: {error.strerror or error}", "Free some space.") from error
+        raise OutputError(
+            f"stdout cannot be written: {error.strerror or error}", "Free some space."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,75 @@
+"""What ``mrsep-deploy run`` tells: before, while and after songs are separated."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mrsep_deploy.commands.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from mrsep_deploy.catalogue.outcome import Summary
+    from mrsep_deploy.catalogue.reporting import Quiet
+    from mrsep_deploy.separator import Separator
+
+DRAWN = 4
+"""Segments in a timeline; more would be too narrow to read."""
+
+
+def reporter_of(options: RunOptions, sample_rate: int, single: bool) -> Quiet:
+    """Who is told, as the options say."""
+    from mrsep_deploy.catalogue.reporting import Bars, JsonLines, Quiet
+
+    if options.json:
+        return JsonLines(single, sample_rate, sys.stdout)
+    return Quiet(single) if options.quiet else Bars(single, sample_rate, options.to_stdout)
+
+
+def introduce(name: str, separator: Separator) -> None:
+    """Say with what songs are about to be separated."""
+    found = separator.engine.availability()
+    click.echo(
+        f"{name} ({', '.join(separator.sources)}) on {separator.engine.title} "
+        f"{found.version}, {found.device}"
+        + (f" ({separator.engine_reason})" if separator.engine_reason else "")
+        + (f"; {separator.manner.title}, as measured here" if separator.manner.measured else ""),
+        err=True,
+    )
+    if separator.manifest.precision != "float32":
+        how = separator.engine.emulation
+        emulated = f", emulated: {separator.engine.title} computes it {how}" if how else ""
+        click.echo(f"Precision: {separator.manifest.precision}{emulated}.", err=True)
+    if not separator.manifest.model.trained:
+        click.echo(
+            "This model is untrained: its weights are random, and its stems are no separation of the song.",
+            err=True,
+        )
+
+
+def tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
+    """The end of a run, to whoever is told and to the file that was asked for."""
+    reporter.summary(summary)
+    if options.summary is not None:
+        write_summary(options.summary, summary)
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """As JSON."""
+    import json
+
+    from mrsep_deploy.atomic import write_file
+
+    write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())
+
+
+def draw_timeline(separator: Separator, path: Path) -> None:
+    """The first segments of a run with a trace, as SVG."""
+    from mrsep_deploy.atomic import write_file
+    from mrsep_deploy.timeline import timeline_svg
+
+    assert separator.scheduler.trace is not None
+    events = [event for event in separator.scheduler.trace.events() if event.segment < DRAWN]
+    write_file(path, timeline_svg(events).encode())
