@@ -7,6 +7,7 @@ back. Outputs are weighted by a triangle, added, and divided by the summed weigh
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -126,13 +127,15 @@ def grouped(segments: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
+@functools.lru_cache(8)
 def triangle(segment: int) -> Float32:
-    """Weights of a segment's samples: rising from its ends to 1 in its middle."""
+    """Weights of a segment's samples: rising from its ends to 1 in its middle. Not to be written to."""
     half = segment // 2
     rising = np.arange(1, half + 1, dtype=np.float32)
     falling = np.arange(segment - half, 0, -1, dtype=np.float32)
     weights: Float32 = np.concatenate([rising, falling])
     weights /= weights.max()
+    weights.flags.writeable = False
     return weights
 
 
@@ -158,13 +161,18 @@ class OverlapAdd:
         return finished
 
     def finish(self, frames: int) -> Float32 | None:
-        """The rest, up to the song's ``frames``."""
-        return self._advance(frames - self.position) if frames > self.position else None
+        """The rest, up to the song's ``frames``; nothing can be added after that."""
+        count = frames - self.position
+        return self._done(count) if count > 0 else None
+
+    def _done(self, count: int) -> Float32:
+        self.position += count
+        done: Float32 = self.total[..., :count] / self.weight_sum[:count]
+        return done
 
     def _advance(self, count: int) -> Float32:
-        done = self.total[..., :count] / self.weight_sum[:count]
+        done = self._done(count)
         for buffer in (self.total, self.weight_sum):
             buffer[..., :-count] = buffer[..., count:].copy()
             buffer[..., -count:] = 0
-        self.position += count
         return done
