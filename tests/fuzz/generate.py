@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
@@ -77,6 +78,7 @@ def damaged(draw: Callable[..., Any], base: Bytes, tokens: list[bytes]) -> bytes
     return bytes(data[:MAX_BYTES])
 
 
+@functools.cache
 def _json_values() -> st.SearchStrategy[Any]:
     scalar = st.one_of(
         st.none(), st.booleans(), _POWERS, st.integers(), st.floats(), st.text(max_size=8),
@@ -95,6 +97,13 @@ _KEYS = st.sampled_from(
     ["sources", "segment", "channels", "depth", "growth", "nfft", "kernel_size", "t_heads", "t_layers", "samplerate",
      "audio_channels", "cac", "freq_emb", "stride", "dconv_depth", "bottom_channels", "t_emb", "norm_groups"]
 )  # fmt: skip
+
+
+@functools.cache
+def _arguments() -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(_KEYS, _json_values(), max_size=4)
+
+
 _KLASSES = st.sampled_from(
     ["HTDemucs", "HDemucs", "HTDemucs_n", "HTDemucs_nf", "HTDemucs_dnf", "HTDemucs_2nn", "Unknown"]
 )
@@ -113,7 +122,7 @@ def _package(draw: Callable[..., Any]) -> bytes:
         tensors[name] = pickles.tensor(
             draw(extents), draw(extents), draw(st.integers(-1, 4)), numel, key, draw(kinds)
         )
-    kwargs = draw(st.dictionaries(_KEYS, _json_values(), max_size=5))
+    kwargs = draw(_arguments())
     klass = draw(_KLASSES)
     parts = {
         "klass": pickles.named(f"demucs.{klass.lower()}", klass),
@@ -143,6 +152,19 @@ def _program(draw: Callable[..., Any]) -> bytes:
     return b"\x80\x02" + b"".join(draw(st.lists(_OPCODES, max_size=30))) + b"."
 
 
+_ENTRIES = st.dictionaries(
+    st.sampled_from(["w", "v", "__quantized"]),
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "F16", "BOOL", "I64", "F8_E4M3", "C64", ""]),
+            "shape": st.lists(_POWERS, max_size=3),
+            "data_offsets": st.lists(st.one_of(st.integers(0, 32), _POWERS), min_size=2, max_size=2),
+        }
+    ),
+    max_size=2,
+)
+
+
 @st.composite
 def _safetensors_file(draw: Callable[..., Any]) -> bytes:
     entry = st.fixed_dictionaries(
@@ -158,7 +180,7 @@ def _safetensors_file(draw: Callable[..., Any]) -> bytes:
     tree["__metadata__"] = {
         "klass": "demucs.htdemucs." + draw(_KLASSES),
         "args": json.dumps(draw(st.lists(_json_values(), max_size=2))),
-        "kwargs": json.dumps(draw(st.dictionaries(_KEYS, _json_values(), max_size=4))),
+        "kwargs": json.dumps(draw(_arguments())),
     }
     header = json.dumps(tree).encode()
     return struct.pack("<Q", len(header)) + header + bytes(draw(st.integers(0, 32)))
