@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -95,8 +95,19 @@ def _torch_count(model: torch.nn.Module, channels: int, samples: int) -> int:
 @pytest.mark.parametrize("family", configs.FAMILIES)
 def test_counts_are_torch_s(family: str) -> None:
     """MACs within 1 % of torch's counter on the whole model, parameters exactly."""
-    config = configuration(family)
-    cost = configuration_cost(family, {})
+    check_counts(family, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [key for key, model in paper_models().items() if model.arguments])
+def test_the_paper_s_counts_are_torch_s(key: str) -> None:
+    """Every row of the tables that is not one of the defaults above."""
+    check_counts(paper_models()[key].family, paper_models()[key].arguments)
+
+
+def check_counts(family: str, arguments: Mapping[str, object]) -> None:
+    config = configuration(family, **arguments)
+    cost = configuration_cost(family, arguments)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(config)
         parameters = sum(p.numel() for p in model.parameters())
