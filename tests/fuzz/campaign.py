@@ -230,6 +230,8 @@ def main() -> None:
     with contextlib.suppress(Finished):
         for path in plan.replayed:
             campaign.case(Path(path).read_bytes())
+        for data in seeds(plan.reader):
+            campaign.case(data)
         FUZZERS[plan.fuzzer](campaign)
     campaign.report()
 

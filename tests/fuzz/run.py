@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign import BOARD_BYTES, FUZZERS, HEAD, Plan
+from seeds import seeds
 from targets import TARGETS
 
 HERE = Path(__file__).resolve().parent
@@ -73,7 +74,7 @@ def fuzz(reader: str, fuzzer: str, cases: int, seed: int, keep: Path | None = No
     }
     peak, slowest, crashes, deaths = 0, 0.0, [], 0
     replayed = [str(path) for path in sorted((CORPUS / reader).glob("*"))]
-    left = len(replayed) if fuzzer == "replay" else cases
+    left = len(replayed) + len(seeds(reader)) if fuzzer == "replay" else cases
     while left > 0 and deaths < 5:
         plan = {
             "reader": reader,
