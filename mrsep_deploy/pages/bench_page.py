@@ -17,6 +17,8 @@ from mrsep_deploy.tables import decibels, duration
 Plain = Mapping[str, Any]
 
 NOTHING = "–"
+RACED = "From a mix in memory to stems in memory; every contender a process of its own, taking turns."
+PROFILED = "Time by stage and operator, one engine after the other, with profiling on."
 
 
 def bench_page(result: Plain) -> Page:
@@ -25,8 +27,7 @@ def bench_page(result: Plain) -> Page:
     models = ", ".join(result["models"])
     return Page(
         title=f"Benchmark: {models}",
-        lead=f"mrsep-deploy bench, {day(result['machine']['date'])}. From a mix in memory to stems in memory; every "
-        "contender a process of its own, taking turns.",
+        lead=f"mrsep-deploy bench, {day(result['machine']['date'])}. {RACED if races else PROFILED}",
         verdicts=[race_verdict(result, race) for race in races],
         warnings=list(warnings(result)),
         sections=[*_sections(result)],
