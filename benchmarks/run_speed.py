@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         raise SystemExit("; ".join(f"{row.label} {row.status}: {row.reason}" for row in missing))
     path = write_result(
-        f"run_speed_{options.model}",
+        f"run_speed_{options.model}{options.suffix}",
         {
             "machine": machine,
             "load_after": load_average(),
@@ -165,6 +165,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="segments a run takes")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
+    parser.add_argument("--suffix", default="", help="of the result's name, to keep another machine's")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Every example on docs/running.md and docs/benchmarking.md runs, and every option on the pages exists."""
+"""Every example on docs/running.md, docs/cpu.md and docs/benchmarking.md runs, and every option on them exists."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mrsep_deploy import cli, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "running.md").read_text()
+CPU = (ROOT / "docs" / "cpu.md").read_text()
 BENCHMARKING = (ROOT / "docs" / "benchmarking.md").read_text()
 RATE = 44100
 
@@ -74,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exports: Export) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the examples are a shell's")
-@pytest.mark.parametrize("example", examples())
+@pytest.mark.parametrize("example", [*examples(), *examples(CPU)])
 def test_the_examples_run(folder: Path, example: str) -> None:
     """One after the other, as the page shows them: some read what one before has written."""
     environment = {
@@ -125,6 +126,12 @@ def test_the_long_examples_are_understood(
 def test_every_option_on_the_page_of_measuring_exists() -> None:
     ours = set().union(*(options(name) for name in ("bench", "complexity", "eval", "verify", "export")))
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", BENCHMARKING)):
+        assert option in ours, option
+
+
+def test_every_option_on_the_page_of_cpus_exists() -> None:
+    ours = options("run") | options("build")
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", CPU)):
         assert option in ours, option
 
 
