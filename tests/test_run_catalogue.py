@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -26,7 +25,6 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.catalogue import journal, pipeline
 from mrsep_deploy.catalogue.writing import SongWriter
 from mrsep_deploy.cli import main
-from mrsep_deploy.commands import run as run_module
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
 from mrsep_deploy.separator import Separator
 
@@ -243,26 +241,6 @@ def test_killed_and_resumed(tmp_path: Path, bundle: Bundle) -> None:
     lines = (tmp_path / "out/tiny" / journal.NAME).read_text().splitlines()
     whole = [json.loads(line)["track"] for line in lines if line.endswith("}")]
     assert len(whole) == len(set(whole)) == 12
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM")
-def test_terminated_in_the_middle(tmp_path: Path, bundle: Bundle) -> None:
-    song("one.wav")
-    song("two.wav", 20_000_000)
-    command = [sys.executable, "-m", "mrsep_deploy", "run", "one.wav", "two.wav", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    second = tmp_path / "separated/tiny/two"
-    deadline = time.monotonic() + 60
-    while not (second.is_dir() and any(part.stat().st_size > 200_000 for part in second.iterdir())):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == run_module.TERMINATED
-    assert "Traceback" not in errors
-    assert [n for n in files(tmp_path / "separated/tiny") if journal.NAME not in n] == stems("one")
-    assert not second.exists()
 
 
 # --- stems and formats -------------------------------------------------------------------------------------

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from mrsep_deploy.catalogue.writing import WriteOptions
     from mrsep_deploy.separator import Separator
 
-TERMINATED = 143
-"""What a shell reports of a program that SIGTERM ended: 128 + SIGTERM."""
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a run: by an administrator, by a terminal that is closed."""
 
@@ -297,7 +295,7 @@ def _terminated_cleanly() -> Iterator[None]:
     """SIGTERM and SIGHUP end the run as Ctrl-C does: finished songs stay, parts of files go."""
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+        raise SystemExit(128 + number)  # as a shell reports it
 
     # nohup has SIGHUP ignored, and that is to stay
     mine = threading.current_thread() is threading.main_thread()
