@@ -15,9 +15,14 @@ __all__ = ["exports", "heed_interrupts", "own_home"]
 
 @pytest.fixture(scope="session", autouse=True)
 def heed_interrupts() -> None:
-    """A shell starts what runs in the background deaf to Ctrl-C, and so is all that it starts: not the tests."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell starts what runs in the background deaf to Ctrl-C, nohup to hanging up, and so is all that they start.
+
+    Not the tests, which send such signals.
+    """
+    for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)

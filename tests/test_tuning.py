@@ -34,6 +34,7 @@ TWO = EngineOptions(threads=2)
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A registered bundle called tiny, in a home of its own."""
     monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
     made = tiny_bundle(tmp_path)
     register(made)
     return made

@@ -83,7 +83,7 @@ def build(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build a bundle's engines ahead of time; on a CPU, measure how to run them.
+    """Build a bundle's engines ahead of time.
 
     Running builds what is missing, too; this does it before the first song, or on another machine. Engines
     are kept in the engine cache, where run finds the one built last. Files in DIR can be copied into the
