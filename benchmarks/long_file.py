@@ -97,8 +97,13 @@ def draw(result: Mapping[str, Any]) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
     axes.plot(minutes, [point["rss_mib"] for point in result["curve"]], label="resident memory")
     axes.axhline(result["peak_mib"], linestyle=":", color="grey", label=f"peak, {result['peak_mib']:.0f} MiB")
-    axes.set(xlabel="minutes of the song", ylabel="MiB", xlim=(0, max(minutes)), ylim=(0, None))
-    axes.set_title(f"{result['song_seconds'] / 3600:g} hours of music: {result['model']}", fontsize=9)
+    axes.set(
+        xlabel="minutes of the song",
+        ylabel="MiB",
+        xlim=(0, max(minutes)),
+        ylim=(0, 1.15 * result["peak_mib"]),
+    )
+    axes.set_title(f"{result['song_seconds'] / 3600:g} hours of music through a small HTDemucs", fontsize=10)
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(PICTURE, metadata={"Date": None})
     print(PICTURE)
