@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -37,6 +38,40 @@ def test_every_reader_is_here() -> None:
 
     assert set(READERS) == set(TARGETS)
     assert {folder.name for folder in (HERE / "corpus").iterdir()} <= set(TARGETS)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux counts memory and time")
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("while True: pass", "of the processor"),
+        ("import time; time.sleep(99)", "took"),
+        ("kept = bytearray(400_000_000); import time; time.sleep(99)", "GB"),
+        ("pass", ""),
+    ],
+    ids=["spins", "waits", "grows", "ends"],
+)
+def test_what_is_noticed_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, why: str
+) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+    watcher = importlib.import_module("run")
+    for name, value in (("CASE_SECONDS", 0.5), ("STUCK_SECONDS", 3.0), ("MAX_RSS", 300_000_000)):
+        monkeypatch.setattr(watcher, name, value)
+    board = tmp_path / "board"
+    board.write_bytes(bytes(watcher.BOARD_BYTES))
+    begin = (
+        f"import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN); file = open({str(board)!r}, 'r+b'); "
+    )
+    begin += "file.write(bytes([1])); file.close()\n"
+    process = subprocess.Popen([sys.executable, "-c", begin + program])
+    try:
+        _, found = watcher._watched(process, board)
+    finally:
+        process.kill()
+        process.wait()
+    assert why in found
+    assert bool(found) == bool(why)
 
 
 class TestTheGuard:
