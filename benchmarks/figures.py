@@ -9,13 +9,12 @@ They stand between two comment lines. A test compares both, so that no figure ou
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from figures_benchmarking import benchmarking
-from machine_info import RESULTS, ROOT
+from figures_source import machine, result
+from machine_info import ROOT
 
 README = ROOT / "README.md"
 BEGIN = "<!-- figures: written by benchmarks/figures.py -->"
@@ -23,14 +22,6 @@ END = "<!-- end of figures -->"
 MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
 SONGS = {"chaos_god": "with vocals", "metal_madness": "without vocals"}
 ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
-
-Result = Mapping[str, Any]
-
-
-def result(name: str) -> Result:
-    """A file of ``benchmarks/results``."""
-    found: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
 
 
 def figures() -> str:
@@ -40,7 +31,7 @@ def figures() -> str:
 
 def _speed() -> Iterator[str]:
     first = result("run_speed_trained")
-    yield f"Seconds for one segment of music on {_machine(first)}, taking turns, medians of {first['rounds']} rounds."
+    yield f"Seconds for one segment of music on {machine(first)}, taking turns, medians of {first['rounds']} rounds."
     yield "The ratio is to PyTorch eager in the same round, with its range; (demucs) to the PyPI package demucs."
     yield "Of a sequential run's time the host spends `transforms` on spectrograms, inverses and sums."
     yield ""
@@ -123,11 +114,6 @@ def _ratio(spread: Mapping[str, float]) -> str:
 
 def _megabytes(mebibytes: float) -> str:
     return f"{mebibytes * 2**20 / 1e6:,.0f} MB"
-
-
-def _machine(found: Result) -> str:
-    machine = found["machine"]
-    return f"{machine['cores']} cores of an {machine['cpu']}".replace("(R)", "")
 
 
 PAGES: Mapping[Path, Callable[[], str]] = {

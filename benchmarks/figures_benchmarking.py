@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from figures_source import machine, result
 from machine_info import RESULTS
 
-Result = Mapping[str, Any]
 RUNTIMES = {"torch": "PyTorch", "ort": "ONNX Runtime"}
-
-
-def result(name: str) -> Result:
-    """A file of ``benchmarks/results``."""
-    found: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return found
 
 
 def benchmarking() -> str:
@@ -27,7 +19,7 @@ def benchmarking() -> str:
 
 def _paper() -> Iterator[str]:
     found = result("paper_tables")
-    yield f"The paper's tables: one segment, batch 1, {_machine(found)}."
+    yield f"The paper's tables: one segment, batch 1, {machine(found)}."
     yield f"Seconds are medians of {found['rounds']} rounds, PyTorch eager and ONNX Runtime taking turns, weights"
     yield "untrained; a FLOP count is twice the MACs."
     yield "SDR needs trained models of every row, and stands there where results are supplied (`--sdr`)."
@@ -64,7 +56,7 @@ def _thrice() -> Iterator[str]:
     runs, said = found["runs"], found["agreement"]
     yield "### The same benchmark three times in a row"
     yield ""
-    yield f"Trained HTDemucs, {_machine(found)}, {found['rounds']} rounds each. " + (
+    yield f"Trained HTDemucs, {machine(found)}, {found['rounds']} rounds each. " + (
         "The rankings are the same" if said["same_ranking"] else "The rankings differ"
     ) + (
         ", and so are the ratios within their intervals." if not said["ratios_apart"]
@@ -106,8 +98,3 @@ def _multitrack() -> Iterator[str]:
 
 def _ratio(found: Mapping[str, float]) -> str:
     return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-
-
-def _machine(found: Result) -> str:
-    machine = found["machine"]
-    return f"{machine['cores']} cores of an {machine['cpu']}".replace("(R)", "")

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from assets import trained_htdemucs
 from machine_info import machine_info, write_result
-from run_speed import MODELS, SEED, figures, rounded, write_song
+from run_speed import MODELS, figures, load, rounded, write_song
 
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.noise import noise_between, snapshot
@@ -33,7 +32,6 @@ from mrsep_deploy.bench.workloads import make_workloads
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.export import exporter
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
 from mrsep_deploy.export.models.base import SeparationModel
 from mrsep_deploy.export.rewrites import REWRITES
 from mrsep_deploy.machine import cpu_budget
@@ -71,18 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def export_variants(model: str, folder: Path) -> dict[str, Bundle]:
     """Bundles by what they do without: nothing, one rewrite, or all of them. Those that are there are taken."""
 
-    def loaded() -> LoadedModel:
-        return load_model(trained_htdemucs()) if model == "trained" else untrained_model(model, SEED)
-
     kept = {name: tuple(other for other in REWRITES if other != name) for name in REWRITES}
     for name, rewrites in {ALL: tuple(REWRITES), **kept}.items():
         if not (folder / name).exists():
             print(f"exporting {name if name == ALL else f'without {name}'}", flush=True)
-            export_model(loaded(), model, folder / name, ExportOptions(rewrites=rewrites))
+            export_model(load(model), model, folder / name, ExportOptions(rewrites=rewrites))
     if not (folder / PLAIN).exists():
         print("exporting plain", flush=True)
         with mock.patch.object(exporter, "rewrite", _as_it_is), mock.patch.object(exporter, "require"):
-            export_model(loaded(), model, folder / PLAIN, ExportOptions(layout="whole"))
+            export_model(load(model), model, folder / PLAIN, ExportOptions(layout="whole"))
     return {name: Bundle.open(folder / name) for name in (ALL, *REWRITES, PLAIN)}
 
 

@@ -30,7 +30,7 @@ from mrsep_deploy.bench.plan import Request, plan
 from mrsep_deploy.bench.results import Race, Row
 from mrsep_deploy.bench.statistics import ratio_interval, spread
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.export.load import load_model, untrained_model
+from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.progress import step_progress
 from mrsep_deploy.schedule import Mode
@@ -47,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     threads = options.threads or cpu_budget()
     machine = machine_info()
-    loaded = (
-        load_model(trained_htdemucs()) if options.model == "trained" else untrained_model(options.model, SEED)
-    )
+    loaded = load(options.model)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         export = ExportOptions(layout=options.layout, batch=options.batch)
@@ -89,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
     )
     print(path.read_text(encoding="utf-8"))
+
+
+def load(model: str) -> LoadedModel:
+    """One of ``MODELS``: the trained HTDemucs, or a seeded untrained one of another family."""
+    return load_model(trained_htdemucs()) if model == "trained" else untrained_model(model, SEED)
 
 
 def write_song(path: Path) -> Path:

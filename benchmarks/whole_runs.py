@@ -28,13 +28,12 @@ import numpy as np
 import soundfile
 from assets import SAMPLE_RATE, songs, trained_htdemucs
 from machine_info import load_average, machine_info, write_result
-from run_speed import MODELS, SEED, SONG, figures, rounded
+from run_speed import MODELS, SONG, figures, load, rounded
 
 from mrsep_deploy.bench.noise import noise_between, snapshot
 from mrsep_deploy.bench.rounds import Race, Turn, race
 from mrsep_deploy.bench.statistics import ratio_interval
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.export.load import load_model, untrained_model
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.paths import HOME_VARIABLE
 
@@ -58,12 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = machine_info()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        loaded = (
-            load_model(trained_htdemucs())
-            if options.model == "trained"
-            else untrained_model(options.model, SEED)
-        )
-        export_model(loaded, NAME, work / "bundle", ExportOptions())
+        export_model(load(options.model), NAME, work / "bundle", ExportOptions())
         song = work / "song.flac"
         samples = next(song for song in songs() if song.name == SONG).read(options.seconds)
         soundfile.write(song, samples.T, SAMPLE_RATE, subtype="PCM_16")

@@ -21,6 +21,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.devices.interface import Device, Memory, Stream, TensorView
 from mrsep_deploy.engine_cache import EngineCache
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Stage
 from mrsep_deploy.schedule import Schedule
 
@@ -62,6 +63,11 @@ class EngineOptions:
     checkpoint: Path | None = None
     precision: Precision = "fp32"
     device: int = 0
+
+    @property
+    def budget(self) -> int:
+        """CPU threads there are for all that runs at the same time."""
+        return self.threads or cpu_budget()
 
 
 class Runner(Protocol):

@@ -51,16 +51,21 @@ class OnnxRuntimeEngine(Engine):
         return Availability(True, onnxruntime.__version__, f"CPU, {cpu_budget()} threads")
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
-        return _OrtRunner(self._session(bundle, stage, threads), stage)
+        return _OrtRunner(self.session(bundle, stage, threads), stage)
 
     def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
         # A session's threads are one pool, which runs that overlap would fight for; with one thread there is none.
         if threads > 1:
             return super().prepare_lanes(bundle, stage, threads, lanes)
-        session = self._session(bundle, stage, threads)
+        session = self.session(bundle, stage, threads)
         return [_OrtRunner(session, stage) for _ in range(lanes)]
 
-    def _session(self, bundle: Bundle, stage: Stage, threads: int) -> Any:
+    def session(self, bundle: Bundle, stage: Stage, threads: int) -> Any:
+        """A stage's session, loaded.
+
+        Raises:
+            EngineError: ONNX Runtime cannot load it, or put it elsewhere.
+        """
         import onnxruntime as ort
 
         graph = _graph(bundle, stage)

@@ -65,8 +65,7 @@ class OpenVinoEngine(Engine):
         return _library().Core()
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
-        compiled = self._compiled(bundle, stage, self.settings(threads))
-        return OpenVinoRunner(compiled, bundle.manifest, stage)
+        return self.prepare_lanes(bundle, stage, threads, 1)[0]
 
     def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
         compiled = self._compiled(bundle, stage, self.settings(threads, lanes))

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.runners import prepare_runners
 from mrsep_deploy.schedule import Mode, make_schedule
 from mrsep_deploy.scheduler import SLOTS, Scheduler, Share, Ticket
@@ -48,7 +47,7 @@ class Lanes:
         self.capacity = SLOTS * lanes
         self._submitted = 0
         self._closed = False
-        threads = (engine.options.threads or cpu_budget()) // lanes
+        threads = engine.options.budget // lanes
         schedule = make_schedule(bundle.manifest, mode)
         with contextlib.ExitStack() as stack:
             shares = prepare_runners(bundle, engine, schedule, mode, threads, stack, lanes)
@@ -126,7 +125,7 @@ class LaneTraces:
 
 def check_lanes(engine: Engine, lanes: int) -> None:
     """Raise ``UsageError`` unless that many segments can be computed side by side."""
-    threads = engine.options.threads or cpu_budget()
+    threads = engine.options.budget
     if engine.device.kind != "cpu":
         raise UsageError(
             f"engine {engine.name} runs on {engine.device.name}, where segments do not run side by side",

@@ -14,7 +14,7 @@ from mrsep_deploy.engine_cache import EngineCache, NewEngine
 from mrsep_deploy.engine_side_car import EngineKey
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import BundleError, UsageError
-from mrsep_deploy.machine import cpu_budget, cpu_model
+from mrsep_deploy.machine import cpu_model
 from mrsep_deploy.schedule import MODES, Mode
 from mrsep_deploy.strict_json import Record, parse
 
@@ -104,5 +104,5 @@ def _key(bundle: Bundle, engine: Engine) -> EngineKey:
         driver="",
         precision=engine.options.precision,
         batch=bundle.manifest.batch,
-        options={"threads": engine.options.threads or cpu_budget(), "kind": "manner"},
+        options={"threads": engine.options.budget, "kind": "manner"},
     )

@@ -62,8 +62,6 @@ def _threads(step: Step, mode: Mode, budget: int, share: int) -> int:
 
 def _runners(bundle: Bundle, engine: Engine, stage: Stage, threads: int, lanes: int) -> Sequence[Runner]:
     if stage.kind == "graph" or engine.graph_transforms:
-        if lanes == 1:
-            return [engine.prepare(bundle, stage, threads)]
         return engine.prepare_lanes(bundle, stage, threads, lanes)
     return [host_runner(stage, bundle.manifest.branches, threads) for _ in range(lanes)]
 

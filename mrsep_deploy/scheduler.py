@@ -22,7 +22,6 @@ from mrsep_deploy.cores import Cores
 from mrsep_deploy.devices.interface import Event, Stream, TensorView
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import EngineError, UsageError
-from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import MIX, STEMS
 from mrsep_deploy.runners import Prepared, named, prepare_runners
 from mrsep_deploy.schedule import HEAD, MAIN, TAIL, Mode, Step, make_schedule
@@ -91,7 +90,7 @@ class Scheduler:
         self._closed = False
         with contextlib.ExitStack() as stack:
             # Closed in reverse: streams come to an end before what their work uses goes.
-            budget = share.threads if share else engine.options.threads or cpu_budget()
+            budget = share.threads if share else engine.options.budget
             self._prepared: Mapping[str, Prepared] = (
                 share.prepared
                 if share

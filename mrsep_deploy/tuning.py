@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrsep_deploy.bench.rounds import Race, clocked, race
+from mrsep_deploy.bench.rounds import Race, Turn, clocked, race
 from mrsep_deploy.bench.statistics import ratio_interval
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, engine_class
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.manner import Manner
 from mrsep_deploy.scheduler import Ticket
@@ -77,12 +76,12 @@ def tune(bundle: Bundle, engine: str, options: EngineOptions, report: Report) ->
     Raises:
         EngineError: the bundle does not run at all.
     """
-    first, *challengers = manners(bundle.manifest, options.threads or cpu_budget())
+    first, *challengers = manners(bundle.manifest, options.budget)
     steps = len(challengers) + 1
     with contextlib.ExitStack() as stack:
         report(first.title, 0, steps)
         champion = stack.enter_context(_opened(bundle, engine, options, first))
-        alone = race({first.title: clocked(lambda _turn: _run(champion, first.lanes))}, ROUNDS)
+        alone = race({first.title: _work(champion, first.lanes)}, ROUNDS)
         _require(alone, first.title)
         trials = [Trial(first, float(np.median(alone.times[first.title])) / (2 * first.lanes), won=True)]
         for number, manner in enumerate(challengers):
@@ -116,13 +115,7 @@ def _challenge(
         except (EngineError, MemoryError) as error:
             return Trial(manner, None, reason=str(error) or "there is not enough memory"), None
         lanes = max(manner.lanes, best(trials).lanes)
-        found = race(
-            {
-                "champion": clocked(lambda _turn: _run(champion, lanes)),
-                "challenger": clocked(lambda _turn: _run(challenger, lanes)),
-            },
-            ROUNDS,
-        )
+        found = race({"champion": _work(champion, lanes), "challenger": _work(challenger, lanes)}, ROUNDS)
         _require(found, "champion")
         if found.failed:
             return Trial(manner, None, reason=str(found.failed["challenger"])), None
@@ -139,19 +132,23 @@ def _opened(bundle: Bundle, engine: str, options: EngineOptions, manner: Manner)
     return Separator(bundle, engine=made, mode=manner.mode, lanes=manner.lanes)
 
 
-def _run(separator: Separator, lanes: int) -> None:
+def _work(separator: Separator, lanes: int) -> Turn:
     """Two segments a lane, as many under way as may be."""
     scheduler, manifest = separator.scheduler, separator.manifest
     model = manifest.model
     random = np.random.default_rng(0)
     mix = random.standard_normal((manifest.batch, model.audio_channels, model.segment_samples), np.float32)
-    pending: deque[Ticket] = deque()
-    for _ in range(2 * lanes):
-        if len(pending) == scheduler.capacity:
+
+    def run(_turn: int) -> None:
+        pending: deque[Ticket] = deque()
+        for _ in range(2 * lanes):
+            if len(pending) == scheduler.capacity:
+                scheduler.result(pending.popleft())
+            pending.append(scheduler.submit(mix))
+        while pending:
             scheduler.result(pending.popleft())
-        pending.append(scheduler.submit(mix))
-    while pending:
-        scheduler.result(pending.popleft())
+
+    return clocked(run)
 
 
 def _require(found: Race, name: str) -> None:

@@ -75,10 +75,9 @@ class ProfilingOrt(OnnxRuntimeEngine, NodeClock):
         options.profile_file_prefix = str(self.folder / stage.name)
         return options
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
-        runner = super().prepare(bundle, stage, threads)
-        self.sessions[stage.name] = runner.session  # type: ignore[attr-defined]  # the one engine that has it
-        return runner
+    def session(self, bundle: Bundle, stage: Stage, threads: int) -> Any:
+        made = self.sessions[stage.name] = super().session(bundle, stage, threads)
+        return made
 
     def stage_runs(self, stage: str) -> Runs:
         path = Path(self.sessions.pop(stage).end_profiling())
@@ -122,9 +121,9 @@ class ProfilingOpenVino(OpenVinoEngine, NodeClock):
     def settings(self, threads: int, lanes: int = 1) -> dict[str, object]:
         return {**super().settings(threads, lanes), "PERF_COUNT": "YES"}
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
         runs = self.runs.setdefault(stage.name, [])
-        return _CountingRunner(super().prepare(bundle, stage, threads), runs)
+        return [_CountingRunner(each, runs) for each in super().prepare_lanes(bundle, stage, threads, lanes)]
 
     def stage_runs(self, stage: str) -> Runs:
         return self.runs[stage]

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
 from mrsep_deploy.engines.contract import Engine, Runner
-from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import MIX, Manifest, Stage, TensorSpec
 from mrsep_deploy.runners import named, prepare_runners
 from mrsep_deploy.schedule import make_schedule
@@ -91,7 +90,7 @@ class Chain:
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self.manifest = bundle.manifest
         schedule = make_schedule(self.manifest, "sequential")
-        budget = engine.options.threads or cpu_budget()
+        budget = engine.options.budget
         with contextlib.ExitStack() as stack:
             prepared = prepare_runners(bundle, engine, schedule, "sequential", budget, stack)[0]
             stream = engine.device.stream("verify")

@@ -18,7 +18,6 @@ from mrsep_deploy.engines import Engine
 from mrsep_deploy.export.precision_graph import ReadGraph, TypedGraph, typed_graph
 from mrsep_deploy.export.precision_plan import PrecisionPlan
 from mrsep_deploy.export.precision_view import MOVEMENT
-from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import FileInfo, Stage
 from mrsep_deploy.manifest_json import to_json
 from mrsep_deploy.verification.chain import StageRunner
@@ -68,7 +67,7 @@ class IsolatedStages:
         typed = self._typed(stage, replace(self.plan, keep={**self.plan.keep, stage.name: others}))
         with contextlib.ExitStack() as stack:
             bundle = self._only(stage, typed.data, stack)
-            runner = self.engine.prepare(bundle, stage, self.engine.options.threads or cpu_budget())
+            runner = self.engine.prepare(bundle, stage, self.engine.options.budget)
             stack.callback(runner.close)
             stream = self.engine.device.stream("bisect")
             stack.callback(stream.close)
