@@ -1,7 +1,7 @@
 """Exact rewriting of a model before export: the same function in a form engines run fast and true.
 
 Every rewrite is algebra, not approximation; the modules that do it derive it (``rewrite_layers``,
-``rewrite_attention``). ``rewrite`` applies those asked for to a copy of a model.
+``rewrite_attention``, ``rewrite_fusion``). ``rewrite`` applies those asked for to a copy of a model.
 
     >>> rewritten = rewrite(model, ["dconv", "glu"])              # doctest: +SKIP
 """
@@ -17,6 +17,7 @@ from mrsep_deploy.export.models.layers import DecoderLayer, EncoderLayer
 from mrsep_deploy.export.models.plan import bottleneck_size
 from mrsep_deploy.export.models.transformer import CrossTransformer, TokenGroupNorm, TransformerLayer
 from mrsep_deploy.export.rewrite_attention import ConstantPositions, fold_attention
+from mrsep_deploy.export.rewrite_fusion import BlockedFusion
 from mrsep_deploy.export.rewrite_layers import (
     ConstantEmbedding,
     RewrittenDecoderLayer,
@@ -32,6 +33,7 @@ REWRITES: Mapping[str, str] = {
     "positions": "the positions of the transformer's tokens as constants, time and frequency apart",
     "attention": "queries, keys and values from three linear layers, layer scales folded into linear layers",
     "shares": "the softmaxed weights of the resolutions in the bottleneck as numbers",
+    "fusion": "the convolution that fuses the resolutions as matrix products over blocks of time",
 }
 """Optional rewrites. Spelling out group norms is not optional: it is what makes them come out right."""
 
@@ -56,6 +58,8 @@ def rewrite(model: SeparationModel, enabled: Collection[str] = tuple(REWRITES)) 
         _fold_positions(copied, copied.crosstransformer)
     if "shares" in enabled and isinstance(copied, MultiResolution) and copied.crosstransformer is not None:
         copied.shares = tuple(copied.bottleneck_weights.double().tolist())
+    if "fusion" in enabled and copied.config.fusion == "convolution":
+        copied.fusion_conv = BlockedFusion(copied.fusion_conv)
     _rewrite_layers(copied, enabled)
     return copied.eval().requires_grad_(False)
 

@@ -54,7 +54,6 @@ PROJECTS = (
     Project("demos/CapDan/CapDan-ZeroSumGame-OriginalByZakarra.mmpz", (1, 2, 3, 4, 5, 6, 7, 8), (10, 11, 12)),
     Project("demos/CapDan/CapDan-TwilightArea-OriginalByAlf42red.mmpz", (1, 2, 3, 4), (5, 6)),
     Project("demos/Settel-InnerRecreation.mmpz", (6, 7, 8, 9, 10, 11), (4,)),
-    Project("demos/Momo64-esp.mmpz", (12, 13, 14, 15, 16, 17, 18, 19, 21), (1, 2)),
 )
 
 
@@ -69,7 +68,9 @@ def render_tracks(program: str, project: Path) -> dict[int, NDArray[np.float32]]
         RenderError: LMMS is not there, fails or takes too long.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "rendertracks", str(project), "-f", "wav", "-a", "-x", "1", "-o", folder]
+        # LMMS runs as root only when told so, as in containers.
+        allowed = ["--allowroot"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        command = [program, *allowed, "rendertracks", str(project), "-f", "wav", "-a", "-x", "1", "-o", folder]
         environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
         try:
             done = subprocess.run(

@@ -23,7 +23,7 @@ from mrsep_deploy.export.split import Splitter
 # each other. Norms and the two dozen layers of a small model carry that to about 3e-7 of the output.
 ROUNDED_ONCE = 1e-6
 
-ALONE = ["htdemucs", "htdemucs-dconv-3", "htdemucs-merged", "htdemucs_nn"]
+ALONE = ["htdemucs", "htdemucs-dconv-3", "htdemucs-merged", "htdemucs_nn", "htdemucs_nf"]
 """Models that between them have something for every rewrite to do, with and without norms in its way."""
 
 
