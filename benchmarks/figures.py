@@ -1,4 +1,4 @@
-"""The figures in the README and in docs/benchmarking.md, from the result files that they were measured into.
+"""The figures in the README, the docs and the model card, from the result files that they were measured into.
 
     python benchmarks/figures.py            # show them
     python benchmarks/figures.py --write    # put them into the pages
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from figures_benchmarking import benchmarking
+from figures_cpu import cpu
+from figures_shipped import card
 from figures_source import machine, result
 from machine_info import ROOT
 
@@ -119,6 +121,8 @@ def _megabytes(mebibytes: float) -> str:
 PAGES: Mapping[Path, Callable[[], str]] = {
     README: figures,
     ROOT / "docs" / "benchmarking.md": benchmarking,
+    ROOT / "docs" / "cpu.md": cpu,
+    ROOT / "mrsep_deploy" / "shipped" / "MODEL_CARD.md": card,
 }
 """What stands between the comments of each page."""
 

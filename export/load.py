@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mrsep_deploy import shipped
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
 from mrsep_deploy.export.models.base import SeparationModel
@@ -134,7 +135,8 @@ def reload(origin: Mapping[str, object], checkpoint: Path | None = None) -> Load
 
     Args:
         origin: as :attr:`LoadedModel.origin`, out of a manifest.
-        checkpoint: where the checkpoint lies now; by default where it lay at the export.
+        checkpoint: where the checkpoint lies now; by default where it lay at the export, or in this package
+            if it is the one that the shipped bundle was made from.
 
     Raises:
         CheckpointError: the checkpoint is gone, or is not the one the bundle was exported from.
@@ -149,6 +151,8 @@ def reload(origin: Mapping[str, object], checkpoint: Path | None = None) -> Load
     if not isinstance(recorded, Mapping) or not isinstance(recorded.get("sha256"), str):
         raise CheckpointError("the bundle does not say which checkpoint it was exported from")
     path = checkpoint or Path(str(recorded.get("path", "an unknown place")))
+    if path == Path(shipped.CHECKPOINT.name):
+        path = shipped.CHECKPOINT
     if not path.exists():
         raise CheckpointError(
             f"the checkpoint this bundle was exported from is not at {path}",

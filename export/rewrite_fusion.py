@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +38,9 @@ class BlockedFusion(nn.Module):
         super().__init__()
         outputs, inputs, resolutions, width = fusion.weight.shape
         self.sources, self.channels = fusion.groups, inputs
-        by_source = fusion.weight.detach().view(self.sources, outputs // self.sources, inputs, resolutions, width)
+        by_source = fusion.weight.detach().view(
+            self.sources, outputs // self.sources, inputs, resolutions, width
+        )
         taps = by_source.permute(0, 2, 3, 4, 1)  # [S, inputs, K, width, outputs]
         both = taps.new_zeros(self.sources, inputs, resolutions, 2 * BLOCK, taps.shape[-1], BLOCK)
         for r in range(BLOCK):

@@ -71,15 +71,19 @@ class Archive:
             return member.read(size + 1)
 
 
-def write_zip(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
+def write_zip(path: Path, files: Iterable[tuple[str, bytes]], compress: bool = False) -> None:
     """A zip of these members in this order, stored: equal members give equal archives.
+
+    ``compress`` deflates them: smaller, but the bytes depend on the version of zlib.
 
     Raises:
         OutputError: it cannot be written; nothing is left behind.
     """
-    with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with new_file(path) as file, zipfile.ZipFile(file, "w", method, compresslevel=9) as archive:
         for name, data in files:
             member = zipfile.ZipInfo(name, _EPOCH)
+            member.compress_type = method
             member.create_system = 3  # Unix, on whatever system: it is what external_attr is read by
             member.external_attr = (stat.S_IFREG | 0o644) << 16
             archive.writestr(member, data)

@@ -191,8 +191,12 @@ def check_place(directory: str | os.PathLike[str], *, overwrite: bool) -> None:
         _check_place(place, overwrite)
 
 
-def write_archive(bundle: Bundle, target: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """Write a bundle as one ``.zip``, which has the same digest; equal bundles give equal bytes.
+def write_archive(
+    bundle: Bundle, target: str | os.PathLike[str], overwrite: bool = False, compress: bool = False
+) -> Path:
+    """Write a bundle as one ``.zip``, which has the same digest.
+
+    Stored, equal bundles give equal bytes; with ``compress`` they are fewer, and depend on the version of zlib.
 
     Raises:
         UsageError: ``target`` does not end in ``.zip``.
@@ -201,7 +205,7 @@ def write_archive(bundle: Bundle, target: str | os.PathLike[str], overwrite: boo
     place = Path(os.path.abspath(target))
     check_archive_place(target, overwrite=overwrite)
     make_folder(place.parent)
-    write_zip(place, _members(bundle))
+    write_zip(place, _members(bundle), compress)
     return place
 
 

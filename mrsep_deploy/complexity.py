@@ -76,7 +76,7 @@ class ModelCost:
 
 
 def complexity(path_or_name: str | os.PathLike[str] | None = None) -> ModelCost:
-    """Count a bundle (its path, its registered name, or None for the last exported) or a checkpoint.
+    """Count a bundle (its path, its registered name, or None for the default) or a checkpoint.
 
     Raises:
         UsageError: nothing of that name is registered.

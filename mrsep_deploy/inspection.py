@@ -135,7 +135,7 @@ class Inspection:
 
 
 def inspect(path_or_name: str | os.PathLike[str] | None = None) -> Inspection:
-    """Look at a bundle (its path, its registered name, or None for the last exported) or at a checkpoint.
+    """Look at a bundle (its path, its registered name, or None for the default) or at a checkpoint.
 
     Raises:
         UsageError: nothing of that name is registered.

@@ -3,6 +3,9 @@
 One JSON file, ``registry.json`` in the data folder, replaced whole under a lock, so that two exports at
 once lose nothing. A bundle at ``models_dir()/NAME`` is *managed*: removing the name deletes it. Any other
 is only *referenced*: removing the name forgets it. Reading needs neither the lock nor a writable disk.
+
+The model that comes with the package is in no registry: it is there as long as its name is not taken, and it is
+the default as long as there is no other.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from . import paths
+from . import paths, shipped
 from .atomic import explained, make_folder, write_file
 from .bundle import ARCHIVE_SUFFIX, Bundle
 from .errors import BundleError, OutputError, UsageError
@@ -31,7 +34,6 @@ from .strict_json import MAX_BYTES, Record, is_unicode, parse, shown
 FORMAT = "mrsep-deploy registry"
 FORMAT_VERSION = 1
 LOCK_SECONDS = 30.0
-EXPORT = "Export one: mrsep-deploy export CHECKPOINT"
 
 Status = Literal["ok", "missing", "damaged"]
 
@@ -49,9 +51,10 @@ class RegisteredModel:
     Attributes:
         path: the bundle's folder or archive.
         digest: the bundle's digest when it was registered.
-        exported: when it was registered, ISO 8601 in UTC.
+        exported: when it was registered, ISO 8601 in UTC; empty for the shipped one.
         is_default: the one taken when no model is named.
         managed: removing the name deletes the bundle.
+        shipped: it comes with this package, and cannot be removed.
         status: ``missing`` if nothing is at ``path``, ``damaged`` if it does not open.
     """
 
@@ -62,6 +65,7 @@ class RegisteredModel:
     is_default: bool
     managed: bool
     status: Status
+    shipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ def check_free(name: str, path: Path) -> None:
 
 
 def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
-    """The bundle a user means: an existing path, a registered name, or ``None`` for the last exported.
+    """The bundle a user means: an existing path, a name, or ``None`` for the default.
+
+    The default is what was exported last; before the first export, the model that comes with the package.
 
     A string is a path if it has a separator, ends in ``.zip``, or is a folder with a manifest.
 
@@ -127,10 +133,12 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
     registry = _load()
     if name_or_path is None:
         if registry.last is None:
-            raise UsageError("no model has been exported yet", EXPORT)
+            return shipped.BUNDLE
         name = registry.last
     else:
         name = str(name_or_path)
+        if name == shipped.NAME and name not in registry.models:
+            return shipped.BUNDLE
     entry = _entry(registry, name)
     if not os.path.exists(entry.path):
         fix = f"Export it again, or forget it: mrsep-deploy models remove {name}"
@@ -139,9 +147,9 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
 
 
 def list_models() -> list[RegisteredModel]:
-    """Every registered bundle, by name."""
+    """Every registered bundle by name, then the shipped one."""
     registry = _load()
-    return [
+    registered = [
         RegisteredModel(
             name=name,
             path=Path(entry.path),
@@ -153,6 +161,14 @@ def list_models() -> list[RegisteredModel]:
         )
         for name, entry in sorted(registry.models.items())
     ]
+    return registered if shipped.NAME in registry.models else [*registered, _shipped(registry.last is None)]
+
+
+def _shipped(is_default: bool) -> RegisteredModel:
+    bundle = Bundle.open(shipped.BUNDLE, verify=False)
+    return RegisteredModel(
+        shipped.NAME, bundle.path, bundle.digest, "", is_default, False, "ok", shipped=True
+    )
 
 
 def remove(name: str) -> None:
@@ -164,6 +180,11 @@ def remove(name: str) -> None:
     """
     with _locked():
         registry = _load()
+        if name == shipped.NAME and name not in registry.models:
+            raise UsageError(
+                f"{name} comes with mrsep-deploy and cannot be removed",
+                "Name another model with -n, or export one: the last export is the default.",
+            )
         entry = _entry(registry, name)
         if _is_managed(name, entry):
             # rmtree unlinks the links it meets and never goes through them
@@ -179,12 +200,11 @@ def remove(name: str) -> None:
 def _entry(registry: _Registry, name: str) -> _Entry:
     if name in registry.models:
         return registry.models[name]
-    if not registry.models:
-        raise UsageError(f"there is no model {shown(name)}, none has been exported yet", EXPORT)
-    close = difflib.get_close_matches(name, registry.models, n=1)
-    fix = f"Did you mean {close[0]}?" if close else "Give one of these, or the path of a bundle."
-    known = ", ".join(sorted(registry.models))
-    raise UsageError(f"there is no model {shown(name)}, there are: {known}", fix)
+    known = sorted({*registry.models, shipped.NAME})
+    close = difflib.get_close_matches(name, known, n=1)
+    fix = f"Did you mean {close[0]}?" if close else "Give one of these, the path of a bundle, or export one."
+    said = "there are" if len(known) > 1 else "there is"
+    raise UsageError(f"there is no model {shown(name)}, {said}: {', '.join(known)}", fix)
 
 
 def _check_free(registry: _Registry, name: str, path: Path) -> None:

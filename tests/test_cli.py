@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from bundles import tiny_bundle
 from click.testing import CliRunner
 
-from mrsep_deploy import __version__, cli, errors, paths, registry
+from mrsep_deploy import __version__, cli, errors, paths, registry, shipped
 
 HEAVY = {"numpy", "torch", "rich", "onnxruntime", "onnx", "scipy", "platformdirs", "filelock", "yaml"}
 
@@ -202,12 +203,16 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_models_without_any(home: Path) -> None:
+def test_models_before_any_export(home: Path) -> None:
     code, out, err = invoke("models")
-    assert (code, out) == (errors.DONE, "")
-    assert "mrsep-deploy export CHECKPOINT" in err
-    assert invoke("models", "--json")[1] == "[]\n"
-    assert invoke("inspect")[0] == errors.USAGE
+    assert (code, err) == (errors.DONE, "")
+    (line,) = (line for line in out.splitlines() if shipped.NAME in line)
+    assert line.split()[0] == "*"
+    assert line.split()[-2:] == ["shipped", "ok"]
+    (listed,) = json.loads(invoke("models", "--json")[1])
+    assert listed["shipped"]
+    assert listed["trained"]
+    assert shipped.NAME in invoke("inspect")[1]
 
 
 def test_models_lists_what_there_is(home: Path, tmp_path: Path) -> None:

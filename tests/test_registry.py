@@ -12,7 +12,7 @@ import filelock
 import pytest
 from bundles import tiny_bundle
 
-from mrsep_deploy import paths, registry
+from mrsep_deploy import paths, registry, shipped
 from mrsep_deploy.bundle import Bundle, write_archive
 from mrsep_deploy.errors import BundleError, OutputError, UsageError
 
@@ -64,6 +64,7 @@ def test_last_exported_is_the_default(home: Path, tmp_path: Path) -> None:
     assert [(m.name, m.is_default, m.managed, m.status) for m in registry.list_models()] == [
         ("first", True, True, "ok"),
         ("other", False, False, "ok"),
+        (shipped.NAME, False, False, "ok"),
     ]
     assert by_name()["other"].digest == second.digest
     assert by_name()["other"].exported.endswith("+00:00")
@@ -85,19 +86,41 @@ def test_missing_path(home: Path, path: str) -> None:
         registry.resolve(path)
 
 
-def test_nothing_exported_yet(home: Path) -> None:
-    for name in (None, "htdemucs"):
-        with pytest.raises(UsageError, match="exported yet") as caught:
-            registry.resolve(name)
-        assert "mrsep-deploy export" in caught.value.fix
-    assert registry.list_models() == []
+def test_before_any_export_there_is_the_shipped_model(home: Path) -> None:
+    assert registry.resolve(None) == registry.resolve(shipped.NAME) == shipped.BUNDLE
+    (only,) = registry.list_models()
+    assert (only.name, only.is_default, only.managed, only.status) == (shipped.NAME, True, False, "ok")
+    assert only.shipped
+    with pytest.raises(UsageError, match=f"'htdemucs', there is: {shipped.NAME}"):
+        registry.resolve("htdemucs")
     assert not home.exists(), "looking creates nothing"
+
+
+def test_an_export_comes_before_the_shipped_model(home: Path, tmp_path: Path) -> None:
+    managed("mine")
+    assert registry.resolve(None) == by_name()["mine"].path
+    assert registry.resolve(shipped.NAME) == shipped.BUNDLE
+    assert not by_name()[shipped.NAME].is_default
+    same_name = tiny_bundle(tmp_path, "x")
+    registry.register(same_name, shipped.NAME)
+    assert registry.resolve(shipped.NAME) == same_name.path
+    assert not by_name()[shipped.NAME].shipped
+    registry.remove(shipped.NAME)
+    assert registry.resolve(shipped.NAME) == shipped.BUNDLE
+
+
+def test_the_shipped_model_is_not_removed(home: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be removed"):
+        registry.remove(shipped.NAME)
+    assert shipped.BUNDLE.exists()
 
 
 def test_unknown_name_lists_what_there_is(home: Path) -> None:
     managed("htdemucs")
     managed("four")
-    with pytest.raises(UsageError, match=r"'htdemux', there are: four, htdemucs\. Did you mean htdemucs"):
+    with pytest.raises(
+        UsageError, match=r"'htdemux', there are: four, htdemucs, mrsep-small\. Did you mean htdemucs"
+    ):
         registry.resolve("htdemux")
     with pytest.raises(UsageError, match="there are: four, htdemucs"):
         registry.resolve("")
@@ -114,6 +137,7 @@ def test_missing_and_damaged(home: Path, tmp_path: Path) -> None:
         "cut": "damaged",
         "old": "damaged",
         "fine": "ok",
+        shipped.NAME: "ok",
     }
     with pytest.raises(BundleError, match=r"the model gone was at .*mrsep-deploy models remove gone"):
         registry.resolve("gone")
@@ -148,7 +172,7 @@ def test_remove_deletes_only_what_is_managed(home: Path, tmp_path: Path) -> None
     assert mine.path.is_dir()
     assert kept.path.is_dir()
     assert sorted(path.name for path in paths.models_dir().iterdir()) == ["kept"]
-    assert list(by_name()) == ["kept"]
+    assert list(by_name()) == ["kept", shipped.NAME]
     with pytest.raises(UsageError, match="there is no model 'mine'"):
         registry.remove("mine")
 
@@ -161,8 +185,7 @@ def test_default_falls_back_to_the_one_before(home: Path) -> None:
     registry.remove("m")
     assert by_name()["a"].is_default
     registry.remove("a")
-    with pytest.raises(UsageError, match="exported yet"):
-        registry.resolve(None)
+    assert registry.resolve(None) == shipped.BUNDLE
 
 
 def test_links_are_never_followed_out(home: Path, tmp_path: Path) -> None:
@@ -245,7 +268,7 @@ def test_exports_at_once_lose_nothing(home: Path, tmp_path: Path) -> None:
     )
     runs = [subprocess.Popen([sys.executable, "-c", code, str(bundle.path), who]) for who in "abc"]
     assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
-    assert set(by_name()) == {f"{who}{i}" for who in "abc" for i in range(15)}
+    assert set(by_name()) - {shipped.NAME} == {f"{who}{i}" for who in "abc" for i in range(15)}
 
 
 def test_lock_that_is_not_given_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +279,7 @@ def test_lock_that_is_not_given_up(home: Path, monkeypatch: pytest.MonkeyPatch) 
         pytest.raises(OutputError, match=r"another process has held .*registry\.lock"),
     ):
         registry.register(bundle, "b")
-    assert list(by_name()) == ["a"], "reading needs no lock"
+    assert list(by_name()) == ["a", shipped.NAME], "reading needs no lock"
 
 
 def test_lock_that_cannot_be_made(home: Path) -> None:

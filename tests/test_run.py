@@ -324,11 +324,10 @@ def test_wrong_usage(tmp_path: Path, bundle: Bundle, arguments: list[str], messa
     assert not (tmp_path / "separated").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["-n", "mine"]])
-def test_no_model(tmp_path: Path, arguments: list[str]) -> None:
-    result = Result(*arguments, song(tmp_path / "song.wav"))
+def test_no_such_model(tmp_path: Path) -> None:
+    result = Result("-n", "mine", song(tmp_path / "song.wav"))
     assert result.code == USAGE
-    assert "mrsep-deploy export" in result.output
+    assert "there is no model 'mine', there is: mrsep-small" in result.output
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +216,42 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == 1.0
     assert rates[100] == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="process groups are POSIX")
+def test_a_signal_to_the_whole_group_saves_the_state(store: Path, tmp_path: Path) -> None:
+    """As a terminal sends Ctrl-C: the process that makes mixtures must not fall before the step is done."""
+    script = Path(effects.__file__).with_name("train.py")
+    options = (
+        "--segment",
+        "0.5",
+        "--batch",
+        "1",
+        "--steps",
+        "100000",
+        "--threads",
+        "1",
+        "--save-every",
+        "1e6",
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), "--store", str(store), str(tmp_path / "run"), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        lines = iter(process.stdout.readline, "")
+        assert any('"event": "step"' in line for line in lines)
+        os.killpg(process.pid, signal.SIGINT)
+        rest = list(lines)
+        assert process.wait(60) == 0, rest
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert '"event": "stop"' in rest[-1]
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["step"] >= 25
 
 
 # --- what comes out

@@ -70,7 +70,19 @@ def render_tracks(program: str, project: Path) -> dict[int, NDArray[np.float32]]
     with tempfile.TemporaryDirectory() as folder:
         # LMMS runs as root only when told so, as in containers.
         allowed = ["--allowroot"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        command = [program, *allowed, "rendertracks", str(project), "-f", "wav", "-a", "-x", "1", "-o", folder]
+        command = [
+            program,
+            *allowed,
+            "rendertracks",
+            str(project),
+            "-f",
+            "wav",
+            "-a",
+            "-x",
+            "1",
+            "-o",
+            folder,
+        ]
         environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
         try:
             done = subprocess.run(

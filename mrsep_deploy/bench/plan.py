@@ -29,7 +29,7 @@ class Request:
     """What is asked for.
 
     Attributes:
-        models: bundles, registered names and checkpoints; none for the model exported last.
+        models: bundles, registered names and checkpoints; none for the default.
         engines: names; none for all that work here, but for ``torch``, whose place is among ``against``.
         precisions: none for each bundle's own.
         modes: of scheduling.
@@ -141,7 +141,7 @@ def _opened(
     """
     if model is not None and is_checkpoint(model):
         return [_exported(model, batch, folder, report) for batch in batches]
-    bundle = _open(model)
+    bundle = Bundle.open(resolve(model))
     own = bundle.manifest.batch
     if tuple(batches) not in ((1,), (own,)):
         raise UsageError(
@@ -149,18 +149,6 @@ def _opened(
             "Give the checkpoint, or bundles that were exported with --batch N.",
         )
     return [bundle]
-
-
-def _open(model: str | None) -> Bundle:
-    if model is None:
-        try:
-            return Bundle.open(resolve(None))
-        except UsageError as error:
-            raise UsageError(
-                "no model was given, and none has been exported yet",
-                "Give a bundle's folder or .zip, a registered name, or a checkpoint: mrsep-deploy bench ckpt.th",
-            ) from error
-    return Bundle.open(resolve(model))
 
 
 def _exported(checkpoint: str, batch: int, folder: Path, report: Callable[[str], None]) -> Bundle:

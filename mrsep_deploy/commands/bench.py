@@ -136,7 +136,7 @@ def bench(
 
     Every contender is a process of its own, and they take turns: a slow moment of the machine meets all of
     them. Stems are compared with PyTorch's in float64 before and after, and a wrong one is a failed row. Ratios
-    are of times in the same round. Without a model: the one exported last. Ctrl-C keeps what is there.
+    are of times in the same round. Without a model: the one that run takes. Ctrl-C keeps what is there.
     """
     if against is not None and NOTHING in against and len(against) > 1:
         raise click.UsageError(f"--against {NOTHING} and other names exclude each other.")

@@ -64,7 +64,7 @@ def complexity(
     """Count parameters, multiply-accumulates and activations.
 
     Of a bundle's graphs, a checkpoint, or a configuration; for each stage, the whole, and a second of audio.
-    Without an argument: the model exported last. Softmax attention counts in full; torch's own counter does
+    Without an argument: the model that run takes. Softmax attention counts in full; torch's own counter does
     not look inside its fused kernels on a CPU and shows 109.6 GMAC for the published HTDemucs, not 171.3. Needs
     the extra mrsep-deploy[export].
 

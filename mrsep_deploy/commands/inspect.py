@@ -23,7 +23,7 @@ def inspect(model: str | None, as_json: bool) -> None:
 
     Its sources, the resolution of every branch in time and frequency, parameters and multiply-accumulates
     of every stage, the learnt fusion weights and their entropy, and where it comes from. Without an argument:
-    the model exported last. A checkpoint needs the extra mrsep-deploy[export].
+    the model that run takes. A checkpoint needs the extra mrsep-deploy[export].
     """
     show(model, as_json)
 

@@ -78,19 +78,17 @@ def _remove(name: str, several: bool) -> bool:
 
 def _list(as_json: bool) -> None:
     from mrsep_deploy.progress import WIDE, console
-    from mrsep_deploy.registry import EXPORT, list_models
+    from mrsep_deploy.registry import list_models
 
     found = [(model, _manifest(model)) for model in list_models()]
     if as_json:
         click.echo(json.dumps([_plain(model, manifest) for model, manifest in found], indent=2))
-    elif found:
+    else:
         screen = console()
         fits = (
             screen.measure(_table(found), options=screen.options.update(width=WIDE)).maximum <= screen.width
         )
         screen.print(_table(found, detailed=fits))
-    else:
-        click.echo(f"No model has been exported yet. {EXPORT}", err=True)
 
 
 def _manifest(model: RegisteredModel) -> Manifest | None:
@@ -116,7 +114,9 @@ def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool 
             info = manifest.model
             more = (f"{float(info.segment):g} s", manifest.layout) if detailed else ()
             row = [info.family, ", ".join(info.sources), *more, file_size(_size(manifest))]
-        made.add_row("*" if model.is_default else "", model.name, *row, model.exported[:10], status)
+        made.add_row(
+            "*" if model.is_default else "", model.name, *row, model.exported[:10] or "shipped", status
+        )
     return made
 
 
@@ -132,6 +132,7 @@ def _plain(model: RegisteredModel, manifest: Manifest | None) -> dict[str, objec
         "exported": model.exported,
         "default": model.is_default,
         "managed": model.managed,
+        "shipped": model.shipped,
         "status": model.status,
     }
     if manifest is not None:

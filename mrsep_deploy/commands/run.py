@@ -53,7 +53,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     """Separate songs into stems.
 
     TRACKS are files, folders, patterns, or - for stdin. Reads wav, flac, ogg, opus and mp3; m4a, mp4 and
-    more with the extra mrsep-deploy[av].
+    more with the extra mrsep-deploy[av]. Without -n the model is the one exported last or, before any export,
+    a small one that comes with mrsep-deploy.
     """
     options = RunOptions(**given)
     options.check()

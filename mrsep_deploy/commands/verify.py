@@ -81,8 +81,8 @@ def verify(
     """Compare what an engine computes with what the model should.
 
     Every stage by itself on the reference's inputs, and every stem from end to end: SNR, SI-SDR, the worst
-    sample, NaN and infinities, and for audio with true stems the change in SDR. Without a model: the one
-    exported last.
+    sample, NaN and infinities, and for audio with true stems the change in SDR. Without a model: the one that
+    run takes.
     """
     if search and (calibrate or (plan is None and precision in (None, "fp32"))):
         raise click.UsageError("--bisect needs --precision fp16 or bf16, or --plan FILE, and no --calibrate.")

@@ -1,0 +1,171 @@
+"""The figures of docs/cpu.md, from the result files that they were measured into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from figures_source import machine, result
+
+MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
+ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
+BASELINES = {"torch": "PyTorch", "demucs": "demucs 4.1.0"}
+TARGETS = {"best": 2.5, "ort": 1.5, "plain": 1.3}
+"""Times faster that were set as goals: the best engine and ONNX Runtime against the baseline of the model (demucs
+for HTDemucs, PyTorch for HTDemucs_n), OpenVINO against OpenVINO on the plain export."""
+
+
+def cpu() -> str:
+    """All that was measured, as Markdown."""
+    sections = (_goals, _whole_runs, _segments, _floors, _rewrites)
+    return "\n\n".join("\n".join(section()) for section in sections)
+
+
+def goals(model: str) -> dict[str, tuple[float, float]]:
+    """What was reached and what was set, by goal."""
+    speed, rewrites = result(f"run_speed_{model}"), result(f"rewrite_gains_{model}")
+    baseline = "demucs" if model == "trained" else "torch"
+    by_engine = {engine: speed["times_faster"][f"{engine} than {baseline}"]["median"] for engine in ENGINES}
+    plain = rewrites["engines"]["openvino"]["gain"]["plain"]["median"]
+    return {
+        "best": (max(by_engine.values()), TARGETS["best"]),
+        "ort": (by_engine["ort"], TARGETS["ort"]),
+        "plain": (plain, TARGETS["plain"]),
+    }
+
+
+def _goals() -> Iterator[str]:
+    yield "### Goals, reached and missed"
+    yield ""
+    yield "Times faster, one segment, medians of interleaved rounds; the baseline is demucs 4.1.0 for HTDemucs,"
+    yield "this package's PyTorch reference for HTDemucs_n."
+    yield ""
+    yield "| model | goal | set | measured | |"
+    yield "|---|---|---|---|---|"
+    names = {
+        "best": "best engine, than the baseline",
+        "ort": "ONNX Runtime, than the baseline",
+        "plain": "OpenVINO, than OpenVINO on the plain export",
+    }
+    for model, title in MODELS.items():
+        for goal, (reached, aim) in goals(model).items():
+            verdict = "reached" if reached >= aim else "missed"
+            yield f"| {title} | {names[goal]} | {aim:.1f} | {reached:.2f} | {verdict} |"
+    yield ""
+    yield " ".join(_at_the_floor(model) for model in MODELS)
+
+
+def _at_the_floor(model: str) -> str:
+    speed = result(f"run_speed_{model}")
+    baseline = "demucs" if model == "trained" else "torch"
+    floor = speed["seconds"]["ort"]["median"] / speed["times_the_floor"]["ort"]
+    times = speed["seconds"][baseline]["median"] / floor
+    return f"At its floor {MODELS[model]}, would take {floor:.2f} s and be {times:.1f} times faster than the baseline."
+
+
+def _whole_runs() -> Iterator[str]:
+    first = result(f"whole_runs_{next(iter(MODELS))}")
+    yield "### From a file to stems"
+    yield ""
+    yield f"A FLAC file of {first['seconds_of_music']:g} s on {machine(first)}: the process starts, imports, loads"
+    yield f"from the cache, decodes, separates, writes wav files. Medians of {first['rounds']} rounds in turn; the"
+    yield "ratio is to the first row of the model, with its 95 % interval; memory is the process' peak."
+    yield ""
+    yield "| model | contender | seconds | × real time | times faster | peak memory |"
+    yield "|---|---|---|---|---|---|"
+    for model, title in MODELS.items():
+        found = result(f"whole_runs_{model}")
+        baseline = next(iter(found["seconds"]))
+        for name, seconds in found["seconds"].items():
+            ratio = "1" if name == baseline else _interval(found["times_faster"][f"{name} than {baseline}"])
+            cells = [
+                title,
+                _contender(name),
+                f"{seconds['median']:.1f}",
+                f"{found['times_realtime'][name]:.1f}",
+                ratio,
+                f"{found['peak_mib'][name] * 2**20 / 1e6:,.0f} MB",
+            ]
+            yield "| " + " | ".join(cells) + " |"
+        for remark in found["noise"]["remarks"]:
+            yield f"| {title} | noise | {remark} | | | |"
+
+
+def _segments() -> Iterator[str]:
+    yield "### One segment"
+    yield ""
+    yield "Peak memory of the process, seconds until the first stems with compiled stages in the cache, and how many"
+    yield "times the floor a segment takes: FLOPs over the rate of a matrix product, or bytes over that of a copy,"
+    yield "both as measured there."
+    yield ""
+    yield "| model | contender | seconds | × floor | first stems, s | peak memory | SNR of the worst stem |"
+    yield "|---|---|---|---|---|---|---|"
+    for model, title in MODELS.items():
+        found = result(f"run_speed_{model}")
+        for name, seconds in found["seconds"].items():
+            cells = [
+                title,
+                _contender(name),
+                f"{seconds['median']:.2f}",
+                f"{found['times_the_floor'][name]:.1f}",
+                f"{found['start_up'][name]['warm']['total']:.1f}",
+                f"{found['peak_mib'][name] * 2**20 / 1e6:,.0f} MB",
+                f"{found['snr_against_float64'][name]:.0f} dB",
+            ]
+            yield "| " + " | ".join(cells) + " |"
+
+
+def _floors() -> Iterator[str]:
+    yield "### Where the time goes"
+    yield ""
+    yield "Milliseconds by stage (branches added up), with the floor of the stage and how many times that it takes."
+    yield "From `mrsep-deploy bench MODEL --profile`, which slows a run down a little."
+    for model, title in MODELS.items():
+        found = result(f"profile_{model}")
+        profiles = {profile["engine"]: profile for profile in found["profiles"]}
+        yield ""
+        yield f"| {title} | floor | " + " | ".join(f"{ENGINES[e]} | × floor" for e in profiles) + " |"
+        yield "|---|---|" + "---|---|" * len(profiles)
+        by_engine = {engine: _by_kind(profile) for engine, profile in profiles.items()}
+        for kind, (_, floor) in next(iter(by_engine.values())).items():
+            cells = [kind, f"{1e3 * floor:.0f}"]
+            for times in by_engine.values():
+                seconds = times[kind][0]
+                cells += [f"{1e3 * seconds:.0f}", f"{seconds / floor:.1f}" if floor > 1e-3 else ""]
+            yield "| " + " | ".join(cells) + " |"
+
+
+def _by_kind(profile: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Seconds and floor by what stages do: ``encoder.2048`` and ``encoder.time`` are both encoder."""
+    found: dict[str, tuple[float, float]] = {}
+    for stage in profile["stages"]:
+        kind = stage["name"].partition(".")[0]
+        seconds, floor = found.get(kind, (0.0, 0.0))
+        found[kind] = (seconds + stage["seconds"], floor + stage["floor"]["floor"])
+    whole = tuple(sum(each) for each in zip(*found.values(), strict=True))
+    return {**found, "all": (whole[0], whole[1])}
+
+
+def _rewrites() -> Iterator[str]:
+    yield "### What each rewrite is worth"
+    yield ""
+    yield "Time of a segment without the rewrite over the time with all of them, in the same round; above 1 it wins. An"
+    yield "interval that holds 1 is no win and no loss. `plain` is the published modules through the same exporter, one"
+    yield "graph with nothing rewritten. `benchmarks/rewrite_gains.py` measures it."
+    yield ""
+    found = {model: result(f"rewrite_gains_{model}") for model in MODELS}
+    columns = [(model, engine) for model in MODELS for engine in ENGINES]
+    yield "| without | " + " | ".join(f"{MODELS[m].split(',')[0]}, {ENGINES[e]}" for m, e in columns) + " |"
+    yield "|---|" + "---|" * len(columns)
+    for name in (*next(iter(found.values()))["rewrites"], "plain"):
+        gains = (found[model]["engines"][engine]["gain"][name] for model, engine in columns)
+        yield f"| {name} | " + " | ".join(_interval(gain) for gain in gains) + " |"
+
+
+def _contender(name: str) -> str:
+    engine, _, rest = name.partition(" ")
+    return f"{ {**ENGINES, **BASELINES}[engine] }{f', {rest}' if rest else ''}"
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"

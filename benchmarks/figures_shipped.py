@@ -1,0 +1,63 @@
+"""The figures of the shipped model's card, from the result file that they were measured into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from figures_source import machine, result
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.shipped import BUNDLE
+
+LMMS = "lmms-Thomasso-AxeFromThe80s"
+EXCERPT = "excerpt"
+TITLES = {
+    LMMS: 'LMMS song "AxeFromThe80s" by Thomasso, 235 s',
+    EXCERPT: "real music: four-stem excerpt, 6 s",
+}
+
+
+def card() -> str:
+    """Everything measured of the shipped model, as Markdown."""
+    found = result("shipped_model")
+    return "\n".join([*_scores(found), "", *_shares(found), "", *_rest(found)])
+
+
+def _scores(found: Mapping[str, Any]) -> Iterator[str]:
+    songs = {name: track for name, track in found["tracks"].items() if name not in TITLES}
+    yield "SDR in dB over whole tracks, `10 log10(|s|² / |s - e|²)`; silence would have 0."
+    yield ""
+    yield "| held out | source | model | mixture as estimate | gain | baseline |"
+    yield "|---|---|---|---|---|---|"
+    for source, medians in found["medians"].items():
+        title = f"median of {len(songs) + 1} held-out songs"
+        yield _row(title, source, medians, medians["gain"])
+    for name, title in TITLES.items():
+        track = found["tracks"][name]
+        for source in track["model"]:
+            values = {kind: track[kind][source] for kind in ("model", "mixture", "baseline")}
+            yield _row(title, source, values, values["model"] - values["mixture"])
+
+
+def _row(title: str, source: str, values: Mapping[str, float], gain: float) -> str:
+    cells = (values["model"], values["mixture"])
+    numbers = [f"{value:.1f}" for value in cells]
+    return f"| {title} | {source} | {' | '.join(numbers)} | {gain:+.1f} | {values['baseline']:.1f} |"
+
+
+def _shares(found: Mapping[str, Any]) -> Iterator[str]:
+    windows = [branch.n_fft for branch in Bundle.open(BUNDLE, verify=False).manifest.branches]
+    yield "| learnt fusion weights, window of | " + " | ".join(map(str, windows)) + " |"
+    yield "|---|" + "---|" * len(windows)
+    for share in found["fusion"]:
+        yield f"| {share['where']} | " + " | ".join(f"{weight:.3f}" for weight in share["weights"]) + " |"
+
+
+def _rest(found: Mapping[str, Any]) -> Iterator[str]:
+    low = found["float16"]
+    worst = min(low["snr"], key=low["snr"].get)
+    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in found["bytes"].items())
+    yield f"- Files: {sizes}. Segments of {found['segment_seconds']:g} s."
+    yield f"- float16 (emulated on a CPU) against float32 on the excerpt: {low['snr'][worst]:.1f} dB or more ({worst})."
+    yield f"- PyTorch, on {machine(found)}: {found['realtime']:.1f} times real time."
