@@ -20,8 +20,8 @@ def benchmarking() -> str:
 def _paper() -> Iterator[str]:
     found = result("paper_tables")
     yield f"The paper's tables: one segment, batch 1, {machine(found)}."
-    yield f"Seconds are medians of {found['rounds']} rounds, PyTorch eager and ONNX Runtime taking turns, weights"
-    yield "untrained; a FLOP count is twice the MACs."
+    yield f"Seconds are medians of up to {found['rounds']} rounds (none begins after a minute), PyTorch eager and ONNX"
+    yield "Runtime taking turns, weights untrained; a FLOP count is twice the MACs."
     yield "SDR needs trained models of every row, and stands there where results are supplied (`--sdr`)."
     for table in found["tables"]:
         yield from ("", f"### {table['title']}", "")

@@ -157,9 +157,9 @@ def _rewrites() -> Iterator[str]:
     columns = [(model, engine) for model in MODELS for engine in ENGINES]
     yield "| without | " + " | ".join(f"{MODELS[m].split(',')[0]}, {ENGINES[e]}" for m, e in columns) + " |"
     yield "|---|" + "---|" * len(columns)
-    for name in (*next(iter(found.values()))["rewrites"], "plain"):
-        gains = (found[model]["engines"][engine]["gain"][name] for model, engine in columns)
-        yield f"| {name} | " + " | ".join(_interval(gain) for gain in gains) + " |"
+    for name in (*found["htdemucs_n"]["rewrites"], "plain"):
+        gains = (found[model]["engines"][engine]["gain"].get(name) for model, engine in columns)
+        yield f"| {name} | " + " | ".join("–" if gain is None else _interval(gain) for gain in gains) + " |"
 
 
 def _contender(name: str) -> str:

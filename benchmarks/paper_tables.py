@@ -3,7 +3,7 @@
     python benchmarks/paper_tables.py [--sdr sdr.json]
 
 ``mrsep-deploy complexity --paper --measure`` with the result kept: parameters, MACs, activations, seconds for one
-segment with PyTorch eager and ONNX Runtime (taking turns, medians of 5 rounds, random weights), and SDR where a
+segment with PyTorch eager and ONNX Runtime (taking turns, medians of up to 5 rounds, random weights), and SDR where a
 file gives it. Times are kept in ``benchmarks/results/paper_times.json`` model by model, so that the command goes on
 where it was stopped; delete the file to measure anew. Writes ``benchmarks/results/paper_tables.json``.
 """

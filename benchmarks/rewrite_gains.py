@@ -33,7 +33,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.export import exporter
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.rewrites import REWRITES
+from mrsep_deploy.export.rewrites import REWRITES, applicable
 from mrsep_deploy.machine import cpu_budget
 
 ALL, PLAIN = "all", "plain"
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = cpu_budget()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        bundles = export_variants(options.model, options.bundles or work)
+        bundles = export_variants(options.model, options.bundles or work, options.rewrites)
         song = write_song(work / "song.wav")
         workload = make_workloads(bundles[ALL].manifest, song, (), work)[0]
         found = {
@@ -66,10 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(path.read_text(encoding="utf-8"))
 
 
-def export_variants(model: str, folder: Path) -> dict[str, Bundle]:
-    """Bundles by what they do without: nothing, one rewrite, or all of them. Those that are there are taken."""
+def export_variants(model: str, folder: Path, chosen: Collection[str]) -> dict[str, Bundle]:
+    """Bundles by what they do without: nothing, one rewrite, or all of them. Those that are there are taken.
 
-    kept = {name: tuple(other for other in REWRITES if other != name) for name in REWRITES}
+    Rewrites that find nothing to do in the model are left out.
+    """
+    known = [name for name in applicable(load(model).model) if name in chosen]
+    kept = {name: tuple(other for other in REWRITES if other != name) for name in known}
     for name, rewrites in {ALL: tuple(REWRITES), **kept}.items():
         if not (folder / name).exists():
             print(f"exporting {name if name == ALL else f'without {name}'}", flush=True)
@@ -78,7 +81,7 @@ def export_variants(model: str, folder: Path) -> dict[str, Bundle]:
         print("exporting plain", flush=True)
         with mock.patch.object(exporter, "rewrite", _as_it_is), mock.patch.object(exporter, "require"):
             export_model(load(model), model, folder / PLAIN, ExportOptions(layout="whole"))
-    return {name: Bundle.open(folder / name) for name in (ALL, *REWRITES, PLAIN)}
+    return {name: Bundle.open(folder / name) for name in (ALL, *known, PLAIN)}
 
 
 def _as_it_is(model: SeparationModel, _enabled: Collection[str]) -> SeparationModel:
@@ -133,6 +136,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=MODELS, default="trained")
     parser.add_argument("--engines", type=lambda text: text.split(","), default=["ort", "openvino"])
+    parser.add_argument("--rewrites", type=lambda text: text.split(","), default=list(REWRITES))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bundles", type=Path, help="keep the exports here, or take those of an earlier run")
     return parser.parse_args(arguments)

@@ -26,6 +26,8 @@ from mrsep_deploy.paper import PaperModel, Seconds, read_object, read_seconds
 from mrsep_deploy.separator import Separator
 
 ROUNDS = 5
+ROUND_SECONDS = 60.0
+"""No round of a model begins after so long: PyTorch takes minutes for a fusion over four or five resolutions."""
 SEED = 0
 TOOLS = ("torch", "onnxruntime", "numpy")
 
@@ -65,7 +67,7 @@ def measure(models: Mapping[str, PaperModel], path: Path | None, progress: Progr
 
 
 def seconds_of(model: PaperModel) -> dict[str, float]:
-    """Medians of ``ROUNDS`` runs on a music-like segment, both runtimes taking turns after one warm-up run."""
+    """Medians of up to ``ROUNDS`` runs on a music-like segment, both runtimes in turn after one warm-up run."""
     loaded = untrained_model(model.family, SEED, **model.arguments)
     config, threads = loaded.config, cpu_budget()
     mix = probe_signal(1, config.audio_channels, config.segment_samples, config.samplerate)
@@ -88,7 +90,7 @@ def seconds_of(model: PaperModel) -> dict[str, float]:
 
 
 def _medians(contenders: Mapping[str, Turn]) -> dict[str, float]:
-    found = race(contenders, ROUNDS, through=(Exception,))
+    found = race(contenders, ROUNDS, seconds=ROUND_SECONDS, through=(Exception,))
     if found.interrupted:
         raise KeyboardInterrupt
     return {name: round(statistics.median(values), 4) for name, values in found.times.items()}

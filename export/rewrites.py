@@ -48,6 +48,7 @@ def rewrite(model: SeparationModel, enabled: Collection[str] = tuple(REWRITES)) 
     if unknown:
         raise ValueError(f"unknown rewrites {sorted(unknown)}, expected some of {sorted(REWRITES)}")
     copied: SeparationModel = copy.deepcopy(model).requires_grad_(False)
+    enabled = set(enabled) & set(applicable(copied))
     if "embedding" in enabled:
         _fold_embeddings(copied)
     if "attention" in enabled:
@@ -56,12 +57,25 @@ def rewrite(model: SeparationModel, enabled: Collection[str] = tuple(REWRITES)) 
                 fold_attention(layer)
     if "positions" in enabled and copied.crosstransformer is not None:
         _fold_positions(copied, copied.crosstransformer)
-    if "shares" in enabled and isinstance(copied, MultiResolution) and copied.crosstransformer is not None:
+    if "shares" in enabled and isinstance(copied, MultiResolution):
         copied.shares = tuple(copied.bottleneck_weights.double().tolist())
-    if "fusion" in enabled and copied.config.fusion == "convolution":
+    if "fusion" in enabled:
         copied.fusion_conv = BlockedFusion(copied.fusion_conv)
     _rewrite_layers(copied, enabled)
     return copied.eval().requires_grad_(False)
+
+
+def applicable(model: SeparationModel) -> tuple[str, ...]:
+    """The rewrites that find something to do in a model of this family; layers may still lack what they rewrite."""
+    transformer = model.crosstransformer is not None
+    needs = {
+        "embedding": any(embedding is not None for _, _, embedding in model.branches),
+        "positions": transformer,
+        "attention": transformer,
+        "shares": transformer and isinstance(model, MultiResolution),
+        "fusion": model.config.fusion == "convolution",
+    }
+    return tuple(name for name in REWRITES if needs.get(name, True))
 
 
 def _fold_embeddings(model: SeparationModel) -> None:

@@ -159,7 +159,11 @@ def test_a_bundle_costs_what_its_checkpoint_costs(name: str, exports: Export) ->
     bundle = exports(name)
     counted, exported = complexity(checkpoint(name)), complexity(bundle.path)
     assert [stage.name for stage in exported.stages] == [stage.name for stage in counted.stages]
-    assert counted.macs <= exported.macs <= 1.05 * counted.macs
+    # A convolution that fuses becomes products with matrices that are half zeros: twice as many, and a little
+    # more for the end of the last block.
+    fusion, blocks = (cost.stages[-1].macs for cost in (counted, exported))
+    assert fusion <= blocks <= 2.1 * fusion
+    assert counted.macs - fusion <= exported.macs - blocks <= 1.05 * (counted.macs - fusion)
     assert exported.activations == pytest.approx(counted.activations, rel=0.1)
     assert exported.parameters == counted.parameters == parameters_of(name)
     assert exported.segment == counted.segment
