@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from figures_source import machine, result
+from machine_info import RESULTS
 
 MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
 ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -16,22 +17,32 @@ for HTDemucs, PyTorch for HTDemucs_n), OpenVINO against OpenVINO on the plain ex
 
 
 def cpu() -> str:
-    """All that was measured, as Markdown."""
-    sections = (_goals, _whole_runs, _segments, _floors, _rewrites)
-    return "\n\n".join("\n".join(section()) for section in sections)
+    """All that was measured, as Markdown; what was not has no section."""
+    sections = {
+        "run_speed": (_goals, _segments),
+        "whole_runs": (_whole_runs,),
+        "profile": (_floors,),
+        "rewrite_gains": (_rewrites,),
+    }
+    made = [section for kind, group in sections.items() if measured(kind) for section in group]
+    return "\n\n".join("\n".join(section()) for section in made)
+
+
+def measured(kind: str) -> list[str]:
+    """The models for which there is such a result."""
+    return [model for model in MODELS if (RESULTS / f"{kind}_{model}.json").exists()]
 
 
 def goals(model: str) -> dict[str, tuple[float, float]]:
     """What was reached and what was set, by goal."""
-    speed, rewrites = result(f"run_speed_{model}"), result(f"rewrite_gains_{model}")
+    speed = result(f"run_speed_{model}")
     baseline = "demucs" if model == "trained" else "torch"
     by_engine = {engine: speed["times_faster"][f"{engine} than {baseline}"]["median"] for engine in ENGINES}
-    plain = rewrites["engines"]["openvino"]["gain"]["plain"]["median"]
-    return {
-        "best": (max(by_engine.values()), TARGETS["best"]),
-        "ort": (by_engine["ort"], TARGETS["ort"]),
-        "plain": (plain, TARGETS["plain"]),
-    }
+    found = {"best": max(by_engine.values()), "ort": by_engine["ort"]}
+    if model in measured("rewrite_gains"):
+        gains = result(f"rewrite_gains_{model}")["engines"]["openvino"]["gain"]
+        found["plain"] = gains["plain"]["median"]
+    return {goal: (reached, TARGETS[goal]) for goal, reached in found.items()}
 
 
 def _goals() -> Iterator[str]:
@@ -64,7 +75,7 @@ def _at_the_floor(model: str) -> str:
 
 
 def _whole_runs() -> Iterator[str]:
-    first = result(f"whole_runs_{next(iter(MODELS))}")
+    first = result(f"whole_runs_{measured('whole_runs')[0]}")
     yield "### From a file to stems"
     yield ""
     yield f"A FLAC file of {first['seconds_of_music']:g} s on {machine(first)}: the process starts, imports, loads"
@@ -73,8 +84,8 @@ def _whole_runs() -> Iterator[str]:
     yield ""
     yield "| model | contender | seconds | × real time | times faster | peak memory |"
     yield "|---|---|---|---|---|---|"
-    for model, title in MODELS.items():
-        found = result(f"whole_runs_{model}")
+    for model in measured("whole_runs"):
+        found, title = result(f"whole_runs_{model}"), MODELS[model]
         baseline = next(iter(found["seconds"]))
         for name, seconds in found["seconds"].items():
             ratio = "1" if name == baseline else _interval(found["times_faster"][f"{name} than {baseline}"])
@@ -120,8 +131,8 @@ def _floors() -> Iterator[str]:
     yield ""
     yield "Milliseconds by stage (branches added up), with the floor of the stage and how many times that it takes."
     yield "From `mrsep-deploy bench MODEL --profile`, which slows a run down a little."
-    for model, title in MODELS.items():
-        found = result(f"profile_{model}")
+    for model in measured("profile"):
+        found, title = result(f"profile_{model}"), MODELS[model]
         profiles = {profile["engine"]: profile for profile in found["profiles"]}
         yield ""
         yield f"| {title} | floor | " + " | ".join(f"{ENGINES[e]} | × floor" for e in profiles) + " |"
@@ -153,11 +164,11 @@ def _rewrites() -> Iterator[str]:
     yield "interval that holds 1 is no win and no loss. `plain` is the published modules through the same exporter, one"
     yield "graph with nothing rewritten. `benchmarks/rewrite_gains.py` measures it."
     yield ""
-    found = {model: result(f"rewrite_gains_{model}") for model in MODELS}
-    columns = [(model, engine) for model in MODELS for engine in ENGINES]
+    found = {model: result(f"rewrite_gains_{model}") for model in measured("rewrite_gains")}
+    columns = [(model, engine) for model in found for engine in ENGINES]
     yield "| without | " + " | ".join(f"{MODELS[m].split(',')[0]}, {ENGINES[e]}" for m, e in columns) + " |"
     yield "|---|" + "---|" * len(columns)
-    for name in (*found["htdemucs_n"]["rewrites"], "plain"):
+    for name in (*next(iter(found.values()))["rewrites"], "plain"):
         gains = (found[model]["engines"][engine]["gain"].get(name) for model, engine in columns)
         yield f"| {name} | " + " | ".join("–" if gain is None else _interval(gain) for gain in gains) + " |"
 

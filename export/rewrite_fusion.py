@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +46,7 @@ class BlockedFusion(nn.Module):
         both = taps.new_zeros(self.sources, inputs, resolutions, 2 * BLOCK, taps.shape[-1], BLOCK)
         for r in range(BLOCK):
             both[:, :, :, r : r + width, :, r] = taps
-        for name, half in zip(("here", "following"), both.split(BLOCK, dim=3), strict=True):
+        for name, half in zip(("here", "following"), torch.split(both, BLOCK, dim=3), strict=True):
             matrices = half.reshape(self.sources, inputs * resolutions * BLOCK, -1).contiguous()
             self.register_buffer(name, matrices)
         self.register_buffer("bias", cast(Tensor, fusion.bias).detach().view(-1, 1, 1).clone())

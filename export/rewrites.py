@@ -60,7 +60,7 @@ def rewrite(model: SeparationModel, enabled: Collection[str] = tuple(REWRITES)) 
     if "shares" in enabled and isinstance(copied, MultiResolution):
         copied.shares = tuple(copied.bottleneck_weights.double().tolist())
     if "fusion" in enabled:
-        copied.fusion_conv = BlockedFusion(copied.fusion_conv)
+        copied._modules["fusion_conv"] = BlockedFusion(copied.fusion_conv)
     _rewrite_layers(copied, enabled)
     return copied.eval().requires_grad_(False)
 
