@@ -34,10 +34,18 @@ def measured(kind: str) -> list[str]:
 
 
 def goals(model: str) -> dict[str, tuple[float, float]]:
-    """What was reached and what was set, by goal."""
+    """What was reached and what was set, by goal; the plain export counts where that was measured."""
     speed = result(f"run_speed_{model}")
     baseline = "demucs" if model == "trained" else "torch"
-    by_engine = {engine: speed["times_faster"][f"{engine} than {baseline}"]["median"] for engine in ENGINES}
+    # An engine in its faster mode: that is what `build` measures and `run` then takes.
+    by_engine = {
+        engine: max(
+            speed["times_faster"][f"{label} than {baseline}"]["median"]
+            for label in speed["seconds"]
+            if label.partition(" ")[0] == engine
+        )
+        for engine in ENGINES
+    }
     found = {"best": max(by_engine.values()), "ort": by_engine["ort"]}
     if model in measured("rewrite_gains"):
         gains = result(f"rewrite_gains_{model}")["engines"]["openvino"]["gain"]
@@ -48,8 +56,8 @@ def goals(model: str) -> dict[str, tuple[float, float]]:
 def _goals() -> Iterator[str]:
     yield "### Goals, reached and missed"
     yield ""
-    yield "Times faster, one segment, medians of interleaved rounds; the baseline is demucs 4.1.0 for HTDemucs,"
-    yield "this package's PyTorch reference for HTDemucs_n."
+    yield "Times faster, one segment, medians of interleaved rounds, every engine in the faster of its modes; the baseline"
+    yield "is demucs 4.1.0 for HTDemucs, this package's PyTorch reference for HTDemucs_n."
     yield ""
     yield "| model | goal | set | measured | |"
     yield "|---|---|---|---|---|"

@@ -25,6 +25,7 @@ import soundfile
 from assets import SAMPLE_RATE, songs, trained_htdemucs
 from machine_info import load_average, machine_info, write_result
 
+from mrsep_deploy import shipped
 from mrsep_deploy.bench.benchmark import Settings, benchmark
 from mrsep_deploy.bench.plan import Request, plan
 from mrsep_deploy.bench.results import Race, Row
@@ -37,7 +38,7 @@ from mrsep_deploy.schedule import Mode
 from mrsep_deploy.timeline import overhead
 from mrsep_deploy.trace import TraceEvent
 
-MODELS = ("trained", "htdemucs_n", "mrhdemucs")
+MODELS = ("trained", "htdemucs_n", "shipped")
 SONG = "chaos_god"  # the one with vocals
 SECONDS = 120
 SEED = 0
@@ -90,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load(model: str) -> LoadedModel:
-    """One of ``MODELS``: the trained HTDemucs, or a seeded untrained one of another family."""
+    """One of ``MODELS``: the trained HTDemucs, the shipped model, or a seeded untrained one of another family."""
+    if model == "shipped":
+        return load_model(shipped.CHECKPOINT)
     return load_model(trained_htdemucs()) if model == "trained" else untrained_model(model, SEED)
 
 
