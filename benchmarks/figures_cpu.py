@@ -56,8 +56,8 @@ def goals(model: str) -> dict[str, tuple[float, float]]:
 def _goals() -> Iterator[str]:
     yield "### Goals, reached and missed"
     yield ""
-    yield "Times faster, one segment, medians of interleaved rounds, every engine in the faster of its modes; the baseline"
-    yield "is demucs 4.1.0 for HTDemucs, this package's PyTorch reference for HTDemucs_n."
+    yield "Times faster, one segment, medians of interleaved rounds, every engine in the faster of its modes; the"
+    yield "baseline is demucs 4.1.0 for HTDemucs, this package's PyTorch reference for HTDemucs_n."
     yield ""
     yield "| model | goal | set | measured | |"
     yield "|---|---|---|---|---|"

@@ -54,7 +54,7 @@ def test_a_page_without_a_place_for_them() -> None:
 
 @pytest.mark.parametrize("name", [f"run_speed_{model}" for model in MODELS])
 def test_what_speed_promises(name: str) -> None:
-    """No engine is slower than PyTorch, the default mode is not the slower beyond doubt, little is lost between stages."""
+    """No engine is slower than PyTorch, nor the default mode beyond doubt; little is lost between stages."""
     found = result(name)
     for engine in ENGINES:
         assert found["times_faster"][f"{engine} than torch"]["median"] >= 1
