@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, signal
+from scipy import signal
 from store import SAMPLE_RATE
 
 BASS_HZ = 200.0
@@ -30,9 +30,9 @@ def percussive(mixture: NDArray[np.float32]) -> NDArray[np.float32]:
     for start in range(0, mixture.shape[1], _BLOCK):
         block = mixture[:, start : start + _BLOCK]
         _, _, frames = signal.stft(block, SAMPLE_RATE, nperseg=_WINDOW, noverlap=_WINDOW - _HOP)
-        power = np.abs(frames).mean(axis=0)
-        harmonic = ndimage.median_filter(power, size=(1, _ACROSS_TIME)) ** 2
-        transient = ndimage.median_filter(power, size=(_ACROSS_FREQUENCY, 1)) ** 2
+        power = np.abs(frames).mean(axis=0).astype(np.float32)
+        harmonic = signal.medfilt2d(power, (1, _ACROSS_TIME)) ** 2
+        transient = signal.medfilt2d(power, (_ACROSS_FREQUENCY, 1)) ** 2
         mask = transient / (harmonic + transient + 1e-20)
         _, sound = signal.istft(frames * mask, SAMPLE_RATE, nperseg=_WINDOW, noverlap=_WINDOW - _HOP)
         parts.append(np.asarray(sound[:, : block.shape[1]], np.float32))
