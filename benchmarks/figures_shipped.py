@@ -56,8 +56,12 @@ def _shares(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _rest(found: Mapping[str, Any]) -> Iterator[str]:
     low = found["float16"]
-    worst = min(low["snr"], key=low["snr"].get)
+    heard = {source: snr for source, snr in low["snr"].items() if source != "vocals"}  # which are silent
+    worst = min(heard, key=lambda source: float(heard[source]))
+    reaches = "passes" if low["passes"] else "does not pass"
+    moved = max(map(abs, low["sdr_change"].values()))
     sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in found["bytes"].items())
     yield f"- Files: {sizes}. Segments of {found['segment_seconds']:g} s."
-    yield f"- float16 (emulated on a CPU) against float32 on the excerpt: {low['snr'][worst]:.1f} dB or more ({worst})."
+    yield f"- float16 (emulated on a CPU) against float32 on the excerpt: {heard[worst]:.1f} dB or more ({worst});"
+    yield f"  SDR moves by {moved:.3f} dB at most. It {reaches} the limits of `mrsep-deploy verify`."
     yield f"- PyTorch, on {machine(found)}: {found['realtime']:.1f} times real time."

@@ -3,8 +3,8 @@
     python benchmarks/shipped_model.py STORE
 
 ``STORE`` has the held-out songs, as ``examples/train/train.py --all`` renders them. SDR of every track and source by
-the model, by the mixture taken for an estimate, and by a baseline without learning, on PyTorch; by the shipped bundle on
-ONNX Runtime for the LMMS song and the real excerpt; then float16 against float32 on the real excerpt. Writes
+the model, by the mixture taken for an estimate, and by a baseline without learning, on PyTorch; by the shipped bundle
+on ONNX Runtime for the LMMS song and the real excerpt; then float16 against float32 on the real excerpt. Writes
 ``benchmarks/results/shipped_model.json``.
 """
 
