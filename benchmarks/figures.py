@@ -15,15 +15,13 @@ from pathlib import Path
 from figures_benchmarking import benchmarking
 from figures_cpu import cpu
 from figures_shipped import card
-from figures_source import machine, result
+from figures_source import ENGINES, MODELS, machine, result
 from machine_info import ROOT
 
 README = ROOT / "README.md"
 BEGIN = "<!-- figures: written by benchmarks/figures.py -->"
 END = "<!-- end of figures -->"
-MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
 SONGS = {"chaos_god": "with vocals", "metal_madness": "without vocals"}
-ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def figures() -> str:

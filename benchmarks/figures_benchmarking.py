@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from figures_source import machine, result
+from figures_source import interval, machine, result
 from machine_info import RESULTS
 
 RUNTIMES = {"torch": "PyTorch", "ort": "ONNX Runtime"}
@@ -70,7 +70,7 @@ def _thrice() -> Iterator[str]:
         for other in ("torch", "demucs"):
             if engine not in ("torch", "demucs"):
                 name = f"{engine} than {other}"
-                yield f"| {name} | " + " | ".join(_ratio(run["times_faster"][name]) for run in runs) + " |"
+                yield f"| {name} | " + " | ".join(interval(run["times_faster"][name]) for run in runs) + " |"
     for number, quiet in enumerate(said["quiet"]):
         if not quiet:
             yield ""
@@ -94,7 +94,3 @@ def _multitrack() -> Iterator[str]:
             most = "" if apart is None else f"{abs(apart['largest']):.0e} dB"
             cells = ["–" if values[s] is None else f"{values[s]:.2f}" for s in sources]
             yield "| " + " | ".join([metric, engine, *cells, most]) + " |"
-
-
-def _ratio(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"

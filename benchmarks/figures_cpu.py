@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from figures_source import machine, result
+from figures_source import ENGINES, MODELS, interval, machine, result
 from machine_info import RESULTS
 
-MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
-ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 BASELINES = {"torch": "PyTorch", "demucs": "demucs 4.1.0"}
 TARGETS = {"best": 2.5, "ort": 1.5, "plain": 1.3}
 """Times faster that were set as goals: the best engine and ONNX Runtime against the baseline of the model (demucs
@@ -96,7 +94,7 @@ def _whole_runs() -> Iterator[str]:
         found, title = result(f"whole_runs_{model}"), MODELS[model]
         baseline = next(iter(found["seconds"]))
         for name, seconds in found["seconds"].items():
-            ratio = "1" if name == baseline else _interval(found["times_faster"][f"{name} than {baseline}"])
+            ratio = "1" if name == baseline else interval(found["times_faster"][f"{name} than {baseline}"])
             cells = [
                 title,
                 _contender(name),
@@ -178,13 +176,9 @@ def _rewrites() -> Iterator[str]:
     yield "|---|" + "---|" * len(columns)
     for name in (*next(iter(found.values()))["rewrites"], "plain"):
         gains = (found[model]["engines"][engine]["gain"].get(name) for model, engine in columns)
-        yield f"| {name} | " + " | ".join("–" if gain is None else _interval(gain) for gain in gains) + " |"
+        yield f"| {name} | " + " | ".join("–" if gain is None else interval(gain) for gain in gains) + " |"
 
 
 def _contender(name: str) -> str:
     engine, _, rest = name.partition(" ")
     return f"{ {**ENGINES, **BASELINES}[engine] }{f', {rest}' if rest else ''}"
-
-
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"

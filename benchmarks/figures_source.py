@@ -9,6 +9,8 @@ from typing import Any
 from machine_info import RESULTS
 
 Result = Mapping[str, Any]
+MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
+ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def result(name: str) -> Result:
@@ -21,3 +23,8 @@ def machine(found: Result) -> str:
     """What it was measured on."""
     facts = found["machine"]
     return f"{facts['cores']} cores of an {facts['cpu']}".replace("(R)", "")
+
+
+def interval(found: Mapping[str, float]) -> str:
+    """A ratio with its 95 % interval."""
+    return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
