@@ -1,7 +1,7 @@
 """GPU acceptance in one command, on a machine with a GPU, torch and no network.
 
     python3 benchmarks/gpu_acceptance.py --wheels DIR --out DIR [--bundles DIR] [--minutes 10]
-                                         [--models untrained,trained]
+                                         [--models untrained,trained] [--no-compile] [--remark TEXT]
     python3 benchmarks/gpu_acceptance.py prepare --out DIR     where there is a network, torch and onnx
     python3 benchmarks/gpu_acceptance.py join --pieces DIR --out DIR
 
@@ -13,6 +13,7 @@ Writes ``gpu_acceptance.html`` and ``gpu_acceptance.json``::
 
     {"format": "mrsep-deploy gpu acceptance", "version": 1,
      "budget_minutes", "took_seconds", "ended": why it is not complete or "", "wheels": [file, ...],
+     "remark": of whoever ran it,
      "counts": {status: rows},
      "rows": [{"section", "name", "status", "values", "reason", "fix", "seconds"}, ...]}
 
@@ -21,7 +22,7 @@ the error's first line) or ``skipped``. Names begin with ``MODEL, batch N: `` fr
 units that their names tell (``..._ms`` are ``{"median", "p95", "min", "max"}`` where they are spreads):
 
     environment   as found
-    ceilings      bytes_per_second (read and written) or flop_per_second
+    ceilings      bytes_per_second (read and written) or flop_per_second; relative_l2 of a convolution
     device        "IMPLEMENTATION: CHECK"; times seen, if any
     parity        snr_db, snr_worst_stem_db, snr_stems_db {stem: dB}, max_abs_error, max_abs, same_again,
                   identical_to_sequential, max_abs_from_sequential, open_seconds, taken_mib (GPU memory
@@ -86,6 +87,7 @@ def accept(options: argparse.Namespace) -> int:
             "models": options.models,
             "bundles": str(options.bundles or work / "bundles"),
             "exports": options.bundles is None,
+            "compiles": options.compile,
         }
         (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "acceptance.worker", str(work / "job.json")]
@@ -93,7 +95,8 @@ def accept(options: argparse.Namespace) -> int:
         found = journal.rows()
     if not found:
         raise shim.SetUpError(ended or "nothing was measured")
-    result = report.Report(found, options.minutes, time.time() - began, wheels, ended or "")
+    took = time.time() - began
+    result = report.Report(found, options.minutes, took, wheels, ended or "", options.remark)
     for path in report.write_report(result, options.out):
         print(path)
     print(", ".join(f"{count} {status}" for status, count in sorted(result.counts().items())))
@@ -147,6 +150,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--bundles", type=_folder, help="folder that prepare made")
     parser.add_argument("--models", type=_models, default=MODELS, help="untrained, trained or both")
     parser.add_argument("--minutes", type=_positive, default=10.0, help="time budget")
+    parser.add_argument("--remark", default="", help="to be shown with the figures")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     return parser.parse_args(arguments)
 
 

@@ -91,6 +91,7 @@ class Engine(abc.ABC):
         precisions: what it can compute in.
         emulation: how it computes graphs of lower precision, where that is not their own arithmetic; for
             people, empty where it is.
+        uncapturable: why its runs cannot be captured in a CUDA graph; empty where they can.
     """
 
     name: ClassVar[str]
@@ -98,6 +99,7 @@ class Engine(abc.ABC):
     graph_transforms: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     emulation: ClassVar[str] = ""
+    uncapturable: ClassVar[str] = ""
 
     def __init__(self, options: EngineOptions) -> None:
         """Raises UsageError for a precision that the engine does not have."""

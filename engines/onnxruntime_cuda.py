@@ -39,6 +39,9 @@ INSTALL_TENSORRT = 'pip install "tensorrt-cu13<11" --extra-index-url https://pyp
 
 TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 
+COLLECT_EVERY = 64
+"""Runs of a stage from one that lets go of staged memory to the next; what waits by then is some kilobytes."""
+
 Providers = list[tuple[str, dict[str, str]]]
 
 
@@ -46,6 +49,11 @@ class _OrtGpuEngine(Engine):
     """What the two have in common."""
 
     graph_transforms: ClassVar[bool] = True
+    # A captured copy reads the host's memory again at every launch, when somebody else may have it: on a GPU
+    # the process crashed. onnxruntime's pull requests 32081 and 32121 tell of it.
+    uncapturable: ClassVar[str] = (
+        "ONNX Runtime's kernels copy from host memory that they give back after a run"
+    )
     provider: ClassVar[str]
 
     @functools.cached_property
@@ -167,7 +175,8 @@ class OrtGpuRunner:
         self.engine, self.bundle, self.stage = engine, bundle, stage
         self.graph = str(bundle.graph_path(stage))
         self.sessions: dict[int, tuple[Any, Any]] = {}
-        self.run_options = _run_options()
+        self.runs = 0
+        self.enqueueing, self.collecting = _run_options("1"), _run_options("0")
 
     def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
         handle = stream.handle
@@ -180,11 +189,19 @@ class OrtGpuRunner:
                 binding.bind_input(name, *self._place(inputs, name))
             for name in self.stage.outputs:
                 binding.bind_output(name, *self._place(outputs, name))
-            session.run_with_iobinding(binding, self.run_options)
+            session.run_with_iobinding(binding, self._options())
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise EngineError(
                 f"ONNX Runtime failed in stage {self.stage.name}: {first_line(error)}"
             ) from error
+
+    def _options(self) -> Any:
+        """Those of a run that only enqueues, but now and then of one that waits for the stream.
+
+        Kernels stage small arrays in pinned memory, which ONNX Runtime gives back only after a run that waits.
+        """
+        self.runs += 1
+        return self.enqueueing if self.runs % COLLECT_EVERY else self.collecting
 
     def _place(self, tensors: Tensors, name: str) -> tuple[str, int, Any, tuple[int, ...], int]:
         """Device, index, element type, shape and address of a tensor."""
@@ -198,6 +215,8 @@ class OrtGpuRunner:
         stage, provider = self.stage, self.engine.provider
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        # What is no session's: a warning that the provider is not one of the plug-ins, once a session.
+        ort.set_default_logger_severity(ERRORS_ONLY)
         # Without it a provider that fails to load, or lacks an operator, is a slow run on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         ort.preload_dlls()  # CUDA's and cuDNN's libraries out of pip's packages
@@ -221,12 +240,12 @@ class OrtGpuRunner:
         self.sessions.clear()
 
 
-def _run_options() -> Any:
+def _run_options(enqueue_only: str) -> Any:
     import onnxruntime as ort
 
     options = ort.RunOptions()
     # The work is enqueued and no more: events order it, and the host waits once a segment.
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    options.add_run_config_entry("disable_synchronize_execution_providers", enqueue_only)
     return options
 
 

@@ -75,7 +75,7 @@ def paper_to_plain(filled: Filled) -> list[dict[str, object]]:
                     "activations": row.cost.activations,
                     "seconds": dict(row.seconds),
                     "sdr_db": row.sdr,
-                    "model": asdict(model),
+                    "configuration": asdict(model),
                 }
                 for (_, model), row in zip(layout.rows, rows, strict=True)
             ],

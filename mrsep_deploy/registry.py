@@ -80,6 +80,10 @@ class _Registry:
     models: dict[str, _Entry] = field(default_factory=dict)
     last: str | None = None
 
+    def leaves_to_the_shipped(self, name: str) -> bool:
+        """Whether the name stands for the model that comes with the package."""
+        return name == shipped.NAME and name not in self.models
+
 
 def validate_name(name: str) -> str:
     """The name, if it is one. Raises ``UsageError``."""
@@ -137,7 +141,7 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
         name = registry.last
     else:
         name = str(name_or_path)
-        if name == shipped.NAME and name not in registry.models:
+        if registry.leaves_to_the_shipped(name):
             return shipped.BUNDLE
     entry = _entry(registry, name)
     if not os.path.exists(entry.path):
@@ -161,7 +165,9 @@ def list_models() -> list[RegisteredModel]:
         )
         for name, entry in sorted(registry.models.items())
     ]
-    return registered if shipped.NAME in registry.models else [*registered, _shipped(registry.last is None)]
+    if not registry.leaves_to_the_shipped(shipped.NAME):
+        return registered
+    return [*registered, _shipped(registry.last is None)]
 
 
 def _shipped(is_default: bool) -> RegisteredModel:
@@ -180,7 +186,7 @@ def remove(name: str) -> None:
     """
     with _locked():
         registry = _load()
-        if name == shipped.NAME and name not in registry.models:
+        if registry.leaves_to_the_shipped(name):
             raise UsageError(
                 f"{name} comes with mrsep-deploy and cannot be removed",
                 "Name another model with -n, or export one: the last export is the default.",

@@ -82,6 +82,11 @@ class Scheduler:
                 f"engine {engine.name} runs on {self.device.name}, which has no graphs to capture",
                 "Choose --mode sequential or concurrent; graphs need a GPU through cuda-python, not pycuda.",
             )
+        if mode == "graph" and engine.uncapturable:
+            raise UsageError(
+                f"runs of engine {engine.name} cannot be captured in a CUDA graph: {engine.uncapturable}",
+                "Choose --mode sequential or concurrent, or --engine trt.",
+            )
         self.manifest = bundle.manifest
         self.mode = mode
         self.schedule = make_schedule(self.manifest, mode)
@@ -109,6 +114,9 @@ class Scheduler:
             self._joins = {name: self._event(stack) for name in self.schedule.streams if name != MAIN}
             self._begun, self._copied, self._body_done = (self._event(stack) for _ in range(3))
             self._streams = {name: self._stream(name, stack) for name in self.schedule.streams}
+            if share is None:
+                # A session that was made for a stream still uses it when it goes.
+                stack.callback(self._close_runners)
             self._cleanup = stack.pop_all()
         self._main = self._streams[MAIN]
         self._first = self._streams.get(HEAD, self._main)
@@ -224,6 +232,10 @@ class Scheduler:
         finally:
             with contextlib.suppress(EngineError):  # a lost GPU says so at the next call
                 self._main.record(self._body_done)
+
+    def _close_runners(self) -> None:
+        for prepared in self._prepared.values():
+            prepared.runner.close()
 
     def _drain(self) -> None:
         """Let every stream come to rest and forget its error."""

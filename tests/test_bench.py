@@ -19,7 +19,7 @@ from bundles import SAMPLES, SOURCES, tiny_bundle
 from click.testing import CliRunner, Result
 from goldens import Export, checkpoint
 
-from mrsep_deploy import cli, errors, registry
+from mrsep_deploy import cli, errors, registry, shipped
 from mrsep_deploy.bench import contenders
 from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.benchmark import Settings, benchmark
@@ -230,12 +230,13 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], complaint: str) -> No
     assert "Traceback" not in found.output
 
 
-def test_without_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_model_it_is_the_one_that_comes_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path))
-    found = run()
-    assert found.exit_code == errors.USAGE
-    assert "no model was given" in found.stderr
-    assert "mrsep-deploy bench ckpt.th" in found.stderr
+    (entry,) = plan(Request(engines=("ort",)), tmp_path)
+    assert (entry.key, entry.bundle.path) == (shipped.NAME, shipped.BUNDLE)
+    assert [made.label for made in entry.contenders] == ["torch", "ort"]
 
 
 def test_music_that_is_none(tmp_path: Path) -> None:

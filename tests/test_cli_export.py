@@ -86,7 +86,8 @@ def test_the_export_is_registered_and_the_default(
 ) -> None:
     home, _ = exported
     monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(home))
-    (model,) = registry.list_models()
+    model, other = registry.list_models()
+    assert (other.shipped, other.is_default) == (True, False)
     assert (model.name, model.is_default, model.managed, model.status) == (NAME, True, True, "ok")
     assert Bundle.open(home / "one.zip").digest == model.digest
 

@@ -373,6 +373,8 @@ def test_the_tables_with_results(tmp_path: Path) -> None:
     assert "--measure" not in shown
     rows = [row for table in json.loads(run(*given, "--json").output) for row in table["rows"]]
     assert {row["key"] for row in rows} == set(keys)
+    assert [row["model"] for row in rows[:4]] == ["HTDemucs", "HTDemucs_n", "HTDemucs_nf", "HTDemucs_nn"]
+    assert rows[1]["configuration"]["family"] == "htdemucs_n"
     assert all(row["flops"] == 2 * row["macs"] and row["seconds"]["ort"] == 1.25 for row in rows)
 
 

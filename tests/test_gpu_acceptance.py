@@ -76,7 +76,7 @@ def test_json_is_strict_and_complete(tmp_path: Path) -> None:
 
 
 def test_the_page_stands_alone_and_says_what_matters() -> None:
-    page = to_html(Report(ROWS, 10, 61.2, ended="the time budget was used up"))
+    page = to_html(Report(ROWS, 10, 61.2, ended="the time budget was used up", remark="beside a training"))
     for text in (
         "concurrency loses by 3 %",
         "TensorRT is not installed pip install it",
@@ -85,6 +85,7 @@ def test_the_page_stands_alone_and_says_what_matters() -> None:
     ):
         assert text in page
     assert "Some &lt;GPU&gt;" in page
+    assert "beside a training" in page
     assert "<svg" in page
     assert "Not complete: the time budget was used up" in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")

@@ -35,8 +35,13 @@ PIPELINED = 12
 Rates = Mapping[str, float]
 
 
-def measure_group(ledger: Ledger, group: Group, rates: Rates) -> None:
-    """All rows of a group; ``rates`` holds ``bandwidth`` and the matrix rates by name."""
+def measure_group(ledger: Ledger, group: Group, rates: Rates, compiles: bool = True) -> None:
+    """All rows of a group.
+
+    Args:
+        rates: ``bandwidth`` and the matrix rates by name.
+        compiles: ``torch.compile`` takes part.
+    """
     made: list[tuple[Any, Field]] = []
 
     def refer() -> Values:
@@ -49,7 +54,7 @@ def measure_group(ledger: Ledger, group: Group, rates: Rates) -> None:
         return
     model, lanes = made[0]
     try:
-        open_all(ledger, lanes, model)
+        open_all(ledger, lanes, model, compiles)
         _latency(ledger, lanes, rates)
         _pipelined(ledger, lanes)
         _concurrency(ledger, lanes)

@@ -41,7 +41,7 @@ class Field:
     times: dict[str, list[float]] = field(default_factory=dict)
 
 
-def open_all(ledger: Ledger, lanes: Field, model: Any) -> None:
+def open_all(ledger: Ledger, lanes: Field, model: Any, compiles: bool = True) -> None:
     # What matters most comes first, in case time runs out; compiling takes longest and comes last.
     for way in TORCH_WAYS[:-1]:
         _open(ledger, lanes, f"torch {way}", functools.partial(TorchContender, way, model, lanes.mix))
@@ -52,6 +52,8 @@ def open_all(ledger: Ledger, lanes: Field, model: Any) -> None:
                     _open_ours(ledger, lanes, bundle, engine, precision, mode)
     for mode in CPU_MODES:
         _open_ours(ledger, lanes, lanes.group.bundles[0], "torch", "fp32", mode, race=False)
+    if not compiles:
+        return
     compiled = TORCH_WAYS[-1]
     _open(
         ledger,

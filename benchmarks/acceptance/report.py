@@ -48,6 +48,7 @@ class Report:
 
     Attributes:
         ended: why it did not get through; empty if it did.
+        remark: what a reader of the figures has to know.
     """
 
     rows: Sequence[Row]
@@ -55,6 +56,7 @@ class Report:
     took_seconds: float
     wheels: Sequence[str] = ()
     ended: str = ""
+    remark: str = ""
 
     def counts(self) -> dict[str, int]:
         """Number of rows by status."""
@@ -84,6 +86,7 @@ def to_json(report: Report) -> str:
         "budget_minutes": report.budget_minutes,
         "took_seconds": round(report.took_seconds, 1),
         "ended": report.ended,
+        "remark": report.remark,
         "wheels": list(report.wheels),
         "counts": report.counts(),
         "rows": [asdict(row) for row in report.rows],
@@ -183,6 +186,8 @@ def to_html(report: Report) -> str:
         f"<p>{escape(_gpu_line(report))}</p>",
         f"<p>{escape(counts)}; {report.took_seconds:.0f} s of at most {report.budget_minutes:g} minutes.</p>",
     ]
+    if report.remark:
+        parts.append(f"<p><strong>{escape(report.remark)}</strong></p>")
     if report.ended:
         parts.append(f"<p class=failed>Not complete: {escape(report.ended)}.</p>")
     verdicts = [row for row in report.section("concurrency") if row.status == "ok"]

@@ -76,6 +76,7 @@ def environment(mapped: Path, site: Path, home: Path, given: Mapping[str, str]) 
         **given,
         "PYTHONPATH": os.pathsep.join(folders),
         "MRSEP_DEPLOY_HOME": str(home),
+        "PYTHONSAFEPATH": "1",  # the checkout, where this may be run, holds the project unmapped
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -26,6 +26,7 @@ class Job:
     models: tuple[str, ...]
     bundles: str
     exports: bool
+    compiles: bool = True
 
     @classmethod
     def read(cls, path: Path) -> Job:
@@ -79,7 +80,7 @@ def _ceilings(ledger: Ledger) -> dict[str, float]:
     """Rates by name: ``bandwidth`` in bytes per second, the others in operations per second."""
     import torch
 
-    from mrsep_deploy.bench.ceilings_cuda import copy_bandwidth, matmul_rate
+    from mrsep_deploy.bench.ceilings_cuda import convolution_error, copy_bandwidth, matmul_rate
 
     rates: dict[str, float] = {}
     copied = ledger.measure("ceilings", "device copy", copy_bandwidth)
@@ -94,6 +95,8 @@ def _ceilings(ledger: Ledger) -> dict[str, float]:
         found = ledger.measure("ceilings", f"matmul {name}", functools.partial(matmul_rate, *kind))
         if found is not None:
             rates[name] = found["flop_per_second"]
+    # The baseline is torch in float32: it has to be that.
+    ledger.measure("ceilings", "convolution fp32 TF32 off", convolution_error)
     return rates
 
 
@@ -144,7 +147,7 @@ def _models(ledger: Ledger, job: Job, rates: Mapping[str, float]) -> None:
 
     ledger.measure("export", "bundles", find, again=True)
     for group in groups:
-        measure_group(ledger, group, rates)
+        measure_group(ledger, group, rates, job.compiles)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def change_speed(stem: Stem, speed: float, samples: int) -> Stem:
     at = np.arange(samples) * speed
     left = np.minimum(at.astype(np.int64), stem.shape[1] - 2)
     share = (at - left).astype(np.float32)
-    return stem[:, left] * (1 - share) + stem[:, left + 1] * share
+    before = stem.take(left, axis=1)
+    after = stem.take(left + 1, axis=1)
+    return before + share * (after - before)
 
 
 def equalise(stem: Stem, random: np.random.Generator) -> Stem:

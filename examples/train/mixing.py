@@ -35,7 +35,7 @@ class MixingPlan:
 
     whole: float = 0.4
     absent: tuple[float, ...] = (0.08, 0.08, 0.05, 0.6)
-    decibels: float = 4.0
+    decibels: float = 6.0
     speed: float = 1.12
     equalise: float = 0.5
     reverberate: float = 0.15
@@ -49,9 +49,11 @@ class MixtureDataset(Dataset[Tensor]):
         self, entries: Sequence[Entry], samples: int, first: int, count: int, seed: int, plan: MixingPlan
     ) -> None:
         self.samples, self.first, self.count, self.seed, self.plan = samples, first, count, seed, plan
-        self.whole = [entry for entry in entries if entry.whole]
-        self.by_source = {source: [entry for entry in entries if source in entry.stems] for source in SOURCES}
-        if not self.whole:
+        self.whole = _Shelf([entry for entry in entries if entry.whole])
+        self.by_source = {
+            source: _Shelf([entry for entry in entries if source in entry.stems]) for source in SOURCES
+        }
+        if not self.whole.entries:
             raise ValueError("the store holds no songs to train on, expected some; run render.py first")
 
     def __len__(self) -> int:
@@ -71,16 +73,17 @@ class MixtureDataset(Dataset[Tensor]):
     def _mix(self, random: np.random.Generator) -> NDArray[np.float32]:
         plan, samples = self.plan, self.samples
         stems = np.zeros((len(SOURCES), 2, samples), np.float32)
-        song = self._pick(self.whole, random) if random.random() < plan.whole else None
+        song = self.whole.pick(random) if random.random() < plan.whole else None
         speed = plan.speed ** random.uniform(-1, 1)
         span = int(np.ceil(samples * speed)) + 1
         start = 0 if song is None else _offset(song, span, random)
         for index, source in enumerate(SOURCES):
             # A stem that the song does not have may come from elsewhere: there is no song with vocals.
-            inside = song is not None and (source in song.stems or not self.by_source[source])
-            if random.random() < plan.absent[index] or not (inside or self.by_source[source]):
+            others = self.by_source[source]
+            inside = song is not None and (source in song.stems or not others.entries)
+            if random.random() < plan.absent[index] or not (inside or others.entries):
                 continue
-            entry = song if inside and song is not None else self._pick(self.by_source[source], random)
+            entry = song if inside and song is not None else others.pick(random)
             at = start if inside else _offset(entry, span, random)
             stem = entry.read(source, at, span)
             gain = plan.decibels / (2 if inside else 1) * random.standard_normal()
@@ -107,9 +110,16 @@ class MixtureDataset(Dataset[Tensor]):
         stem = effects.widen(stem, random)
         return -stem if random.random() < 0.5 else stem
 
-    @staticmethod
-    def _pick(entries: Sequence[Entry], random: np.random.Generator) -> Entry:
-        return entries[int(random.integers(len(entries)))]
+
+class _Shelf:
+    """Entries to pick from, each as likely as it is long: every second is heard as often as any other."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self.ends = np.cumsum([entry.frames for entry in entries], dtype=np.int64)
+
+    def pick(self, random: np.random.Generator) -> Entry:
+        return self.entries[int(np.searchsorted(self.ends, random.integers(self.ends[-1]), side="right"))]
 
 
 def _offset(entry: Entry, span: int, random: np.random.Generator) -> int:

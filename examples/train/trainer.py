@@ -57,7 +57,7 @@ class TrainingPlan:
     @property
     def samples(self) -> int:
         """Length of a segment."""
-        return round(self.segment * SAMPLE_RATE)
+        return int(self.segment * SAMPLE_RATE)
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from zero."""
@@ -125,7 +125,7 @@ class Training:
             batch_size=plan.batch,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=2 if workers else None,
             worker_init_fn=_leave_signals_to_the_trainer,
         )
         return iter(loader)

@@ -47,10 +47,11 @@ class TorchEager(Opened):
     def __init__(self, contender: Contender) -> None:
         import torch
 
+        from mrsep_deploy.bench.ceilings_cuda import set_tf32
         from mrsep_deploy.export.load import reload
 
         torch.set_num_threads(contender.threads)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        set_tf32(False, False)
         self.contender = contender
         self.manifest = Bundle.open(contender.bundle).manifest
         model = reload(self.manifest.provenance, contender.checkpoint_path).model.eval().to(self.device)
@@ -222,13 +223,14 @@ def _captured(part: Any, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]
     given = [each.clone() for each in inputs]
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            part(*given)
-    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs: tuple[Any, ...] = part(*given)
+    with torch.device(GPU):  # constants made on the host would have to be copied, which a capture forbids
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                part(*given)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            outputs: tuple[Any, ...] = part(*given)
 
     def launch(*values: Any) -> tuple[Any, ...]:
         for place, value in zip(given, values, strict=True):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.precision import AskedPrecision, GraphCost
 
 # Spelled out because the module that defines it imports torch; a test holds them equal.
-REWRITES = ("dconv", "glu", "crop", "embedding", "positions", "attention", "shares")
+REWRITES = ("dconv", "glu", "crop", "embedding", "positions", "attention", "shares", "fusion")
 
 
 @click.command(

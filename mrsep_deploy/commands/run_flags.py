@@ -41,7 +41,7 @@ def choosing(command: Command) -> Command:
             click.option(
                 "--mode",
                 type=click.Choice(["sequential", "concurrent", "graph"]),
-                help="Branches one after the other, side by side, or (CUDA) as one captured graph.  "
+                help="Branches one after the other, side by side, or (TensorRT) as one captured graph.  "
                 "[default: what build measured here, or sequential]",
             ),
             click.option(

@@ -129,6 +129,10 @@ class FakeOrt:
         self.load_error = self.run_error = ""
         self.sessions: list[FakeSession] = []
         self.preloaded = 0
+        self.severity = 2
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severity = severity
 
     def get_available_providers(self) -> list[str]:
         return self.available
@@ -207,6 +211,18 @@ def test_the_host_waits_for_nothing(ort: FakeOrt, bundle: Bundle) -> None:
     run_once(OrtCudaEngine(EngineOptions()), bundle)
     ((_, options),) = ort.sessions[0].runs
     assert options.entries == {"disable_synchronize_execution_providers": "1"}
+    assert ort.severity == 3  # a warning for each session, of what is as it should be
+
+
+def test_now_and_then_a_run_waits_and_gives_staged_memory_back(ort: FakeOrt, bundle: Bundle) -> None:
+    runner = OrtCudaEngine(EngineOptions()).prepare(bundle, first_stage(bundle), 1)
+    memory = tensors(bundle, 2**40)
+    for _ in range(3 * module.COLLECT_EVERY):
+        runner(memory, memory, stream(77))
+    waits = [
+        options.entries["disable_synchronize_execution_providers"] for _, options in ort.sessions[0].runs
+    ]
+    assert [number for number, value in enumerate(waits, 1) if value == "0"] == [64, 128, 192]
 
 
 def test_tensors_are_bound_by_address_at_every_run(ort: FakeOrt, bundle: Bundle) -> None:
