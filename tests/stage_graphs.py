@@ -8,6 +8,7 @@ read too early or overwritten too soon.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import random
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.errors import EngineError
 from mrsep_deploy.manifest import MIX, STEMS, Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
 from mrsep_deploy.manifest_check import check
 
@@ -256,6 +258,7 @@ class WatchingEngine(Engine):
 class _WatchingRunner:
     def __init__(self, engine: WatchingEngine, stage: Stage, scratch: list[str]) -> None:
         self.engine, self.stage, self.scratch = engine, stage, scratch
+        self.streams: list[Stream] = []
 
     def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
         engine, stage, driver = self.engine, self.stage, self.engine.driver
@@ -271,6 +274,7 @@ class _WatchingRunner:
             arrays = {name: driver.array(tensor) for name, tensor in touched.items()}
             self._run(arrays, arrays)
 
+        self.streams.append(stream)
         driver.launch(stream.handle, kernel, touched.values())
 
     def _run(self, inputs: Arrays, outputs: Arrays) -> None:
@@ -298,8 +302,15 @@ class _WatchingRunner:
                 )
 
     def close(self) -> None:
-        if self.stage.name not in self.engine.closed:
-            self.engine.closed.append(self.stage.name)
+        if self.stage.name in self.engine.closed:
+            return
+        self.engine.closed.append(self.stage.name)
+        for stream in self.streams:
+            # A session of ONNX Runtime still uses its stream when it goes.
+            with contextlib.suppress(EngineError):
+                if stream.handle:
+                    continue
+            self.engine.violations.append(f"the runner of {self.stage.name} outlived its stream")
 
 
 def names_of(manifest: Manifest) -> list[str]:

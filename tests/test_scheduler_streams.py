@@ -385,3 +385,15 @@ def test_control_c_while_waiting(place: Place, again: bool) -> None:
             time.sleep(5)  # if the segment was faster than the signal
         if again:
             collect_all(case, [4, 5, 6], 1)
+
+
+def test_an_engine_that_cannot_be_captured_is_not() -> None:
+    class Uncapturable(WatchingEngine):
+        uncapturable = "its copies are of the moment"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(FakeDriver(seed=1)))
+        with closing(open_cuda(0, CUDA_PYTHON)) as device:
+            bundle = bundle_of(random_manifest(1, 1))
+            with pytest.raises(UsageError, match=r"watching cannot be captured.*of the moment.*sequential"):
+                Scheduler(bundle, Uncapturable(device), "graph")
