@@ -87,6 +87,8 @@ class OnnxRuntimeEngine(Engine):
 
         options = ort.SessionOptions()
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights stay as long as the session: out of the arena, whose blocks they would fill up unevenly.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         # A memory pattern is one more block of a session's whole need, beside the arena that has it already.
         options.enable_mem_pattern = False
         options.intra_op_num_threads = threads

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from pathlib import Path
 
 
@@ -43,3 +45,14 @@ def cpu_model() -> str:
     except OSError:  # not on Linux
         pass
     return platform.processor() or platform.machine()
+
+
+def release_heap() -> None:
+    """Give what the process has freed back to the system, where the C library is glibc; elsewhere it does nothing.
+
+    Loading graphs leaves 160 MB of freed heap behind (HTDemucs, ONNX Runtime), which what comes next cannot use.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -10,6 +10,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.contract import Engine, Runner
 from mrsep_deploy.errors import EngineError, MrsepError
 from mrsep_deploy.host import host_runner
+from mrsep_deploy.machine import release_heap
 from mrsep_deploy.manifest import Stage
 from mrsep_deploy.schedule import Mode, Schedule, Step
 
@@ -48,6 +49,7 @@ def prepare_runners(
         workspace = engine.share_workspaces({name: each.runner for name, each in lane.items()}, schedule)
         if workspace is not None:
             stack.callback(workspace.close)
+    release_heap()  # before the buffers and the first run
     return prepared
 
 
