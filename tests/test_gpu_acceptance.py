@@ -188,6 +188,23 @@ def test_a_row_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
     assert statuses(tmp_path) == {"long": "failed", "next": "ok"}
 
 
+def test_an_interruption_that_somebody_wraps_is_still_one(tmp_path: Path) -> None:
+    """As torch's exporter did on a GPU: what it said was wrong was the graph."""
+
+    def wrap() -> dict[str, Any]:
+        try:
+            time.sleep(30)
+        except Exception as error:
+            raise RuntimeError("the graph cannot be decomposed") from error
+        return {}
+
+    ledger_in(tmp_path).measure("s", "wrapped", wrap, limit=0.05)
+    (row,) = Journal(tmp_path / "journal.jsonl").rows()
+    assert (
+        row.reason == "it took longer than 0 s, and ended with RuntimeError: the graph cannot be decomposed"
+    )
+
+
 def test_a_process_that_dies_loses_one_row(tmp_path: Path) -> None:
     program = tmp_path / "worker.py"
     program.write_text(

@@ -162,8 +162,9 @@ class Ledger:
             return None
         self.journal.begin(section, name)
         began = time.perf_counter()
+        allowed = min(limit, self.left())
         try:
-            with time_limit(min(limit, self.left())):
+            with time_limit(allowed):
                 values = work()
         except self.unavailable as error:
             text = getattr(error, "message", "") or first_line(error)
@@ -171,9 +172,10 @@ class Ledger:
                 Row(section, name, "unavailable", {}, text, getattr(error, "fix", ""), _since(began)),
             )
         except Exception as error:  # whatever one row raises, the others go on
-            self.add(
-                Row(section, name, "failed", {}, first_line(error), getattr(error, "fix", ""), _since(began))
-            )
+            took, reason = _since(began), first_line(error)
+            if took >= allowed and not isinstance(error, RowTimeoutError):
+                reason = f"it took longer than {allowed:.0f} s, and ended with {reason}"
+            self.add(Row(section, name, "failed", {}, reason, getattr(error, "fix", ""), took))
             if self.lost():
                 print("the GPU context is lost; a fresh process goes on", flush=True)
                 os._exit(RESTART)  # no destructor may touch the context again
