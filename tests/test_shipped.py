@@ -111,10 +111,7 @@ def test_the_figures_are_of_these_weights() -> None:
 
 
 def test_what_the_shipped_model_promises() -> None:
-    """Held out: 3 dB over the mixture for each instrument; 1.5 dB for the drums and bass of real music.
-
-    In the LMMS song the drums are louder than all the rest, the mixture has 4 dB for them, and they gain less.
-    """
+    """Held out: 3 dB over the mixture for each instrument; 1.5 dB for the drums and bass of real music."""
     found = result("shipped_model")
     tracks = found["tracks"]
     gains = {
@@ -123,11 +120,11 @@ def test_what_the_shipped_model_promises() -> None:
     }
     for source in INSTRUMENTS:
         assert found["medians"][source]["gain"] >= 3
-        assert gains["lmms-Thomasso-AxeFromThe80s"][source] >= (1 if source == "drums" else 3)
+        assert gains["lmms-Thomasso-AxeFromThe80s"][source] >= 3
     assert min(gains["excerpt"][source] for source in ("drums", "bass")) >= 1.5
-    # Below what `verify` asks for; inaudible under these separations, whose SDR it hardly moves.
-    assert min(found["float16"]["snr"][source] for source in INSTRUMENTS) >= 40
-    assert max(map(abs, found["float16"]["sdr_change"].values())) < 0.05
+    # Below what `verify` asks for, as the card says: it moves the SDR of these separations, if little.
+    assert min(found["float16"]["snr"][source] for source in INSTRUMENTS) >= 30
+    assert max(map(abs, found["float16"]["sdr_change"].values())) < 0.15
     for name, ours in found["bundle"].items():
         assert ours["sdr"] == pytest.approx(tracks[name]["model"], abs=0.02)
 

@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     add("--init", type=Path, help="begin with the weights of this checkpoint")
     add("--channels", type=int, default=32)
     add("--growth", type=float, default=1.25)
-    add("--steps", type=int, default=3300)
+    add("--steps", type=int, default=2700)
     add("--hours", type=float, help="stop after so long, however many steps")
     add("--batch", type=int, default=2)
     add("--segment", type=float, default=2.0, help="seconds of a training mixture")

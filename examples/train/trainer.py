@@ -43,7 +43,7 @@ class TrainingPlan:
         network: changes of the model's constructor arguments.
     """
 
-    steps: int = 3300
+    steps: int = 2700
     batch: int = 2
     segment: float = 2.0
     rate: float = 1e-3
