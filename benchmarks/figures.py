@@ -60,11 +60,14 @@ def _speed() -> Iterator[str]:
 
 
 def _memory() -> Iterator[str]:
-    yield "| `run` with HTDemucs | peak memory | growth in the later half |"
+    yield "| `run` | peak memory | growth in the later half |"
     yield "|---|---|---|"
-    for engine, name in ENGINES.items():
-        found = result(f"memory_hour_{engine}")
-        what = f"{found['song_seconds'] / 60:g} minutes of music, {name}, `{found['layout']}`"
+    for run in (*ENGINES, "openvino_shipped"):
+        found = result(f"memory_hour_{run}")
+        name = ENGINES[found["engine"]]
+        what = (
+            f"{found['song_seconds'] / 60:g} minutes of music, {found['model']}, {name}, `{found['layout']}`"
+        )
         yield f"| {what} | {_megabytes(found['peak_mib'])} | {_megabytes(found['growth_mib'])} |"
 
 

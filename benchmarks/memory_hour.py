@@ -1,10 +1,11 @@
 """Memory of ``mrsep-deploy run`` on a song of an hour, sampled while it runs.
 
-    python benchmarks/memory_hour.py [--hours 1 | --seconds 60]
+    python benchmarks/memory_hour.py [--hours 1 | --seconds 60] [--model shipped]
 
 The song is the whole songs of ``assets`` one after the other, as often as it takes, written block by
 block. Memory that grows with the song would show as a slope; ``growth`` is how much the later half's
-median lies above the earlier half's. Writes ``benchmarks/results/memory_hour_ENGINE.json``.
+median lies above the earlier half's. Writes ``benchmarks/results/memory_hour_ENGINE.json``, for the shipped model
+``memory_hour_ENGINE_shipped.json``.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from assets import CHANNELS, SAMPLE_RATE, songs, trained_htdemucs
 from machine_info import load_average, machine_info, write_result
 from numpy.typing import NDArray
 
+from mrsep_deploy import shipped
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import load_model
 
 GAIN = 0.45  # the songs peak at up to 2
 POINTS = 60  # of the curve that is kept
+TITLES = {"trained": "trained HTDemucs", "shipped": shipped.NAME}
+SUFFIX = {"trained": "", "shipped": "_shipped"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = machine_info()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         work = Path(folder)
-        bundle = work / "htdemucs"
-        export_model(load_model(trained_htdemucs()), "htdemucs", bundle, ExportOptions(layout=options.layout))
+        bundle = shipped.BUNDLE
+        if options.model == "trained":
+            bundle = work / "htdemucs"
+            made = ExportOptions(layout=options.layout)
+            export_model(load_model(trained_htdemucs()), "htdemucs", bundle, made)
         song = work / "song.flac"
         frames = write_song(song, round(seconds * SAMPLE_RATE))
         command = [
@@ -64,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if set(stems.values()) != {frames}:
         raise SystemExit(f"the stems have {stems} frames, expected {frames} each")
     path = write_result(
-        f"memory_hour_{options.engine}",
+        f"memory_hour_{options.engine}{SUFFIX[options.model]}",
         {
             "machine": machine,
             "load_after": load_average(),
-            "model": "trained HTDemucs",
+            "model": TITLES[options.model],
             "engine": options.engine,
-            "layout": options.layout,
+            "layout": options.layout if options.model == "trained" else "split",
             "song_seconds": round(frames / SAMPLE_RATE, 1),
             "separated_in": round(took, 1),
             "peak_mib": peak_mib(samples),
@@ -188,6 +195,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, help="instead of --hours")
     parser.add_argument("--engine", choices=("ort", "openvino", "torch"), default="ort")
+    parser.add_argument("--model", choices=tuple(TITLES), default="trained")
     parser.add_argument("--layout", choices=("split", "whole"), default="split")
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
     parser.add_argument("--work", type=Path, help="folder for the song and its stems: 7 GB for an hour")

@@ -405,3 +405,19 @@ def test_what_is_cut_can_be_joined(tmp_path: Path) -> None:
     parts[1].unlink()
     with pytest.raises(shim.SetUpError, match="missing"):
         prepare.join(tmp_path / "pieces", tmp_path / "again")
+
+
+def test_float32_is_asked_for_in_both_of_torch_s_ways() -> None:
+    """The older switch alone leaves the newer one at ``none``; flags exist without a GPU too."""
+    import torch
+
+    from mrsep_deploy.bench.ceilings_cuda import tf32
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    for allowed, name in ((False, "ieee"), (True, "tf32")):
+        with tf32(allowed):
+            assert (cudnn.allow_tf32, matmul.allow_tf32) == (allowed, allowed)
+            if hasattr(cudnn, "conv"):
+                assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == (name, name)
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == before

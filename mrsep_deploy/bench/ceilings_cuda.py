@@ -9,6 +9,7 @@ import contextlib
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -39,11 +40,12 @@ def set_tf32(products: bool, convolutions: bool) -> None:
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions
-    for part, allowed in (
+    parts: list[tuple[Any, bool]] = [
         (matmul, products),
         *((getattr(cudnn, name, None), convolutions) for name in ("conv", "rnn")),
-    ):
-        if hasattr(part, "fp32_precision"):
+    ]
+    for part, allowed in parts:
+        if part is not None and hasattr(part, "fp32_precision"):
             part.fp32_precision = "tf32" if allowed else "ieee"
 
 
