@@ -45,7 +45,7 @@ def set_tf32(products: bool, convolutions: bool) -> None:
         *((getattr(cudnn, name, None), convolutions) for name in ("conv", "rnn")),
     ]
     for part, allowed in parts:
-        if part is not None and hasattr(part, "fp32_precision"):
+        if hasattr(part, "fp32_precision"):  # None, where torch has no newer way, has none
             part.fp32_precision = "tf32" if allowed else "ieee"
 
 
