@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar, cast
+import threading
+from typing import Any, ClassVar, cast
 
 from numpy.typing import NDArray
 
@@ -14,11 +13,11 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
 from mrsep_deploy.engines.contract import Availability, Engine, Precision, Runner, Tensors
 from mrsep_deploy.errors import EngineError
+from mrsep_deploy.interrupts import aside
+from mrsep_deploy.libraries import library
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Stage
 from mrsep_deploy.precision import require_onnx
-
-T = TypeVar("T")
 
 PROVIDER = "CPUExecutionProvider"
 ERRORS_ONLY = 3
@@ -44,7 +43,7 @@ class OnnxRuntimeEngine(Engine):
     @classmethod
     def availability(cls) -> Availability:
         try:
-            import onnxruntime
+            onnxruntime = library("onnxruntime")
         except (ImportError, OSError) as error:
             reason = f"onnxruntime cannot be imported ({error})"
             return Availability(False, reason=reason, fix="pip install onnxruntime")
@@ -66,13 +65,13 @@ class OnnxRuntimeEngine(Engine):
         Raises:
             EngineError: ONNX Runtime cannot load it, or put it elsewhere.
         """
-        import onnxruntime as ort
-
+        ort = library("onnxruntime")
         graph = _graph(bundle, stage)
         _share_arena()
         options = self.session_options(stage, threads)
         try:
-            session = _aside(lambda: ort.InferenceSession(graph, options, providers=[PROVIDER]))
+            # On a thread of its own: the first session also switches the thread that makes it.
+            session = aside(lambda: ort.InferenceSession(graph, options, providers=[PROVIDER]))
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise EngineError(f"ONNX Runtime cannot load stage {stage.name}: {first_line(error)}") from error
         if session.get_providers() != [PROVIDER]:
@@ -111,14 +110,17 @@ def _graph(bundle: Bundle, stage: Stage) -> str | bytes:
     return rounded_graph(bundle.graph_bytes(stage))
 
 
-def _aside(make: Callable[[], T]) -> T:
-    """Run on a thread of its own: the first session also switches the thread that makes it."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(make).result()
+_arena = threading.Lock()
+
+
+def _share_arena() -> None:
+    """Make the arena once; several threads may be the first."""
+    with _arena:
+        _make_arena()
 
 
 @functools.cache
-def _share_arena() -> None:
+def _make_arena() -> None:
     """One arena for the sessions of all stages, which take turns: what one lets go of, the next one uses.
 
     With an arena for each, HTDemucs' five stages hold 3.0 GB after two segments instead of 1.2.

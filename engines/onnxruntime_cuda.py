@@ -22,6 +22,7 @@ from mrsep_deploy.devices.interface import Device, DeviceTensor, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, first_line
 from mrsep_deploy.errors import EngineError
+from mrsep_deploy.libraries import library
 from mrsep_deploy.manifest import Stage
 
 CUDA = "CUDAExecutionProvider"
@@ -63,7 +64,7 @@ class _OrtGpuEngine(Engine):
     @classmethod
     def availability(cls) -> Availability:
         try:
-            import onnxruntime as ort
+            ort = library("onnxruntime")
         except (ImportError, OSError) as error:
             return Availability(False, reason=f"onnxruntime cannot be imported ({error})", fix=REPLACE)
         version = str(ort.__version__)

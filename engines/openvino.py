@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import io
 import logging
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from mrsep_deploy.engine_cache import EngineCache, NewEngine
 from mrsep_deploy.engine_side_car import EngineKey
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Precision, Runner, Tensors
 from mrsep_deploy.errors import EngineError
+from mrsep_deploy.interrupts import aside
+from mrsep_deploy.libraries import library
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Manifest, Stage
 
@@ -90,7 +91,7 @@ class OpenVinoEngine(Engine):
         found = self.cache.get_or_build(key, build)
         if not compiled:
             try:
-                compiled.append(self.core.import_model(found.data, DEVICE, settings))
+                compiled.append(aside(lambda: self.core.import_model(found.data, DEVICE, settings)))
             except RuntimeError as error:
                 log.warning("the cached %s is compiled anew: %s", stage.name, reason(error))
                 self.cache.get_or_build(key, build, fresh=True)
@@ -99,7 +100,7 @@ class OpenVinoEngine(Engine):
     def _compile(self, bundle: Bundle, stage: Stage, settings: Mapping[str, object]) -> Any:
         path = bundle.graph_path(stage)
         try:
-            return self.core.compile_model(str(path), DEVICE, settings)
+            return aside(lambda: self.core.compile_model(str(path), DEVICE, settings))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile stage {stage.name}: {reason(error)}") from error
 
@@ -133,7 +134,7 @@ class OpenVinoEngine(Engine):
 
 
 def _library() -> Any:
-    return importlib.import_module("openvino")
+    return library("openvino")
 
 
 class OpenVinoRunner:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from mrsep_deploy.errors import EngineUnavailableError
+from mrsep_deploy.libraries import library
 
 Flavour = Literal["trt", "trt-rtx"]
 
@@ -119,7 +120,8 @@ def _import(flavour: Flavour) -> ModuleType:
     if name is None:
         raise EngineUnavailableError(f"{_TITLES[flavour]} is not installed", INSTALL[flavour])
     try:
-        return importlib.import_module(name)
+        found: ModuleType = library(name)
+        return found
     except (ImportError, OSError, RuntimeError) as error:  # one of its shared libraries does not load
         reason = (str(error).splitlines() or ["no reason given"])[0]
         message = f"{_TITLES[flavour]} is installed but does not load: {reason}"

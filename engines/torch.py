@@ -13,6 +13,8 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.errors import EngineError
+from mrsep_deploy.interrupts import aside
+from mrsep_deploy.libraries import library
 from mrsep_deploy.machine import cpu_budget
 from mrsep_deploy.manifest import Stage
 
@@ -39,13 +41,13 @@ class TorchEngine(Engine):
     @classmethod
     def availability(cls) -> Availability:
         try:
-            import torch
-        except ImportError as error:
+            torch = library("torch")
+        except (ImportError, OSError) as error:
             return Availability(False, reason=f"torch cannot be imported ({error})", fix=INSTALL)
         return Availability(True, torch.__version__, f"CPU, {cpu_budget()} threads")
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
-        model, makers = self._model(bundle)
+        model, makers = aside(lambda: self._model(bundle))
         return _TorchRunner(makers[stage.name](model), stage, threads)
 
     def _model(self, bundle: Bundle) -> tuple[Any, dict[str, Any]]:

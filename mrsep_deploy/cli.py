@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mrsep_deploy import __version__
+from mrsep_deploy import __version__, interrupts
 from mrsep_deploy.commands.html_option import ARGUMENTS
 from mrsep_deploy.errors import FAILED, MrsepError
 
@@ -64,17 +64,21 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         _never_fail_to_print()
         try:
-            ctx.default_map = self._settings(ctx)
-            return super().invoke(ctx)
+            with interrupts.breakable():
+                ctx.default_map = self._settings(ctx)
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own business
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
-        except MrsepError as error:
-            _report(str(error), ctx)
-            ctx.exit(error.exit_code)
         except Exception as error:
+            if interrupts.pending() is not None:  # what an interrupted library makes of it
+                click.echo("interrupted", err=True)
+                ctx.exit(interrupts.exit_code())
+            if isinstance(error, MrsepError):
+                _report(str(error), ctx)
+                ctx.exit(error.exit_code)
             _report(_unexpected(error), ctx)
             ctx.exit(FAILED)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from mrsep_deploy import paths
 from mrsep_deploy.devices import CUDA_VARIABLE
 from mrsep_deploy.errors import MrsepError
+from mrsep_deploy.libraries import library
 from mrsep_deploy.machine import cpu_budget
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -105,7 +106,7 @@ def _libraries() -> frozenset[str]:
 
 def _onnxruntime_cuda() -> str:
     try:
-        import onnxruntime
+        onnxruntime = library("onnxruntime")
     except Exception:  # a broken installation can raise anything; the engine's own check says what
         return ""
     return str(getattr(onnxruntime, "cuda_version", "") or "")

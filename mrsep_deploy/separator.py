@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose, parse_device
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.interrupts import breakable
 from mrsep_deploy.lanes import Lanes
 from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.manner import Manner, manner_of
@@ -83,7 +84,8 @@ class Separator:
         if threads < 0:
             raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
         given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
-        self.bundle = in_precision(given, precision, plan)
+        with breakable():  # a conversion takes seconds, and leaves nothing half written
+            self.bundle = in_precision(given, precision, plan)
         self.overlap = overlap
         self.segment_samples = _segment_samples(self.manifest, segment)
         self.stride = stride_of(self.segment_samples, overlap)

@@ -11,12 +11,16 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from mrsep_deploy.atomic import explained
 from mrsep_deploy.audio import AudioSource, Cancelled, Encoding, Samples, open_audio, read_tags
 from mrsep_deploy.catalogue.tracks import Track
 from mrsep_deploy.errors import AudioError
+from mrsep_deploy.interrupts import breakable
 from mrsep_deploy.segments import SongStatistics
+
+T = TypeVar("T")
 
 KEPT_BYTES = 64 * 2**20
 """A song of up to this size, as float32, is decoded once and stays in memory: three minutes of stereo."""
@@ -107,7 +111,8 @@ def _spooled_stdin(raw: RawForm | None) -> Iterator[Path]:
         with explained(path, "TMPDIR names another place."), open(path, "wb") as file:
             start = len(raw.encoding.header(raw.sample_rate, raw.channels, 0)) if raw else 0
             file.seek(start)
-            shutil.copyfileobj(sys.stdin.buffer, file)
+            with breakable():
+                shutil.copyfileobj(sys.stdin.buffer, file)
             size = file.tell() - start
             if raw is not None:
                 frames, rest = divmod(size, raw.encoding.frame_bytes(raw.channels))
@@ -122,6 +127,11 @@ def _spooled_stdin(raw: RawForm | None) -> Iterator[Path]:
         if not size:
             raise AudioError("stdin is empty", "Pipe an audio file into it.")
         yield path
+
+
+def _taken(ready: queue.Queue[T]) -> T:
+    with breakable():
+        return ready.get()
 
 
 def _read_ahead(blocks: Iterable[Samples], cancel: threading.Event) -> Iterator[Samples]:
@@ -148,7 +158,7 @@ def _read_ahead(blocks: Iterable[Samples], cancel: threading.Event) -> Iterator[
     worker = threading.Thread(target=work, name="decode", daemon=True)
     worker.start()
     try:
-        while (item := ready.get()) is not None:
+        while (item := _taken(ready)) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item

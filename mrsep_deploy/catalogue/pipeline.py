@@ -23,6 +23,7 @@ from mrsep_deploy.catalogue.loading import LoadedSong, RawForm, load
 from mrsep_deploy.catalogue.outcome import Outcome, Summary
 from mrsep_deploy.catalogue.tracks import Track
 from mrsep_deploy.catalogue.writing import MixBuffer, SongWriter, WriteOptions
+from mrsep_deploy.interrupts import breakable
 from mrsep_deploy.song_stream import Separated, Song
 
 DEFAULT_JOBS = 2
@@ -115,7 +116,7 @@ class Catalogue:
             for separated in self._separator.separate_songs(self._songs(tracks, loaders)):
                 self._take(self._active[separated.song], separated, encoders)
             while self._encoding:
-                self._complete(self._encoding.popleft())
+                self._complete_oldest()
         return self.summary()
 
     def summary(self) -> Summary:
@@ -165,7 +166,8 @@ class Catalogue:
         while not loading.done():
             awaited: list[Future[Any]] = [loading]
             awaited += [file for active in self._encoding for file in active.files if not file.done()]
-            wait(awaited, return_when=FIRST_COMPLETED)
+            with breakable():
+                wait(awaited, return_when=FIRST_COMPLETED)
             self._complete_finished()
 
     def _begin(self, loaded: LoadedSong) -> Song:
@@ -210,7 +212,7 @@ class Catalogue:
         active.files = [encoders.submit(self._finish, active, n) for n in range(active.unfinished)]
         self._encoding.append(active)
         while len(self._encoding) > self._jobs:
-            self._complete(self._encoding.popleft())
+            self._complete_oldest()
 
     def _finish(self, active: _Active, index: int) -> None:
         """Encode one output; the last one of a song notes it down, at once: a kill may come at any time."""
@@ -236,16 +238,20 @@ class Catalogue:
 
     def _complete_finished(self) -> None:
         while self._encoding and all(file.done() for file in self._encoding[0].files):
-            self._complete(self._encoding.popleft())
+            self._complete_oldest()
 
-    def _complete(self, active: _Active) -> None:
-        """Wait for a song's files."""
+    def _complete_oldest(self) -> None:
+        """Wait for a song's files. An interruption leaves the song where ``abandon`` finds it."""
+        active = self._encoding[0]
         try:
-            for file in active.files:
-                file.result()
+            with breakable():
+                for file in active.files:
+                    file.result()
         except Exception as error:
+            self._encoding.popleft()
             self._give_up(active, error)
             return
+        self._encoding.popleft()
         self._end(self._done(active))
 
     def _done(self, active: _Active) -> Outcome:
@@ -277,15 +283,23 @@ class Catalogue:
             self._cancel.set()
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)
-            for active in (*self._active.values(), *self._encoding):
-                if _is_whole(active):
-                    self._outcomes.append(self._done(active))
-                active.writer.abort()
-                active.loaded.close()
-            for _, loading in self._loading:
-                with contextlib.suppress(Exception):
-                    loading.result(timeout=0).close()
+            self.abandon()
             raise
+
+    def abandon(self) -> None:
+        """Remove what is not finished. An end that no thread waits for calls it from a thread of its own."""
+        self._cancel.set()
+        for active in (*self._active.values(), *self._encoding):
+            if _is_whole(active):
+                self._outcomes.append(self._done(active))
+            active.writer.abort()
+            active.loaded.close()
+        self._active.clear()
+        self._encoding.clear()
+        for _, loading in self._loading:
+            with contextlib.suppress(Exception):
+                loading.result(timeout=0).close()
+        self._loading.clear()
 
 
 def _is_whole(active: _Active) -> bool:

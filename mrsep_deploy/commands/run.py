@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,8 +17,10 @@ from mrsep_deploy.commands.run_flags import choosing, writing
 from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.commands.run_reports import draw_timeline, introduce, reporter_of, tell, write_summary
 from mrsep_deploy.errors import FAILED, AudioError, OutputError, UsageError, one_line
+from mrsep_deploy.interrupts import breakable, last_words, protected
 
 if TYPE_CHECKING:
+    from mrsep_deploy.audio import AnyEncoding
     from mrsep_deploy.bag import Bag
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.catalogue.journal import Journal
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from mrsep_deploy.catalogue.tracks import Track
     from mrsep_deploy.catalogue.writing import WriteOptions
     from mrsep_deploy.separator import Separator
-
-ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""Signals that end a run: by an administrator, by a terminal that is closed."""
 
 
 @click.command(
@@ -59,6 +55,11 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     options = RunOptions(**given)
     options.check()
     encoding = options.encoding(ctx)
+    with protected():
+        _run(options, encoding)
+
+
+def _run(options: RunOptions, encoding: AnyEncoding) -> None:
     from mrsep_deploy.catalogue.naming import Naming, require_distinct
     from mrsep_deploy.catalogue.tracks import find_tracks
     from mrsep_deploy.catalogue.writing import WriteOptions
@@ -98,8 +99,7 @@ def _separate(
         sweep_parts({path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)})
     summary = _without_engine(options, model, tracks)
     if summary is None:
-        with _terminated_cleanly():
-            summary = _with_engine(options, model, tracks, writing, journal)
+        summary = _with_engine(options, model, tracks, writing, journal)
     if len(tracks) == 1 and summary.exit_code == FAILED:
         error = summary.outcomes[0].error
         assert error is not None
@@ -119,13 +119,18 @@ def _with_engine(
     from mrsep_deploy.catalogue.pipeline import Catalogue
 
     wanted = {source for output in writing.outputs for source in output.sources}
+
+    def nothing_done() -> None:
+        if options.summary is not None:
+            unfinished = tuple(Outcome(track, "unfinished") for track in tracks)
+            write_summary(options.summary, Summary(unfinished, 0.0, interrupted=True))
+
     with contextlib.ExitStack() as stack:
         try:
-            separator, first = stack.enter_context(_opened(options, model, wanted))
+            with last_words(nothing_done):
+                separator, first = stack.enter_context(_opened(options, model, wanted))
         except (KeyboardInterrupt, SystemExit):
-            if options.summary is not None:
-                unfinished = tuple(Outcome(track, "unfinished") for track in tracks)
-                write_summary(options.summary, Summary(unfinished, 0.0, interrupted=True))
+            nothing_done()
             raise
         if not options.quiet and not options.json:
             introduce(model.name, first)
@@ -134,8 +139,14 @@ def _with_engine(
             catalogue = Catalogue(
                 separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
             )
+
+            def as_far_as_it_came() -> None:
+                catalogue.abandon()
+                tell(options, reporter, catalogue.summary())
+
             try:
-                summary = catalogue.run(tracks)
+                with last_words(as_far_as_it_came):
+                    summary = catalogue.run(tracks)
             except BaseException:
                 tell(options, reporter, catalogue.summary())
                 raise
@@ -280,31 +291,12 @@ def _output_folder(options: RunOptions) -> Iterator[Path]:
 
 def _to_stdout(path: Path) -> None:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, breakable():
             shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+            sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise  # whoever reads has enough
     except OSError as error:
         raise OutputError(
             f"stdout cannot be written: {error.strerror or error}", "Free some space."
         ) from error
-
-
-@contextlib.contextmanager
-def _terminated_cleanly() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the run as Ctrl-C does: finished songs stay, parts of files go."""
-
-    def end(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)  # as a shell reports it
-
-    # nohup has SIGHUP ignored, and that is to stay
-    mine = threading.current_thread() is threading.main_thread()
-    heeded = [number for number in ENDING if mine and signal.getsignal(number) is signal.SIG_DFL]
-    for number in heeded:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in heeded:
-            signal.signal(number, signal.SIG_DFL)

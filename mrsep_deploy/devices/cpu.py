@@ -25,6 +25,7 @@ from mrsep_deploy.devices.interface import (
 from mrsep_deploy.devices.open_objects import OpenObjects
 from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError
+from mrsep_deploy.interrupts import wait_for
 
 ALIGNMENT = 256
 
@@ -46,7 +47,7 @@ class CpuEvent(Event):
         return self._mark
 
     def synchronize(self) -> None:
-        self._mark.reached.wait()
+        wait_for(self._mark.reached)
         if self._mark.failed is not None:
             raise self._mark.failed
 
@@ -129,7 +130,7 @@ class CpuStream(Stream):
             done.set()
 
         self._put(finish)
-        done.wait()
+        wait_for(done)
         if error[0] is not None:
             raise error[0]
 
@@ -139,7 +140,8 @@ class CpuStream(Stream):
             self._closed = True
             self._open.remove(self)
             self._queue.put(None)
-        self._worker.join()
+        if self._worker is not threading.current_thread():  # as when it collects what nobody has closed
+            self._worker.join()
 
     def _put(self, item: Callable[[], None]) -> None:
         if self._closed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from mrsep_deploy.devices.cuda import (
@@ -14,6 +13,7 @@ from mrsep_deploy.devices.cuda import (
     version_text,
 )
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.libraries import library
 
 INSTALL = "pip install cuda-python"
 
@@ -29,10 +29,10 @@ _LOST = frozenset(
 
 def _module() -> Any:
     try:
-        return importlib.import_module("cuda.bindings.runtime")
+        return library("cuda.bindings.runtime")
     except ImportError:
         # Releases of cuda-python before 12.6 have the same calls there.
-        return importlib.import_module("cuda.cudart")
+        return library("cuda.cudart")
 
 
 class CudaCallError(EngineError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +29,7 @@ from mrsep_deploy.devices.cuda import (
 from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, Stream, TensorView
 from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.libraries import library
 
 INSTALL = "pip install pycuda (it is compiled on the spot and needs nvcc), or use cuda-python."
 
@@ -43,7 +43,7 @@ def load_driver() -> Any:
         EngineUnavailableError: there is no pycuda or no driver.
     """
     try:
-        driver: Any = importlib.import_module("pycuda.driver")
+        driver: Any = library("pycuda.driver")
     except ImportError as error:
         raise EngineUnavailableError(f"pycuda cannot be imported ({error})", INSTALL) from error
     try:
