@@ -192,7 +192,7 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("the scheduler is closed", "Open another one.")
+            raise UsageError("this Separator is closed", "Make another one.")
 
     def _check_mix(self, mix: NDArray[np.float32]) -> None:
         self._check_open()

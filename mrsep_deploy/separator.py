@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.devices.interface import Device
 from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose, parse_device
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.interrupts import breakable
 from mrsep_deploy.lanes import Lanes
 from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.manner import Manner, manner_of
+from mrsep_deploy.occupancy import Occupancy
 from mrsep_deploy.precision import AskedPrecision, arithmetic, in_precision
 from mrsep_deploy.registry import resolve
 from mrsep_deploy.schedule import Mode
@@ -37,6 +40,10 @@ class Separator:
 
         with Separator("htdemucs", engine="ort") as separator:
             stems = separator.separate(mix)          # {"drums": [C, L], ...}
+
+    A separator works on one song at a time, for one thread at a time; any other call meanwhile raises ``UsageError``.
+    Several separators work in several threads. One that is never closed is closed when it is collected. After a fork
+    neither an inherited separator nor a new one works (see ``occupancy``).
 
     Args:
         bundle: an open bundle, its path, or its registered name; by default the one last exported.
@@ -83,6 +90,7 @@ class Separator:
     ) -> None:
         if threads < 0:
             raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
+        self._occupancy = Occupancy()
         given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
         with breakable():  # a conversion takes seconds, and leaves nothing half written
             self.bundle = in_precision(given, precision, plan)
@@ -104,6 +112,8 @@ class Separator:
         except BaseException:
             self.engine.device.close()
             raise
+        self._closing = weakref.finalize(self, _close, self._scheduler, self.engine.device, os.getpid())
+        self._closing.atexit = False  # the system takes everything back faster
 
     @property
     def manifest(self) -> Manifest:
@@ -135,7 +145,8 @@ class Separator:
 
         The result is a view that the next call but one overwrites.
         """
-        return self._scheduler.run(segments)
+        with self._occupancy.taken():
+            return self._scheduler.run(segments)
 
     def separate(self, mix: Float32) -> dict[str, Float32]:
         """Separate a whole song held in memory.
@@ -145,6 +156,10 @@ class Separator:
 
         Returns:
             A stem ``[C, L]`` for every source.
+
+        Raises:
+            UsageError: the mix has another shape, or holds NaN or infinity; the separator is at work or closed.
+            EngineError: a stage failed.
         """
         mix = np.ascontiguousarray(mix, np.float32)
         if mix.ndim != 2 or mix.shape[0] != self.audio_channels or not mix.shape[1]:
@@ -155,20 +170,43 @@ class Separator:
         return dict(zip(self.sources, stems, strict=True))
 
     def separate_blocks(
-        self, blocks: Blocks, progress: Callable[[int], None] | None = None
+        self, blocks: Blocks | Iterable[Float32], progress: Callable[[int], None] | None = None
     ) -> Iterator[Float32]:
         """Separate a song of any length in flat memory.
 
         Args:
-            blocks: gives the song's blocks ``[C, n]`` from its start; called twice (for the song's
-                level, then to separate), with the same samples both times.
+            blocks: the song's blocks ``[C, n]`` in order, as a list or anything else that can be read twice, or a
+                function that begins again: the song is read for its level, then to be separated.
             progress: called with the number of samples finished so far.
 
         Yields:
             Stems ``[S, C, n]`` in order, as soon as no later segment can change them.
+
+        Raises:
+            UsageError: the blocks can be read once only, have another shape, or hold NaN or infinity; the separator
+                is at work or closed.
+            EngineError: a stage failed.
         """
-        song = SongStatistics.measure(blocks())
-        yield from self.separate_measured(blocks(), song, progress)
+        again = _readable_twice(blocks)
+        song = SongStatistics.measure(self._checked(again()))
+        yield from self.separate_measured(self._checked(again()), song, progress)
+
+    def _checked(self, blocks: Iterable[Float32]) -> Iterator[Float32]:
+        done = 0
+        for block in blocks:
+            if block.ndim != 2 or block.shape[0] != self.audio_channels:
+                raise UsageError(
+                    f"a block has the shape {list(block.shape)}, expected [{self.audio_channels}, samples]"
+                )
+            bad = ~np.isfinite(block).all(axis=0)
+            if bad.any():
+                at = done + int(bad.argmax())
+                raise UsageError(
+                    f"the mix holds NaN or infinity at sample {at} ({at / self.sample_rate:.3f} s)",
+                    "Mend or leave out those samples; every stem would be NaN.",
+                )
+            done += block.shape[1]
+            yield block
 
     def separate_measured(
         self, blocks: Iterable[Float32], song: SongStatistics, progress: Callable[[int], None] | None = None
@@ -188,12 +226,13 @@ class Separator:
         """Separate songs one after the other without a pause between them (see ``SongStream.run``)."""
         cutting = Cutting(self.segment_samples, self.stride, self.leads)
         stream = SongStream(self._scheduler, self.manifest.model, self.manifest.batch, cutting)
-        return stream.run(songs)
+        with self._occupancy.taken():
+            yield from stream.run(songs)
 
     def close(self) -> None:
         """Stop the streams; let go of the engine's sessions, of buffers and device. Idempotent."""
-        self._scheduler.close()
-        self.engine.device.close()
+        self._occupancy.closed = True
+        self._closing()
 
     def __enter__(self) -> Separator:
         return self
@@ -202,6 +241,27 @@ class Separator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _close(scheduler: Scheduler | Lanes, device: Device, process: int) -> None:
+    """Let go of everything. In a process that was forked off, the threads to be ended are not there."""
+    if os.getpid() != process:
+        return
+    try:
+        scheduler.close()
+    finally:
+        device.close()
+
+
+def _readable_twice(blocks: Blocks | Iterable[Float32]) -> Blocks:
+    if callable(blocks):
+        return blocks
+    if iter(blocks) is blocks:
+        raise UsageError(
+            "the blocks are an iterator, which can be read once, and a song is read twice",
+            "Give a list of blocks, or a function that begins again.",
+        )
+    return lambda: blocks
 
 
 def _scheduler(bundle: Bundle, engine: Engine, manner: Manner, trace: bool) -> Scheduler | Lanes:

@@ -121,6 +121,8 @@ class CpuStream(Stream):
         self._put(hold)
 
     def synchronize(self) -> None:
+        if self._worker is threading.current_thread():  # which collects what nobody has closed
+            return
         done = threading.Event()
         error: list[BaseException | None] = []
 
