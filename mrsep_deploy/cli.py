@@ -5,7 +5,9 @@ Nothing heavy is imported before a subcommand runs, so that help and completion 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 import traceback
 from io import TextIOWrapper
@@ -65,6 +67,7 @@ class LazyGroup(click.Group):
         _never_fail_to_print()
         try:
             with interrupts.breakable():
+                _keep_to_own_folders()
                 ctx.default_map = self._settings(ctx)
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -97,6 +100,15 @@ class LazyGroup(click.Group):
             if not path.exists():
                 return None
         return read_settings(path, lambda name: self.get_command(ctx, name))
+
+
+def _keep_to_own_folders() -> None:
+    """PyTorch makes a folder for its compiler among the temporary files, and leaves it there, unless it has another."""
+    from mrsep_deploy import paths
+    from mrsep_deploy.errors import UsageError
+
+    with contextlib.suppress(UsageError):  # no home, no cache
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir("torch")))
 
 
 def _never_fail_to_print() -> None:

@@ -136,19 +136,6 @@ def test_ended_while_the_engine_starts(bundle: Bundle, monkeypatch: pytest.Monke
     assert (summary["interrupted"], summary["unfinished"]) == (True, 1)
 
 
-@posix
-def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``nohup mrsep-deploy run ...`` goes on when the terminal closes."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with run_module._terminated_cleanly():
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 # --- songs that are none -----------------------------------------------------------------------------------
 
 

@@ -41,18 +41,17 @@ def test_one_separator_in_several_threads(bundle: Bundle, engine: str) -> None:
         expected = [separator.separate(song(n)) for n in range(4)]
         begin = threading.Barrier(4)
 
+        def call(number: int) -> str:
+            try:
+                stems = separator.separate(song(number))
+            except UsageError as error:
+                return str(error)
+            equal = all(np.array_equal(stems[name], expected[number][name]) for name in SOURCES)
+            return "right" if equal else "wrong"
+
         def work(number: int) -> list[str]:
             begin.wait()
-            found = []
-            for _ in range(6):
-                try:
-                    stems = separator.separate(song(number))
-                except UsageError as error:
-                    found.append(str(error))
-                else:
-                    equal = all(np.array_equal(stems[name], expected[number][name]) for name in SOURCES)
-                    found.append("right" if equal else "wrong")
-            return found
+            return [call(number) for _ in range(6)]
 
         with ThreadPoolExecutor(4) as pool:
             found = [each for many in pool.map(work, range(4)) for each in many]
@@ -70,9 +69,7 @@ def test_several_separators_in_several_threads(bundle: Bundle, engine: str) -> N
     def work(number: int) -> bool:
         with Separator(bundle, engine=engine, threads=1) as mine:
             found = [mine.separate(song(number)) for _ in range(3)]
-        return all(
-            np.array_equal(stems[name], expected[number][name]) for stems in found for name in SOURCES
-        )
+        return all(np.array_equal(stems[name], expected[number][name]) for stems in found for name in SOURCES)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))

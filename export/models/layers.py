@@ -200,7 +200,8 @@ class FrequencyEmbedding(nn.Module):
     def __init__(self, bins: int, channels: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        self.embedding = nn.Embedding(bins, channels)
+        # As nn.Embedding draws them itself; on the meta device that would import the compiler, for seconds.
+        self.embedding = nn.Embedding.from_pretrained(torch.randn(bins, channels), freeze=False)
 
     def forward(self, x: Tensor, gain: float) -> Tensor:
         """``x + gain * E`` for ``x`` of shape ``[B, C, F, T]``, ``F`` at most the number of vectors."""
