@@ -1,6 +1,7 @@
 """How well the shipped model separates what it was never trained on, and what float16 takes from it.
 
     python benchmarks/shipped_model.py STORE
+    python benchmarks/shipped_model.py --float16        # that part of the result alone; the rest stays
 
 ``STORE`` has the held-out songs, as ``examples/train/train.py --all`` renders them. SDR of every track and source by
 the model, by the mixture taken for an estimate, and by a baseline without learning, on PyTorch; by the shipped bundle
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import figures_source
 import numpy as np
 from figures_shipped import TITLES
 from machine_info import ROOT, machine_info, write_result
@@ -37,9 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", type=Path, nargs="?")
+    parser.add_argument("--float16", action="store_true")
     options = parser.parse_args(arguments)
+    if (options.store is None) != options.float16:
+        parser.error("give STORE or --float16")
     bundle = Bundle.open(shipped.BUNDLE)
+    if options.float16:
+        print(write_result("shipped_model", {**figures_source.result("shipped_model"), "float16": in_float16(bundle)}))
+        return
     result: dict[str, object] = {
         "machine": machine_info(),
         "checkpoint_sha256": hashlib.sha256(shipped.CHECKPOINT.read_bytes()).hexdigest(),
@@ -48,16 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "fusion": [{"where": share.where, "weights": share.weights[0]} for share in bundle.manifest.fusion],
         **evaluate.evaluate(load_model(shipped.CHECKPOINT).model, options.store, excerpt=True),
         "bundle": by_bundle(bundle, options.store),
+        "float16": in_float16(bundle),
     }
+    print(write_result("shipped_model", result))
+
+
+def in_float16(bundle: Bundle) -> dict[str, object]:
+    """What float16 takes from the real excerpt's stems."""
     with tempfile.TemporaryDirectory() as folder:
         found = Pair(bundle, Path(folder) / "low", 0).verify([excerpt_track()])
-    result["float16"] = {
+    return {
+        "machine": machine_info(),
         "how": found.note,
         "snr": {stem.source: round(stem.figures.snr, 1) for stem in found.stems},
         "sdr_change": {stem.source: round(stem.sdr_change or 0.0, 5) for stem in found.stems},
         "passes": found.passes,
     }
-    print(write_result("shipped_model", result))
 
 
 def by_bundle(bundle: Bundle, store: Path) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from mrsep_deploy.export.precision_plan import Low, PrecisionPlan, check_stages
 from mrsep_deploy.manifest import Manifest, Stage
 from mrsep_deploy.precision import GraphCost, costs_to_json
 
-VERSION = 1
+VERSION = 2
 """Of the conversion: bundles in the cache that another version made are not taken."""
 
 NO_NUMPY_TYPE: tuple[Low, ...] = ("bfloat16",)

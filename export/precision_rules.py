@@ -116,12 +116,15 @@ def _attention(view: GraphView) -> set[str]:
 
 
 def is_bias(view: GraphView, node: NodeProto) -> bool:
-    """Whether an addition is a product's bias, which engines add before they round."""
+    """Whether an addition is the bias of a product with weights, which engines add before they round.
+
+    A constant added to a product of two computed tensors is none: the epsilon of linear attention's divisor, say.
+    """
     data = view.data(node)
     if node.op_type != "Add" or len(data) != 1:
         return False
     source = view.producer.get(data[0])
-    return source is not None and source.op_type in PRODUCTS
+    return source is not None and source.op_type in PRODUCTS and len(view.data(source)) == 1
 
 
 def _residual(view: GraphView) -> set[str]:

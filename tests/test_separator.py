@@ -236,6 +236,37 @@ def test_a_mix_of_another_shape(bundle: Bundle, shape: tuple[int, ...]) -> None:
         separator.separate(np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_mix_that_is_not_finite(bundle: Bundle, bad: float, whole: bool) -> None:
+    """One sample would make every stem NaN."""
+    mix = song()
+    mix[1, 700] = bad
+    with Separator(bundle, engine=FakeEngine()) as separator:
+        with pytest.raises(UsageError, match=r"the mix holds NaN or infinity at sample 700 \(0\.087 s\)"):
+            separator.separate(mix) if whole else list(
+                separator.separate_blocks([mix[:, :450], mix[:, 450:]])
+            )
+        assert all(np.isfinite(stem).all() for stem in separator.separate(song()).values())
+
+
+def test_blocks_as_a_list_or_a_function(bundle: Bundle) -> None:
+    blocks = [song()[:, :450], song()[:, 450:]]
+    with Separator(bundle, engine=FakeEngine()) as separator:
+        expected = list(separator.separate(song()).values())
+        for given in (blocks, tuple(blocks), lambda: iter(blocks)):
+            found = np.concatenate(list(separator.separate_blocks(given)), axis=-1)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(found, np.stack(expected))
+
+
+def test_blocks_that_can_be_read_once(bundle: Bundle) -> None:
+    with (
+        Separator(bundle, engine=FakeEngine()) as separator,
+        pytest.raises(UsageError, match=r"the blocks are an iterator.*Give a list"),
+    ):
+        list(separator.separate_blocks(iter([song()])))
+
+
 @pytest.mark.parametrize("shape", [(2, CHANNELS, SAMPLES), (1, CHANNELS, SAMPLES + 1), (CHANNELS, SAMPLES)])
 def test_segments_of_another_shape(bundle: Bundle, shape: tuple[int, ...]) -> None:
     with Separator(bundle, engine=FakeEngine()) as separator, pytest.raises(UsageError, match="expected"):
