@@ -122,9 +122,10 @@ def test_what_the_shipped_model_promises() -> None:
         assert found["medians"][source]["gain"] >= 3
         assert gains["lmms-Thomasso-AxeFromThe80s"][source] >= 3
     assert min(gains["excerpt"][source] for source in ("drums", "bass")) >= 1.5
-    # Below what `verify` asks for, as the card says: it moves the SDR of these separations, if little.
-    assert min(found["float16"]["snr"][source] for source in INSTRUMENTS) >= 30
-    assert max(map(abs, found["float16"]["sdr_change"].values())) < 0.15
+    # float16 costs nothing that can be heard, the silent vocals included
+    assert min(found["float16"]["snr"].values()) >= 64
+    assert max(map(abs, found["float16"]["sdr_change"].values())) < 0.005
+    assert found["float16"]["passes"]
     for name, ours in found["bundle"].items():
         assert ours["sdr"] == pytest.approx(tracks[name]["model"], abs=0.02)
 
