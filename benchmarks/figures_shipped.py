@@ -63,5 +63,5 @@ def _rest(found: Mapping[str, Any]) -> Iterator[str]:
     sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in found["bytes"].items())
     yield f"- Files: {sizes}. Segments of {found['segment_seconds']:g} s."
     yield f"- float16 (emulated on a CPU) against float32 on the excerpt: {heard[worst]:.1f} dB or more ({worst});"
-    yield f"  SDR moves by {moved:.3f} dB at most. It {reaches} the limits of `mrsep-deploy verify`."
+    yield f"  SDR moves by {moved:.4f} dB at most. It {reaches} the limits of `mrsep-deploy verify`."
     yield f"- PyTorch, on {machine(found)}: {found['realtime']:.1f} times real time."

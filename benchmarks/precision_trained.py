@@ -1,6 +1,7 @@
 """What float16 loses: trained HTDemucs on real music, and every golden checkpoint, against float32.
 
     python benchmarks/precision_trained.py [--song chaos_god --song Feelings] [--no-goldens] [--threads 2]
+    python benchmarks/precision_trained.py --only-goldens       # that part of the result alone; the rest stays
 
 Converts each bundle by the default plan and runs it on ONNX Runtime's CPU, rounded after every operator as on
 a GPU that accumulates in float32, beside the float32 bundle. Writes ``benchmarks/results/precision_trained.json``:
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import figures_source
 import numpy as np
 from assets import Song, read_excerpt, songs
 from machine_info import ROOT, machine_info, write_result
@@ -83,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result: dict[str, object] = {"machine": machine_info()}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
+        if options.only_goldens:
+            known = figures_source.result("precision_trained")
+            measured = {"goldens_machine": result["machine"], "goldens": _goldens(folder, options.threads)}
+            print(write_result("precision_trained", {**known, **measured}))
+            return
         pair = Pair(Bundle.open(export_trained(folder, "split")), folder / "low", options.threads)
         result["excerpt"] = _measured(pair, excerpt_track())
         chosen = [song for song in songs() if song.name in options.song] if options.song else []
@@ -156,6 +163,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--song", action="append", metavar="NAME", help=f"default: {', '.join(SONGS)}")
     parser.add_argument("--no-songs", action="store_true", help="only the excerpt")
     parser.add_argument("--no-goldens", action="store_true")
+    parser.add_argument("--only-goldens", action="store_true")
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
     options = parser.parse_args(arguments)
     options.song = [] if options.no_songs else options.song or list(SONGS)
