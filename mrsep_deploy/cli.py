@@ -19,6 +19,7 @@ import click
 from mrsep_deploy import __version__, interrupts
 from mrsep_deploy.commands.html_option import ARGUMENTS
 from mrsep_deploy.errors import FAILED, MrsepError
+from mrsep_deploy.muted import separate_stderr
 
 PROGRAM = "mrsep-deploy"
 DEBUG_VARIABLE = "MRSEP_DEPLOY_DEBUG"
@@ -112,7 +113,8 @@ def _keep_to_own_folders() -> None:
 
 
 def _never_fail_to_print() -> None:
-    """Characters that the terminal's encoding lacks come out as ``?``."""
+    """Characters that the terminal's encoding lacks come out as ``?``; what libraries print can be dropped."""
+    separate_stderr()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")

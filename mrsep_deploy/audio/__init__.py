@@ -1,7 +1,8 @@
 """Audio in and out, in blocks: a song never has to fit in memory.
 
-Read in this order: ``info`` (what a file says about itself), ``decode_soundfile`` and ``decode_av``
-(bytes to samples), ``resample``, ``read`` (a song as the model wants it), ``encode`` (samples to the
+Read in this order: ``info`` (what a file says about itself), ``headers`` and ``ogg`` (what should be in it),
+``decode_soundfile`` and ``decode_av`` (bytes to samples), ``downmix``, ``resample``, ``read`` (a song as the model
+wants it), ``encode`` (samples to the
 bytes of a WAV file), ``compress`` (to those of FLAC, Ogg Vorbis and MP3), ``tags``, ``write`` (one stem file,
 whole or not at all).
 
@@ -26,7 +27,7 @@ from .encode import (
     WAV_FLOAT,
     Encoding,
 )
-from .info import AudioInfo, Samples, check_file
+from .info import AudioInfo, DamagedAudio, Samples, check_file
 from .place import is_locked
 from .read import AudioSource, audio_streams, open_audio
 from .resample import Resampler, resample, resampled_length
@@ -50,6 +51,7 @@ __all__ = [
     "Cancelled",
     "Clip",
     "Compressed",
+    "DamagedAudio",
     "Encoding",
     "Resampler",
     "Samples",

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import AudioError
-from .info import AudioInfo, Samples
+from .downmix import usual_layout
+from .headers import stated_frames
+from .info import AudioInfo, DamagedAudio, Samples
 
 if TYPE_CHECKING:
     import av.container
@@ -39,6 +41,8 @@ _FORMATS = (
 )
 """FFmpeg's names of what may be opened: files with sound in them. Not what names other files (playlists, concat, a
 numbered row of pictures), nor devices, descriptions of streams, subtitles, or samples without a header."""
+_STATING = frozenset({"mov", "matroska", "asf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "caf", "aiff", "w64", "flac"})
+"""Formats whose files state how long they are. Of others FFmpeg tells what their bit rate or their end suggests."""
 PYAV_ERRORS = (ValueError, LookupError, ArithmeticError, MemoryError)
 """What PyAV raises beside FFmpeg's errors: a stream that turns up in the middle of a file is an IndexError."""
 
@@ -76,8 +80,13 @@ class AvDecoder:
                     f"{path} has audio in a codec that this FFmpeg does not decode", "Convert it to WAV first"
                 )
             name = f"{container.format.name} {codec.name}"
-            frames = _stated_frames(found[stream], container)
-            self.info = AudioInfo(path, codec.sample_rate, codec.channels, frames, name)
+            frames = _told_frames(found[stream], container)
+            if frames is not None:
+                frames = stated_frames(path, frames)
+            named = tuple(channel.name for channel in codec.layout.channels)
+            layout = usual_layout(codec.channels) if "NONE" in named else named
+            estimated = not _STATING.intersection(container.format.name.split(","))
+            self.info = AudioInfo(path, codec.sample_rate, codec.channels, frames, name, layout, estimated)
 
     def pieces(self) -> Iterator[Samples]:
         """Yield ``[channels, n]``, n as the codec frames it."""
@@ -94,9 +103,9 @@ class AvDecoder:
                         done += piece.shape[1]
                         yield piece
             except (av.FFmpegError, *PYAV_ERRORS) as error:
-                raise AudioError(
-                    f"{self.info.path} is damaged after {done / self.info.sample_rate:.2f} s: {error}",
-                    "Get the file again, or cut it before that point",
+                reason = getattr(error, "strerror", None) or str(error)
+                raise DamagedAudio(
+                    self.info.path, f"is damaged after {done / self.info.sample_rate:.2f} s: FFmpeg: {reason}"
                 ) from error
 
     def _check_unchanged(self, frame: Any, done: int) -> None:
@@ -174,10 +183,9 @@ def _frames(container: av.container.InputContainer, index: int) -> Iterator[tupl
     yield held, keep
 
 
-def _stated_frames(stream: Any, container: av.container.InputContainer) -> int | None:
-    rate = stream.codec_context.sample_rate
+def _told_frames(stream: Any, container: av.container.InputContainer) -> int | None:
+    """The shorter one of a stream and its file: an mp4 may play a part of a stream only."""
+    seconds = [Fraction(container.duration, 1_000_000)] if container.duration is not None else []
     if stream.duration is not None and stream.time_base is not None:
-        return round(stream.duration * stream.time_base * rate) or None
-    if container.duration is not None:
-        return round(Fraction(container.duration, 1_000_000) * rate) or None
-    return None
+        seconds.append(stream.duration * stream.time_base)
+    return round(min(seconds) * stream.codec_context.sample_rate) or None if seconds else None

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import AudioError
-from .info import AudioInfo, Samples, native
+from ..muted import muted
+from .downmix import usual_layout
+from .headers import stated_frames
+from .info import AudioInfo, DamagedAudio, Samples, native
+from .ogg import Link, find_links
 
 if TYPE_CHECKING:
     import soundfile
 
 BLOCK = 65536
+SEARCH_BLOCK = 256  # where a block is damaged, what comes before the damage is read in pieces of this
 MAX_TAGS = 64  # of empty ones, a file could be full
+MORE_BYTES = 4096  # after an MP3's stated end: more than a frame that a writer forgot to count
 _UNKNOWN = 1 << 62  # libsndfile says SF_COUNT_MAX for a FLAC stream whose encoder wrote to a pipe
-
-log = logging.getLogger(__name__)
+_OPUS_CLOCK = 48_000  # Hz, whatever the rate of the samples
 
 
 class Unsupported(Exception):
@@ -35,47 +43,128 @@ class SoundfileDecoder:
         import soundfile
 
         try:
-            with soundfile.SoundFile(native(path)) as file:
+            with muted(), soundfile.SoundFile(native(path)) as file:
                 name = f"{file.format} {file.subtype}"
                 frames = None if file.frames >= _UNKNOWN else file.frames
-                self.info = AudioInfo(path, file.samplerate, file.channels, frames, name)
+                layout = usual_layout(file.channels, vorbis=file.format == "OGG" and file.subtype != "FLAC")
+                self.info = AudioInfo(path, file.samplerate, file.channels, frames, name, layout)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
             reason = getattr(error, "error_string", "no header to read")
             raise Unsupported(f"libsndfile: {reason.rstrip('.')}") from error
-        if name.startswith("MP3") and not _mp3_states_its_length(path):
-            raise Unsupported("an MP3 that does not state its length")
-        self._warned = False
+        if name.startswith("MP3"):
+            _check_length_of_mp3(path)
+        self._links = find_links(path) if name.startswith("OGG") else []
+        self.info = replace(self.info, frames=self._stated_frames())
+
+    def _stated_frames(self) -> int | None:
+        """libsndfile shortens what a header says to what is in the file, and tells of the first link only."""
+        if len(self._links) > 1:
+            return round(sum(self._seconds(link.granule) for link in self._links) * self.info.sample_rate)
+        return None if self.info.frames is None else stated_frames(self.info.path, self.info.frames)
+
+    def _seconds(self, granule: int) -> float:
+        """Of a position in an Ogg file."""
+        return granule / (_OPUS_CLOCK if self.info.format.endswith("OPUS") else self.info.sample_rate)
 
     def pieces(self) -> Iterator[Samples]:
-        """Yield ``[channels, n]``, n at most ``BLOCK``; a full block but for the last."""
+        """Yield ``[channels, n]``, n at most ``BLOCK``.
+
+        Raises:
+            DamagedAudio: after what can be decoded.
+            AudioError: another link of an Ogg file has another rate or other channels.
+        """
+        if len(self._links) < 2:
+            yield from self._pieces_of(None, 0)
+        else:
+            done = 0
+            for link in self._links:
+                for piece in self._pieces_of(link, done):
+                    done += piece.shape[1]
+                    yield piece
+        before = 0.0
+        for link in self._links:
+            if link.damage is not None:
+                what, granule = link.damage
+                raise DamagedAudio(
+                    self.info.path, f"is damaged after {before + self._seconds(granule):.2f} s: {what}"
+                )
+            before += self._seconds(link.granule)
+
+    def _pieces_of(self, link: Link | None, begun: int) -> Iterator[Samples]:
+        """A whole file, or one link of it, ``begun`` frames after the start of the song."""
         import soundfile
 
-        done = 0
+        blocks = done = 0
         try:
-            with _open_forward(self.info.path) as file:
-                while len(piece := file.read(BLOCK, dtype="float32", always_2d=True)):
-                    done += len(piece)
-                    yield piece.T
+            for piece in self._decoded(link, begun, repeat(BLOCK)):
+                blocks += 1
+                done += piece.shape[1]
+                yield piece
         except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{self.info.path} is damaged after {done / self.info.sample_rate:.2f} s: "
-                f"{error.error_string.rstrip('.')}",
-                "Get the file again, or cut it before that point",
-            ) from error
-        self._note_missing(done)
+            # what is whole of the block that could not be read
+            sizes = chain(repeat(BLOCK, blocks), repeat(SEARCH_BLOCK))
+            with contextlib.suppress(soundfile.LibsndfileError):
+                for piece in islice(self._decoded(link, begun, sizes), blocks, None):
+                    done += piece.shape[1]
+                    yield piece
+            seconds = (begun + done) / self.info.sample_rate
+            reason = error.error_string.rstrip(".").removeprefix("Error : ")
+            raise DamagedAudio(self.info.path, f"is damaged after {seconds:.2f} s: {reason}") from error
 
-    def _note_missing(self, done: int) -> None:
-        stated = self.info.frames
-        if stated is not None and done < stated and not self._warned:
-            self._warned = True
-            rate = self.info.sample_rate
-            log.warning(
-                "%s ends after %.2f s, its header states %.2f s", self.info.path, done / rate, stated / rate
+    def _decoded(self, link: Link | None, begun: int, sizes: Iterable[int]) -> Iterator[Samples]:
+        """``[channels, n]`` of these sizes; a smaller one is the last."""
+        noisy = self.info.format.startswith("MP3")
+        with _opened_forward(self.info.path, link) as file:
+            self._check_unchanged(file, begun)
+            for size in sizes:
+                with muted() if noisy else contextlib.nullcontext():
+                    piece = file.read(size, dtype="float32", always_2d=True)
+                if not len(piece):
+                    return
+                yield piece.T
+
+    def _check_unchanged(self, file: soundfile.SoundFile, begun: int) -> None:
+        rate, channels = self.info.sample_rate, self.info.channels
+        if (file.samplerate, file.channels) != (rate, channels):
+            raise AudioError(
+                f"{self.info.path} changes to {file.samplerate} Hz, {file.channels} channels after "
+                f"{begun / rate:.2f} s, expected {rate} Hz, {channels} channels throughout",
+                "Convert it to WAV first",
             )
 
 
-def _open_forward(path: Path) -> soundfile.SoundFile:
-    """Open for one pass from start to end.
+class _Range(io.RawIOBase):
+    """Some of a file's bytes, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._at = file, start, end - start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        data = self._file.read(min(len(buffer), max(self._size - self._at, 0)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@contextlib.contextmanager
+def _opened_forward(path: Path, link: Link | None) -> Iterator[soundfile.SoundFile]:
+    """A file, or a link of it, for one pass from start to end.
 
     ``SoundFile.read`` seeks to the place it has just reached, after every block. An MP3 decoder restarts
     at a seek without the bits it had in reserve, so blocks of an MP3 come out wrong by up to full
@@ -87,27 +176,50 @@ def _open_forward(path: Path) -> soundfile.SoundFile:
         def seekable(self) -> bool:
             return False
 
-    return ForwardSoundFile(native(path))
+    with contextlib.ExitStack() as stack:
+        source: str | bytes | _Range = native(path)
+        if link is not None:
+            source = _Range(stack.enter_context(open(path, "rb")), link.start, link.end)
+        with muted():
+            file = stack.enter_context(ForwardSoundFile(source))
+        yield file
 
 
-def _mp3_states_its_length(path: Path) -> bool:
-    """Whether the first MPEG frame is a Xing, Info or VBRI header with a frame count in it.
+def _check_length_of_mp3(path: Path) -> None:
+    """Refuse an MP3 that does not state how long it is, or that goes on after that.
 
-    Without one libsndfile guesses the length from the bit rate of the first frame and stops there: the
-    end of a song that gets busier would be lost.
+    The first MPEG frame may be a Xing, Info or VBRI header with a frame count in it. Without one libsndfile guesses
+    the length from the bit rate of the first frame, and it stops at the length in any case: the end of a
+    song that gets busier would be lost, and what was appended to a song.
+
+    Raises:
+        Unsupported: it is one of these.
     """
     with open(path, "rb") as file:
-        start = 0
-        for _ in range(MAX_TAGS):
-            tag = file.read(10)
-            if len(tag) < 10 or tag[:3] != b"ID3":
-                break
-            # size in 4 × 7 bits, without these 10 bytes
-            start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
-            file.seek(start)
-        file.seek(start)
+        start = _after_tags(file)
         head = file.read(4096)
-    if b"VBRI" in head:
-        return True
-    at = max(head.find(b"Xing"), head.find(b"Info"))
-    return at >= 0 and len(head) > at + 7 and bool(head[at + 7] & 1)
+        if b"VBRI" in head:
+            return
+        at = max(head.find(b"Xing"), head.find(b"Info"))
+        if at < 0 or len(head) < at + 16 or not head[at + 7] & 1:
+            raise Unsupported("an MP3 that does not state its length")
+        if head[at + 7] & 2:  # and its size in bytes
+            end = start + int.from_bytes(head[at + 12 : at + 16], "big")
+            file.seek(end)
+            more = file.read(MORE_BYTES)
+            if len(more) == MORE_BYTES and (more[:3] == b"ID3" or more[0] == 0xFF and more[1] >= 0xE0):
+                raise Unsupported("an MP3 with more after its stated end")
+
+
+def _after_tags(file: BinaryIO) -> int:
+    """Where an MP3's first frame begins; the file is then there."""
+    start = 0
+    for _ in range(MAX_TAGS):
+        tag = file.read(10)
+        if len(tag) < 10 or tag[:3] != b"ID3":
+            break
+        # size in 4 × 7 bits, without these 10 bytes
+        start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
+        file.seek(start)
+    file.seek(start)
+    return start

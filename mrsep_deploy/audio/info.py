@@ -28,9 +28,11 @@ class AudioInfo:
 
     Attributes:
         sample_rate: in Hz.
-        frames: samples per channel at ``sample_rate``. Good for a progress bar and nothing more: a
-            header may promise more than a cut file holds. None where the file does not say.
+        frames: samples per channel at ``sample_rate``. Good for a progress bar and to notice that some are
+            missing: a header may promise more than a cut file holds. None where the file does not say.
         format: container and codec as their library names them, such as ``WAV PCM_16``.
+        layout: names of the channels in order, in FFmpeg's words (``FL``, ``FC``, ``LFE``); empty if unknown.
+        estimated: ``frames`` comes from a bit rate or the like; the file does not state it.
     """
 
     path: Path
@@ -38,11 +40,25 @@ class AudioInfo:
     channels: int
     frames: int | None
     format: str
+    layout: tuple[str, ...] = ()
+    estimated: bool = False
 
     @property
     def duration(self) -> float | None:
         """Length in seconds as stated by the file, or None."""
         return None if self.frames is None else self.frames / self.sample_rate
+
+
+class DamagedAudio(AudioError):
+    """Part of a song is missing or cannot be decoded; what there is of it has been read.
+
+    Attributes:
+        what: is wrong with it, as a sentence goes on after its name.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}", "Get the file again, or take what is there with --allow-damaged")
+        self.what = what
 
 
 class Decoder(Protocol):
@@ -54,7 +70,8 @@ class Decoder(Protocol):
         """Yield ``[info.channels, n]`` at ``info.sample_rate``, n as it comes.
 
         Raises:
-            AudioError: the file is damaged somewhere in the middle.
+            DamagedAudio: something is missing. All that can be decoded has been yielded.
+            AudioError: the file changes its rate or its channels.
         """
 
 

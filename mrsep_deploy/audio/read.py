@@ -1,13 +1,16 @@
 """A song as the model wants it: its sample rate, its channels, float32, block by block, twice the same.
 
-How channels are matched is Demucs' rule:
+How channels are matched:
 
     file            model           what the model hears
     n               n               the file
     any             1               the mean of the channels
     1               n               that channel, n times
-    more than n     n               the first n channels
+    more than 2     2               a mix (see ``downmix``), and a remark says so
+    more than n     n > 2           the first n channels, and a remark says so
     fewer than n    n > 1           AudioError: there is no good answer
+
+A song of which more than ``SLACK`` is missing is an error, unless what is there is asked for; then a remark says so.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ import numpy as np
 from ..errors import AudioError
 from .decode_av import AvDecoder, count_streams
 from .decode_soundfile import SoundfileDecoder, Unsupported
-from .info import AudioInfo, Decoder, Samples, check_file, check_info, no_samples
+from .downmix import Downmix
+from .info import AudioInfo, DamagedAudio, Decoder, Samples, check_file, check_info, no_samples
 from .resample import resample_stream, resampled_length
 
 BLOCK_FRAMES = 65536
+SLACK = 0.1
+"""Seconds that a song may be shorter than its header says: formats count in frames of up to 0.1 s, or in ms."""
 
 
 class AudioSource:
@@ -36,23 +42,32 @@ class AudioSource:
         channels: of the samples wanted; see the table above.
         stream: which audio stream of a file with several, counted from 0; None is the first. In a
             ``.stem.mp4`` the first is the mix.
+        allow_damaged: take what is there of a song that is cut or damaged.
 
     Attributes:
         info: the file as it is, before conversion.
         decoded: frames at the file's own rate that the last whole pass of ``blocks`` has read; None before.
+        remarks: how what is read differs from what is in the file, such as ``has 6 channels (...), mixed down
+            to 2``; whole after a pass of ``blocks``. The file is the subject of each.
 
     Raises:
         AudioError: not a readable audio file, or too few channels.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], sample_rate: int, channels: int, stream: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        sample_rate: int,
+        channels: int,
+        stream: int | None = None,
+        allow_damaged: bool = False,
     ) -> None:
         if sample_rate < 1 or channels < 1:
             raise ValueError(f"sample_rate {sample_rate} and channels {channels} have to be 1 or more")
         self.sample_rate = sample_rate
         self.channels = channels
         self.decoded: int | None = None
+        self.allow_damaged = allow_damaged
         self._decoder = _open_decoder(Path(path), stream or 0)
         self.info: AudioInfo = self._decoder.info
         check_info(self.info)
@@ -61,6 +76,8 @@ class AudioSource:
                 f"{self.info.path} has {self.info.channels} channels, expected 1 or at least {channels}",
                 "Mix it to mono, or add the missing channels",
             )
+        self._reduce = Downmix(self.info, min(self.info.channels, channels))
+        self.remarks: tuple[str, ...] = (self._reduce.remark,) if self._reduce.remark else ()
 
     @property
     def frames(self) -> int | None:
@@ -73,14 +90,15 @@ class AudioSource:
         """Yield the song as ``[channels, frames]`` blocks in order, without overlap; the last is shorter.
 
         Raises:
-            AudioError: damage in the middle, a sample that is not a finite number, no samples at all.
+            DamagedAudio: part of the song is missing or cannot be decoded; all that can has been yielded.
+            AudioError: a sample that is not a finite number, no samples at all.
         """
         if frames < 1:
             raise ValueError(f"a block of {frames} frames, expected 1 or more")
         # Reduce, resample, then duplicate: each channel is resampled once. Resampling is linear, so
         # the order changes nothing else.
         kept = min(self.info.channels, self.channels)
-        reduced = self._counted(_finite(_reduce(self._decoder.pieces(), kept), self.info))
+        reduced = self._counted(_finite(map(self._reduce, self._decoder.pieces()), self.info))
         resampled = resample_stream(reduced, self.info.sample_rate, self.sample_rate, kept)
         empty = True
         for block in _reblock(resampled, frames):
@@ -91,10 +109,25 @@ class AudioSource:
 
     def _counted(self, pieces: Iterable[Samples]) -> Iterator[Samples]:
         done = 0
-        for piece in pieces:
-            done += piece.shape[1]
-            yield piece
+        try:
+            for piece in pieces:
+                done += piece.shape[1]
+                yield piece
+            self._check_end(done)
+        except DamagedAudio as error:
+            if not self.allow_damaged:
+                raise
+            if error.what not in self.remarks:
+                self.remarks += (error.what,)
         self.decoded = done
+
+    def _check_end(self, done: int) -> None:
+        """Whether the song is as long as its header says."""
+        stated, rate = self.info.frames, self.info.sample_rate
+        if stated is not None and not self.info.estimated and done < stated - SLACK * rate:
+            raise DamagedAudio(
+                self.info.path, f"ends after {done / rate:.2f} s, its header states {stated / rate:.2f} s"
+            )
 
     def read(self) -> Samples:
         """The whole song, ``[channels, frames]``. Memory grows with it: 2.5 GB per hour of stereo at peak."""
@@ -102,10 +135,14 @@ class AudioSource:
 
 
 def open_audio(
-    path: str | os.PathLike[str], sample_rate: int, channels: int, stream: int | None = None
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    channels: int,
+    stream: int | None = None,
+    allow_damaged: bool = False,
 ) -> AudioSource:
     """Open a song for reading at the model's sample rate and channels; see ``AudioSource``."""
-    return AudioSource(path, sample_rate, channels, stream)
+    return AudioSource(path, sample_rate, channels, stream, allow_damaged)
 
 
 def audio_streams(path: str | os.PathLike[str]) -> int:
@@ -132,15 +169,6 @@ def _open_decoder(path: Path, stream: int) -> Decoder:
     if stream != 0:
         raise AudioError(f"{path} has no audio stream {stream}, it has 1", "Take stream 0")
     return decoder
-
-
-def _reduce(pieces: Iterable[Samples], channels: int) -> Iterator[Samples]:
-    """``[n, frames]`` to ``[channels, frames]``, channels ≤ n: the mean if 1, else the first."""
-    for piece in pieces:
-        if channels == 1 < piece.shape[0]:
-            yield piece.mean(axis=0, keepdims=True)
-        else:
-            yield piece[:channels]
 
 
 def _finite(pieces: Iterable[Samples], info: AudioInfo) -> Iterator[Samples]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..muted import muted
 from .decode_av import PYAV_ERRORS, open_container
 from .info import native
 
@@ -38,7 +39,11 @@ def read_tags(path: Path) -> dict[str, str]:
     """
     import soundfile
 
-    with suppress(soundfile.LibsndfileError, TypeError, OSError), soundfile.SoundFile(native(path)) as file:
+    with (
+        suppress(soundfile.LibsndfileError, TypeError, OSError),
+        muted(),
+        soundfile.SoundFile(native(path)) as file,
+    ):
         return _cleaned(file.copy_metadata())
     with suppress(ImportError):
         import av

@@ -68,7 +68,12 @@ class LoadedSong:
 
 
 def load(
-    track: Track, sample_rate: int, channels: int, cancel: threading.Event, raw: RawForm | None = None
+    track: Track,
+    sample_rate: int,
+    channels: int,
+    cancel: threading.Event,
+    raw: RawForm | None = None,
+    allow_damaged: bool = False,
 ) -> LoadedSong:
     """Read a song once, for its level, length and tags.
 
@@ -76,13 +81,17 @@ def load(
         sample_rate, channels: as the model wants them.
         cancel: once it is set, reading ends with ``Cancelled``.
         raw: what stdin is, if it has no header.
+        allow_damaged: take what is there of a song that is cut or damaged.
 
     Raises:
-        AudioError: it cannot be read.
+        AudioError: it cannot be read, or part of it is missing.
     """
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(_spooled_stdin(raw)) if track.is_stdin else track.path
-        source = open_audio(path, sample_rate, channels)
+        path = track.path
+        if track.is_stdin:
+            path = stack.enter_context(_spooled_stdin(raw))
+            stack.enter_context(_called_stdin(path))
+        source = open_audio(path, sample_rate, channels, allow_damaged=allow_damaged)
         held: list[Samples] | None = []
         size = 0
 
@@ -132,6 +141,16 @@ def _spooled_stdin(raw: RawForm | None) -> Iterator[Path]:
 def _taken(ready: queue.Queue[T]) -> T:
     with breakable():
         return ready.get()
+
+
+@contextlib.contextmanager
+def _called_stdin(path: Path) -> Iterator[None]:
+    """Errors of the file that stdin has become speak of stdin."""
+    try:
+        yield
+    except AudioError as error:
+        error.message = error.message.replace(str(path), "stdin")
+        raise
 
 
 def _read_ahead(blocks: Iterable[Samples], cancel: threading.Event) -> Iterator[Samples]:

@@ -23,6 +23,7 @@ class Outcome:
         seconds: its length.
         elapsed: from its first segment to its last file; songs overlap, so these do not add up.
         error: why it failed.
+        remarks: how what was separated differs from what is in the file; see ``AudioSource``.
     """
 
     track: Track
@@ -31,6 +32,7 @@ class Outcome:
     seconds: float = 0.0
     elapsed: float = 0.0
     error: Exception | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def speed(self) -> float:
@@ -54,6 +56,8 @@ class Outcome:
             tree["outputs"] = [str(path) for path in self.outputs]
         if self.status == "done":
             tree |= {"seconds": round(self.seconds, 3), "elapsed": round(self.elapsed, 3)}
+        if self.remarks:
+            tree["remarks"] = list(self.remarks)
         if self.error is not None:
             tree["error"] = self.reason
         return tree

@@ -76,6 +76,7 @@ class Catalogue:
         skip_done: skip what the journal says is done.
         jobs: songs that are decoded ahead, and songs that are encoded, at the same time.
         raw: what stdin is, if it has no header.
+        allow_damaged: separate what is there of a song that is cut or damaged.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Catalogue:
         skip_done: bool = False,
         jobs: int = DEFAULT_JOBS,
         raw: RawForm | None = None,
+        allow_damaged: bool = False,
     ) -> None:
         self._separator = separator
         self._options = options
@@ -95,6 +97,7 @@ class Catalogue:
         self._skip_done = skip_done
         self._jobs = jobs
         self._raw = raw
+        self._allow_damaged = allow_damaged
         self._cancel = threading.Event()
         self._lock = threading.Lock()
         self._outcomes: list[Outcome] = []
@@ -156,7 +159,7 @@ class Catalogue:
             if self._skip_done and self._journal is not None and self._journal.is_done(track, paths):
                 self._end(Outcome(track, "skipped", tuple(paths)))
                 continue
-            arguments = track, rate, channels, self._cancel, self._raw
+            arguments = track, rate, channels, self._cancel, self._raw, self._allow_damaged
             if track.is_stdin:  # read by this thread: one that waits for a pipe could not be interrupted
                 self._loading.append((track, _called(lambda given=arguments: load(*given))))  # type: ignore[misc]
             else:
@@ -257,7 +260,10 @@ class Catalogue:
     def _done(self, active: _Active) -> Outcome:
         seconds = active.loaded.statistics.frames / self._separator.sample_rate
         elapsed = time.perf_counter() - active.began
-        return Outcome(active.loaded.track, "done", tuple(active.writer.paths), seconds, elapsed)
+        remarks = active.loaded.source.remarks
+        return Outcome(
+            active.loaded.track, "done", tuple(active.writer.paths), seconds, elapsed, remarks=remarks
+        )
 
     def _give_up(self, active: _Active, error: Exception) -> None:
         for file in active.files:

@@ -104,6 +104,8 @@ class Bars(Quiet):
         self._ended += 1
         if self._bars is not None:
             self._bars.update(self._all, completed=self._ended, of=f"{self._ended}/{self._tracks}")
+        for remark in outcome.remarks:
+            print(one_line(f"mrsep-deploy: {outcome.track.path} {remark}"), file=sys.stderr, flush=True)
         if outcome.status == "done":
             what = f"{outcome.seconds:.1f} s in {outcome.elapsed:.1f} s, {outcome.speed:.2f} x realtime"
             self._print(f"{one_line(_together(outcome))}  {what}")

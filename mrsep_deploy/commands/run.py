@@ -137,7 +137,14 @@ def _with_engine(
         with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
             reporter.begin(model.name, first.engine_name, len(tracks))
             catalogue = Catalogue(
-                separator, writing, reporter, journal, options.resume, options.jobs, options.stdin_raw
+                separator,
+                writing,
+                reporter,
+                journal,
+                options.resume,
+                options.jobs,
+                options.stdin_raw,
+                options.allow_damaged,
             )
 
             def as_far_as_it_came() -> None:

@@ -21,6 +21,12 @@ def choosing(command: Command) -> Command:
             click.argument("tracks", nargs=-1, required=True, metavar="TRACKS..."),
             click.option("-r", "--recursive", is_flag=True, help="Take the folders in folders too."),
             click.option(
+                "--allow-damaged",
+                is_flag=True,
+                help="Separate what is there of songs that are cut or damaged, and say so.  "
+                "[default: they fail]",
+            ),
+            click.option(
                 "-n",
                 "--model",
                 "--name",

@@ -32,6 +32,7 @@ class RunOptions:
 
     tracks: tuple[str, ...]
     recursive: bool
+    allow_damaged: bool
     model: str | None
     out: str
     filename: str

@@ -1,0 +1,105 @@
+"""How many bytes of samples a file's header states: libsndfile goes by the file's length, and says nothing."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_CHUNKS = 4096  # before the samples: a file could be full of empty ones
+_AIFF = (b"AIFF", b"AIFC")
+_RF64_SIZE = 0xFFFF_FFFF  # "see the chunk ds64"
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """How a format is made of chunks.
+
+    Attributes:
+        start: bytes before the first chunk.
+        header: of a chunk: its name and its size.
+        samples: the name of the chunk that holds them.
+        counted: bytes of the header that the size counts.
+        aligned: a chunk begins at a multiple of this after the last one.
+        before: bytes in the chunk before its samples.
+    """
+
+    start: int
+    header: struct.Struct
+    samples: bytes
+    counted: int = 0
+    aligned: int = 2
+    before: int = 0
+
+
+_WAV = _Chunks(12, struct.Struct("<4sI"), b"data")
+_FORMATS = {
+    b"RIFF": _WAV,
+    b"RF64": _WAV,
+    b"RIFX": _Chunks(12, struct.Struct(">4sI"), b"data"),
+    b"FORM": _Chunks(12, struct.Struct(">4sI"), b"SSND", before=8),
+    b"riff": _Chunks(40, struct.Struct("<4s12xQ"), b"data", counted=24, aligned=8),
+    b"caff": _Chunks(8, struct.Struct(">4sQ"), b"data", aligned=1, before=4),
+}
+
+
+def stated_frames(path: Path, present: int) -> int:
+    """Frames that a file states, of which a decoder says that so many are present.
+
+    Knows WAV, RF64, W64, AIFF, AU and CAF. Takes the decoder's word for other formats, and where the header leaves
+    the length open.
+    """
+    found = _stated_bytes(path)
+    return present if found is None or not found[0] > found[1] > 0 else present * found[0] // found[1]
+
+
+def _stated_bytes(path: Path) -> tuple[int, int] | None:
+    """Bytes of samples as the header has it, and bytes from the first sample to the end of the file."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] in (b".snd", b"dns.") and len(head) == 12:
+            start, stated = struct.unpack(">II" if head[:1] == b"." else "<II", head[4:])
+        else:
+            chunks = _FORMATS.get(head[:4])
+            if chunks is None or (head[:4] == b"FORM" and head[8:] not in _AIFF):
+                return None
+            stated = _size_of_samples(file, chunks, head[:4])
+            start = file.tell() + chunks.before
+        if stated is None or _is_left_open(stated):
+            return None
+        return stated, max(file.seek(0, 2) - start, 0)
+
+
+def _size_of_samples(file: BinaryIO, chunks: _Chunks, magic: bytes) -> int | None:
+    """What the header says; the file is then read up to the beginning of that chunk's content."""
+    at, long_size = chunks.start, 0
+    for _ in range(MAX_CHUNKS):
+        file.seek(at)
+        header = file.read(chunks.header.size)
+        if len(header) < chunks.header.size:
+            return None
+        name, size = chunks.header.unpack(header)
+        if name == chunks.samples:
+            stated = long_size if magic == b"RF64" and size == _RF64_SIZE else size
+            return max(stated - chunks.counted - chunks.before, 0)
+        if name == b"ds64":
+            long_size = int.from_bytes(file.read(16)[8:], "little")
+        at += max(size + (0 if chunks.counted else chunks.header.size), chunks.header.size)
+        at += -at % chunks.aligned
+        if at >= 1 << 63:
+            return None
+    return None
+
+
+def _is_left_open(stated: int) -> bool:
+    """Whether a size is one that programs write into a pipe, before they know it.
+
+    ffmpeg writes 2**32 - 1, sox a little below 2**31, arecord 2**31, CAF has -1; some leave 0.
+    """
+    return (
+        stated == 0
+        or 0x7FFF_0000 <= stated <= 0x8000_0000
+        or 0xFFFF_0000 <= stated < 1 << 32
+        or stated >= (1 << 64) - 64
+    )

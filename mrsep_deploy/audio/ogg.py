@@ -1,0 +1,139 @@
+"""The pages of an Ogg file (RFC 3533): where its songs begin and end, and what is missing.
+
+libsndfile reads the first of several songs that follow one another, and skips damaged pages, without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_LINKS = 1000
+_PAGE = struct.Struct("<4sBBqIII B")  # magic, version, flags, granule, serial, number, checksum, lacing values
+_FIRST, _LAST = 2, 4  # flags
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_STEP = 1 << 16
+
+
+@dataclass
+class Link:
+    """One of the songs that follow one another.
+
+    Attributes:
+        start, end: its bytes in the file.
+        granule: the position its last sound page states, in samples of the codec's clock.
+        damage: what is wrong with its pages, and the granule before that; None if all is there.
+    """
+
+    start: int
+    end: int
+    granule: int = 0
+    damage: tuple[str, int] | None = None
+
+
+def find_links(path: Path) -> list[Link]:
+    """Every song in an Ogg file, in order; none if it is no Ogg file.
+
+    A link after one that is damaged is found where its first page is whole.
+    """
+    links: list[Link] = []
+    numbers: dict[int, int] = {}
+    open_streams: set[int] = set()
+    begun = False  # the link has more than first pages
+    with open(path, "rb") as file:
+        at = 0
+        while (page := _next_page(file, at)) is not None:
+            if links and page.start > at:
+                _note(links[-1], "a page is damaged", open_streams)
+            if page.flags & _FIRST and (begun or not links):
+                if links:
+                    _note(links[-1], "its last page is missing", open_streams)
+                if len(links) == MAX_LINKS:
+                    break
+                links.append(Link(page.start, page.end))
+                numbers, open_streams, begun = {}, set(), False
+            if not links:  # pages before any first one
+                at = page.end
+                continue
+            link = links[-1]
+            if numbers.get(page.serial, page.number) != page.number:
+                _note(link, "pages are missing", {0})
+            numbers[page.serial] = page.number + 1
+            begun |= not page.flags & _FIRST
+            open_streams.add(page.serial)
+            if page.flags & _LAST:
+                open_streams.discard(page.serial)
+            link.granule = max(link.granule, page.granule)
+            link.end = at = page.end
+        if links and at < os.fstat(file.fileno()).st_size:
+            _note(links[-1], "the file is cut off", open_streams)
+        if links:
+            _note(links[-1], "its last page is missing", open_streams)
+    return links
+
+
+def _note(link: Link, what: str, wanting: set[int]) -> None:
+    """The first damage of a link; what follows a whole stream, as tags do, is none."""
+    if wanting and link.damage is None:
+        link.damage = what, link.granule
+
+
+@dataclass(frozen=True)
+class _Page:
+    start: int
+    end: int
+    flags: int
+    granule: int
+    serial: int
+    number: int
+
+
+def _next_page(file: BinaryIO, at: int) -> _Page | None:
+    """The next page that is whole, from here on."""
+    while True:
+        page = _page(file, at)
+        if page is not None:
+            return page
+        found = _find(file, at + 1)
+        if found is None:
+            return None
+        at = found
+
+
+def _page(file: BinaryIO, at: int) -> _Page | None:
+    file.seek(at)
+    header = file.read(_PAGE.size)
+    if len(header) < _PAGE.size or header[:5] != b"OggS\0":
+        return None
+    _, _, flags, granule, serial, number, checksum, count = _PAGE.unpack(header)
+    lacing = file.read(count)
+    length = sum(lacing)
+    body = file.read(length)
+    if len(lacing) < count or len(body) < length:
+        return None
+    if _checksum(header[:22] + bytes(4) + header[26:] + lacing + body) != checksum:
+        return None
+    return _Page(at, at + _PAGE.size + count + length, flags, granule, serial, number)
+
+
+def _find(file: BinaryIO, at: int) -> int | None:
+    """Where the next page may begin."""
+    while True:
+        file.seek(at)
+        data = file.read(_STEP)
+        found = data.find(b"OggS")
+        if found >= 0:
+            return at + found
+        if len(data) < 4:
+            return None
+        at += len(data) - 3
+
+
+def _checksum(data: bytes) -> int:
+    """Ogg's CRC: zlib's polynomial, with the bits of a byte the other way round and no inversion."""
+    reflected = zlib.crc32(data.translate(_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+    return int(f"{reflected:032b}"[::-1], 2)
