@@ -1,6 +1,6 @@
 """Audio in and out, in blocks: a song never has to fit in memory.
 
-Read in this order: ``info`` (what a file says about itself), ``headers`` and ``ogg`` (what should be in it),
+Read in this order: ``info`` (what a file says about itself), ``headers`` and ``ogg_pages`` (what should be in it),
 ``decode_soundfile`` and ``decode_av`` (bytes to samples), ``downmix``, ``resample``, ``read`` (a song as the model
 wants it), ``encode`` (samples to the
 bytes of a WAV file), ``compress`` (to those of FLAC, Ogg Vorbis and MP3), ``tags``, ``write`` (one stem file,

@@ -15,7 +15,7 @@ from ..muted import muted
 from .downmix import usual_layout
 from .headers import stated_frames
 from .info import AudioInfo, DamagedAudio, Samples, native
-from .ogg import Link, find_links
+from .ogg_pages import Link, find_links
 
 if TYPE_CHECKING:
     import soundfile
