@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import numpy as np
 from ..errors import OutputError
 from .encode import WAV_16, WAV_24, WAV_FLOAT, Encoding
 from .info import Samples, native
-from .tags import Tags
+from .tags import Tags, id3_tag
 
 FLAC_MAX_CHANNELS = 8
 FLAC_MAX_RATE = 655_350
@@ -78,8 +80,8 @@ class Compressed:
 
         frames = 0
         try:
-            with soundfile.SoundFile(
-                native(part),
+            with contextlib.ExitStack() as stack, soundfile.SoundFile(
+                self._target(part, tags, stack),
                 "w",
                 sample_rate,
                 channels,
@@ -88,8 +90,9 @@ class Compressed:
                 compression_level=self._level(sample_rate),
                 bitrate_mode="CONSTANT" if self.container == "MP3" else None,
             ) as file:
-                for name, text in tags.items():
-                    setattr(file, name, text)
+                if self.container != "MP3":
+                    for name, text in tags.items():
+                        setattr(file, name, text)
                 for chunk in chunks:
                     file.write(self._given(chunk))
                     frames += chunk.shape[1]
@@ -107,6 +110,12 @@ class Compressed:
             )
         with open(part, "rb+") as written:
             os.fsync(written.fileno())
+
+    def _target(self, part: Path, tags: Tags, stack: contextlib.ExitStack) -> str | bytes | _After:
+        """Where libsndfile is to write. Into an MP3 it writes an ID3v1 tag: 30 bytes a name, in no known encoding."""
+        if self.container != "MP3" or not tags:
+            return native(part)
+        return _After(stack.enter_context(open(part, "wb", buffering=0)), id3_tag(tags))
 
     def _given(self, chunk: Samples) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         """``[channels, n]`` as ``[n, channels]``: the very integers of a WAV file, or floats in ±1."""
@@ -126,6 +135,26 @@ class Compressed:
         low, high = (32, 320) if sample_rate >= 32000 else (8, 160) if sample_rate >= 16000 else (8, 64)
         wanted = min(max(self.bitrate, low), high)
         return (high - wanted) / (high - low)
+
+
+class _After:
+    """What follows the first bytes of a file, as a file; it must not raise, for libsndfile calls it."""
+
+    def __init__(self, file: io.FileIO, before: bytes) -> None:
+        self._file, self._start = file, len(before)
+        file.write(before)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset + (self._start if whence == os.SEEK_SET else 0), whence) - self._start
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError:  # libsndfile then has written less than it was given, as on a full disk
+            return 0
 
 
 def flac(bits: int = 16) -> Compressed:

@@ -125,8 +125,11 @@ def count_streams(path: Path, reason: str) -> int:
         return len(container.streams.audio)
 
 
-def open_container(path: Path) -> av.container.InputContainer:
+def open_container(path: Path, encoding: str = "utf-8") -> av.container.InputContainer:
     """A file as FFmpeg opens it, nothing but this file, whatever is in it.
+
+    Args:
+        encoding: of the text in it.
 
     Raises:
         av.FFmpegError, ValueError: it is none that may be opened, or damaged.
@@ -136,7 +139,7 @@ def open_container(path: Path) -> av.container.InputContainer:
 
     # "file" alone keeps FFmpeg on this disk, and as a prefix keeps it from reading a protocol into an odd name.
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
-    return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    return av.open(f"file:{path}", options=options, metadata_encoding=encoding, metadata_errors="replace")
 
 
 @contextmanager

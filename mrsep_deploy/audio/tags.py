@@ -19,6 +19,8 @@ NAMES = ("title", "artist", "album", "date", "genre", "tracknumber", "comment", 
 MAX_CHARACTERS = 2000
 """Longer ones are lyrics or pictures, not names."""
 
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+"""libsndfile's wrapper takes all text for UTF-8; this is what it makes of other bytes."""
 _FFMPEG_NAMES = {"track": "tracknumber", "year": "date"}
 _INFO = {
     "title": b"INAM",
@@ -32,6 +34,21 @@ _INFO = {
 }
 
 
+_ID3 = {
+    "title": b"TIT2",
+    "artist": b"TPE1",
+    "album": b"TALB",
+    "date": b"TDRC",
+    "genre": b"TCON",
+    "tracknumber": b"TRCK",
+    "comment": b"COMM",
+    "copyright": b"TCOP",
+    "license": b"TXXX",
+}
+_ID3_BEFORE = {"comment": b"und\0", "license": b"license\0"}
+"""What comes before the text: a language and a description, a name."""
+
+
 def read_tags(path: Path) -> dict[str, str]:
     """The tags of an audio file; none where there are none or they cannot be read.
 
@@ -39,30 +56,63 @@ def read_tags(path: Path) -> dict[str, str]:
     """
     import soundfile
 
+    found: dict[str, str] = {}
     with (
         suppress(soundfile.LibsndfileError, TypeError, OSError),
         muted(),
         soundfile.SoundFile(native(path)) as file,
     ):
-        return _cleaned(file.copy_metadata())
+        found = file.copy_metadata()
+        if not any(_UNREADABLE in text for text in found.values()):
+            return _cleaned(found)
     with suppress(ImportError):
         import av
 
-        with suppress(av.FFmpegError, *PYAV_ERRORS), open_container(path) as container:
+        with (
+            suppress(av.FFmpegError, *PYAV_ERRORS),
+            open_container(path, "latin-1" if found else "utf-8") as container,
+        ):
             streams = container.streams.audio[:1]
-            found = {**container.metadata, **(streams[0].metadata if streams else {})}
-            lower = {name.lower(): text for name, text in found.items()}
-            return _cleaned({_FFMPEG_NAMES.get(name, name): text for name, text in lower.items()})
-    return {}
+            told = {**container.metadata, **(streams[0].metadata if streams else {})}
+            lower = {name.lower(): text for name, text in told.items()}
+            found = {_FFMPEG_NAMES.get(name, name): text for name, text in lower.items()}
+    return _cleaned(found)
 
 
 def _cleaned(found: Mapping[str, Any]) -> dict[str, str]:
     cleaned = {}
     for name in NAMES:
-        text = "".join(c for c in str(found.get(name, "")) if c.isprintable()).strip()
+        text = "".join(c for c in _repaired(str(found.get(name, ""))) if c.isprintable()).strip()
         if 0 < len(text) <= MAX_CHARACTERS:
             cleaned[name] = text
     return cleaned
+
+
+def _repaired(text: str) -> str:
+    """Text as it was meant: many programs put UTF-8 or Windows-1252 where Latin-1 is declared."""
+    try:
+        data = text.encode("latin-1")
+    except UnicodeEncodeError:
+        return text
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def id3_tag(tags: Tags) -> bytes:
+    """Tags as an ID3v2.4 tag, which begins an MP3 file, with its text in UTF-8; empty if there are none."""
+    frames = b""
+    for name, identifier in _ID3.items():
+        if name in tags:
+            content = b"\x03" + _ID3_BEFORE.get(name, b"") + tags[name].encode()
+            frames += identifier + _seven_bits(len(content)) + bytes(2) + content
+    return b"ID3\x04\0\0" + _seven_bits(len(frames)) + frames if frames else b""
+
+
+def _seven_bits(size: int) -> bytes:
+    """A size as ID3v2.4 has it: in four bytes whose highest bits are 0."""
+    return bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
 
 
 def info_chunk(tags: Tags) -> bytes:
