@@ -133,7 +133,11 @@ def test_tags_are_carried(tmp_path: Path, kind: str) -> None:
     assert soundfile.info(path).frames == 5000
 
 
-FOREIGN = {"title": "Überfluß – 日本語, a title of more than thirty bytes", "artist": "Ärzte", "comment": "für Élise"}
+FOREIGN = {
+    "title": "Überfluß – 日本語, a title of more than thirty bytes",
+    "artist": "Ärzte",
+    "comment": "für Élise",
+}
 
 
 @pytest.mark.parametrize("kind", ["wav16", "flac", "mp3", "ogg"])
@@ -142,7 +146,9 @@ def test_ffmpeg_reads_the_same_tags(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"a{ALL[kind].suffix}", music(5000), ALL[kind], tags={**TAGS, **FOREIGN})
     with av.open(str(path)) as file:
         found = {name.lower(): text for name, text in {**file.metadata, **file.streams[0].metadata}.items()}
-    expected = {"track" if name == "tracknumber" else name: text for name, text in {**TAGS, **FOREIGN}.items()}
+    expected = {
+        "track" if name == "tracknumber" else name: text for name, text in {**TAGS, **FOREIGN}.items()
+    }
     assert {name: found[name] for name in expected} == expected
 
 

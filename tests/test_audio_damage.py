@@ -92,9 +92,11 @@ def test_a_few_samples_less_are_no_damage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"RIFF", b"RIFF\0\0\0\0WAVE" * 9, b"RF64" + bytes(99), b"caff" + bytes(99), b".snd" + b"\xff" * 8]
-    + [b"riff" + bytes(36) + b"junk" + bytes(20) * 9, b"RIFF....WAVE" + (b"JUNK" + bytes(4)) * 9999]
-    + [b"caff\0\1\0\0free" + b"\xff" * 99],
+    [
+        *(b"", b"RIFF", b"RIFF\0\0\0\0WAVE" * 9, b"RF64" + bytes(99), b"caff" + bytes(99)),
+        *(b".snd" + b"\xff" * 8, b"riff" + bytes(36) + b"junk" + bytes(20) * 9),
+        *(b"RIFF....WAVE" + (b"JUNK" + bytes(4)) * 9999, b"caff\0\1\0\0free" + b"\xff" * 99),
+    ],
 )
 def test_headers_without_sense(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
@@ -236,7 +238,9 @@ def test_the_order_of_channels_is_the_formats(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.ogg", tone[[0, 2, 1, 4, 5, 3]].T, RATE, format="OGG", subtype="VORBIS")
     wav, ogg = (open_audio(tmp_path / name, RATE, 2) for name in ("a.wav", "a.ogg"))
     np.testing.assert_allclose(ogg.read()[:, 2000:-2000], wav.read()[:, 2000:-2000], atol=0.03)
-    assert wav.remarks == ("has 6 channels (FL FR FC LFE BL BR), mixed down to 2 by ITU-R BS.775, without LFE",)
+    assert wav.remarks == (
+        "has 6 channels (FL FR FC LFE BL BR), mixed down to 2 by ITU-R BS.775, without LFE",
+    )
 
 
 def test_a_mix_stays_within_full_scale(tmp_path: Path) -> None:

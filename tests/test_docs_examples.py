@@ -52,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exports: Export) -> Path:
     (place / "album" / "live").mkdir(parents=True)
     for name in ("song.wav", "album/01.flac", "album/02.wav", "album/live/03.flac"):
         soundfile.write(place / name, noise, RATE)
+    (place / "cut.wav").write_bytes((place / "song.wav").read_bytes()[:50_000])
     for stem in ("drums", "bass", "other", "vocals"):
         (place / "tracks" / "one").mkdir(parents=True, exist_ok=True)
         soundfile.write(place / "tracks" / "one" / f"{stem}.wav", np.tile(noise, (3, 1)) / 4, RATE)

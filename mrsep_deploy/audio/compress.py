@@ -80,16 +80,19 @@ class Compressed:
 
         frames = 0
         try:
-            with contextlib.ExitStack() as stack, soundfile.SoundFile(
-                self._target(part, tags, stack),
-                "w",
-                sample_rate,
-                channels,
-                self.subtype,
-                format=self.container,
-                compression_level=self._level(sample_rate),
-                bitrate_mode="CONSTANT" if self.container == "MP3" else None,
-            ) as file:
+            with (
+                contextlib.ExitStack() as stack,
+                soundfile.SoundFile(
+                    self._target(part, tags, stack),
+                    "w",
+                    sample_rate,
+                    channels,
+                    self.subtype,
+                    format=self.container,
+                    compression_level=self._level(sample_rate),
+                    bitrate_mode="CONSTANT" if self.container == "MP3" else None,
+                ) as file,
+            ):
                 if self.container != "MP3":
                     for name, text in tags.items():
                         setattr(file, name, text)

@@ -41,7 +41,9 @@ _FORMATS = (
 )
 """FFmpeg's names of what may be opened: files with sound in them. Not what names other files (playlists, concat, a
 numbered row of pictures), nor devices, descriptions of streams, subtitles, or samples without a header."""
-_STATING = frozenset({"mov", "matroska", "asf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "caf", "aiff", "w64", "flac"})
+_STATING = frozenset(
+    {"mov", "matroska", "asf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "caf", "aiff", "w64", "flac"}
+)
 """Formats whose files state how long they are. Of others FFmpeg tells what their bit rate or their end suggests."""
 PYAV_ERRORS = (ValueError, LookupError, ArithmeticError, MemoryError)
 """What PyAV raises beside FFmpeg's errors: a stream that turns up in the middle of a file is an IndexError."""

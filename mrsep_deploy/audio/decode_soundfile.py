@@ -207,7 +207,7 @@ def _check_length_of_mp3(path: Path) -> None:
             end = start + int.from_bytes(head[at + 12 : at + 16], "big")
             file.seek(end)
             more = file.read(MORE_BYTES)
-            if len(more) == MORE_BYTES and (more[:3] == b"ID3" or more[0] == 0xFF and more[1] >= 0xE0):
+            if len(more) == MORE_BYTES and (more[:3] == b"ID3" or (more[0] == 0xFF and more[1] >= 0xE0)):
                 raise Unsupported("an MP3 with more after its stated end")
 
 

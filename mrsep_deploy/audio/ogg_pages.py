@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAX_LINKS = 1000
-_PAGE = struct.Struct("<4sBBqIII B")  # magic, version, flags, granule, serial, number, checksum, lacing values
+_PAGE = struct.Struct(
+    "<4sBBqIII B"
+)  # magic, version, flags, granule, serial, number, checksum, lacing values
 _FIRST, _LAST = 2, 4  # flags
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _STEP = 1 << 16
