@@ -25,9 +25,9 @@ def separate_stderr() -> None:
     if not isinstance(stream, TextIOWrapper) or _descriptor() != _STDERR:
         return
     stream.flush()
-    sys.stderr = open(  # noqa: SIM115
-        os.dup(_STDERR), "w", 1, stream.encoding, stream.errors, closefd=False
-    )
+    with contextlib.suppress(OSError):  # it is closed
+        own = os.dup(_STDERR)
+        sys.stderr = open(own, "w", 1, stream.encoding, stream.errors, closefd=False)  # noqa: SIM115
 
 
 @contextlib.contextmanager
