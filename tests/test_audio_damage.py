@@ -143,6 +143,24 @@ def test_damaged_pages(
         open_audio(path, RATE, 2).read()
 
 
+def test_damaged_pages_that_ffmpeg_reads(tmp_path: Path) -> None:
+    """FLAC in Ogg as FFmpeg writes it, which libsndfile does not take."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.oga"
+    with av.open(str(path), "w", format="oga") as file:
+        stream = file.add_stream("flac", rate=RATE, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(noise(), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = RATE, 0
+        resampler = av.AudioResampler("s16", "stereo", RATE, 4096)
+        for part in (*resampler.resample(frame), *resampler.resample(None), None):
+            file.mux(stream.encode(part))
+    assert open_audio(path, RATE, 2).read().shape == noise().shape
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DamagedAudio, match=r"is damaged after [12]\.\d\d s: "):
+        open_audio(path, RATE, 2).read()
+
+
 def test_what_follows_an_ogg_file_is_no_damage(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ogg", noise())
     whole = open_audio(path, RATE, 2).read()

@@ -14,6 +14,7 @@ from ..errors import AudioError
 from .downmix import usual_layout
 from .headers import stated_frames
 from .info import AudioInfo, DamagedAudio, Samples
+from .ogg_pages import OPUS_CLOCK, find_links, first_damage
 
 if TYPE_CHECKING:
     import av.container
@@ -109,6 +110,10 @@ class AvDecoder:
                 raise DamagedAudio(
                     self.info.path, f"is damaged after {done / self.info.sample_rate:.2f} s: FFmpeg: {reason}"
                 ) from error
+        if self.info.format.startswith("ogg "):
+            clock = OPUS_CLOCK if self.info.format.endswith("opus") else self.info.sample_rate
+            if (damage := first_damage(find_links(self.info.path), clock)) is not None:
+                raise DamagedAudio(self.info.path, damage)
 
     def _check_unchanged(self, frame: Any, done: int) -> None:
         found = frame.sample_rate, len(frame.layout.channels)

@@ -15,7 +15,7 @@ from ..muted import muted
 from .downmix import usual_layout
 from .headers import stated_frames
 from .info import AudioInfo, DamagedAudio, Samples, native
-from .ogg_pages import Link, find_links
+from .ogg_pages import OPUS_CLOCK, Link, find_links, first_damage
 
 if TYPE_CHECKING:
     import soundfile
@@ -25,7 +25,6 @@ SEARCH_BLOCK = 256  # where a block is damaged, what comes before the damage is 
 MAX_TAGS = 64  # of empty ones, a file could be full
 MORE_BYTES = 4096  # after an MP3's stated end: more than a frame that a writer forgot to count
 _UNKNOWN = 1 << 62  # libsndfile says SF_COUNT_MAX for a FLAC stream whose encoder wrote to a pipe
-_OPUS_CLOCK = 48_000  # Hz, whatever the rate of the samples
 
 
 class Unsupported(Exception):
@@ -59,12 +58,13 @@ class SoundfileDecoder:
     def _stated_frames(self) -> int | None:
         """libsndfile shortens what a header says to what is in the file, and tells of the first link only."""
         if len(self._links) > 1:
-            return round(sum(self._seconds(link.granule) for link in self._links) * self.info.sample_rate)
+            return round(sum(link.granule for link in self._links) * self.info.sample_rate / self._clock)
         return None if self.info.frames is None else stated_frames(self.info.path, self.info.frames)
 
-    def _seconds(self, granule: int) -> float:
-        """Of a position in an Ogg file."""
-        return granule / (_OPUS_CLOCK if self.info.format.endswith("OPUS") else self.info.sample_rate)
+    @property
+    def _clock(self) -> int:
+        """Of positions in an Ogg file, in Hz."""
+        return OPUS_CLOCK if self.info.format.endswith("OPUS") else self.info.sample_rate
 
     def pieces(self) -> Iterator[Samples]:
         """Yield ``[channels, n]``, n at most ``BLOCK``.
@@ -81,14 +81,8 @@ class SoundfileDecoder:
                 for piece in self._pieces_of(link, done):
                     done += piece.shape[1]
                     yield piece
-        before = 0.0
-        for link in self._links:
-            if link.damage is not None:
-                what, granule = link.damage
-                raise DamagedAudio(
-                    self.info.path, f"is damaged after {before + self._seconds(granule):.2f} s: {what}"
-                )
-            before += self._seconds(link.granule)
+        if (damage := first_damage(self._links, self._clock)) is not None:
+            raise DamagedAudio(self.info.path, damage)
 
     def _pieces_of(self, link: Link | None, begun: int) -> Iterator[Samples]:
         """A whole file, or one link of it, ``begun`` frames after the start of the song."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 MAX_LINKS = 1000
+OPUS_CLOCK = 48_000
+"""Hz, whatever the rate of the samples."""
 _PAGE = struct.Struct(
     "<4sBBqIII B"
 )  # magic, version, flags, granule, serial, number, checksum, lacing values
@@ -55,7 +58,8 @@ def find_links(path: Path) -> list[Link]:
                 if links:
                     _note(links[-1], "its last page is missing", open_streams)
                 if len(links) == MAX_LINKS:
-                    break
+                    _note(links[-1], f"more than {MAX_LINKS} songs follow one another", {0})
+                    return links
                 links.append(Link(page.start, page.end))
                 numbers, open_streams, begun = {}, set(), False
             if not links:  # pages before any first one
@@ -76,6 +80,21 @@ def find_links(path: Path) -> list[Link]:
         if links:
             _note(links[-1], "its last page is missing", open_streams)
     return links
+
+
+def first_damage(links: Sequence[Link], clock: int) -> str | None:
+    """What is wrong with a file first, and after how many seconds; None if all is there.
+
+    Args:
+        clock: what granules count, in Hz: samples, 48 kHz of Opus.
+    """
+    before = 0
+    for link in links:
+        if link.damage is not None:
+            what, granule = link.damage
+            return f"is damaged after {(before + granule) / clock:.2f} s: {what}"
+        before += link.granule
+    return None
 
 
 def _note(link: Link, what: str, wanting: set[int]) -> None:
