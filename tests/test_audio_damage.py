@@ -293,7 +293,7 @@ def run(*arguments: str, given: bytes | None = None) -> subprocess.CompletedProc
 def test_a_cut_song_fails_and_what_is_there_can_be_had(tmp_path: Path) -> None:
     (tmp_path / "cut.wav").write_bytes(wav_bytes(RATE // 4, stated=6 * RATE))
     said = "ends after 0.25 s, its header states 6.00 s"
-    fix = "Get the file again, or take what is there with --allow-damaged"
+    fix = "Get the file again, or take what is there with run --allow-damaged"
     assert run("cut.wav", "-q").stderr == f"mrsep-deploy: error: cut.wav {said}. {fix}\n"
     done = run("-", "-q", given=(tmp_path / "cut.wav").read_bytes())
     assert (done.returncode, done.stderr) == (FAILED, f"mrsep-deploy: error: stdin {said}. {fix}\n")

@@ -57,7 +57,9 @@ class DamagedAudio(AudioError):
     """
 
     def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path} {what}", "Get the file again, or take what is there with --allow-damaged")
+        super().__init__(
+            f"{path} {what}", "Get the file again, or take what is there with run --allow-damaged"
+        )
         self.what = what
 
 
