@@ -58,9 +58,9 @@ PREFERENCE: dict[str, str] = {
     "trt-rtx": "TensorRT for RTX compiles for the GPU",
     "ort-cuda": "it runs on the GPU",
     "openvino": "on a CPU it takes a little less time than ONNX Runtime",
-    "ort": "it runs on every CPU",
+    "ort": "no faster engine is installed",
 }
-"""What ``auto`` tries, the fastest first, and why it is there.
+"""What ``auto`` tries, the fastest first, and why it takes it.
 
 ``ort-trt`` is TensorRT with a detour, and ``torch`` the reference: both have to be asked for.
 """
@@ -126,8 +126,9 @@ def choose(name: str, options: EngineOptions, kind: DeviceKind | None = None) ->
             continue
         engine = engine_class(candidate)
         if engine.availability().works and options.precision in engine.precisions:
-            where = "here" if kind is None else f"here on {kind}"
-            return Choice(engine(options), f"the fastest that works {where}: {reason}")
+            asked = AUTO if kind is None else f"{AUTO} on {kind}"
+            hint = "; see mrsep-deploy doctor" if candidate == list(PREFERENCE)[-1] else ""
+            return Choice(engine(options), f"{asked}: {reason}{hint}")
     raise EngineUnavailableError(*_nothing_works(options, kind))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import mrsep_deploy
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.deviation import Deviation
-from mrsep_deploy.errors import UsageError
+from mrsep_deploy.errors import BundleError, CheckpointError, UsageError
 from mrsep_deploy.export.chain import reference_chain, reference_stage
 from mrsep_deploy.export.check import GraphChecker, StageCheck, compare, require
 from mrsep_deploy.export.complexity import count_stages
@@ -29,6 +29,7 @@ from mrsep_deploy.export.rewrites import REWRITES, rewrite
 from mrsep_deploy.export.split import Splitter, StagePlan, make_branches
 from mrsep_deploy.export.transform_graphs import transform_graph
 from mrsep_deploy.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
+from mrsep_deploy.manifest_json import require_model
 
 MAX_BATCH = 64
 
@@ -73,13 +74,25 @@ def export_model(
     that run them on a device. Their ``macs`` stay 0: a stage's are those of the network, and comparable.
 
     Raises:
+        CheckpointError: no bundle can hold the model, such as one whose sources cannot name files.
         ExportError: a stage cannot be exported, or strays from PyTorch.
         OutputError, BundleError: the bundle cannot be written at ``target``.
     """
     options = options or ExportOptions()
     if not 1 <= options.batch <= MAX_BATCH:
         raise UsageError(f"a batch of {options.batch} segments was asked for, 1 to {MAX_BATCH} are possible")
+    _require_bundle_holds(loaded)
     return _Export(loaded, name, options, progress).run(target, overwrite)
+
+
+def _require_bundle_holds(loaded: LoadedModel) -> None:
+    try:
+        require_model(model_info(loaded))
+    except BundleError as error:
+        raise CheckpointError(
+            f"no bundle can hold this model: {error.message}",
+            "Change that in the arguments (kwargs) of the checkpoint, and save it again.",
+        ) from error
 
 
 class _Export:

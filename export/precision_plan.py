@@ -44,7 +44,7 @@ RULES: Mapping[str, str] = {
 }
 """What stays in float32, by name; a graph of lower precision without one of these rules loses more."""
 
-_FIX = "Correct it; mrsep_deploy.export.precision_plan.write_plan writes one to begin with."
+_FIX = "A plan is what `verify --bisect` writes."
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,11 @@ def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
             data = file.read(MAX_BYTES + 1)
         text = data.decode("utf-8")
     except OSError as error:
-        raise UsageError(
-            f"the plan {path} cannot be read: {error.strerror or error}", "Give a JSON file."
-        ) from error
+        raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}", _FIX) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"the plan {path} is not UTF-8 text: {error}", "Give a JSON file.") from error
+        raise UsageError(f"the plan {path} is not UTF-8 text: {error}", _FIX) from error
     try:
-        value = parse(text, f"the plan {path}", "Give a JSON file with a plan.")
+        value = parse(text, f"the plan {path}", _FIX)
     except BundleError as error:
         raise UsageError(error.message, error.fix) from error
     return PrecisionPlan.from_json(value, f"the plan {path}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from .errors import BundleError
-from .manifest import MIX, STEMS, Branch, Manifest, Stage
+from .manifest import MIX, STEMS, Branch, Manifest, ModelInfo, Stage
 from .strict_json import NAME, NAME_RULE, shown
 
 FIX = "Export the checkpoint again, or fetch the bundle anew."
@@ -28,7 +28,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 
 def check(manifest: Manifest) -> None:
     """Raise ``BundleError`` for the first rule the manifest breaks."""
-    _check_model(manifest)
+    check_model(manifest.model)
     _check_branches(manifest)
     _check_fusion(manifest)
     _check_distinct("tensors", [tensor.name for tensor in manifest.tensors])
@@ -52,8 +52,8 @@ def _refuse(message: str) -> NoReturn:
     raise BundleError(message, FIX)
 
 
-def _check_model(manifest: Manifest) -> None:
-    model = manifest.model
+def check_model(model: ModelInfo) -> None:
+    """Raise ``BundleError`` for the first rule the model breaks."""
     # every source becomes a file, and not every file system tells Drums from drums
     _check_distinct("model.sources", [source.lower() for source in model.sources])
     for source in model.sources:

@@ -28,7 +28,7 @@ from .manifest import (
     Stage,
     TensorSpec,
 )
-from .manifest_check import FIX, MAX_FILE_BYTES, check, check_file_name
+from .manifest_check import FIX, MAX_FILE_BYTES, check, check_file_name, check_model
 from .strict_json import Record, as_numbers, parse, shown
 
 MAX_LINE = 100
@@ -77,6 +77,11 @@ def from_json(text: str) -> Manifest:
     )
     check(manifest)
     return manifest
+
+
+def require_model(model: ModelInfo) -> None:
+    """Raise ``BundleError``, as reading a manifest would, if none can hold this model; ask before exporting."""
+    check_model(_model(_plain(vars(model), "model")))
 
 
 _TOP = (

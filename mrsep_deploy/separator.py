@@ -281,8 +281,5 @@ def _segment_samples(manifest: Manifest, seconds: float | None) -> int:
         return model.segment_samples
     longest = float(model.segment)
     if not 0 < seconds <= longest:
-        raise UsageError(
-            f"a segment of {seconds:g} s was asked for, the graphs of {manifest.name} have one length, {longest:g} s",
-            f"Give at most {longest:g}; a shorter one is filled up with silence, and saves neither time nor memory.",
-        )
+        raise UsageError(f"segment is {seconds:g} s; give more than 0 and at most {longest:g}")
     return min(int(seconds * model.sample_rate), model.segment_samples)

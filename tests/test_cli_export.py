@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from mrsep_deploy import cli, errors, registry
@@ -17,6 +18,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.commands import export as command
 from mrsep_deploy.commands.arguments import parse_argument
 from mrsep_deploy.export import api
+from mrsep_deploy.export.checkpoint import read_checkpoint
 from mrsep_deploy.inspection import inspect
 
 CHECKPOINT = Path(__file__).parent / "golden" / "htdemucs_n_vocals.th"
@@ -189,6 +191,53 @@ def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
     for path in (text, tmp_path / "absent.th", tmp_path):
         assert path.name in complaint(invoke(tmp_path / "home", path, "-n", "x"))
     assert not (tmp_path / "home" / "models").exists()
+
+
+@pytest.fixture
+def no_reference_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of the minutes that an export of a real model takes."""
+
+    def fail(*_given: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("mrsep_deploy.export.exporter.reference_chain", fail)
+
+
+@pytest.mark.usefixtures("no_reference_run")
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("../x", "model.sources is ['../x'], expected a list of names"),
+        ("a/b", "model.sources is ['a/b'], expected a list of names"),
+        ("a\x1b", r"model.sources is ['a\x1b'], expected a list of names"),
+        ("lead vocals", "model.sources is ['lead vocals'], expected a list of names"),
+        ("nul", "model.sources names 'nul', which cannot name a file"),
+        ("", "sources[0] is '', expected a name"),
+    ],
+)
+def test_a_checkpoint_whose_source_names_no_file(tmp_path: Path, source: str, said: str) -> None:
+    """Every source becomes a file of each song: a name that cannot is found before the work, in one line."""
+    honest = read_checkpoint(CHECKPOINT)
+    package = {"klass": honest.klass, "args": (), "kwargs": {**honest.kwargs, "sources": [source]}}
+    torch.save({**package, "state": honest.state}, tmp_path / "odd.th")
+    message = complaint(invoke(tmp_path / "home", tmp_path / "odd.th"))
+    assert said in message
+    assert not (tmp_path / "home" / "models").exists()
+
+
+@pytest.mark.usefixtures("no_reference_run")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sources=Drums,drums"], "'drums' twice in model.sources"),
+        (["sources=a,a"], "expected sources with distinct names"),
+        (["samplerate=900"], "model.sample_rate is 900, expected a whole number from 1000"),
+    ],
+)
+def test_a_model_that_no_manifest_holds(tmp_path: Path, arguments: list[str], said: str) -> None:
+    given = ["nfft_list=256", "channels=4", "depth=2", "samplerate=8000", "segment=0.1", *arguments]
+    options = [text for argument in given for text in ("--set", argument)]
+    assert said in complaint(invoke(tmp_path, "--untrained", "htdemucs_nf", "-n", "x", *options))
 
 
 @pytest.mark.parametrize("arguments", [[CHECKPOINT], ["--untrained", "htdemucs"]])

@@ -8,9 +8,10 @@ errors that name them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from typing import Any
 
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.plain import shown
@@ -239,14 +240,8 @@ def _typed(family: str, used: Mapping[str, object]) -> ModelConfig:
     """Check the kind of every value against the kind of its default."""
     if "sources" not in used:
         raise CheckpointError("the checkpoint does not name its sources")
-    sources = used["sources"]
-    if (
-        not isinstance(sources, (list, tuple))
-        or not sources
-        or not all(isinstance(source, str) and source for source in sources)
-    ):
-        raise CheckpointError(f"sources must be a list of names, found {shown(sources)}")
-    template = ModelConfig(family=family, sources=tuple(sources))
+    sources = _list_of("sources", used["sources"], "name", lambda v: isinstance(v, str) and v != "")
+    template = ModelConfig(family=family, sources=sources)
     values: dict[str, object] = {}
     for name, value in used.items():
         if name == "sources":
@@ -255,11 +250,27 @@ def _typed(family: str, used: Mapping[str, object]) -> ModelConfig:
     return replace(template, **values)  # type: ignore[arg-type]
 
 
+def _list_of(name: str, value: object, kind: str, fits: Callable[[object], bool]) -> tuple[Any, ...]:
+    """The entries of an argument that is a list of at least one ``kind``, all of which fit.
+
+    Raises:
+        CheckpointError: it is something else; the message says which entry does not fit.
+    """
+    if not isinstance(value, (list, tuple)):
+        found = repr(shown(value)) if isinstance(value, str) else shown(value)
+        raise CheckpointError(f"{name} is {found}, expected a list of {kind}s")
+    if not value:
+        raise CheckpointError(f"{name} is an empty list, expected at least one {kind}")
+    for index, entry in enumerate(value):
+        if not fits(entry):
+            found = repr(shown(entry)) if isinstance(entry, str) else shown(entry)
+            raise CheckpointError(f"{name}[{index}] is {found}, expected a {kind}")
+    return tuple(value)
+
+
 def _coerce(name: str, value: object, default: object) -> object:
     if name == "nfft_list":
-        if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
-            return tuple(value)
-        raise CheckpointError(f"nfft_list must be a list of whole numbers, found {shown(value)}")
+        return _list_of(name, value, "whole number", lambda v: type(v) is int)
     if name == "channels_time" and value is None:
         return None
     if isinstance(default, bool):

@@ -69,7 +69,16 @@ def test_auto_takes_the_fastest_that_works(
     only(monkeypatch, *working)
     choice = choose(AUTO, EngineOptions())
     assert choice.engine.name == expected
-    assert PREFERENCE[expected] in choice.reason
+    assert choice.reason.startswith(f"auto: {PREFERENCE[expected]}")
+
+
+def test_the_last_choice_says_that_there_are_faster_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "ort", "torch")
+    said = "no faster engine is installed; see mrsep-deploy doctor"
+    assert choose(AUTO, EngineOptions()).reason == f"auto: {said}"
+    assert choose(AUTO, EngineOptions(), "cpu").reason == f"auto on cpu: {said}"
+    only(monkeypatch, "ort", "openvino")
+    assert "doctor" not in choose(AUTO, EngineOptions()).reason
 
 
 def test_half_precision_is_looked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,26 @@ def test_impossible_sources(sources: object) -> None:
         parse(sources=sources)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"sources": []}, "sources is an empty list, expected at least one name"),
+        ({"sources": "vocals"}, "sources is 'vocals', expected a list of names"),
+        ({"sources": None}, "sources is None, expected a list of names"),
+        ({"sources": {"a": 1}}, "sources is a dict, expected a list of names"),
+        ({"sources": ["a", ""]}, "sources[1] is '', expected a name"),
+        ({"sources": [["a"]]}, "sources[0] is a list, expected a name"),
+        ({"nfft_list": []}, "nfft_list is an empty list, expected at least one whole number"),
+        ({"nfft_list": [512, "1024"]}, "nfft_list[1] is '1024', expected a whole number"),
+        ({"nfft_list": 512}, "nfft_list is 512, expected a list of whole numbers"),
+    ],
+)
+def test_a_list_that_is_wrong_is_told_by_what_is_wrong_in_it(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        parse_config("htdemucs_n", (), {"sources": FOUR, **arguments})
+    assert caught.value.message == said
+
+
 def test_sources_are_given_once() -> None:
     with pytest.raises(CheckpointError, match="does not name its sources"):
         parse_config("htdemucs", (), {})
@@ -150,7 +170,7 @@ def test_switches_may_be_numbers(value: int) -> None:
     [
         ({"nfft": 4095}, "nfft"),
         ({"nfft": 2**20}, "nfft"),
-        ({"nfft": "4096"}, "whole numbers"),
+        ({"nfft": "4096"}, "expected a whole number"),
         ({"depth": 0}, "depth"),
         ({"depth": 9}, "depth"),
         ({"segment": 0}, "segment"),

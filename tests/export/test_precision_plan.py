@@ -85,8 +85,9 @@ def test_a_plan_that_is_none(tmp_path: Path, changes: dict[str, Any], message: s
 def test_a_file_that_is_no_plan(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         read_plan(path)
+    assert caught.value.fix == "A plan is what `verify --bisect` writes."
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
