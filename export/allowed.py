@@ -3,7 +3,8 @@
 A pickle says "import this name" and "call it with these arguments". Here a name is looked up in the tables
 below and nowhere else, and a call is carried out by our own function of the same meaning, on plain data:
 
-    a model class                     stays a ``Name``; it cannot be called
+    a model class                     stays a ``Name``; it cannot be called, and its source code, which torch
+                                      before 1.6 put beside it, is dropped unread
     torch.FloatStorage, ...           stays a ``Name``; says how the bytes of a storage are read
     torch._utils._rebuild_tensor_v2   a ``TensorSpec``: where in which storage a tensor lies
     torch._utils._rebuild_parameter   the ``TensorSpec`` it wraps
@@ -164,19 +165,28 @@ def unknown_class(name: object) -> CheckpointError:
     )
 
 
-def storage(identity: object) -> StorageRef:
-    """The storage that a persistent id ``("storage", class, key, location, numel[, view])`` declares.
+def persistent(identity: object) -> StorageRef | Name:
+    """What a persistent id declares, which is one of two things.
+
+        ("storage", class, key, location, numel[, view])    a storage; its location is ignored: all is read to the CPU
+        ("module", class, file, source)                      a model class, from torch before 1.6; the name of the
+                                                             file and the source in it are texts, and dropped
 
     Raises:
-        CheckpointError: it has another form. The location is ignored: everything is read to the CPU.
+        UnsafeCheckpointError: it has another form.
     """
+    if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+        klass, *texts = identity[1:]
+        plain = all(text is None or isinstance(text, str) for text in texts)
+        if plain and isinstance(klass, Name) and klass.qualified in KNOWN_CLASSES:
+            return klass
     if isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage":
         _, kind, key, _, numel = identity[:5]
         dtype = STORAGES.get(kind.qualified) if isinstance(kind, Name) else None
         view = identity[5] if len(identity) == 6 else None
         if dtype and isinstance(key, str) and type(numel) is int and 0 <= numel < 2**40 and view is None:
             return StorageRef(key, dtype, numel)
-    raise refuse("a persistent object that is not a storage of tensors")
+    raise refuse("a persistent object that is neither a storage of tensors nor a known model class")
 
 
 def call(function: object, arguments: object) -> object:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.allowed import StorageRef, build, call, refuse, resolve, storage
+from mrsep_deploy.export.allowed import StorageRef, build, call, persistent, refuse, resolve
 from mrsep_deploy.export.files import AGAIN
 from mrsep_deploy.export.plain import shown
 
@@ -110,7 +110,7 @@ class _Machine:
             "STACK_GLOBAL": lambda: self.stack.append(resolve(*self.last(2))),
             "REDUCE": lambda: self.stack.append(call(*self.last(2))),
             "BUILD": self.build,
-            "BINPERSID": self.storage,
+            "BINPERSID": self.persistent,
         }
 
     def run(self, name: str, argument: object) -> None:
@@ -196,8 +196,8 @@ class _Machine:
         (state,) = self.last(1)
         build(self.stack[-1], state)
 
-    def storage(self) -> None:
-        declared = storage(*self.last(1))
-        if self.storages.setdefault(declared.key, declared) != declared:
+    def persistent(self) -> None:
+        declared = persistent(*self.last(1))
+        if isinstance(declared, StorageRef) and self.storages.setdefault(declared.key, declared) != declared:
             raise CheckpointError(f"the storage {shown(declared.key)} is declared in two different ways")
         self.stack.append(declared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import pickle
 import struct
 import sys
@@ -36,6 +37,24 @@ def save(path: Path, state: object, klass: str = KLASS, legacy: bool = False, **
     with importable(klass) as found:
         package = {"klass": found, "args": (), "kwargs": {"segment": 7.8}, "state": state, **others}
         torch.save(package, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def save_with_source(path: Path, state: object, klass: str = KLASS, **others: object) -> Path:
+    """A package as torch before 1.6 saves it: with the source of a module's class beside the class.
+
+    torch still does so where its zip format is switched off; it takes the source from the class's file.
+    """
+    module, name = klass.rsplit(".", 1)
+    file = path.with_suffix(".py")
+    file.write_text(f"import torch\n\n\nclass {name}(torch.nn.Module):\n    pass\n")
+    spec = importlib.util.spec_from_file_location(module, file)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    with importable(klass), mock.patch.dict(sys.modules, {module: loaded}):
+        spec.loader.exec_module(loaded)
+        package = {"klass": getattr(loaded, name), "args": (), "kwargs": {"segment": 7.8}, "state": state}
+        torch.save({**package, **others}, path, _use_new_zipfile_serialization=False)
     return path
 
 
@@ -99,6 +118,20 @@ def program(**parts: bytes) -> bytes:
     module, name = KLASS.rsplit(".", 1)
     honest = {"klass": named(module, name), "args": b")", "kwargs": b"}", "state": items(w=tensor())}
     return b"\x80\x02" + items(**{**honest, **parts}) + b"."
+
+
+def module(*parts: bytes) -> bytes:
+    """The persistent id of a module's class, as torch before 1.6 writes it; ``parts`` follow ``"module"``."""
+    return b"(" + text("module") + b"".join(parts) + b"tQ"
+
+
+def write_legacy(path: Path, **parts: bytes) -> Path:
+    """``write`` in the container of torch before 1.6."""
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, system)]
+    storage = pickle.dumps(["0"], 2) + struct.pack("<q2f", 2, 1.0, 2.0)
+    path.write_bytes(b"".join(head) + program(**parts) + storage)
+    return path
 
 
 def write(path: Path, **parts: bytes) -> Path:

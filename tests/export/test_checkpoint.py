@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
+from mrsep_deploy.export.load import load_model
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.th"))
 
@@ -73,6 +74,27 @@ def test_tensors_are_those_torch_reads(tmp_path: Path, some: dict[str, torch.Ten
     same(checkpoint.state, pickles.load(path)["state"])  # type: ignore[arg-type]
     dtypes = "bfloat16 bool float16 float32 float64 int64 uint8".split()  # noqa: SIM905
     assert checkpoint.storage_dtypes == tuple(dtypes)
+
+
+def test_a_package_that_holds_the_source_of_its_class(tmp_path: Path, some: dict[str, torch.Tensor]) -> None:
+    """torch before 1.6 put it there, to warn if the class has changed. Here it is a text like any other."""
+    training = {"training_args": {"seed": 42}}
+    path = pickles.save_with_source(tmp_path / "model.th", some, **training)
+    assert b"class HTDemucs(torch.nn.Module):" in path.read_bytes()
+    found = read_checkpoint(path)
+    same(found.state, read_checkpoint(pickles.save(tmp_path / "new.th", some)).state)
+    assert (found.klass, found.kwargs) == (pickles.KLASS, {"segment": 7.8})
+    assert found.training_args == training["training_args"]
+
+
+def test_a_package_of_an_old_torch_becomes_a_model(tmp_path: Path) -> None:
+    golden = read_checkpoint(GOLDEN[0])
+    path = pickles.save_with_source(
+        tmp_path / "old.th", golden.state, golden.klass, args=golden.args, kwargs=golden.kwargs
+    )
+    model, again = load_model(GOLDEN[0]), load_model(path)
+    same(again.model.state_dict(), model.model.state_dict())
+    assert again.config == model.config
 
 
 def test_tensors_share_no_memory(tmp_path: Path, some: dict[str, torch.Tensor]) -> None:

@@ -170,6 +170,59 @@ def test_tricks_of_the_pickle_machine(tmp_path: Path, marker: Path, payload: byt
     refused(write(tmp_path / "model.th", kwargs=items(x=payload)), said)
 
 
+HTDEMUCS = named(*pickles.KLASS.rsplit(".", 1))
+SOURCE = "import os\nos.system('touch pwned')\n\n\nclass HTDemucs:\n    os.system('touch pwned')\n"
+
+
+@pytest.mark.parametrize("source", [text(SOURCE), text("class HTDemucs(:"), text("\0"), text(""), b"N"])
+def test_the_source_of_a_class_is_never_more_than_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: bytes
+) -> None:
+    """What torch before 1.6 put beside the class of a module. Nothing compiles it, or opens the file it names."""
+
+    def fail(*_given: object, **_named: object) -> None:
+        raise AssertionError("the source was used")
+
+    monkeypatch.chdir(tmp_path)
+    path = pickles.write_legacy(
+        tmp_path / "old.th", klass=pickles.module(HTDEMUCS, text("/dev/zero"), source)
+    )
+    before = set(sys.modules)
+    with monkeypatch.context() as patched:
+        for name in ("compile", "exec", "eval"):
+            patched.setattr(builtins, name, fail)
+        found = read_checkpoint(path)
+    assert (found.klass, found.state["w"].tolist()) == (pickles.KLASS, [1.0, 2.0])
+    assert set(sys.modules) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["old.th"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (pickles.module(named("posix", "system"), text("a.py"), text(SOURCE)), "posix.system"),
+        (pickles.module(named("torch", "FloatStorage"), text("a.py"), text(SOURCE)), "a persistent object"),
+        (pickles.module(text(pickles.KLASS), text("a.py"), text(SOURCE)), "a persistent object"),
+        (pickles.module(HTDEMUCS, text("a.py"), integer(3)), "a persistent object"),
+        (pickles.module(HTDEMUCS, b"]", text(SOURCE)), "a persistent object"),
+        (pickles.module(HTDEMUCS), "a persistent object"),
+        (pickles.module(HTDEMUCS, text("a.py"), text(SOURCE), text("more")), "a persistent object"),
+        (
+            pickles.module(HTDEMUCS, text("a.py"), text(SOURCE)) + b")\x81",
+            f"an object of {pickles.KLASS} to be made",
+        ),
+        (pickles.module(HTDEMUCS, text("a.py"), text(SOURCE)) + b")R", f"{pickles.KLASS} to be called"),
+    ],
+)
+def test_tricks_with_the_source_of_a_class(tmp_path: Path, marker: Path, payload: bytes, said: str) -> None:
+    refused(pickles.write_legacy(tmp_path / "old.th", klass=payload), said)
+
+
+def test_a_source_without_end(tmp_path: Path) -> None:
+    klass = pickles.module(HTDEMUCS, text("a.py"), text("x" * 9 * 2**20))
+    failed(pickles.write_legacy(tmp_path / "old.th", klass=klass), "longer than 8,388,608 bytes")
+
+
 def test_registered_extensions_are_not_looked_up(tmp_path: Path, marker: Path) -> None:
     copyreg.add_extension(os.system.__module__, "system", 200)
     try:

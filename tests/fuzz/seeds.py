@@ -46,7 +46,7 @@ def _kwargs() -> dict[str, object]:
 
 def _packages(folder: Path) -> None:
     import torch
-    from pickles import save, write
+    from pickles import KLASS, module, named, save, text, write, write_legacy
 
     state = {
         "a.weight": torch.ones(2, 3).half(),
@@ -56,6 +56,8 @@ def _packages(folder: Path) -> None:
     rest = {"kwargs": _kwargs(), "training_args": {"seed": 42}}
     save(folder / "zip.th", state, **rest)
     save(folder / "legacy.th", state, legacy=True, **rest)
+    klass = named(*KLASS.rsplit(".", 1))
+    write_legacy(folder / "source.th", klass=module(klass, text("htdemucs.py"), text("class HTDemucs: ...")))
     write(folder / "hand.th")
 
 
