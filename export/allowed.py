@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
+from mrsep_deploy.export import recipes
 from mrsep_deploy.export.plain import fraction, shown
 
 #: Qualified name of a model class -> short name of its family.
@@ -58,6 +59,7 @@ STORAGES: Mapping[str, str] = MappingProxyType(
 )
 
 RESAVE = "save the model again as a dict of klass, args, kwargs, state and training_args"
+UNTRUSTED = "do not load this file elsewhere unless you trust its author; "
 DIFFQ_FIX = "export the model that was not quantised, or load this one with demucs and diffq and save that"
 
 _DTYPES = frozenset(f"torch.{name}" for name in STORAGES.values())
@@ -74,6 +76,19 @@ _UNSUPPORTED = {
     "torch.QInt": "a quantised tensor, expected floating point ones",
     "torch.QUInt": "a quantised tensor, expected floating point ones",
     "torch._tensor._rebuild_from_type": "a tensor with Python attributes, expected a plain one",
+}
+# What training programs put into their checkpoints beside the model: the start of the name, and what to do. The
+# file is refused like any other that names objects; whoever made it is told how to get the model out.
+_OWN = f"only if it is your own training checkpoint, {recipes.of_ones_own()}"
+_DEMUCS = "export best.th, the package that demucs keeps beside its checkpoint.th; or, "
+_OF_TRAINING = {
+    "omegaconf.": _DEMUCS + _OWN,
+    "argparse.Namespace": _OWN,
+    "collections.defaultdict": _OWN,
+    "collections.Counter": _OWN,
+    "pathlib.": _OWN,
+    "numpy.core.multiarray._reconstruct": _OWN,
+    "numpy._core.multiarray._reconstruct": _OWN,
 }
 
 
@@ -114,11 +129,11 @@ class _NumpyType:
     order: str = "<"
 
 
-def refuse(what: str) -> UnsafeCheckpointError:
+def refuse(what: str, fix: str = UNTRUSTED + RESAVE) -> UnsafeCheckpointError:
     """The error for a file that wants something run; ``what`` continues 'the file asks for'."""
     return UnsafeCheckpointError(
         f"refused: the file asks for {what}, expected tensors and plain values only; nothing of it was run",
-        "do not load this file elsewhere unless you trust its author; " + RESAVE,
+        fix,
     )
 
 
@@ -152,8 +167,9 @@ def _unknown(module: str, name: str) -> CheckpointError:
         return unknown_class(full)
     if module.startswith("torch.nn."):
         return refuse(f"{shown(full, 300)} (it holds a whole pickled module, not a package)")
-    if package == "omegaconf":
-        return refuse(f"{shown(full, 300)} (a configuration that OmegaConf.to_container did not make plain)")
+    for start, fix in _OF_TRAINING.items():
+        if full.startswith(start):
+            return refuse(shown(full, 300), UNTRUSTED + fix)
     return refuse(shown(full, 300))
 
 

@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 
 from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export import recipes
 from mrsep_deploy.export.allowed import KNOWN_CLASSES, RESAVE, Name, TensorSpec, unknown_class
 from mrsep_deploy.export.bags import Bag, read_bag
 from mrsep_deploy.export.files import AGAIN, about, opened, refuse_other_files, sha256
 from mrsep_deploy.export.packages import read_legacy, read_zip
 from mrsep_deploy.export.plain import plain, plain_dict, shown
 from mrsep_deploy.export.safetensors_file import looks_like_safetensors, read_safetensors
-from mrsep_deploy.export.storages import read_state, refuse_quantised
+from mrsep_deploy.export.storages import is_state, read_state, refuse_quantised
 
 __all__ = ["KNOWN_CLASSES", "Bag", "Checkpoint", "read_bag", "read_checkpoint", "require_fit"]
 
@@ -125,7 +126,7 @@ def _from_package(path: Path, file: BufferedReader, head: bytes, file_bytes: int
         package = read_legacy(file, file_bytes)
     else:
         raise CheckpointError(f"truncated or not a torch package: it starts with {shown(head[:8])}", AGAIN)
-    root = _package_dict(package.value)
+    root = _package_dict(package.value, path)
     klass = _klass(root["klass"])
     args, kwargs = _arguments(root["args"], root["kwargs"])
     training_args = plain_dict(root.get("training_args") or {}, "training_args")
@@ -143,7 +144,8 @@ def _from_safetensors(path: Path, head: bytes, file_bytes: int, digest: str) -> 
     return Checkpoint(klass, args, kwargs, package.state, {}, path, digest, dtypes)
 
 
-def _package_dict(value: object) -> dict[object, object]:
+def _package_dict(value: object, path: Path) -> dict[object, object]:
+    """The package that a file holds; the state may be under another name, if the file has no second one."""
     if isinstance(value, TensorSpec):
         raise CheckpointError(f"the file holds a single tensor, {_PACKAGE}", RESAVE)
     if not isinstance(value, dict):
@@ -155,13 +157,18 @@ def _package_dict(value: object) -> dict[object, object]:
     if not missing:
         return value
     refuse_quantised(value)
-    if value and all(isinstance(item, TensorSpec) for item in value.values()):
+    states = {key: item for key, item in value.items() if is_state(item)}
+    if missing == ["state"] and len(states) == 1:
+        return {**value, "state": next(iter(states.values()))}
+    if is_state(value):
         raise CheckpointError(
-            f"the file holds a bare state dict; {_PACKAGE}",
-            "save it with the class and the arguments of the model it belongs to",
+            f"the file holds a bare state dict; {_PACKAGE}", recipes.of_a_state(value, path)
         )
     keys = ", ".join(shown(key, 40) for key in list(value)[:6]) or "nothing"
-    raise CheckpointError(f"the file lacks {', '.join(missing)} (it has {keys}); {_PACKAGE}", RESAVE)
+    raise CheckpointError(
+        f"the file lacks {', '.join(missing)} (it has {keys}); {_PACKAGE}",
+        recipes.of_a_training(states, path) if states else RESAVE,
+    )
 
 
 def _klass(value: object) -> str:

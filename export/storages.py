@@ -55,6 +55,15 @@ class _Layout:
         return math.prod(self.size)
 
 
+def is_state(value: object) -> bool:
+    """Whether it is what ``Module.state_dict()`` gives: a dict of tensors, of one at least."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(item, TensorSpec) for item in value.values())
+    )
+
+
 def read_state(state: object, read: StorageReader, file_bytes: int) -> dict[str, torch.Tensor]:
     """The tensors of a package's ``state``: floating point ones as float32, on the CPU, contiguous.
 

@@ -49,7 +49,8 @@ def save_with_source(path: Path, state: object, klass: str = KLASS, **others: ob
     file = path.with_suffix(".py")
     file.write_text(f"import torch\n\n\nclass {name}(torch.nn.Module):\n    pass\n")
     spec = importlib.util.spec_from_file_location(module, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     with importable(klass), mock.patch.dict(sys.modules, {module: loaded}):
         spec.loader.exec_module(loaded)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import hashlib
 import json
 import math
+import shlex
+import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pickles
@@ -15,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
+from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
+from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, Checkpoint, read_bag, read_checkpoint, require_fit
 from mrsep_deploy.export.load import load_model
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.th"))
@@ -210,6 +214,141 @@ def test_what_is_no_package(tmp_path: Path) -> None:
         torch.save(value, path)
         with pytest.raises(CheckpointError, match=said):
             read_checkpoint(path)
+
+
+# --- training checkpoints
+
+
+@pytest.fixture
+def golden() -> Checkpoint:
+    """A small model of two resolutions; its weights are those in a training checkpoint below."""
+    return read_checkpoint(GOLDEN[0])
+
+
+def optimiser(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    """The state of an Adam that has made a step."""
+    parameters = [torch.nn.Parameter(value.clone()) for value in state.values()]
+    adam = torch.optim.Adam(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    adam.step()
+    return adam.state_dict()
+
+
+def made_by(line: str, golden: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run the line as a shell would, with the model's own class and arguments in it."""
+    assert "\n" not in line
+    python, option, code, *files = shlex.split(line[line.index("python -c") :])
+    assert (python, option, len(files)) == ("python", "-c", 2)
+    sources = "{'sources': ['drums', 'bass', 'other', 'vocals']}"
+    for example, value in (("'demucs.htdemucs.HTDemucs'", golden.klass), (sources, golden.kwargs)):
+        assert code.count(example) == 1
+        code = code.replace(example, repr(value))
+    monkeypatch.setattr(sys, "argv", ["-c", *files])
+    exec(code, {"Fraction": Fraction})
+    return Path(files[1])
+
+
+def wrapped(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("kind", ["demucs", "plain", "lightning", "parallel", "average", "bare"])
+def test_a_training_checkpoint_comes_with_the_line_that_makes_a_package_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Checkpoint, kind: str
+) -> None:
+    state = golden.state
+    other = {name: value + 1 for name, value in state.items()}
+    adam = optimiser(state)
+    training: dict[str, Any] = {
+        "demucs": {
+            "state": other,
+            "optimizer": adam,
+            "history": [{"loss": 0.5}],
+            "best_state": state,
+            "args": {"a": 1},
+        },
+        "plain": {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": adam, "loss": 0.5},
+        "lightning": {
+            "epoch": 3,
+            "global_step": 9,
+            "pytorch-lightning_version": "2.4.0",
+            "state_dict": wrapped("model.", state),
+            "optimizer_states": [adam],
+            "lr_schedulers": [{"last_epoch": 3, "_last_lr": [1e-3]}],
+            "hyper_parameters": {"lr": 1e-3},
+        },
+        "parallel": {"state_dict": wrapped("module.", state), "optimizer": adam},
+        "average": {"step": 9, "average": state, "optimizer": adam, "random": torch.get_rng_state()},
+        "bare": state,
+    }
+    path = tmp_path / "checkpoint.th"
+    torch.save(training[kind], path)
+    with pytest.raises(CheckpointError, match="expected a package with klass, args, kwargs, state") as caught:
+        read_checkpoint(path)
+    assert not isinstance(caught.value, UnsafeCheckpointError)
+    assert "weights_only=True" in caught.value.fix
+    made = made_by(str(caught.value), golden, monkeypatch)
+    assert made == tmp_path / "checkpoint.package.th"
+    same(load_model(made).model.state_dict(), load_model(GOLDEN[0]).model.state_dict())
+
+
+def test_a_training_checkpoint_with_objects_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Checkpoint
+) -> None:
+    """They would be made on loading, so the line is for the author alone, and says so."""
+    path = tmp_path / "FILE"
+    monkeypatch.chdir(tmp_path)
+    for thing, name in [
+        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (np.random.get_state(), "multiarray._reconstruct"),
+        (Path("music"), "pathlib"),
+        (collections.defaultdict(list), "collections.defaultdict"),
+    ]:
+        torch.save({"state": golden.state, "optimizer": optimiser(golden.state), "args": thing}, path)
+        with pytest.raises(UnsafeCheckpointError, match=name) as caught:
+            read_checkpoint(path)
+        assert "only if it is your own" in caught.value.fix
+        made = made_by(str(caught.value), golden, monkeypatch)
+        same(load_model(made).model.state_dict(), load_model(GOLDEN[0]).model.state_dict())
+
+
+def test_a_training_checkpoint_of_demucs_lies_beside_a_package(tmp_path: Path) -> None:
+    config = pickles.named("omegaconf.dictconfig", "DictConfig") + b")\x81"
+    path = pickles.write(tmp_path / "checkpoint.th", args=config)
+    with pytest.raises(UnsafeCheckpointError) as caught:
+        read_checkpoint(path)
+    assert "export best.th" in caught.value.fix
+    assert "weights_only=False" in caught.value.fix
+
+
+def test_a_training_checkpoint_that_has_all_of_a_package_is_one(tmp_path: Path, golden: Checkpoint) -> None:
+    package = {"klass": golden.klass, "args": golden.args, "kwargs": golden.kwargs}
+    more = {"optimizer": optimiser(golden.state), "random": torch.get_rng_state(), "epoch": 3}
+    for name in ("state", "model_state_dict"):
+        torch.save({**more, **package, name: golden.state}, tmp_path / "checkpoint.th")
+        same(
+            load_model(tmp_path / "checkpoint.th").model.state_dict(),
+            load_model(GOLDEN[0]).model.state_dict(),
+        )
+    torch.save({**more, **package, "model": golden.state, "ema": golden.state}, tmp_path / "checkpoint.th")
+    with pytest.raises(CheckpointError, match=r"lacks state .*c\['model'\]"):
+        read_checkpoint(tmp_path / "checkpoint.th")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x']; import os; os.system('touch pwned') #", 'x"; touch pwned; "', "$(touch pwned)", "`x`", "a\nb", ""],
+)
+def test_no_text_of_the_file_becomes_part_of_a_command(tmp_path: Path, name: str) -> None:
+    for value in ({name: {"w": torch.ones(1)}}, {"model": {f"{name}.w": torch.ones(1)}}):
+        torch.save(value, tmp_path / "a $(touch pwned).th")
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(tmp_path / "a $(touch pwned).th")
+        line = caught.value.fix[caught.value.fix.index("python -c") :]
+        assert "pwned" not in line
+        assert "`" not in line
+        assert shlex.split(line)[3:] == ["FILE", "FILE.package.th"]
 
 
 @pytest.mark.parametrize(
