@@ -1,23 +1,21 @@
-"""Names for bundles: which name is which folder, and which one was exported last.
+"""Names for bundles: which name is which folder, and which one is taken where none is named.
 
 One JSON file, ``registry.json`` in the data folder, replaced whole under a lock, so that two exports at
 once lose nothing. A bundle at ``models_dir()/NAME`` is *managed*: removing the name deletes it. Any other
 is only *referenced*: removing the name forgets it. Reading needs neither the lock nor a writable disk.
 
-The model that comes with the package is in no registry: it is there as long as its name is not taken, and it is
-the default as long as there is no other.
+The default is the model that was chosen (``use``), or else the one exported last. The model that comes with the
+package is in no registry: it is there as long as its name is not taken, and it is the default before any export.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -25,23 +23,23 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from . import paths, shipped
-from .atomic import explained, make_folder, write_file
+from .atomic import explained, make_folder
 from .bundle import ARCHIVE_SUFFIX, Bundle
 from .errors import BundleError, OutputError, UsageError
 from .manifest_check import MANIFEST_FILE
-from .strict_json import MAX_BYTES, Record, is_unicode, parse, shown
+from .registry_file import NAME, NAME_RULE, Default, Entry, Registry, load, save
+from .strict_json import is_unicode, shown
 
-FORMAT = "mrsep-deploy registry"
-FORMAT_VERSION = 1
 LOCK_SECONDS = 30.0
 
 Status = Literal["ok", "missing", "damaged"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_NAME_RULE = "1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_TIME = re.compile(r"[0-9T:.+Z-]{10,40}")
-_PATH = re.compile(r"[^\0]{1,4096}")
+_FETCH = "Get its checkpoint (docs/running.md says where), then: mrsep-deploy export FILE --name {}"
+_PUBLISHED = {
+    "htdemucs": _FETCH,
+    "htdemucs_6s": _FETCH,
+    "htdemucs_ft": "It is four models; docs/running.md says where they are, and how they run together",
+}
 
 
 @dataclass(frozen=True)
@@ -68,32 +66,17 @@ class RegisteredModel:
     shipped: bool = False
 
 
-@dataclass(frozen=True)
-class _Entry:
-    path: str
-    digest: str
-    registered: str
-
-
-@dataclass
-class _Registry:
-    models: dict[str, _Entry] = field(default_factory=dict)
-    last: str | None = None
-
-    def leaves_to_the_shipped(self, name: str) -> bool:
-        """Whether the name stands for the model that comes with the package."""
-        return name == shipped.NAME and name not in self.models
-
-
 def validate_name(name: str) -> str:
     """The name, if it is one. Raises ``UsageError``."""
-    if _NAME.fullmatch(name) is None:
-        raise UsageError(f"{shown(name)} is not a name for a model", f"Take {_NAME_RULE}.")
+    if NAME.fullmatch(name) is None:
+        raise UsageError(f"{shown(name)} is not a name for a model", f"Take {NAME_RULE}.")
     return name
 
 
 def register(bundle: Bundle, name: str | None = None) -> None:
-    """Give a bundle a name (its own by default) and make it the default; a name in use moves to it.
+    """Give a bundle a name (its own by default); a name in use moves to it.
+
+    It is the default from then on, unless another one was chosen (:func:`use`).
 
     Raises:
         UsageError: not a valid name, or one whose managed bundle would be lost from sight.
@@ -105,22 +88,22 @@ def register(bundle: Bundle, name: str | None = None) -> None:
         raise UsageError(f"{shown(str(bundle.path))} is no Unicode text", "Move the bundle to another path.")
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     with _locked():
-        registry = _load()
+        registry = load()
         _check_free(registry, name, bundle.path)
-        registry.models[name] = _Entry(str(bundle.path), bundle.digest, now)
+        registry.models[name] = Entry(str(bundle.path), bundle.digest, now)
         registry.last = name
-        _save(registry)
+        save(registry)
 
 
 def check_free(name: str, path: Path) -> None:
     """Raise, as ``register`` would, if a bundle at ``path`` cannot have the name; ask before exporting."""
-    _check_free(_load(), validate_name(name), Path(os.path.abspath(path)))
+    _check_free(load(), validate_name(name), Path(os.path.abspath(path)))
 
 
 def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
     """The bundle a user means: an existing path, a name, or ``None`` for the default.
 
-    The default is what was exported last; before the first export, the model that comes with the package.
+    The default is :func:`default_model`.
 
     A string is a path if it has a separator, ends in ``.zip``, or is a folder with a manifest.
 
@@ -134,15 +117,10 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
             fix = "Check the path, or give a name: mrsep-deploy models"
             raise BundleError(f"there is no bundle at {path}", fix)
         return path
-    registry = _load()
-    if name_or_path is None:
-        if registry.last is None:
-            return shipped.BUNDLE
-        name = registry.last
-    else:
-        name = str(name_or_path)
-        if registry.leaves_to_the_shipped(name):
-            return shipped.BUNDLE
+    registry = load()
+    name = registry.default.name if name_or_path is None else str(name_or_path)
+    if registry.leaves_to_the_shipped(name):
+        return shipped.BUNDLE
     entry = _entry(registry, name)
     if not os.path.exists(entry.path):
         fix = f"Export it again, or forget it: mrsep-deploy models remove {name}"
@@ -150,16 +128,41 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
     return Path(entry.path)
 
 
+def default_model() -> Default:
+    """The model taken where none is named: the chosen one, or the one exported last, or the shipped one."""
+    return load().default
+
+
+def use(name: str | None) -> None:
+    """Choose the default, which exports do not change then; ``None`` for the one exported last, as before.
+
+    Raises:
+        UsageError: no such name.
+        OutputError: the registry cannot be written.
+    """
+    with _locked():
+        registry = load()
+        if name is not None and not registry.leaves_to_the_shipped(name):
+            _entry(registry, name)
+        registry.chosen = name
+        save(registry)
+
+
+def names() -> list[str]:
+    """The names of all models, the shipped one's included; no bundle is opened."""
+    return load().names
+
+
 def list_models() -> list[RegisteredModel]:
     """Every registered bundle by name, then the shipped one."""
-    registry = _load()
+    registry = load()
     registered = [
         RegisteredModel(
             name=name,
             path=Path(entry.path),
             digest=entry.digest,
             exported=entry.registered,
-            is_default=name == registry.last,
+            is_default=name == registry.default.name,
             managed=_is_managed(name, entry),
             status=_status(Path(entry.path)),
         )
@@ -167,7 +170,7 @@ def list_models() -> list[RegisteredModel]:
     ]
     if not registry.leaves_to_the_shipped(shipped.NAME):
         return registered
-    return [*registered, _shipped(registry.last is None)]
+    return [*registered, _shipped(registry.default.name == shipped.NAME)]
 
 
 def _shipped(is_default: bool) -> RegisteredModel:
@@ -178,14 +181,14 @@ def _shipped(is_default: bool) -> RegisteredModel:
 
 
 def remove(name: str) -> None:
-    """Forget a name, and delete its bundle if that is managed.
+    """Forget a name, and delete its bundle if that is managed. A default that was chosen is chosen no longer.
 
     Raises:
         UsageError: no such name.
         OutputError: the bundle or the registry cannot be changed; the name is still there.
     """
     with _locked():
-        registry = _load()
+        registry = load()
         if registry.leaves_to_the_shipped(name):
             raise UsageError(
                 f"{name} comes with mrsep-deploy and cannot be removed",
@@ -197,23 +200,29 @@ def remove(name: str) -> None:
             with explained(Path(entry.path)):
                 shutil.rmtree(entry.path)
         del registry.models[name]
+        if registry.chosen == name:
+            registry.chosen = None
         if registry.last == name:
             by_time = sorted(registry.models, key=lambda other: registry.models[other].registered)
             registry.last = by_time[-1] if by_time else None
-        _save(registry)
+        save(registry)
 
 
-def _entry(registry: _Registry, name: str) -> _Entry:
+def _entry(registry: Registry, name: str) -> Entry:
     if name in registry.models:
         return registry.models[name]
-    known = sorted({*registry.models, shipped.NAME})
-    close = difflib.get_close_matches(name, known, n=1)
-    fix = f"Did you mean {close[0]}?" if close else "Give one of these, the path of a bundle, or export one."
-    said = "there are" if len(known) > 1 else "there is"
-    raise UsageError(f"there is no model {shown(name)}, {said}: {', '.join(known)}", fix)
+    close = difflib.get_close_matches(name, registry.names, n=1)
+    if name in _PUBLISHED:
+        fix = _PUBLISHED[name].format(name)
+    elif close:
+        fix = f"Did you mean {close[0]}?"
+    else:
+        fix = "Give one of these, the path of a bundle, or export a checkpoint"
+        fix += f": mrsep-deploy export FILE --name {name}" if NAME.fullmatch(name) else "."
+    raise UsageError(f"no model {shown(name)} yet (here: {', '.join(registry.names)})", fix)
 
 
-def _check_free(registry: _Registry, name: str, path: Path) -> None:
+def _check_free(registry: Registry, name: str, path: Path) -> None:
     entry = registry.models.get(name)
     if entry and _is_managed(name, entry) and Path(entry.path) != path:
         raise UsageError(
@@ -222,11 +231,11 @@ def _check_free(registry: _Registry, name: str, path: Path) -> None:
         )
 
 
-def _is_managed(name: str, entry: _Entry) -> bool:
+def _is_managed(name: str, entry: Entry) -> bool:
     """Exactly ``models_dir()/NAME``, a real folder; nothing else may ever be deleted."""
     path = Path(entry.path)
     return (
-        _NAME.fullmatch(name) is not None
+        NAME.fullmatch(name) is not None
         and path == paths.models_dir() / name
         and path.is_dir()
         and not path.is_symlink()
@@ -266,47 +275,3 @@ def _locked() -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _load() -> _Registry:
-    """The registry; empty if there is no file yet. A damaged one is for the user to look at."""
-    path = paths.registry_file()
-    fix = f"Repair {path}, or move it away and register the bundles again."
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1).decode("utf-8")
-    except FileNotFoundError:
-        return _Registry()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"the registry {path} cannot be read: {error}", fix) from error
-    what = f"registry {path}"
-    top = Record(parse(text, what, fix), what, fix, ("format", "format_version", "last", "models"))
-    top.choice("format", (FORMAT,))
-    top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
-    models = {name: _read_entry(name, value, fix) for name, value in top.mapping("models").items()}
-    last = None if top.is_null("last") else top.name("last")
-    if last is not None and last not in models:
-        top.wrong("last", "null or one of the models")
-    return _Registry(models, last)
-
-
-def _read_entry(name: str, value: object, fix: str) -> _Entry:
-    where = f"registry.models[{shown(name)}]"
-    if _NAME.fullmatch(name) is None:
-        raise BundleError(f"{where} has a name that is none, expected {_NAME_RULE}", fix)
-    record = Record(value, where, fix, ("path", "digest", "registered"))
-    return _Entry(
-        path=record.text("path", _PATH, "a path"),
-        digest=record.text("digest", _SHA256, "64 hexadecimal digits"),
-        registered=record.text("registered", _TIME, "a time"),
-    )
-
-
-def _save(registry: _Registry) -> None:
-    tree = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "last": registry.last,
-        "models": {name: asdict(entry) for name, entry in registry.models.items()},
-    }
-    write_file(paths.registry_file(), (json.dumps(tree, indent=2) + "\n").encode())

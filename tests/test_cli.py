@@ -254,7 +254,7 @@ def test_models_remove(home: Path, tmp_path: Path) -> None:
     code, out, err = invoke("models", "remove", "mine", "nothing", "other")
     assert code == errors.PARTIAL
     assert out.splitlines() == [f"deleted {managed.path}", f"forgot other; {other.path} stays as it is"]
-    assert err.startswith("mrsep-deploy: error: there is no model 'nothing'")
+    assert err.startswith("mrsep-deploy: error: no model 'nothing' yet")
     assert other.path.exists()
     assert not managed.path.exists()
     assert invoke("models", "remove", "mine")[0] == errors.USAGE

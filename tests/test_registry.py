@@ -91,8 +91,12 @@ def test_before_any_export_there_is_the_shipped_model(home: Path) -> None:
     (only,) = registry.list_models()
     assert (only.name, only.is_default, only.managed, only.status) == (shipped.NAME, True, False, "ok")
     assert only.shipped
-    with pytest.raises(UsageError, match=f"'htdemucs', there is: {shipped.NAME}"):
+    with pytest.raises(UsageError) as caught:
         registry.resolve("htdemucs")
+    assert str(caught.value) == (
+        "no model 'htdemucs' yet (here: mrsep-small). Get its checkpoint (docs/running.md says where), then: "
+        "mrsep-deploy export FILE --name htdemucs"
+    )
     assert not home.exists(), "looking creates nothing"
 
 
@@ -119,11 +123,16 @@ def test_unknown_name_lists_what_there_is(home: Path) -> None:
     managed("htdemucs")
     managed("four")
     with pytest.raises(
-        UsageError, match=r"'htdemux', there are: four, htdemucs, mrsep-small\. Did you mean htdemucs"
+        UsageError,
+        match=r"no model 'htdemux' yet \(here: four, htdemucs, mrsep-small\)\. Did you mean htdemucs\?",
     ):
         registry.resolve("htdemux")
-    with pytest.raises(UsageError, match="there are: four, htdemucs"):
+    with pytest.raises(
+        UsageError, match=r"no model '' yet \(here: four, htdemucs, mrsep-small\)\. Give one of"
+    ):
         registry.resolve("")
+    with pytest.raises(UsageError, match="export FILE --name mine$"):
+        registry.resolve("mine")
 
 
 def test_missing_and_damaged(home: Path, tmp_path: Path) -> None:
@@ -157,6 +166,83 @@ def test_name_of_managed_bundle_is_not_taken_away(home: Path, tmp_path: Path) ->
     assert registry.resolve("other") == tmp_path / "elsewhere"
 
 
+# --- a default that is chosen
+
+
+def why() -> tuple[str, str]:
+    found = registry.default_model()
+    return found.name, found.reason
+
+
+def test_a_chosen_default_is_not_changed_by_an_export(home: Path) -> None:
+    assert why() == (shipped.NAME, "shipped")
+    first = managed("first")
+    assert why() == ("first", "last")
+    registry.use("first")
+    managed("second")
+    assert why() == ("first", "chosen")
+    assert registry.resolve(None) == first.path
+    assert [name for name, model in by_name().items() if model.is_default] == ["first"]
+    managed("first")  # again: the name is what was chosen
+    assert why() == ("first", "chosen")
+    registry.use(None)
+    assert why() == ("first", "last")
+    managed("second")
+    assert why() == ("second", "last")
+
+
+def test_the_shipped_model_can_be_chosen(home: Path) -> None:
+    managed("mine")
+    registry.use(shipped.NAME)
+    assert why() == (shipped.NAME, "chosen")
+    assert registry.resolve(None) == shipped.BUNDLE
+    assert by_name()[shipped.NAME].is_default
+    assert not by_name()["mine"].is_default
+
+
+def test_only_what_there_is_can_be_chosen(home: Path) -> None:
+    with pytest.raises(UsageError, match="no model 'nope' yet"):
+        registry.use("nope")
+    assert not paths.registry_file().exists()
+
+
+def test_removing_the_chosen_default_resets_it(home: Path) -> None:
+    for name in ("a", "b", "c"):
+        managed(name)
+    registry.use("a")
+    registry.remove("b")
+    assert why() == ("a", "chosen")
+    registry.remove("a")
+    assert why() == ("c", "last")
+    registry.use(shipped.NAME)
+    own = managed(shipped.NAME)  # a model of the user's own under that name
+    assert registry.resolve(None) == own.path
+    registry.remove(shipped.NAME)
+    assert why() == ("c", "last"), "another model than the one that was chosen"
+
+
+def test_a_registry_from_before_defaults_could_be_chosen(home: Path) -> None:
+    managed("a")
+    tree = json.loads(paths.registry_file().read_text())
+    assert list(tree) == ["format", "format_version", "last", "models"], "older versions read it, too"
+    assert why() == ("a", "last")
+    registry.use("a")
+    chosen = json.loads(paths.registry_file().read_text())
+    assert chosen == {**tree, "chosen": "a"}
+    registry.use(None)
+    assert json.loads(paths.registry_file().read_text()) == tree
+
+
+# --- names for the shell
+
+
+def test_names_are_known_without_opening_a_bundle(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b", "a"):
+        managed(name)
+    monkeypatch.setattr(Bundle, "open", lambda *_: pytest.fail("a bundle was opened"))
+    assert registry.names() == ["a", "b", shipped.NAME]
+
+
 # --- removing ----------------------------------------------------------------------------------------------
 
 
@@ -173,7 +259,7 @@ def test_remove_deletes_only_what_is_managed(home: Path, tmp_path: Path) -> None
     assert kept.path.is_dir()
     assert sorted(path.name for path in paths.models_dir().iterdir()) == ["kept"]
     assert list(by_name()) == ["kept", shipped.NAME]
-    with pytest.raises(UsageError, match="there is no model 'mine'"):
+    with pytest.raises(UsageError, match="no model 'mine' yet"):
         registry.remove("mine")
 
 
@@ -231,7 +317,15 @@ def test_damaged_registry_is_left_alone(home: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("last", "b"), ("last", 1), ("models", []), ("format_version", 2), ("extra", 1)]
+    [
+        ("last", "b"),
+        ("last", 1),
+        ("chosen", "b"),
+        ("chosen", 1),
+        ("models", []),
+        ("format_version", 2),
+        ("extra", 1),
+    ]
     + [
         ("models", {"a": entry})
         for entry in (None, {}, {"path": 1, "digest": "0" * 64, "registered": "2026"})

@@ -327,7 +327,7 @@ def test_wrong_usage(tmp_path: Path, bundle: Bundle, arguments: list[str], messa
 def test_no_such_model(tmp_path: Path) -> None:
     result = Result("-n", "mine", song(tmp_path / "song.wav"))
     assert result.code == USAGE
-    assert "there is no model 'mine', there is: mrsep-small" in result.output
+    assert "no model 'mine' yet (here: mrsep-small)" in result.output
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
