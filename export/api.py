@@ -1,4 +1,4 @@
-"""The verb: export a checkpoint, give the bundle a name, and make it the default.
+"""The verb: export a checkpoint, and give the bundle a name.
 
 Needs the extra ``mrsep-deploy[export]`` only when it runs; importing this module needs nothing of it.
 """

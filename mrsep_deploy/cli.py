@@ -29,7 +29,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "export": "Turn a trained checkpoint into a bundle.",
     "run": "Separate songs into stems.",
-    "models": "List, show and remove exported models.",
+    "models": "List, show, choose and remove exported models.",
     "inspect": "Show what a bundle or a checkpoint is made of.",
     "complexity": "Count parameters, multiply-accumulates and activations.",
     "verify": "Compare what an engine computes with what the model should.",

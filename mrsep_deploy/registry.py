@@ -192,7 +192,7 @@ def remove(name: str) -> None:
         if registry.leaves_to_the_shipped(name):
             raise UsageError(
                 f"{name} comes with mrsep-deploy and cannot be removed",
-                "Name another model with -n, or export one: the last export is the default.",
+                "Choose another default with mrsep-deploy models use NAME, or name a model with -n.",
             )
         entry = _entry(registry, name)
         if _is_managed(name, entry):

@@ -46,7 +46,7 @@ class Separator:
     neither an inherited separator nor a new one works (see ``occupancy``).
 
     Args:
-        bundle: an open bundle, its path, or its registered name; by default the one last exported.
+        bundle: an open bundle, its path, or its registered name; by default the one that run takes.
         engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, ``auto``, or an engine, which the
             separator then owns (``threads`` and ``checkpoint`` are for engines chosen by name).
         threads: CPU threads to use, 0 for all this process may use.

@@ -261,6 +261,57 @@ def test_models_remove(home: Path, tmp_path: Path) -> None:
     assert invoke("models", "remove", "mine", "other")[0] == errors.FAILED
 
 
+def test_models_use(home: Path) -> None:
+    for name in ("first", "second"):
+        registry.register(tiny_bundle(paths.models_dir(), name))
+    said = "run takes it where no model is named, whatever is exported later"
+    assert invoke("models", "use", "first") == (errors.DONE, f"the default is first: {said}\n", "")
+    registry.register(tiny_bundle(paths.models_dir(), "third"))
+    assert registry.default_model().name == "first"
+    assert "* taken where no model is named: the default, chosen with models use" in invoke("models")[1]
+    found = {model["name"]: model["default_reason"] for model in json.loads(invoke("models", "--json")[1])}
+    assert found == {"first": "chosen", "second": None, "third": None, shipped.NAME: None}
+    assert invoke("models", "use", "--last") == (errors.DONE, "the default is third (exported last)\n", "")
+    assert "* taken where no model is named: exported last" in invoke("models")[1]
+
+
+def test_models_use_the_shipped_one(home: Path) -> None:
+    assert "* taken where no model is named: comes with mrsep-deploy" in invoke("models")[1]
+    registry.register(tiny_bundle(paths.models_dir(), "mine"))
+    assert invoke("models", "use", shipped.NAME)[0] == errors.DONE
+    assert registry.default_model() == registry.Default(shipped.NAME, "chosen")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "error: no model 'nothing' yet (here: mrsep-small)"),
+        ([], "Give the NAME of a model, or --last."),
+        (["mrsep-small", "--last"], "Give the NAME of a model, or --last."),
+    ],
+)
+def test_models_use_of_nothing(home: Path, arguments: list[str], message: str) -> None:
+    code, out, err = invoke("models", "use", *arguments)
+    assert (code, out) == (errors.USAGE, "")
+    assert message in err
+
+
+def test_removing_the_chosen_model_says_what_the_default_is_now(home: Path) -> None:
+    for name in ("first", "second", "third"):
+        registry.register(tiny_bundle(paths.models_dir(), name))
+    invoke("models", "use", "first")
+    assert "default" not in invoke("models", "remove", "third")[1]
+    code, out, _ = invoke("models", "remove", "first")
+    assert (code, out.splitlines()[1]) == (
+        errors.DONE,
+        "first was the default; now it is second (exported last)",
+    )
+    invoke("models", "use", "second")
+    assert invoke("models", "remove", "second")[1].endswith(
+        f"now it is {shipped.NAME} (comes with mrsep-deploy)\n"
+    )
+
+
 @pytest.mark.parametrize("path", ["nothing", "nothing.th", "./nothing", "nothing.zip"])
 def test_inspecting_nothing(home: Path, path: str) -> None:
     code, out, err = invoke("inspect", path)

@@ -71,6 +71,7 @@ def test_the_table(exported: tuple[Path, Result]) -> None:
     assert found.whole is not None
     assert rows["whole"][-2] == f"{found.whole.exported.snr:.1f}"
     assert str(home / "models" / NAME) in result.stdout
+    assert f"Without -n run takes {NAME} (exported last)." in result.stdout
     assert "untrained" not in result.stdout
 
 

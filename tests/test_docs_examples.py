@@ -142,14 +142,18 @@ def test_there_are_examples() -> None:
     assert all("mrsep-deploy" in line for line in found)
 
 
-def options(command: str) -> set[str]:
-    found = cli.main.get_command(click.Context(cli.main), command)
+def options(*command: str) -> set[str]:
+    """Of a command, or of one in a group."""
+    found: click.Command | None = cli.main
+    for name in command:
+        assert isinstance(found, click.Group)
+        found = found.get_command(click.Context(found), name)
     assert found is not None
     return {text for parameter in found.params for text in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def test_every_option_on_the_page_exists() -> None:
-    ours = options("run") | {"--config", "--debug"}
+    ours = options("run") | options("models", "use") | {"--config", "--debug"}
     theirs = {"--list-models", "--verbose", "--mp3-preset", "--sig", "--repo"}
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", PAGE)):
         assert option in ours | theirs, option

@@ -131,7 +131,7 @@ def test_unknown_name_lists_what_there_is(home: Path) -> None:
         UsageError, match=r"no model '' yet \(here: four, htdemucs, mrsep-small\)\. Give one of"
     ):
         registry.resolve("")
-    with pytest.raises(UsageError, match="export FILE --name mine$"):
+    with pytest.raises(UsageError, match=r"export FILE --name mine$"):
         registry.resolve("mine")
 
 

@@ -513,6 +513,21 @@ def test_completion(tmp_path: Path, bundle: Bundle, shell: str) -> None:
     assert "tiny" in asked.stdout
 
 
+# --- which model, and why
+
+
+def test_the_first_line_says_which_model_and_why(tmp_path: Path, bundle: Bundle) -> None:
+    song("s.wav")
+    assert run("s.wav").err.startswith("tiny, exported last (drums, other) on ")
+    registry.use("tiny")
+    registry.register(tiny_bundle(tmp_path / "bundles", "later"))
+    assert run("s.wav").err.startswith("tiny, the default, chosen with models use (drums, other) on ")
+    assert run("s.wav", "-n", "later").err.startswith("later (drums, other) on ")
+    assert run("s.wav", "-n", bundle.path).err.startswith("tiny (drums, other) on ")
+    for option in ("--quiet", "--json"):
+        assert run("s.wav", option).err == ""
+
+
 # --- wrong usage -------------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,11 @@ def test_run_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     arguments = ["run", str(song), "--engine", "ort", "-o", str(tmp_path / "out"), "--float32"]
     done = CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
     assert done.exit_code == 0, done.output
+    first, *limits = done.stderr.splitlines()[:3]
+    assert first.startswith(
+        f"{shipped.NAME}, comes with mrsep-deploy (drums, bass, other, vocals) on ONNX Runtime"
+    )
+    assert limits == list(shipped.LIMITS)
     stems = tmp_path / "out" / shipped.NAME / "song"
     assert sorted(path.stem for path in stems.iterdir()) == sorted((*INSTRUMENTS, "vocals"))
     found = {path.stem: soundfile.read(path)[0].T for path in stems.iterdir()}
@@ -89,6 +94,31 @@ def test_run_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, source in (("drums", drums), ("bass", bass)):
         assert likeness(name, source) > 0.7
         assert max(INSTRUMENTS, key=lambda stem, source=source: likeness(stem, source)) == name
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_programs_are_not_told_of_its_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+    soundfile.write(tmp_path / "song.wav", np.zeros((RATE // 10, 2)), RATE)
+    arguments = ["run", str(tmp_path / "song.wav"), "--engine", "ort", "-o", str(tmp_path / "out"), option]
+    done = CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_what_is_said_of_its_limits_is_what_was_measured() -> None:
+    """Drums, bass and other come apart, with leaks; of the vocals next to nothing is there."""
+    things, vocals = shipped.LIMITS
+    assert "drums, bass and other" in things
+    assert "vocals" in vocals
+    scores = result("shipped_model")["tracks"]
+    for stem in INSTRUMENTS:
+        assert 2 < np.median([track["model"][stem] for track in scores.values()]) < 6
+    assert max(track["model"].get("vocals", 0.0) for track in scores.values()) < 0.1
+    page = (ROOT / "docs" / "running.md").read_text()
+    assert "export FILE --name htdemucs" in vocals
+    assert "https://dl.fbaipublicfiles.com/demucs/hybrid_transformer/955717e8-8726e21a.th" in page
 
 
 @pytest.mark.slow

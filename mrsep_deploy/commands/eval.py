@@ -40,7 +40,10 @@ Examples:
 )
 @click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "-n", "--model", metavar="NAME|PATH", help="Registered name or bundle; default: the last exported."
+    "-n",
+    "--model",
+    metavar="NAME|PATH",
+    help="Registered name or bundle.  [default: the model that run takes]",
 )
 @click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path),
               help="Results go there: results.json, results.md, tracks.  [default: evaluated/MODEL]")  # fmt: skip

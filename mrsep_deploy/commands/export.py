@@ -79,7 +79,8 @@ def export(
 
     Reads .th and .safetensors files of the Demucs family, and .yaml bags of one model, without running any
     code in them. Every graph is compared with PyTorch before anything is written. The model exported last is
-    the one that run takes if none is named. Needs the extra mrsep-deploy[export].
+    the one that run takes if none is named and none was chosen with models use. Needs the extra
+    mrsep-deploy[export].
     """
     if (checkpoint is None) == (untrained is None):
         raise click.UsageError("Give a CHECKPOINT, or --untrained FAMILY.")
@@ -137,8 +138,10 @@ def _print(
     screen: Console, found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float
 ) -> None:
     from mrsep_deploy.precision_table import print_costs
+    from mrsep_deploy.registry import default_model
     from mrsep_deploy.reports import SNR_NOTE, stage_table, untrained_note
 
+    default = default_model()
     screen.print(stage_table(found))
     if found.whole is not None:
         screen.print(f"\n{SNR_NOTE}", style="dim")
@@ -150,3 +153,4 @@ def _print(
         if place is not None:
             screen.print(f"  {place}", soft_wrap=True)
     screen.print(f"Try it: mrsep-deploy run -n {found.name} SONG", soft_wrap=True)
+    screen.print(f"Without -n run takes {default.name} ({default.why}).", soft_wrap=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mrsep_deploy.manifest import Manifest
-    from mrsep_deploy.registry import RegisteredModel
+    from mrsep_deploy.registry import Default, RegisteredModel
 
 
 @click.group(
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 Examples:
   mrsep-deploy models
   mrsep-deploy models show htdemucs
+  mrsep-deploy models use htdemucs
   mrsep-deploy models remove htdemucs htdemucs_n
 """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
 def models(ctx: click.Context, as_json: bool) -> None:
-    """List, show and remove exported models.
+    """List, show, choose and remove exported models.
 
-    Without a command: list them. The one with a * is taken where no model is named.
+    Without a command: list them. The one with a * is the default, which is taken where no model is named: the one
+    exported last, unless another was chosen.
     """
     if ctx.invoked_subcommand is None:
         _list(as_json)
@@ -46,10 +48,31 @@ def show_model(name: str, as_json: bool) -> None:
     show(name, as_json)
 
 
+@models.command(
+    "use", epilog="\b\nExamples:\n  mrsep-deploy models use htdemucs\n  mrsep-deploy models use --last"
+)
+@click.argument("name", required=False)
+@click.option("--last", is_flag=True, help="The one exported last, as before anything was chosen.")
+def use(name: str | None, last: bool) -> None:
+    """Choose the model that is taken where none is named.
+
+    Exports do not change it then.
+    """
+    if (name is not None) == last:
+        raise click.UsageError("Give the NAME of a model, or --last.")
+    from mrsep_deploy import registry
+
+    registry.use(name)
+    if name is None:
+        click.echo(f"the default is {_default()}")
+    else:
+        click.echo(f"the default is {name}: run takes it where no model is named, whatever is exported later")
+
+
 @models.command("remove", epilog="\b\nExample:\n  mrsep-deploy models remove htdemucs htdemucs_n")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def remove(names: tuple[str, ...]) -> None:
-    """Forget models by name.
+    """Forget models by name. A default that was chosen is chosen no longer.
 
     Deletes bundles that export put among this program's own; a bundle that was given another place stays
     there.
@@ -65,6 +88,7 @@ def _remove(name: str, several: bool) -> bool:
 
     try:
         known = {model.name: model for model in registry.list_models()}
+        before = registry.default_model()
         registry.remove(name)
     except MrsepError as error:
         if not several:
@@ -73,22 +97,34 @@ def _remove(name: str, several: bool) -> bool:
         return False
     model = known[name]
     click.echo(f"deleted {model.path}" if model.managed else f"forgot {name}; {model.path} stays as it is")
+    if before == registry.Default(name, "chosen"):
+        click.echo(f"{name} was the default; now it is {_default()}")
     return True
+
+
+def _default() -> str:
+    from mrsep_deploy.registry import default_model
+
+    found = default_model()
+    return f"{found.name} ({found.why})"
 
 
 def _list(as_json: bool) -> None:
     from mrsep_deploy.progress import WIDE, console
-    from mrsep_deploy.registry import list_models
+    from mrsep_deploy.registry import default_model, list_models
 
+    default = default_model()
     found = [(model, _manifest(model)) for model in list_models()]
     if as_json:
-        click.echo(json.dumps([_plain(model, manifest) for model, manifest in found], indent=2))
+        plain = [_plain(model, manifest, default) for model, manifest in found]
+        click.echo(json.dumps(plain, indent=2))
     else:
         screen = console()
         fits = (
             screen.measure(_table(found), options=screen.options.update(width=WIDE)).maximum <= screen.width
         )
         screen.print(_table(found, detailed=fits))
+        screen.print(f"* taken where no model is named: {default.why}")
 
 
 def _manifest(model: RegisteredModel) -> Manifest | None:
@@ -124,13 +160,14 @@ def _size(manifest: Manifest) -> int:
     return sum(info.bytes for info in manifest.files.values())
 
 
-def _plain(model: RegisteredModel, manifest: Manifest | None) -> dict[str, object]:
+def _plain(model: RegisteredModel, manifest: Manifest | None, default: Default) -> dict[str, object]:
     plain: dict[str, object] = {
         "name": model.name,
         "path": str(model.path),
         "digest": model.digest,
         "exported": model.exported,
         "default": model.is_default,
+        "default_reason": default.reason if model.is_default else None,
         "managed": model.managed,
         "shipped": model.shipped,
         "status": model.status,

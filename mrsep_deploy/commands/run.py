@@ -49,8 +49,8 @@ def run(ctx: click.Context, /, **given: Any) -> None:
     """Separate songs into stems.
 
     TRACKS are files, folders, patterns, or - for stdin. Reads wav, flac, ogg, opus and mp3; m4a, mp4 and
-    more with the extra mrsep-deploy[av]. Without -n the model is the one exported last or, before any export,
-    a small one that comes with mrsep-deploy.
+    more with the extra mrsep-deploy[av]. Without -n the model is the one chosen with models use, or else the one
+    exported last or, before any export, a small one that comes with mrsep-deploy.
     """
     options = RunOptions(**given)
     options.check()
@@ -133,7 +133,7 @@ def _with_engine(
             nothing_done()
             raise
         if not options.quiet and not options.json:
-            introduce(model.name, first)
+            introduce(model.name, first, model.why, model.limits)
         with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
             reporter.begin(model.name, first.engine_name, len(tracks))
             catalogue = Catalogue(
@@ -194,28 +194,39 @@ def _objection(path: Path) -> AudioError | None:
 
 @dataclass(frozen=True)
 class _Model:
-    """A bundle, or a bag of several."""
+    """A bundle, or a bag of several.
+
+    Attributes:
+        why: why it is this one, if none was named.
+        limits: what is known of what it cannot do.
+    """
 
     name: str
     sources: tuple[str, ...]
     sample_rate: int
     digest: str
     opened: Bundle | Bag
+    why: str = ""
+    limits: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, options: RunOptions) -> _Model:
+        from mrsep_deploy import shipped
         from mrsep_deploy.bag import is_bag, open_bag
         from mrsep_deploy.bundle import Bundle
-        from mrsep_deploy.registry import resolve
+        from mrsep_deploy.registry import default_model, resolve
 
         verify = not options.dry_run
         if options.model is not None and is_bag(options.model):
             bag = open_bag(options.model, verify)
             rate = bag.bundles[0].manifest.model.sample_rate
             return cls(bag.name, bag.sources, rate, bag.digest, bag)
-        bundle = Bundle.open(resolve(options.model), verify=verify)
+        why = default_model().why if options.model is None else ""
+        path = resolve(options.model)
+        bundle = Bundle.open(path, verify=verify)
         info = bundle.manifest.model
-        return cls(bundle.manifest.name, info.sources, info.sample_rate, bundle.digest, bundle)
+        limits = shipped.LIMITS if path == shipped.BUNDLE else ()
+        return cls(bundle.manifest.name, info.sources, info.sample_rate, bundle.digest, bundle, why, limits)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def choosing(command: Command) -> Command:
                 "--name",
                 metavar="NAME|PATH",
                 shell_complete=run_options.complete_models,
-                help="Registered name or bundle.  [default: the last exported]",
+                help="Registered name or bundle.  [default: the one of models use, or the last exported]",
             ),
             click.option(
                 "--engine",

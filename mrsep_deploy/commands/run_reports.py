@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,16 +29,23 @@ def reporter_of(options: RunOptions, sample_rate: int, single: bool) -> Quiet:
     return Quiet(single) if options.quiet else Bars(single, sample_rate, options.to_stdout)
 
 
-def introduce(name: str, separator: Separator) -> None:
-    """Say with what songs are about to be separated."""
+def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) -> None:
+    """Say with what songs are about to be separated.
+
+    Args:
+        why: why it is this model, if none was named.
+        limits: what is known of what it cannot do, line by line.
+    """
     found = separator.engine.availability()
     click.echo(
-        f"{name} ({', '.join(separator.sources)}) on {separator.engine.title} "
+        f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)}) on {separator.engine.title} "
         f"{found.version}, {found.device}"
         + (f" ({separator.engine_reason})" if separator.engine_reason else "")
         + (f"; {separator.manner.title}, as measured here" if separator.manner.measured else ""),
         err=True,
     )
+    for line in limits:
+        click.echo(line, err=True)
     if separator.manifest.precision != "float32":
         how = separator.engine.emulation
         emulated = f", emulated: {separator.engine.title} computes it {how}" if how else ""
