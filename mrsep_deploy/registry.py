@@ -153,6 +153,11 @@ def names() -> list[str]:
     return load().names
 
 
+def removable_names() -> list[str]:
+    """:func:`names` without the shipped model's."""
+    return sorted(load().models)
+
+
 def list_models() -> list[RegisteredModel]:
     """Every registered bundle by name, then the shipped one."""
     registry = load()

@@ -1,4 +1,4 @@
-"""A model of a family as the command line describes it: the family, and constructor arguments."""
+"""What the command line takes: names of engines and families, and constructor arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 
 import click
 
-# Spelled out because the modules that define them import torch; a test holds them equal.
+# Spelled out because the modules that define them import torch or numpy; a test holds them equal.
+AUTO = "auto"
+ENGINE_NAMES = ("openvino", "ort", "ort-cuda", "ort-trt", "torch", "trt", "trt-rtx")
 FAMILIES = (
     *("htdemucs", "htdemucs_n", "htdemucs_nn", "htdemucs_2nn"),
     *("htdemucs_nf", "htdemucs_dnf", "mrhdemucs"),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands import completing
+from mrsep_deploy.commands.arguments import ENGINE_NAMES
 from mrsep_deploy.commands.html_option import command_line, html_option
-from mrsep_deploy.engines import ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, PARTIAL
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ Examples:
 Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows failed.
 """,
 )
-@click.argument("models", nargs=-1, metavar="[BUNDLE|NAME|CKPT]...")
+@click.argument("models", nargs=-1, metavar="[BUNDLE|NAME|CKPT]...", shell_complete=completing.models)
 @click.option("--engine", "engines", metavar="NAME,...", callback=_names(ENGINE_NAMES),
               help=f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]")  # fmt: skip
 @click.option("--precision", "precisions", metavar="NAME,...", callback=_names(PRECISIONS),

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands import completing
+from mrsep_deploy.commands.arguments import ENGINE_NAMES
 from mrsep_deploy.commands.precision_options import converted_precision, plan_for_mixed
-from mrsep_deploy.engines import ENGINE_NAMES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +48,7 @@ Examples:
   mrsep-deploy build bundles/model --engine trt-rtx --target sm_120 --output engines
 """,
 )
-@click.argument("model", metavar="[NAME|BUNDLE]", required=False)
+@click.argument("model", metavar="[NAME|BUNDLE]", required=False, shell_complete=completing.models)
 @click.option("--engine", "name", type=click.Choice(ENGINE_NAMES), required=True, help="What to build for.")
 @converted_precision
 @plan_for_mixed

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
 
 
@@ -29,7 +30,7 @@ Examples:
   mrsep-deploy complexity --paper --measure --times times.json
 """,
 )
-@click.argument("model", metavar="[CKPT|BUNDLE|NAME]", required=False)
+@click.argument("model", metavar="[CKPT|BUNDLE|NAME]", required=False, shell_complete=completing.models)
 @click.option("--family", type=click.Choice(FAMILIES), metavar="FAMILY",
               help=f"Instead of a model: a configuration. One of {', '.join(FAMILIES)}.")  # fmt: skip
 @click.option("--nfft", metavar="N,...", callback=_parse_sizes,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands import completing
+from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
 from mrsep_deploy.commands.html_option import command_line, html_option
-from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import PARTIAL
 
 if TYPE_CHECKING:
@@ -38,14 +39,15 @@ Examples:
   mrsep-deploy eval tracks --metric mdx --html report.html
 """,
 )
-@click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.folders)
 @click.option(
     "-n",
     "--model",
     metavar="NAME|PATH",
+    shell_complete=completing.models,
     help="Registered name or bundle.  [default: the model that run takes]",
 )
-@click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path),
+@click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.folders,
               help="Results go there: results.json, results.md, tracks.  [default: evaluated/MODEL]")  # fmt: skip
 @click.option("--engine", "engines", metavar="NAME,...", default=AUTO, show_default=True, callback=_parse_engines,
               help=f"One engine or several, side by side: {', '.join(ENGINE_NAMES)}. Differences are to the "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
 from mrsep_deploy.commands.precision_options import PRECISIONS, plan_for_mixed
 
@@ -36,7 +37,7 @@ Examples:
 )
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("-n", "--name", help="Name of the model.  [default: the file's name]")
-@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path),
+@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.folders,
               help="Folder of the bundle.  [default: one that is found by the name]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True,
               help="Segments one run takes.")  # fmt: skip

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from mrsep_deploy.commands import completing
+
 
 @click.command(
     "inspect",
@@ -16,7 +18,7 @@ Examples:
   mrsep-deploy inspect 955717e8-8726e21a.th
 """,
 )
-@click.argument("model", metavar="[NAME|BUNDLE|CHECKPOINT]", required=False)
+@click.argument("model", metavar="[NAME|BUNDLE|CHECKPOINT]", required=False, shell_complete=completing.models)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
 def inspect(model: str | None, as_json: bool) -> None:
     """Show what a bundle or a checkpoint is made of.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.inspect import show
 from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError
 
@@ -41,7 +42,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
 
 
 @models.command("show", epilog="\b\nExample:\n  mrsep-deploy models show htdemucs")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.models)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
 def show_model(name: str, as_json: bool) -> None:
     """Show what a model is made of, as inspect does."""
@@ -51,7 +52,7 @@ def show_model(name: str, as_json: bool) -> None:
 @models.command(
     "use", epilog="\b\nExamples:\n  mrsep-deploy models use htdemucs\n  mrsep-deploy models use --last"
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.names)
 @click.option("--last", is_flag=True, help="The one exported last, as before anything was chosen.")
 def use(name: str | None, last: bool) -> None:
     """Choose the model that is taken where none is named.
@@ -70,7 +71,9 @@ def use(name: str | None, last: bool) -> None:
 
 
 @models.command("remove", epilog="\b\nExample:\n  mrsep-deploy models remove htdemucs htdemucs_n")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=completing.removable_names
+)
 def remove(names: tuple[str, ...]) -> None:
     """Forget models by name. A default that was chosen is chosen no longer.
 

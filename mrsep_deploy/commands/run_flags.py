@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from mrsep_deploy.commands import run_options
+from mrsep_deploy.commands import completing, run_options
+from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
 from mrsep_deploy.commands.precision_options import converted_precision, plan_for_mixed
-from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 
 Command = Callable[..., None]
 
@@ -18,7 +18,9 @@ def choosing(command: Command) -> Command:
     """Options of what is separated, and with what."""
     for add in reversed(
         (
-            click.argument("tracks", nargs=-1, required=True, metavar="TRACKS..."),
+            click.argument(
+                "tracks", nargs=-1, required=True, metavar="TRACKS...", shell_complete=completing.files
+            ),
             click.option("-r", "--recursive", is_flag=True, help="Take the folders in folders too."),
             click.option(
                 "--allow-damaged",
@@ -31,7 +33,7 @@ def choosing(command: Command) -> Command:
                 "--model",
                 "--name",
                 metavar="NAME|PATH",
-                shell_complete=run_options.complete_models,
+                shell_complete=completing.models,
                 help="Registered name or bundle.  [default: the one of models use, or the last exported]",
             ),
             click.option(
@@ -123,6 +125,7 @@ def writing(command: Command) -> Command:
                 default="separated",
                 show_default=True,
                 metavar="DIR|-",
+                shell_complete=completing.folders,
                 help="Stems go to DIR/MODEL/TRACK/STEM.wav; one stem of one song can go to stdout (-).",
             ),
             click.option(

@@ -169,8 +169,10 @@ def rate_choice(_ctx: click.Context, _option: click.Parameter, given: str) -> Ra
     return int(given)
 
 
-def mp3_bitrate(_ctx: click.Context, _option: click.Parameter, given: int) -> int:
+def mp3_bitrate(ctx: click.Context, _option: click.Parameter, given: int) -> int:
     """One of the bit rates that MP3 has."""
+    if ctx.resilient_parsing:  # a shell asks for completions, and waits
+        return given
     from mrsep_deploy.audio import MP3_BITRATES
 
     if given not in MP3_BITRATES:
@@ -191,14 +193,3 @@ def raw_form(_ctx: click.Context, _option: click.Parameter, given: str | None) -
     if not (rate.isdigit() and channels.isdigit() and name in encodings):
         raise click.BadParameter(f"{given!r} is not of the form RATE:CHANNELS:{'|'.join(encodings)}")
     return RawForm(int(rate), int(channels), encodings[name])
-
-
-def complete_models(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """Names of exported models, for the shell; none if they cannot be read."""
-    from mrsep_deploy import registry
-    from mrsep_deploy.errors import MrsepError
-
-    try:
-        return [model.name for model in registry.list_models() if model.name.startswith(incomplete)]
-    except MrsepError:
-        return []

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands import completing
+from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
 from mrsep_deploy.commands.html_option import command_line, html_option
 from mrsep_deploy.commands.precision_options import PRECISIONS
-from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Examples:
 Exit codes: 0 passed, 1 failed, 2 wrong usage.
 """,
 )
-@click.argument("model", metavar="[NAME|BUNDLE]", required=False)
+@click.argument("model", metavar="[NAME|BUNDLE]", required=False, shell_complete=completing.models)
 @click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]),
               help=f"What runs the bundle.  [default: {AUTO}; for lower precision ort, which rounds on the CPU "
               "after every operator, as a GPU does]")  # fmt: skip
