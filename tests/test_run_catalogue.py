@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ from numpy.typing import NDArray
 from mrsep_deploy import registry
 from mrsep_deploy.audio import read_tags
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.catalogue import journal, pipeline
+from mrsep_deploy.catalogue import journal, pipeline, reporting
+from mrsep_deploy.catalogue.tracks import Track
 from mrsep_deploy.catalogue.writing import SongWriter
 from mrsep_deploy.cli import main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
@@ -511,6 +514,38 @@ def test_completion(tmp_path: Path, bundle: Bundle, shell: str) -> None:
         check=False,
     )
     assert "tiny" in asked.stdout
+
+
+# --- how fast
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_bar_shows_the_speed_of_its_own_song_from_its_own_begin(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, jobs: str
+) -> None:
+    """By a clock on which a millisecond passes whenever it is asked."""
+    clock = itertools.count()
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: next(clock) / 1000))
+    shown: dict[str, list[tuple[float, float]]] = {}
+
+    class Watched(reporting.Bars):
+        def progress(self, track: Track, done: int, *more: Any) -> None:
+            super().progress(track, done, *more)
+            assert self._bars is not None
+            speed = float(self._bars.tasks[1].fields["speed"].split()[0])
+            shown.setdefault(track.path.name, []).append((done / SAMPLE_RATE, speed))
+
+    monkeypatch.setattr(reporting, "Bars", Watched)
+    for name in ("a.wav", "b.wav", "c.wav"):
+        song(name, frames=1000)
+    assert run("a.wav", "b.wav", "c.wav", "-j", jobs).code == DONE
+    assert list(shown) == ["a.wav", "b.wav", "c.wav"]
+    for told in shown.values():
+        assert len(told) > 3
+        ticks = [seconds / speed * 1000 for seconds, speed in told]
+        # The clock is asked at a song's begin and whenever it comes further; by a song that begins meanwhile, too.
+        assert all(later - earlier > 0.9 for earlier, later in itertools.pairwise(ticks))
+        assert 0.9 < ticks[0] < 9
 
 
 # --- which model, and why

@@ -44,8 +44,8 @@ class SeparatesSongs(Protocol):
 class Reporter(Protocol):
     """Who is told. All calls come from the thread that runs the catalogue."""
 
-    def progress(self, track: Track, done: int, total: int) -> None:
-        """A song has come so far, in samples at the model's rate."""
+    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
+        """A song has come so far, in samples at the model's rate, in so many seconds since its own begin."""
 
     def ended(self, outcome: Outcome) -> None:
         """A song has ended, one way or another."""
@@ -237,7 +237,8 @@ class Catalogue:
             except Exception as error:
                 active.failed = error
         active.done += count
-        self._reporter.progress(active.loaded.track, active.done, active.loaded.statistics.frames)
+        elapsed = time.perf_counter() - active.began
+        self._reporter.progress(active.loaded.track, active.done, active.loaded.statistics.frames, elapsed)
 
     def _complete_finished(self) -> None:
         while self._encoding and all(file.done() for file in self._encoding[0].files):

@@ -39,7 +39,7 @@ class Quiet:
     def begin(self, model: str, engine: str | None, tracks: int) -> None:
         """The run begins; without an engine, if there is nothing for one to do."""
 
-    def progress(self, track: Track, done: int, total: int) -> None:
+    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
         """A song has come so far."""
 
     def ended(self, outcome: Outcome) -> None:
@@ -89,12 +89,11 @@ class Bars(Quiet):
         self._one = bars.add_task("", total=None, of="", speed="")
         bars.start()
 
-    def progress(self, track: Track, done: int, total: int) -> None:
+    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
         assert self._bars is not None
         if track != self._current:
             self._current = track
             self._bars.reset(self._one, description=one_line(track.path.name), total=total)
-        elapsed = self._bars.tasks[1].elapsed or 0.0
         speed = f"{done / self._rate / elapsed:.2f} x realtime" if elapsed else ""
         self._bars.update(self._one, completed=done, total=total, speed=speed)
         self._bars.update(self._all, completed=min(self._ended + done / total, self._tracks))
@@ -136,7 +135,7 @@ class JsonLines(Quiet):
     def begin(self, model: str, engine: str | None, tracks: int) -> None:
         self._say(event="begin", model=model, engine=engine, tracks=tracks)
 
-    def progress(self, track: Track, done: int, total: int) -> None:
+    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
         known, before = self._told
         share = done / total
         if track != known or share >= before + JSON_STEP or done == total:
