@@ -27,7 +27,7 @@ from mrsep_deploy.export.files import AGAIN, about, opened, refuse_other_files, 
 from mrsep_deploy.export.packages import read_legacy, read_zip
 from mrsep_deploy.export.plain import plain, plain_dict, shown
 from mrsep_deploy.export.safetensors_file import looks_like_safetensors, read_safetensors
-from mrsep_deploy.export.storages import is_state, read_state, refuse_quantised
+from mrsep_deploy.export.storages import is_state, read_state, refuse_quantised, states_in
 
 __all__ = ["KNOWN_CLASSES", "Bag", "Checkpoint", "read_bag", "read_checkpoint", "require_fit"]
 
@@ -157,7 +157,7 @@ def _package_dict(value: object, path: Path) -> dict[object, object]:
     if not missing:
         return value
     refuse_quantised(value)
-    states = {key: item for key, item in value.items() if is_state(item)}
+    states = states_in(value)
     if missing == ["state"] and len(states) == 1:
         return {**value, "state": next(iter(states.values()))}
     if is_state(value):

@@ -64,6 +64,20 @@ def is_state(value: object) -> bool:
     )
 
 
+def states_in(package: Mapping[object, object]) -> dict[object, dict[object, object]]:
+    """Every state in a package, by its key; each dict is looked through once, under however many keys it is."""
+    known: dict[int, bool] = {}
+    found: dict[object, dict[object, object]] = {}
+    for key, value in package.items():
+        if not isinstance(value, dict):
+            continue
+        if id(value) not in known:
+            known[id(value)] = is_state(value)
+        if known[id(value)]:
+            found[key] = value
+    return found
+
+
 def read_state(state: object, read: StorageReader, file_bytes: int) -> dict[str, torch.Tensor]:
     """The tensors of a package's ``state``: floating point ones as float32, on the CPU, contiguous.
 

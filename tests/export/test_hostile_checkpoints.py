@@ -223,6 +223,16 @@ def test_a_source_without_end(tmp_path: Path) -> None:
     failed(pickles.write_legacy(tmp_path / "old.th", klass=klass), "longer than 8,388,608 bytes")
 
 
+def test_one_state_under_many_names(tmp_path: Path) -> None:
+    """Looking for the state of a training checkpoint takes a look at each dict once, however often it is there."""
+    names = [integer(index) for index in range(60_000)]
+    spec = tensor() + b"q\x00"
+    state = b"}q\x01(" + names[0] + spec + b"".join(name + b"h\x00" for name in names[1:]) + b"u"
+    root = b"}(" + text("a") + state + b"".join(name + b"h\x01" for name in names) + b"u."
+    path = write_zip(tmp_path / "model.th", b"\x80\x02" + root, data_0=struct.pack("<2f", 1.0, 2.0))
+    failed(path, "lacks klass, args, kwargs, state")
+
+
 def test_registered_extensions_are_not_looked_up(tmp_path: Path, marker: Path) -> None:
     copyreg.add_extension(os.system.__module__, "system", 200)
     try:
