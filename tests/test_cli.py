@@ -279,7 +279,7 @@ def test_models_use_the_shipped_one(home: Path) -> None:
     assert "* taken where no model is named: comes with mrsep-deploy" in invoke("models")[1]
     registry.register(tiny_bundle(paths.models_dir(), "mine"))
     assert invoke("models", "use", shipped.NAME)[0] == errors.DONE
-    assert registry.default_model() == registry.Default(shipped.NAME, "chosen")
+    assert registry.default_model().reason == "chosen"
 
 
 @pytest.mark.parametrize(

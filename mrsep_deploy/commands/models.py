@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mrsep_deploy.manifest import Manifest
-    from mrsep_deploy.registry import Default, RegisteredModel
+    from mrsep_deploy.registry import RegisteredModel
+    from mrsep_deploy.registry_file import Default
 
 
 @click.group(
@@ -100,7 +101,7 @@ def _remove(name: str, several: bool) -> bool:
         return False
     model = known[name]
     click.echo(f"deleted {model.path}" if model.managed else f"forgot {name}; {model.path} stays as it is")
-    if before == registry.Default(name, "chosen"):
+    if (before.name, before.reason) == (name, "chosen"):
         click.echo(f"{name} was the default; now it is {_default()}")
     return True
 
