@@ -46,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give STORE or --float16")
     bundle = Bundle.open(shipped.BUNDLE)
     if options.float16:
-        print(write_result("shipped_model", {**figures_source.result("shipped_model"), "float16": in_float16(bundle)}))
+        print(
+            write_result(
+                "shipped_model", {**figures_source.result("shipped_model"), "float16": in_float16(bundle)}
+            )
+        )
         return
     result: dict[str, object] = {
         "machine": machine_info(),

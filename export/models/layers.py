@@ -201,7 +201,7 @@ class FrequencyEmbedding(nn.Module):
         super().__init__()
         self.scale = scale
         # As nn.Embedding draws them itself; on the meta device that would import the compiler, for seconds.
-        self.embedding = nn.Embedding.from_pretrained(torch.randn(bins, channels), freeze=False)
+        self.embedding = nn.Embedding(bins, channels, _weight=torch.randn(bins, channels))
 
     def forward(self, x: Tensor, gain: float) -> Tensor:
         """``x + gain * E`` for ``x`` of shape ``[B, C, F, T]``, ``F`` at most the number of vectors."""
