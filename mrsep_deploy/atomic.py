@@ -104,7 +104,7 @@ def sync_folder(path: Path) -> None:
     """Force a folder's entries to the disk. Windows has no call for it and orders them itself."""
     if os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

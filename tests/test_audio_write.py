@@ -237,7 +237,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_disk_that_fails_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     path = tmp_path / "a.wav"
@@ -251,7 +251,7 @@ def test_a_disk_that_fails_at_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("mrsep_deploy.audio.write.open", refuse, raising=False)
@@ -299,12 +299,14 @@ def test_the_longest_names_fit(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_link_is_followed(tmp_path: Path) -> None:
+def test_a_link_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "b.wav").write_bytes(b"other")
     (tmp_path / "a.wav").symlink_to(tmp_path / "disk" / "b.wav")
     write(tmp_path / "a.wav", noise(0.5))
-    assert (tmp_path / "a.wav").is_symlink()
-    assert soundfile.info(tmp_path / "disk" / "b.wav").frames == 5001
+    assert not (tmp_path / "a.wav").is_symlink()
+    assert soundfile.info(tmp_path / "a.wav").frames == 5001
+    assert (tmp_path / "disk" / "b.wav").read_bytes() == b"other"
 
 
 def test_a_directory_that_disappears(tmp_path: Path) -> None:

@@ -490,9 +490,10 @@ def test_files_are_on_the_disk_before_they_have_their_names(
         events.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
-    def noted_replace(source: Any, target: Any) -> None:
-        events.append(("name", f"{source} {target}"))
-        replace(source, target)
+    def noted_replace(source: Any, target: Any, **folders: int) -> None:
+        folder = os.readlink(f"/proc/self/fd/{folders['src_dir_fd']}")
+        events.append(("name", f"{folder}/{source} {folder}/{target}"))
+        replace(source, target, **folders)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "replace", noted_replace)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -66,11 +67,17 @@ class Compressed:
             )
 
     def encode(
-        self, chunks: Iterable[Samples], part: Path, path: Path, sample_rate: int, channels: int, tags: Tags
+        self,
+        chunks: Iterable[Samples],
+        part: IO[bytes],
+        path: Path,
+        sample_rate: int,
+        channels: int,
+        tags: Tags,
     ) -> None:
-        """Encode ``[channels, n]`` chunks into a new file ``part``, and force it to the disk.
+        """Encode ``[channels, n]`` chunks into ``part``, and force it to the disk.
 
-        ``path`` is the name it will have, for messages.
+        ``part`` is a new file, open for reading and writing; ``path`` is the name it will have, for messages.
 
         Raises:
             OutputError: the encoder failed, or the file does not hold what was given.
@@ -99,7 +106,7 @@ class Compressed:
                 for chunk in chunks:
                     file.write(self._given(chunk))
                     frames += chunk.shape[1]
-            held = soundfile.info(native(part)).frames
+            held = soundfile.info(_for_libsndfile(part)).frames
         # libsndfile calls a full disk a system error, or writes less than it was asked to.
         except (soundfile.LibsndfileError, AssertionError) as error:
             raise OutputError(
@@ -111,14 +118,15 @@ class Compressed:
                 f"{path} holds {held} frames as {self.name}, expected {frames}",
                 "Free some space, or choose another place or format.",
             )
-        with open(part, "rb+") as written:
-            os.fsync(written.fileno())
+        os.fsync(part.fileno())
 
-    def _target(self, part: Path, tags: Tags, stack: contextlib.ExitStack) -> str | bytes | _After:
+    def _target(self, part: IO[bytes], tags: Tags, stack: contextlib.ExitStack) -> int | str | bytes | _After:
         """Where libsndfile is to write. Into an MP3 it writes an ID3v1 tag: 30 bytes a name, in no known encoding."""
         if self.container != "MP3" or not tags:
-            return native(part)
-        return _After(stack.enter_context(open(part, "wb", buffering=0)), id3_tag(tags))
+            return _for_libsndfile(part)
+        file = stack.enter_context(open(os.dup(part.fileno()), "wb", buffering=0))
+        file.seek(0)
+        return _After(file, id3_tag(tags))
 
     def _given(self, chunk: Samples) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         """``[channels, n]`` as ``[n, channels]``: the very integers of a WAV file, or floats in ±1."""
@@ -158,6 +166,18 @@ class _After:
             return self._file.write(data)
         except OSError:  # libsndfile then has written less than it was given, as on a full disk
             return 0
+
+
+def _for_libsndfile(file: IO[bytes]) -> int | str | bytes:
+    """An open file from its start, as a descriptor that libsndfile closes: its name may be another's by now.
+
+    Windows' descriptors belong to one library; there it gets the name.
+    """
+    if os.name == "nt":
+        return native(Path(file.name))
+    descriptor = os.dup(file.fileno())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def flac(bits: int = 16) -> Compressed:

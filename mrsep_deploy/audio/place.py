@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputError
+from ..open_folder import OpenFolder
 
 try:
     fcntl: Any = importlib.import_module("fcntl")
@@ -23,19 +24,32 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def prepare_target(path: Path) -> Path:
-    """The place the file will really be at, its directory made. Raises OSError or OutputError."""
+def open_place(path: Path, root: Path | None = None) -> OpenFolder:
+    """The folder that a file goes to, made and held open; a link with the file's name will be replaced.
+
+    Args:
+        path: of the file.
+        root: the folder at or above it that the user named; see ``OpenFolder``.
+
+    Raises:
+        OutputError: ``path`` is no place for a file, or a folder below ``root`` is a link.
+        OSError: a folder cannot be made or opened.
+    """
     if "\0" in str(path):
         raise OutputError(f"{str(path)!r} holds a NUL character", "Choose another output path")
-    target = Path(os.path.realpath(path))
-    with suppress(FileNotFoundError):
+    if not path.name:
+        raise OutputError(f"{path} is a directory, expected a place for a file", "Choose another output path")
+    folder = OpenFolder(path.parent, root)
+    try:
         # Asked of the final name too: it may be too long where the temporary one is not.
-        mode = os.stat(target).st_mode
-        if not stat.S_ISREG(mode):
+        mode = folder.mode(path.name)
+        if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
             what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
             raise OutputError(f"{path} is {what}, expected a place for a file", "Choose another output path")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
+    except BaseException:
+        folder.close()
+        raise
+    return folder
 
 
 def part_name(name: str) -> str:
@@ -51,16 +65,16 @@ def lock(file: IO[bytes]) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether another opened file holds a ``lock`` on it; False where it cannot be known."""
+def is_locked(folder: OpenFolder, name: str) -> bool:
+    """Whether another opened file holds a ``lock`` on this one; False where it cannot be known."""
     if fcntl is None:
         return False
     try:
-        with open(path, "rb") as file:
+        with open(folder.path / name, "rb", opener=folder.opener) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, OutputError):
         return False
     return False
 

@@ -17,7 +17,7 @@ from ..errors import OutputError, UsageError
 from .compress import Compressed
 from .encode import WAV_16, WAV_FLOAT, Encoding
 from .info import Samples
-from .place import explained, lock, part_name, prepare_target
+from .place import explained, lock, open_place, part_name
 from .tags import Tags, info_chunk
 
 Clip: TypeAlias = Literal["rescale", "clamp", "none"]
@@ -60,7 +60,8 @@ class StemWriter:
     """Writes one stem.
 
     Everything goes to ``.NAME.PID.RANDOM.part`` in the same directory, which ``close`` renames to
-    ``path``; until then a file that was there before stays as it is. A symbolic link is followed.
+    ``path``; until then a file that was there before stays as it is. A link with that name is replaced,
+    never written through. The directory is held open: what is put in its place meanwhile changes nothing.
 
     What keeps a stem from clipping, as in Demucs:
 
@@ -78,10 +79,12 @@ class StemWriter:
         sample_rate: in Hz.
         tags: written into the file; raw samples and RF64 have no place for them.
         cancel: once it is set, ``close`` gives up between two chunks and raises ``Cancelled``.
+        root: the output folder, at or above ``path``; folders between the two must not be links. None: all
+            folders of ``path`` may be.
 
     Raises:
-        OutputError: ``path`` is not a place for a file, or not writable, or the format does not have this
-            sample rate or number of channels.
+        OutputError: ``path`` is not a place for a file, or not writable, or a folder below ``root`` is a
+            link, or the format does not have this sample rate or number of channels.
         UsageError: there is no such clip mode.
     """
 
@@ -94,6 +97,7 @@ class StemWriter:
         clip: Clip = "rescale",
         tags: Tags | None = None,
         cancel: threading.Event | None = None,
+        root: Path | None = None,
     ) -> None:
         if clip not in CLIP_MODES:
             raise UsageError(f"there is no clip mode {clip!r}", f"Take one of {', '.join(CLIP_MODES)}")
@@ -112,14 +116,14 @@ class StemWriter:
         self._frames = 0
         self._peak = 0.0
         with self._clean_up_on_error():
-            self._target = prepare_target(self.path)
+            self._folder = open_place(self.path, root)
             self._part = self._new_part()
-            self._file = open(self._part, "xb+")  # noqa: SIM115 - closed by close or abort
+            self._file = open(self._part, "xb+", opener=self._folder.opener)  # noqa: SIM115 - closed by close or abort
             lock(self._file)
             self._file.write(self._working.header(sample_rate, channels, 0))
 
     def _new_part(self) -> Path:
-        part = self._target.with_name(part_name(self._target.name))
+        part = self.path.with_name(part_name(self.path.name))
         self._parts.append(part)
         return part
 
@@ -164,7 +168,7 @@ class StemWriter:
                 finished = self._compressed(self.encoding, divisor)
             else:
                 finished = self._sealed(self.encoding, divisor)
-            os.replace(finished, self._target)
+            self._folder.replace(finished.name, self.path.name)
             self._remove_parts()
         self.written = WrittenStem(self.path, self._frames, self._peak, float(1 / divisor))
         return self.written
@@ -179,7 +183,8 @@ class StemWriter:
     def _remove_parts(self) -> None:
         for part in self._parts:
             with suppress(OSError):
-                part.unlink()
+                self._folder.unlink(part.name)
+        self._folder.close()
 
     def __enter__(self) -> StemWriter:
         return self
@@ -199,10 +204,10 @@ class StemWriter:
 
     def _compressed(self, encoding: Compressed, divisor: np.float32) -> Path:
         part = self._new_part()
-        with open(part, "xb") as mine:
+        with open(part, "xb+", opener=self._folder.opener) as mine:
             lock(mine)
             encoding.encode(
-                self._samples(divisor), part, self.path, self.sample_rate, self.channels, self.tags
+                self._samples(divisor), mine, self.path, self.sample_rate, self.channels, self.tags
             )
         self._file.close()
         return part

@@ -12,14 +12,17 @@ import hashlib
 import json
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mrsep_deploy.atomic import explained, make_folder
+from mrsep_deploy.atomic import explained
 from mrsep_deploy.audio import is_locked
 from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.errors import OutputError
+from mrsep_deploy.open_folder import OpenFolder
 
 NAME = ".mrsep-deploy-journal.jsonl"
 MAX_LINE = 1 << 16
@@ -41,11 +44,17 @@ class Journal:
     Args:
         folder: what all outputs lie below.
         settings: digest of the settings of this run.
+        root: the folder at or above it that the user named; ``folder`` itself if None.
+
+    Raises:
+        OutputError: the journal is a link, a pipe or another file that is none, or a folder below ``root``
+            is a link.
     """
 
-    def __init__(self, folder: Path, settings: str) -> None:
+    def __init__(self, folder: Path, settings: str, root: Path | None = None) -> None:
         self.path = folder / NAME
         self._folder = folder
+        self._root = root
         self._settings = settings
         self._lock = threading.Lock()
         self._done = {str(line["track"]): line for line in self._lines() if line.get("settings") == settings}
@@ -74,8 +83,8 @@ class Journal:
             "outputs": {os.path.relpath(path, self._folder): _size(path) for path in outputs},
         }
         with self._lock, explained(self.path, "Or run without --resume."):
-            make_folder(self._folder)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            with OpenFolder(self._folder, self._root) as folder:
+                descriptor = folder.opener(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 # A kill may have left half a line. Each line goes out in one call, so that two runs do not mix.
                 start = b"" if _ends_with_newline(descriptor) else b"\n"
@@ -89,7 +98,10 @@ class Journal:
     def _lines(self) -> Iterator[Line]:
         """Every whole line; half a line, or one of another program, is passed over."""
         try:
-            with open(self.path, "rb") as file:
+            with (
+                OpenFolder(self._folder, self._root, make=False) as folder,
+                open(self.path, "rb", opener=folder.opener) as file,
+            ):
                 while data := file.readline(MAX_LINE):
                     with contextlib.suppress(ValueError, RecursionError):
                         line = json.loads(data)
@@ -99,28 +111,30 @@ class Journal:
             return
 
 
-def sweep_parts(folders: Iterable[Path]) -> int:
+def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:
     """Delete the temporary files that killed runs have left in these folders; returns how many.
+
+    Folders that lie behind a link below ``root``, the output folder, are left alone.
 
     Those that somebody writes stay: who writes one holds a lock on it, and until then its process is there, by the
     number in the name. (A container has numbers of its own, and a number is given out again; a lock is the file's.)
     """
     swept = 0
     for folder in folders:
-        with contextlib.suppress(OSError):
-            for entry in list(os.scandir(folder)):
-                found = _PART.fullmatch(entry.name)
-                if found and _is_left_behind(entry, int(found[1])):
+        with contextlib.suppress(OSError, OutputError), OpenFolder(folder, root, make=False) as opened:
+            for name, status in opened.files():
+                found = _PART.fullmatch(name)
+                if found and _is_left_behind(opened, name, status, int(found[1])):
                     with contextlib.suppress(OSError):
-                        os.unlink(entry.path)
+                        opened.unlink(name)
                         swept += 1
     return swept
 
 
-def _is_left_behind(entry: os.DirEntry[str], process: int) -> bool:
-    if is_locked(Path(entry.path)):
+def _is_left_behind(folder: OpenFolder, name: str, status: os.stat_result, process: int) -> bool:
+    if is_locked(folder, name):
         return False
-    return not _is_alive(process) or time.time() - entry.stat().st_mtime > SETTLED
+    return not _is_alive(process) or time.time() - status.st_mtime > SETTLED
 
 
 def _is_alive(process: int) -> bool:
@@ -148,8 +162,10 @@ def _state(path: Path) -> list[int] | None:
 
 
 def _size(path: Path) -> int | None:
+    """Of a regular file; a link is none, where a file was written."""
     with contextlib.suppress(OSError):
-        return os.stat(path).st_size
+        found = os.lstat(path)
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
     return None
 
 

@@ -87,12 +87,18 @@ def require_distinct(naming: Naming, tracks: Sequence[Track], outputs: Sequence[
     Raises:
         UsageError: two files have one name.
     """
-    taken = {_place(track.path): track for track in tracks if not track.is_stdin}
+    taken = {
+        place: track
+        for track in tracks
+        if not track.is_stdin
+        for place in (_place(track.path), same_place(os.path.realpath(track.path)))
+    }
     originals = set(taken)
     for track in tracks:
         for path in naming.paths(track, outputs):
             key = _place(path)
-            if key in originals:
+            # A link to a song would be replaced and the song left alone; it is refused because it is a mistake.
+            if key in originals or same_place(os.path.realpath(path)) in originals:
                 raise UsageError(
                     f"{path} is one of the songs to separate", "Choose another place with -o DIR."
                 )
@@ -108,5 +114,5 @@ def require_distinct(naming: Naming, tracks: Sequence[Track], outputs: Sequence[
 
 
 def _place(path: Path) -> str:
-    """Where a file really is: links are followed when it is written."""
-    return same_place(os.path.realpath(path))
+    """Where a file is written: a link with its own name is replaced, not followed."""
+    return same_place(os.path.join(os.path.realpath(path.parent), path.name))

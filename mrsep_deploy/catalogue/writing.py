@@ -27,6 +27,7 @@ from mrsep_deploy.catalogue.loading import LoadedSong
 from mrsep_deploy.catalogue.naming import Naming
 from mrsep_deploy.catalogue.stems import Output
 from mrsep_deploy.errors import OutputError
+from mrsep_deploy.open_folder import OpenFolder
 from mrsep_deploy.shifts import take_samples
 
 RateChoice = Literal["input", "model"] | int
@@ -83,6 +84,7 @@ class SongWriter:
 
     def __init__(self, song: LoadedSong, options: WriteOptions, cancel: threading.Event) -> None:
         self.paths = options.naming.paths(song.track, options.outputs)
+        self._root = options.naming.root
         self._outputs = options.outputs
         model_rate, channels = song.source.sample_rate, song.source.channels
         rate = options.rate_of(song)
@@ -96,7 +98,9 @@ class SongWriter:
         tags = song.tags if options.tags else None
         try:
             for path in self.paths:
-                writer = StemWriter(path, rate, channels, options.encoding, options.clip, tags, cancel)
+                writer = StemWriter(
+                    path, rate, channels, options.encoding, options.clip, tags, cancel, self._root
+                )
                 self.writers.append(writer)
         except BaseException:
             self.abort()
@@ -129,8 +133,17 @@ class SongWriter:
         for writer in self.writers:
             writer.abort()
         for folder in self._new_folders:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+            with contextlib.suppress(OSError, OutputError):
+                _remove_folder(folder, self._root)
+
+
+def _remove_folder(folder: Path, root: Path) -> None:
+    """Remove an empty folder: one below the output folder never behind a link, one above it by its name."""
+    if not folder.is_relative_to(root.absolute()) or folder == root.absolute():
+        os.rmdir(folder)
+        return
+    with OpenFolder(folder.parent, root.absolute(), make=False) as parent:
+        parent.rmdir(folder.name)
 
 
 def _missing_folders(paths: Sequence[Path]) -> list[Path]:

@@ -96,7 +96,8 @@ def _separate(
     from mrsep_deploy.catalogue.journal import sweep_parts
 
     if options.resume:
-        sweep_parts({path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)})
+        folders = {path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)}
+        sweep_parts(folders, writing.naming.root)
     summary = _without_engine(options, model, tracks)
     if summary is None:
         summary = _with_engine(options, model, tracks, writing, journal)
@@ -277,7 +278,7 @@ def _journal(options: RunOptions, model: _Model, writing: WriteOptions, tracks: 
         "tags": writing.tags,
         "template": writing.naming.template,
     }
-    return Journal(writing.naming.folder, settings_digest(settings))
+    return Journal(writing.naming.folder, settings_digest(settings), writing.naming.root)
 
 
 def _dry_run(
