@@ -77,7 +77,9 @@ def by_demucs(repo: Path, out: Path, track: Path, options: Sequence[str]) -> Pat
 
 
 def by_us(bundle: Bundle, out: Path, track: Path, options: Sequence[str]) -> Path:
-    arguments = ["run", "-q", "--engine", "ort", "-n", str(bundle.path), "-o", str(out), *options, str(track)]
+    # Demucs rescales each stem by itself; what one gain for all does is tested below
+    same = ["--engine", "ort", "-n", str(bundle.path), "-o", str(out), "--clip-mode", "rescale-each"]
+    arguments = ["run", "-q", *same, *options, str(track)]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     return out / bundle.manifest.name
@@ -169,6 +171,21 @@ def test_float32_beyond_full_scale_is_kept(tmp_path: Path, mix: Path, repo: Path
         expected, found = samples(theirs[name]), samples(ours[name])
         assert np.abs(expected).max() <= 1
         assert Deviation.between(np.clip(found, -1, 1), expected).snr > REQUIRED_SNR
+
+
+def test_one_gain_for_all_stems(tmp_path: Path, mix: Path, repo: Path, bundle: Bundle) -> None:
+    """Different on purpose: demucs lowers each stem by itself, and they no longer add up to the song."""
+    loud = tmp_path / "loud.wav"
+    song = 3 * soundfile.read(mix, dtype="float32")[0]
+    soundfile.write(loud, song, SAMPLE_RATE, subtype="FLOAT")
+    theirs = files(by_demucs(repo, tmp_path / "demucs", loud, ["--shifts", "0", "--float32"]))
+    whole = files(by_us(bundle, tmp_path / "whole", loud, ["--float32", "--clip-mode", "none"]))
+    ours = files(by_us(bundle, tmp_path / "ours", loud, ["--float32", "--clip-mode", "rescale"]))
+    gains = {name: np.abs(samples(ours[name])).max() / np.abs(samples(whole[name])).max() for name in ours}
+    apart = {name: np.abs(samples(theirs[name])).max() / np.abs(samples(whole[name])).max() for name in ours}
+    assert max(gains.values()) == pytest.approx(min(gains.values()), rel=1e-5)
+    assert min(gains.values()) == pytest.approx(min(apart.values()), rel=1e-3)
+    assert max(apart.values()) > 1.1 * min(apart.values())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a name of dots")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_faults import _home, bundle, run, song, written  # noqa: F401 - fixtures
+import test_faults
+from test_faults import run, song, written
 
 from mrsep_deploy import open_folder
 from mrsep_deploy.audio import AnyEncoding, StemWriter, flac, mp3, ogg
@@ -23,6 +24,8 @@ from mrsep_deploy.catalogue.stems import Output
 from mrsep_deploy.catalogue.tracks import Track
 from mrsep_deploy.errors import DONE, FAILED, OutputError
 from mrsep_deploy.open_folder import OpenFolder
+
+_home, bundle = test_faults._home, test_faults.bundle
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 ENCODINGS = pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def samples() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 @pytest.mark.usefixtures("manner")
-def test_a_link_in_a_stem_s_place_is_replaced(tmp_path: Path, bundle: Bundle) -> None:  # noqa: F811
+def test_a_link_in_a_stem_s_place_is_replaced(tmp_path: Path, bundle: Bundle) -> None:
     song("s.wav")
     victim = tmp_path / "victim.txt"
     victim.write_text("precious")
@@ -60,7 +63,7 @@ def test_a_link_in_a_stem_s_place_is_replaced(tmp_path: Path, bundle: Bundle) ->
 @pytest.mark.parametrize("linked", ["out/tiny", "out/tiny/s"])
 def test_a_linked_folder_below_the_output_folder_is_refused(
     tmp_path: Path, bundle: Bundle, linked: str
-) -> None:  # noqa: F811
+) -> None:
     song("s.wav")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -122,7 +125,7 @@ def test_a_journal_that_is_no_file(tmp_path: Path, make: Callable[[Path], None])
         assert (tmp_path / "victim").read_text() == "precious\n"
 
 
-def test_a_pipe_as_journal_ends_a_run_in_one_line(tmp_path: Path, bundle: Bundle) -> None:  # noqa: F811
+def test_a_pipe_as_journal_ends_a_run_in_one_line(tmp_path: Path, bundle: Bundle) -> None:
     song("s.wav")
     Path("separated/tiny").mkdir(parents=True)
     os.mkfifo(Path("separated/tiny", journal.NAME))

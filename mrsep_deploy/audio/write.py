@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from .info import Samples
 from .place import explained, lock, open_place, part_name
 from .tags import Tags, info_chunk
 
-Clip: TypeAlias = Literal["rescale", "clamp", "none"]
-CLIP_MODES: tuple[Clip, ...] = ("rescale", "clamp", "none")
+Clip: TypeAlias = Literal["rescale", "rescale-each", "clamp", "none"]
+CLIP_MODES: tuple[Clip, ...] = ("rescale", "rescale-each", "clamp", "none")
 
 AnyEncoding: TypeAlias = Encoding | Compressed
 
 _CHUNK_FRAMES = 65536
+_RESCALING = ("rescale", "rescale-each")
 
 
 class Cancelled(Exception):
@@ -47,6 +49,11 @@ class WrittenStem:
     peak: float
     gain: float
 
+    @property
+    def decibels(self) -> float:
+        """The gain in dB, to two decimals; 0.0 unless the stem had to be rescaled."""
+        return round(20 * math.log10(self.gain), 2) if self.gain != 1 else 0.0
+
 
 def bytes_needed(frames: int, channels: int, encoding: AnyEncoding = WAV_16, clip: Clip = "rescale") -> int:
     """Disk space one stem takes at most while it is written, in bytes, without its tags."""
@@ -63,10 +70,12 @@ class StemWriter:
     ``path``; until then a file that was there before stays as it is. A link with that name is replaced,
     never written through. The directory is held open: what is put in its place meanwhile changes nothing.
 
-    What keeps a stem from clipping, as in Demucs:
+    What keeps a stem from clipping:
 
-    - ``rescale`` divides the whole stem by ``1.01 * peak`` if that is above 1. The peak is known at the
+    - ``rescale`` divides the whole stem by ``1.01 * peak`` if that is above 1. ``close`` is told the peak of
+      the song's loudest stem, so that all stems get one gain and still add up. Peaks are known at the
       end, so samples wait on disk as float32 and are encoded, in place, by ``close``.
+    - ``rescale-each`` takes the stem's own peak, as Demucs does.
     - ``clamp`` clamps every sample to ±0.99.
     - ``none`` changes nothing; integer and lossy encodings still saturate at full scale and never wrap.
 
@@ -152,8 +161,16 @@ class StemWriter:
             clipped = np.clip(block, -0.99, 0.99) if self.clip == "clamp" else block
             self._file.write(self._working.data(clipped))
 
-    def close(self) -> WrittenStem:
+    @property
+    def peak(self) -> float:
+        """Largest absolute sample so far."""
+        return self._peak
+
+    def close(self, song_peak: float | None = None) -> WrittenStem:
         """Finish the file and put it under its name. A second call does nothing.
+
+        Args:
+            song_peak: for ``rescale``, the largest ``peak`` of the song's stems; None for a stem by itself.
 
         Raises:
             OutputError: the disk is full or fails, or the place was taken; nothing is left behind.
@@ -163,7 +180,7 @@ class StemWriter:
         if self._file.closed:
             raise ValueError(f"{self.path} was aborted")
         with self._clean_up_on_error():
-            divisor = self._divisor()
+            divisor = self._divisor(song_peak)
             if isinstance(self.encoding, Compressed):
                 finished = self._compressed(self.encoding, divisor)
             else:
@@ -197,10 +214,12 @@ class StemWriter:
         else:
             self.abort()
 
-    def _divisor(self) -> np.float32:
+    def _divisor(self, song_peak: float | None) -> np.float32:
+        if self.clip not in _RESCALING:
+            return np.float32(1)
+        peak = self._peak if song_peak is None or self.clip == "rescale-each" else max(song_peak, self._peak)
         # In float32, as Demucs computes it, so that files come out the same to the last bit.
-        scaled = np.float32(1.01) * np.float32(self._peak)
-        return max(scaled, np.float32(1)) if self.clip == "rescale" else np.float32(1)
+        return max(np.float32(1.01) * np.float32(peak), np.float32(1))
 
     def _compressed(self, encoding: Compressed, divisor: np.float32) -> Path:
         part = self._new_part()
@@ -270,4 +289,4 @@ class StemWriter:
 
 def _working_encoding(encoding: AnyEncoding, clip: Clip) -> Encoding:
     """How samples wait on disk for ``close``."""
-    return WAV_FLOAT if clip == "rescale" or isinstance(encoding, Compressed) else encoding
+    return WAV_FLOAT if clip in _RESCALING or isinstance(encoding, Compressed) else encoding

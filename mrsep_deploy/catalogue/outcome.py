@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ class Outcome:
         elapsed: from its first segment to its last file; songs overlap, so these do not add up.
         error: why it failed.
         remarks: how what was separated differs from what is in the file; see ``AudioSource``.
+        gains: what its outputs were multiplied by to keep them from clipping, in dB by their names.
     """
 
     track: Track
@@ -33,11 +34,20 @@ class Outcome:
     elapsed: float = 0.0
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
+    gains: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def speed(self) -> float:
         """Times real time."""
         return self.seconds / self.elapsed if self.elapsed else 0.0
+
+    @property
+    def gain(self) -> str:
+        """The gains that are not 0 dB, for people; empty if there is none."""
+        changed = {name: gain for name, gain in self.gains.items() if gain}
+        if len(self.gains) == len(changed) > 1 and len(set(changed.values())) == 1:
+            return f"all stems {next(iter(changed.values())):+.1f} dB"
+        return ", ".join(f"{name} {gain:+.1f} dB" for name, gain in changed.items())
 
     @property
     def reason(self) -> str:
@@ -56,6 +66,7 @@ class Outcome:
             tree["outputs"] = [str(path) for path in self.outputs]
         if self.status == "done":
             tree |= {"seconds": round(self.seconds, 3), "elapsed": round(self.elapsed, 3)}
+            tree["gains_db"] = dict(self.gains)
         if self.remarks:
             tree["remarks"] = list(self.remarks)
         if self.error is not None:

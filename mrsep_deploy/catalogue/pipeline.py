@@ -261,9 +261,15 @@ class Catalogue:
     def _done(self, active: _Active) -> Outcome:
         seconds = active.loaded.statistics.frames / self._separator.sample_rate
         elapsed = time.perf_counter() - active.began
-        remarks = active.loaded.source.remarks
+        loaded, writer = active.loaded, active.writer
         return Outcome(
-            active.loaded.track, "done", tuple(active.writer.paths), seconds, elapsed, remarks=remarks
+            loaded.track,
+            "done",
+            tuple(writer.paths),
+            seconds,
+            elapsed,
+            remarks=loaded.source.remarks,
+            gains=writer.gains,
         )
 
     def _give_up(self, active: _Active, error: Exception) -> None:

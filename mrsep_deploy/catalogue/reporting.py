@@ -107,7 +107,8 @@ class Bars(Quiet):
             print(one_line(f"mrsep-deploy: {outcome.track.path} {remark}"), file=sys.stderr, flush=True)
         if outcome.status == "done":
             what = f"{outcome.seconds:.1f} s in {outcome.elapsed:.1f} s, {outcome.speed:.2f} x realtime"
-            self._print(f"{one_line(_together(outcome))}  {what}")
+            gain = f", {outcome.gain} to keep from clipping" if outcome.gain else ""
+            self._print(f"{one_line(_together(outcome))}  {what}{gain}")
         elif outcome.status == "skipped":
             self._print(f"{one_line(_together(outcome))}  done already")
 

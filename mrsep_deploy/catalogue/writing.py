@@ -119,8 +119,14 @@ class SongWriter:
                 writer.write(tail)
 
     def finish(self, index: int) -> WrittenStem:
-        """Encode one output and put it under its name."""
-        return self.writers[index].close()
+        """Encode one output and put it under its name, after ``flush``: only then the song's peak is known."""
+        return self.writers[index].close(max(writer.peak for writer in self.writers))
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """What each finished output was multiplied by, in dB."""
+        pairs = zip(self._outputs, self.writers, strict=True)
+        return {output.name: writer.written.decibels for output, writer in pairs if writer.written is not None}
 
     def sync(self) -> None:
         """Force the names of the finished files to the disk, and those of the folders made for them."""

@@ -273,7 +273,7 @@ def _journal(options: RunOptions, model: _Model, writing: WriteOptions, tracks: 
         "segment": options.segment,
         "outputs": str(writing.outputs),
         "encoding": str(writing.encoding),
-        "clip": writing.clip,
+        "clip_mode": writing.clip,  # "clip" is of versions whose rescale gave each stem a gain of its own
         "sample_rate": writing.sample_rate,
         "tags": writing.tags,
         "template": writing.naming.template,

@@ -172,10 +172,11 @@ def writing(command: Command) -> Command:
             ),
             click.option(
                 "--clip-mode",
-                type=click.Choice(["rescale", "clamp", "none"]),
+                type=click.Choice(["rescale", "rescale-each", "clamp", "none"]),
                 default="rescale",
                 show_default=True,
-                help="What to do with stems beyond full scale.",
+                help="What to do with stems beyond full scale: lower all stems of the song alike, lower each "
+                "by itself as Demucs does, cut peaks off, or nothing.",
             ),
             click.option(
                 "--sample-rate",
