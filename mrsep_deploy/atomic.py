@@ -62,6 +62,20 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
+def check_place(path: Path) -> None:
+    """Find out early whether ``new_file`` can write there: an empty file is made beside it, and removed.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    part = _beside(path, "part")
+    with explained(path):
+        with suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long, where the temporary one is not
+        open(part, "xb").close()
+        part.unlink()
+
+
 def write_file(path: Path, data: bytes) -> None:
     """``new_file`` for bytes that are already there."""
     with new_file(path) as file:

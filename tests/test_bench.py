@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from goldens import Export, checkpoint
 
 from mrsep_deploy import cli, errors, registry, shipped
+from mrsep_deploy import output_files as kinds
 from mrsep_deploy.bench import contenders
 from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.benchmark import Settings, benchmark
@@ -100,6 +101,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
         ),
     )
     return found, folder
+
+
+def test_the_files_are_known_as_earlier_ones(measured: tuple[Result, Path]) -> None:
+    """A second run replaces them without being told to."""
+    _, folder = measured
+    marks = {"b.json": kinds.BENCH_JSON, "b.csv": kinds.BENCH_CSV, "b.md": kinds.BENCH_MARKDOWN}
+    for name, mark in marks.items():
+        assert mark.match((folder / name).read_bytes()), name
 
 
 def test_rows_of_a_run(measured: tuple[Result, Path]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import ENGINE_NAMES
-from mrsep_deploy.commands.html_option import command_line, html_option
+from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
 from mrsep_deploy.errors import FAILED, PARTIAL
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows fail
 @click.option("--markdown", "markdown_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the tables.")  # fmt: skip
 @html_option
+@overwrite_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def bench(
     models: tuple[str, ...],
@@ -131,6 +132,7 @@ def bench(
     csv_file: Path | None,
     markdown_file: Path | None,
     html_file: Path | None,
+    overwrite: bool,
     quiet: bool,
 ) -> None:
     """Measure how fast models run on each engine.
@@ -145,6 +147,8 @@ def bench(
         from mrsep_deploy.pages.page import require_templates
 
         require_templates()
+    inputs = given_files(*models, audio, checkpoint)
+    _check(json_file, csv_file, markdown_file, html_file, inputs, overwrite)
     import tempfile
 
     from mrsep_deploy.bench.benchmark import Settings, benchmark
@@ -182,6 +186,26 @@ def bench(
     if result.interrupted:
         raise KeyboardInterrupt
     _exit(result)
+
+
+def _check(
+    json_file: Path | None,
+    csv_file: Path | None,
+    markdown_file: Path | None,
+    html_file: Path | None,
+    inputs: list[Path],
+    overwrite: bool,
+) -> None:
+    """Refuse, before anything is measured, files that cannot be written or would replace another."""
+    from mrsep_deploy import output_files as kinds
+
+    files = kinds.wanted(
+        ("--json", json_file, kinds.BENCH_JSON),
+        ("--csv", csv_file, kinds.BENCH_CSV),
+        ("--markdown", markdown_file, kinds.BENCH_MARKDOWN),
+        ("--html", html_file, kinds.PAGE),
+    )
+    kinds.check_output_files(files, inputs, overwrite)
 
 
 def _profiled(engines: Names | None) -> Names:

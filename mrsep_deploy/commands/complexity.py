@@ -118,6 +118,14 @@ def _model(model: str | None, family: str | None, arguments: dict[str, object], 
         print_cost(console(), cost)
 
 
+def _check_times(times: Path | None, sdr: Path | None) -> None:
+    """Refuse, before anything is measured, a place for the times that cannot be written or holds something else."""
+    from mrsep_deploy import output_files as kinds
+
+    files = kinds.wanted(("--times", times, kinds.TIMES))
+    kinds.check_output_files(files, [sdr] if sdr is not None else [], overwrite=None)
+
+
 def _paper(times: Path | None, sdr: Path | None, measure: bool, quiet: bool, as_json: bool) -> None:
     from mrsep_deploy.paper import filled_tables, paper_models, read_sdr, read_seconds
     from mrsep_deploy.paper_report import paper_to_plain, print_paper
@@ -128,6 +136,7 @@ def _paper(times: Path | None, sdr: Path | None, measure: bool, quiet: bool, as_
         from mrsep_deploy.export.api import require_extra
 
         require_extra("measuring models")
+        _check_times(times, sdr)
         from mrsep_deploy.export.paper_times import measure as measure_models
 
         with step_progress(quiet or as_json) as progress:

@@ -10,7 +10,7 @@ import click
 
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
-from mrsep_deploy.commands.html_option import command_line, html_option
+from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
 from mrsep_deploy.errors import PARTIAL
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Spelled out because the module that defines them imports numpy; a test holds them equal.
 METRICS = ("museval", "mdx")
+JSON_NAME, MARKDOWN_NAME = "results.json", "results.md"
 
 
 def _parse_engines(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[str, ...]:
@@ -65,6 +66,7 @@ Examples:
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="For the engine torch: the checkpoint, if it moved since the export.")  # fmt: skip
 @html_option
+@overwrite_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
 def eval(
@@ -78,6 +80,7 @@ def eval(
     threads: int,
     checkpoint: Path | None,
     html_file: Path | None,
+    overwrite: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -92,6 +95,8 @@ def eval(
         from mrsep_deploy.pages.page import require_templates
 
         require_templates()
+    from mrsep_deploy import output_files as kinds
+    from mrsep_deploy.atomic import make_folder
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.evaluation.dataset import find_tracks
     from mrsep_deploy.evaluation.evaluate import Request, evaluate
@@ -110,6 +115,13 @@ def eval(
         threads=threads,
         checkpoint=checkpoint,
     )
+    folder = make_folder(request.out)
+    files = kinds.wanted(
+        ("results", folder / JSON_NAME, kinds.EVAL_JSON),
+        ("results", folder / MARKDOWN_NAME, kinds.EVAL_MARKDOWN),
+        ("--html", html_file, kinds.PAGE),
+    )
+    kinds.check_output_files(files, given_files(dataset, model, checkpoint), overwrite)
     with step_progress(quiet or as_json) as progress:
         found = evaluate(request, progress)
     _write(found, dataset, html_file, quiet, as_json)
@@ -120,15 +132,15 @@ def eval(
 
 
 def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool, as_json: bool) -> None:
-    from mrsep_deploy.atomic import make_folder, write_file
+    from mrsep_deploy.atomic import write_file
     from mrsep_deploy.evaluation.report import print_evaluation, to_markdown, to_plain
     from mrsep_deploy.progress import console
 
-    folder, place = make_folder(found.request.out), dataset.absolute()
+    folder, place = found.request.out, dataset.absolute()
     plain = to_plain(found, place, command_line())
     text = json.dumps(plain, indent=2, ensure_ascii=False)
-    write_file(folder / "results.json", f"{text}\n".encode())
-    write_file(folder / "results.md", to_markdown(found, place).encode())
+    write_file(folder / JSON_NAME, f"{text}\n".encode())
+    write_file(folder / MARKDOWN_NAME, to_markdown(found, place).encode())
     if html_file is not None:
         from mrsep_deploy.pages.eval_page import eval_page
         from mrsep_deploy.pages.page import render
@@ -138,4 +150,4 @@ def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool
         click.echo(text)
     elif not quiet:
         print_evaluation(console(), found)
-        click.echo(f"written to {folder}/results.json and {folder}/results.md")
+        click.echo(f"written to {folder}/{JSON_NAME} and {folder}/{MARKDOWN_NAME}")

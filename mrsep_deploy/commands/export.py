@@ -12,6 +12,7 @@ import click
 
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
+from mrsep_deploy.commands.html_option import given_files
 from mrsep_deploy.commands.precision_options import PRECISIONS, plan_for_mixed
 
 if TYPE_CHECKING:
@@ -92,12 +93,14 @@ def export(
     from mrsep_deploy.bundle import check_archive_place, write_archive
     from mrsep_deploy.export.api import export as export_checkpoint
     from mrsep_deploy.inspection import inspect_bundle
+    from mrsep_deploy.output_files import refuse_inputs
     from mrsep_deploy.precision import read_costs
     from mrsep_deploy.progress import console, step_progress
 
     started = time.perf_counter()
     if archive is not None:
         check_archive_place(archive, overwrite=overwrite)
+        refuse_inputs("--zip", archive, given_files(checkpoint, plan))
     with step_progress(quiet) as progress:
         bundle = export_checkpoint(
             checkpoint or _untrained(str(untrained), seed or 0, arguments), output, name=name, layout=layout,

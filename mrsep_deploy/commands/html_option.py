@@ -1,4 +1,4 @@
-"""``--html`` as the commands that write a page share it, and the command line that the page shows."""
+"""``--html`` and ``--overwrite`` as the commands that write reports share them, and the command line as typed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ def html_option(command: Command) -> Command:
     return click.option("--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
                         help="Write a report: one page with plots, to be opened in a browser. Needs the extra "
                         "mrsep-deploy[report].")(command)  # type: ignore[type-var]  # fmt: skip
+
+
+def overwrite_option(command: Command) -> Command:
+    """``--overwrite``, for commands that write reports."""
+    return click.option("--overwrite", is_flag=True,
+                        help="Let reports replace files that are none of mrsep-deploy's. Inputs are never "
+                        "replaced.")(command)  # type: ignore[type-var]  # fmt: skip
+
+
+def given_files(*given: str | Path | None) -> list[Path]:
+    """What a command was given to read, without the None among it, and the file of settings."""
+    config = click.get_current_context().find_root().params.get("config")
+    return [Path(path) for path in (*given, config) if path is not None]
 
 
 def command_line() -> str:

@@ -15,7 +15,14 @@ import click
 
 from mrsep_deploy.commands.run_flags import choosing, writing
 from mrsep_deploy.commands.run_options import RunOptions
-from mrsep_deploy.commands.run_reports import draw_timeline, introduce, reporter_of, tell, write_summary
+from mrsep_deploy.commands.run_reports import (
+    check_reports,
+    draw_timeline,
+    introduce,
+    reporter_of,
+    tell,
+    write_summary,
+)
 from mrsep_deploy.errors import FAILED, AudioError, OutputError, UsageError, one_line
 from mrsep_deploy.interrupts import breakable, last_words, protected
 
@@ -75,6 +82,8 @@ def _run(options: RunOptions, encoding: AnyEncoding) -> None:
         outputs = options.outputs(model.sources)
         files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
         require_distinct(naming, tracks, outputs)
+        stems = (path for track in tracks for path in naming.paths(track, outputs))
+        check_reports(options, tracks, stems)
         journal = _journal(options, model, files, len(tracks))
         if options.dry_run:
             _dry_run(options, tracks, files, journal)

@@ -9,6 +9,7 @@ import click
 
 from mrsep_deploy.commands import completing, run_options
 from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
+from mrsep_deploy.commands.html_option import overwrite_option
 from mrsep_deploy.commands.precision_options import converted_precision, plan_for_mixed
 
 Command = Callable[..., None]
@@ -213,6 +214,7 @@ def writing(command: Command) -> Command:
                 metavar="FILE",
                 help="Draw which stage of the first segments ran when on which stream, as SVG.",
             ),
+            overwrite_option,
             click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
         )
     ):

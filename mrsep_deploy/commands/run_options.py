@@ -71,6 +71,7 @@ class RunOptions:
     quiet: bool
     checkpoint: Path | None
     timeline: Path | None
+    overwrite: bool
 
     @property
     def to_stdout(self) -> bool:

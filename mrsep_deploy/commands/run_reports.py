@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mrsep_deploy.commands.html_option import given_files
 from mrsep_deploy.commands.run_options import RunOptions
 
 if TYPE_CHECKING:
     from mrsep_deploy.catalogue.outcome import Summary
     from mrsep_deploy.catalogue.reporting import Quiet
+    from mrsep_deploy.catalogue.tracks import Track
     from mrsep_deploy.separator import Separator
 
 DRAWN = 4
@@ -55,6 +57,27 @@ def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) 
             "This model is untrained: its weights are random, and its stems are no separation of the song.",
             err=True,
         )
+
+
+def check_reports(options: RunOptions, tracks: Sequence[Track], stems: Iterable[Path]) -> None:
+    """Refuse reports that would replace a song, a stem or a file of somebody else's, or cannot be written.
+
+    Args:
+        stems: what the run writes.
+
+    Raises:
+        UsageError, OutputError: as ``check_output_files``.
+    """
+    from mrsep_deploy import output_files as kinds
+
+    files = kinds.wanted(
+        ("--summary", options.summary, kinds.SUMMARY), ("--timeline", options.timeline, kinds.TIMELINE)
+    )
+    if not files:
+        return
+    songs = [track.path for track in tracks if not track.is_stdin]
+    inputs = given_files(*songs, options.model, options.plan, options.checkpoint)
+    kinds.check_output_files(files, inputs, options.overwrite, stems, probe=not options.dry_run)
 
 
 def tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:

@@ -10,7 +10,7 @@ import click
 
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
-from mrsep_deploy.commands.html_option import command_line, html_option
+from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
 from mrsep_deploy.commands.precision_options import PRECISIONS
 from mrsep_deploy.errors import FAILED, UsageError
 
@@ -61,6 +61,7 @@ Exit codes: 0 passed, 1 failed, 2 wrong usage.
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
 )
 @html_option
+@overwrite_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
 def verify(
@@ -76,6 +77,7 @@ def verify(
     calibrate: bool,
     threads: int,
     html_file: Path | None,
+    overwrite: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -91,6 +93,7 @@ def verify(
         raise click.UsageError("--output is where --bisect writes its plan; give --bisect, too.")
     if html_file is not None:
         _require_page(calibrate)
+    from mrsep_deploy import output_files as kinds
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.registry import resolve
     from mrsep_deploy.verification.job import Request
@@ -101,6 +104,8 @@ def verify(
         _calibrate(request, quiet, as_json)
         return
     plan_file = _plan_file(bundle, output) if search else None
+    files = kinds.wanted(("--output", plan_file, kinds.PLAN), ("--html", html_file, kinds.PAGE))
+    kinds.check_output_files(files, given_files(model, plan, against, *audio), overwrite)
     if not _verify(request, plan_file, html_file, quiet, as_json):
         raise SystemExit(FAILED)
 
