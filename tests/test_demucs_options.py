@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.catalogue import journal
 from mrsep_deploy.cli import main
 from mrsep_deploy.deviation import Deviation
 
@@ -86,7 +87,8 @@ def by_us(bundle: Bundle, out: Path, track: Path, options: Sequence[str]) -> Pat
 
 
 def files(folder: Path) -> dict[str, Path]:
-    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != journal.NAME)
+    return {str(path.relative_to(folder)): path for path in found}
 
 
 def samples(path: Path) -> NDArray[np.float64]:

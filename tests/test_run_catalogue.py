@@ -83,8 +83,10 @@ def run(*arguments: str | Path, given: bytes = b"", **environment: str) -> Resul
     return Result("run", *arguments, given=given, **environment)
 
 
-def files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+def files(folder: Path, journals: bool = False) -> list[str]:
+    """Every file below a folder; journals only where they matter."""
+    found = (path for path in folder.rglob("*") if path.is_file() and (journals or path.name != journal.NAME))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def stems(*tracks: str) -> list[str]:
@@ -110,7 +112,7 @@ def test_a_catalogue_is_each_song_by_itself(tmp_path: Path, bundle: Bundle, jobs
         assert run(f"music/{number}.wav", "-o", "alone").code == DONE
     names = stems(*(f"tiny/{number}" for number in range(len(lengths))))
     assert files(tmp_path / "alone") == names
-    assert files(tmp_path / "together") == sorted([*names, f"tiny/{journal.NAME}"])
+    assert files(tmp_path / "together", journals=True) == sorted([*names, f"tiny/{journal.NAME}"])
     for name in names:
         assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
@@ -120,10 +122,10 @@ def test_folders_show_in_the_names(tmp_path: Path, bundle: Bundle) -> None:
         song(name)
     assert run("-r", "music", "-o", "music/stems").code == DONE
     expected = [f"tiny/{name}" for name in stems("a", "live/a", "live/b")]
-    assert [n for n in files(tmp_path / "music/stems") if journal.NAME not in n] == expected
+    assert files(tmp_path / "music/stems") == expected
     # A second run does not take the stems for songs.
     assert run("-r", "music", "-o", "music/stems").code == DONE
-    assert [n for n in files(tmp_path / "music/stems") if journal.NAME not in n] == expected
+    assert files(tmp_path / "music/stems") == expected
 
 
 def test_failing_songs_are_named_and_the_others_done(tmp_path: Path, bundle: Bundle) -> None:
@@ -137,7 +139,7 @@ def test_failing_songs_are_named_and_the_others_done(tmp_path: Path, bundle: Bun
     assert done.code == PARTIAL
     assert "2 of 5 failed: music/2.wav, music/4.wav" in done.err
     assert "music/4.wav: music/4.wav holds NaN or infinity at 0.125 s" in done.err
-    assert [n for n in files(tmp_path / "separated/tiny") if journal.NAME not in n] == stems("1", "3", "5")
+    assert files(tmp_path / "separated/tiny") == stems("1", "3", "5")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["done"], summary["failed"], summary["skipped"]) == (3, 2, 0)
     assert summary["seconds"] == pytest.approx(3 * 3001 / SAMPLE_RATE, abs=0.01)
@@ -164,7 +166,7 @@ def test_a_song_that_cannot_be_written_is_one_failure(
     done = run("music")
     assert done.code == PARTIAL
     assert "music/2.wav: the disk is gone" in done.err
-    assert [n for n in files(tmp_path / "separated/tiny") if journal.NAME not in n] == stems("0", "1", "3")
+    assert files(tmp_path / "separated/tiny") == stems("0", "1", "3")
     assert not (tmp_path / "separated/tiny/2").exists()
 
 
@@ -435,11 +437,11 @@ def test_a_failure_for_programs(tmp_path: Path, bundle: Bundle) -> None:
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_a_dry_run_writes_nothing(tmp_path: Path, bundle: Bundle, form: list[str]) -> None:
     song("music/a.wav")
-    before = files(tmp_path)
+    before = files(tmp_path, journals=True)
     done = run("music", "--dry-run", "--two-stems", "drums", "--flac", *form)
     assert done.code == DONE
     assert "separated/tiny/a/no_drums.flac" in done.out
-    assert files(tmp_path) == before
+    assert files(tmp_path, journals=True) == before
 
 
 # --- settings ----------------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mrsep_deploy.atomic import explained
 from mrsep_deploy.audio import is_locked
-from mrsep_deploy.catalogue.tracks import Track
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.open_folder import OpenFolder
+
+if TYPE_CHECKING:
+    from mrsep_deploy.catalogue.tracks import Track
 
 NAME = ".mrsep-deploy-journal.jsonl"
 MAX_LINE = 1 << 16
@@ -57,7 +60,8 @@ class Journal:
         self._root = root
         self._settings = settings
         self._lock = threading.Lock()
-        self._done = {str(line["track"]): line for line in self._lines() if line.get("settings") == settings}
+        lines = _lines(folder, root)
+        self._done = {str(line["track"]): line for line in lines if line.get("settings") == settings}
 
     def is_done(self, track: Track, outputs: Sequence[Path]) -> bool:
         """Whether nothing is left to do for a track."""
@@ -95,20 +99,31 @@ class Journal:
             finally:
                 os.close(descriptor)
 
-    def _lines(self) -> Iterator[Line]:
-        """Every whole line; half a line, or one of another program, is passed over."""
-        try:
-            with (
-                OpenFolder(self._folder, self._root, make=False) as folder,
-                open(self.path, "rb", opener=folder.opener) as file,
-            ):
-                while data := file.readline(MAX_LINE):
-                    with contextlib.suppress(ValueError, RecursionError):
-                        line = json.loads(data)
-                        if isinstance(line, dict) and isinstance(line.get("track"), str):
-                            yield line
-        except OSError:
-            return
+
+def _lines(folder: Path, root: Path | None) -> Iterator[Line]:
+    """Every whole line of a folder's journal; half a line, or one of another program, is passed over."""
+    try:
+        with (
+            OpenFolder(folder, root, make=False) as opened,
+            open(folder / NAME, "rb", opener=opened.opener) as file,
+        ):
+            while data := file.readline(MAX_LINE):
+                with contextlib.suppress(ValueError, RecursionError):
+                    line = json.loads(data)
+                    if isinstance(line, dict) and isinstance(line.get("track"), str):
+                        yield line
+    except OSError:
+        return
+
+
+def noted_outputs(folder: Path) -> frozenset[str]:
+    """Absolute paths of the files that a folder's journal says are stems; none where there is no journal."""
+    found: set[str] = set()
+    with contextlib.suppress(OutputError):  # a link or a pipe, which no run has written
+        for line in _lines(folder, None):
+            if isinstance(outputs := line.get("outputs"), dict):
+                found.update(os.path.abspath(folder / name) for name in outputs)
+    return frozenset(found)
 
 
 def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:

@@ -85,7 +85,10 @@ def load(
 
     Raises:
         AudioError: it cannot be read, or part of it is missing.
+        UsageError: there is none, as the track's ``problem`` says.
     """
+    if track.problem is not None:
+        raise track.problem
     with contextlib.ExitStack() as stack:
         path = track.path
         if track.is_stdin:

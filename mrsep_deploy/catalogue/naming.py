@@ -94,7 +94,7 @@ def require_distinct(naming: Naming, tracks: Sequence[Track], outputs: Sequence[
         for place in (_place(track.path), same_place(os.path.realpath(track.path)))
     }
     originals = set(taken)
-    for track in tracks:
+    for track in (each for each in tracks if each.problem is None):
         for path in naming.paths(track, outputs):
             key = _place(path)
             # A link to a song would be replaced and the song left alone; it is refused because it is a mistake.

@@ -126,7 +126,9 @@ class SongWriter:
     def gains(self) -> dict[str, float]:
         """What each finished output was multiplied by, in dB."""
         pairs = zip(self._outputs, self.writers, strict=True)
-        return {output.name: writer.written.decibels for output, writer in pairs if writer.written is not None}
+        return {
+            output.name: writer.written.decibels for output, writer in pairs if writer.written is not None
+        }
 
     def sync(self) -> None:
         """Force the names of the finished files to the disk, and those of the folders made for them."""

@@ -19,11 +19,14 @@ from mrsep_deploy.commands.run_reports import (
     check_reports,
     draw_timeline,
     introduce,
+    notice,
+    objection,
     reporter_of,
     tell,
+    tell_plan,
     write_summary,
 )
-from mrsep_deploy.errors import FAILED, AudioError, OutputError, UsageError, one_line
+from mrsep_deploy.errors import FAILED, OutputError, UsageError
 from mrsep_deploy.interrupts import breakable, last_words, protected
 
 if TYPE_CHECKING:
@@ -72,7 +75,10 @@ def _run(options: RunOptions, encoding: AnyEncoding) -> None:
     from mrsep_deploy.catalogue.writing import WriteOptions
 
     with _output_folder(options) as root:
-        tracks = find_tracks(options.tracks, options.recursive, None if options.to_stdout else root)
+        without = None if options.to_stdout else root
+        tracks = find_tracks(options.tracks, options.recursive, without, notice(options))
+        if options.to_stdout and (problem := next(filter(None, (track.problem for track in tracks)), None)):
+            raise problem
         if options.to_stdout and len(tracks) != 1:
             raise UsageError(
                 f"stdout takes one song, there are {len(tracks)}", "Choose a folder with -o DIR."
@@ -84,10 +90,9 @@ def _run(options: RunOptions, encoding: AnyEncoding) -> None:
         require_distinct(naming, tracks, outputs)
         stems = (path for track in tracks for path in naming.paths(track, outputs))
         check_reports(options, tracks, stems)
-        journal = _journal(options, model, files, len(tracks))
+        journal = _journal(options, model, files)
         if options.dry_run:
-            _dry_run(options, tracks, files, journal)
-            return
+            raise SystemExit(tell_plan(options, tracks, files, journal))
         summary = _separate(options, model, tracks, files, journal)
         if options.to_stdout:
             _to_stdout(naming.path(tracks[0], outputs[0]))
@@ -179,7 +184,7 @@ def _without_engine(options: RunOptions, model: _Model, tracks: Sequence[Track])
 
     failed = []
     for track in tracks:
-        error = None if track.is_stdin else _objection(track.path)
+        error = objection(track)
         if error is None:
             return None
         failed.append(Outcome(track, "failed", error=error))
@@ -190,16 +195,6 @@ def _without_engine(options: RunOptions, model: _Model, tracks: Sequence[Track])
             reporter.ended(outcome)
         tell(options, reporter, summary)
     return summary
-
-
-def _objection(path: Path) -> AudioError | None:
-    from mrsep_deploy.audio import check_file
-
-    try:
-        check_file(path)
-    except AudioError as error:
-        return error
-    return None
 
 
 @dataclass(frozen=True)
@@ -266,11 +261,11 @@ def _separator_options(options: RunOptions) -> dict[str, Any]:
     return {**given, "lanes": options.lanes or 0, "trace": options.timeline is not None}
 
 
-def _journal(options: RunOptions, model: _Model, writing: WriteOptions, tracks: int) -> Journal | None:
-    """Where there is something to resume: not for one song, unless it is asked for."""
+def _journal(options: RunOptions, model: _Model, writing: WriteOptions) -> Journal | None:
+    """For one song too: a later run over the folder knows by it what is a stem."""
     from mrsep_deploy.catalogue.journal import Journal, settings_digest
 
-    if options.to_stdout or (tracks == 1 and not options.resume):
+    if options.to_stdout:
         return None
     settings = {
         "model": model.digest,
@@ -288,23 +283,6 @@ def _journal(options: RunOptions, model: _Model, writing: WriteOptions, tracks: 
         "template": writing.naming.template,
     }
     return Journal(writing.naming.folder, settings_digest(settings), writing.naming.root)
-
-
-def _dry_run(
-    options: RunOptions, tracks: Sequence[Track], writing: WriteOptions, journal: Journal | None
-) -> None:
-    import json
-
-    for track in tracks:
-        paths = writing.naming.paths(track, writing.outputs)
-        done = options.resume and journal is not None and journal.is_done(track, paths)
-        if options.json:
-            line = {"event": "would skip" if done else "would write", "track": str(track.path)}
-            click.echo(json.dumps({**line, "outputs": [str(path) for path in paths]}))
-        else:
-            for path in paths:
-                what = one_line(f"{track.path} -> {path}")
-                click.echo(f"{what}{'  done already' if done else ''}")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,14 @@ import click
 
 from mrsep_deploy.commands.html_option import given_files
 from mrsep_deploy.commands.run_options import RunOptions
+from mrsep_deploy.errors import DONE, FAILED, PARTIAL, AudioError, MrsepError, one_line
 
 if TYPE_CHECKING:
+    from mrsep_deploy.catalogue.journal import Journal
     from mrsep_deploy.catalogue.outcome import Summary
     from mrsep_deploy.catalogue.reporting import Quiet
     from mrsep_deploy.catalogue.tracks import Track
+    from mrsep_deploy.catalogue.writing import WriteOptions
     from mrsep_deploy.separator import Separator
 
 DRAWN = 4
@@ -78,6 +81,52 @@ def check_reports(options: RunOptions, tracks: Sequence[Track], stems: Iterable[
     songs = [track.path for track in tracks if not track.is_stdin]
     inputs = given_files(*songs, options.model, options.plan, options.checkpoint)
     kinds.check_output_files(files, inputs, options.overwrite, stems, probe=not options.dry_run)
+
+
+def notice(options: RunOptions) -> Callable[[str], None]:
+    """How a line is told that is no error."""
+    return lambda line: None if options.quiet else click.echo(f"mrsep-deploy: {one_line(line)}", err=True)
+
+
+def objection(track: Track) -> MrsepError | None:
+    """Why there is no song, as far as that is known before it is opened."""
+    from mrsep_deploy.audio import check_file
+
+    try:
+        if track.problem is None and not track.is_stdin:
+            check_file(track.path)
+    except AudioError as error:
+        return error
+    return track.problem
+
+
+def tell_plan(
+    options: RunOptions, tracks: Sequence[Track], writing: WriteOptions, journal: Journal | None
+) -> int:
+    """Tell what would be written, and what is not there; the exit code."""
+    import json
+
+    failed = 0
+    for track in tracks:
+        error = objection(track)
+        if error is not None:
+            failed += 1
+            if options.json:
+                line = {"event": "would fail", "track": str(track.path), "error": str(error)}
+                click.echo(json.dumps(line))
+            else:
+                click.echo(one_line(f"mrsep-deploy: {track.path}: {error}"), err=True)
+            continue
+        paths = writing.naming.paths(track, writing.outputs)
+        done = options.resume and journal is not None and journal.is_done(track, paths)
+        if options.json:
+            found = {"event": "would skip" if done else "would write", "track": str(track.path)}
+            click.echo(json.dumps({**found, "outputs": [str(path) for path in paths]}))
+        else:
+            for path in paths:
+                what = one_line(f"{track.path} -> {path}")
+                click.echo(f"{what}{'  done already' if done else ''}")
+    return (PARTIAL if failed < len(tracks) else FAILED) if failed else DONE
 
 
 def tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
