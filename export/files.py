@@ -17,13 +17,27 @@ _CHUNK = 2**20
 
 @contextmanager
 def about(path: Path) -> Iterator[None]:
-    """Put the file's name in front of the message of a ``CheckpointError``."""
+    """Put the file's name in front of the message of a ``CheckpointError``.
+
+    Raises:
+        CheckpointError: it does not exist.
+    """
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (OSError, ValueError):
+        pass  # ``opened`` says more
     try:
         yield
     except CheckpointError as error:
         error.message = f"{path.name or path}: {error.message}"
         error.args = (error.message,)
         raise
+
+
+def _missing(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} does not exist", "Check the path")
 
 
 @contextmanager
@@ -36,7 +50,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
             raise CheckpointError("this is a device or a pipe, expected a file", "name a regular file")
         file = path.open("rb")
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no such file in {path.parent}", "check the path") from error
+        raise _missing(path) from error
     except PermissionError as error:
         raise CheckpointError("the file may not be read by this user", "change its permissions") from error
     except (OSError, ValueError) as error:

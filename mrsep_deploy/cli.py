@@ -18,8 +18,9 @@ import click
 
 from mrsep_deploy import __version__, interrupts
 from mrsep_deploy.commands.html_option import ARGUMENTS
-from mrsep_deploy.errors import FAILED, MrsepError
+from mrsep_deploy.errors import FAILED, MrsepError, OutputError
 from mrsep_deploy.muted import separate_stderr
+from mrsep_deploy.stdout import explained_stdout
 
 PROGRAM = "mrsep-deploy"
 DEBUG_VARIABLE = "MRSEP_DEPLOY_DEBUG"
@@ -45,6 +46,14 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are run."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            with explained_stdout():
+                return super().main(*args, **extra)
+        except OutputError as error:  # of --help and --version, which are printed before a command is invoked
+            click.echo(f"{PROGRAM}: error: {error}", err=True)
+            sys.exit(error.exit_code)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = tuple(args)  # reports say what was typed

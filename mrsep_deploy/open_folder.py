@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from types import TracebackType
 
@@ -46,6 +46,7 @@ class OpenFolder:
         if ".." in between:
             raise OutputError(f"{path} leads out of the output folder {root}", "Choose other names")
         self._descriptor: int | None = None
+        self._closer: Callable[[], object] = lambda: None
         try:
             self._enter_root(root, make)
             for number, name in enumerate(between, 1):
@@ -69,10 +70,8 @@ class OpenFolder:
             self._enter(os.open(root, _FOLDER))
 
     def _enter(self, descriptor: int) -> None:
-        before = self._descriptor
+        self._closer()
         self._descriptor = descriptor
-        if before is not None:
-            self._closer()
         self._closer = weakref.finalize(self, os.close, descriptor)
 
     def _descend(self, path: Path, name: str, make: bool) -> None:
@@ -166,9 +165,8 @@ class OpenFolder:
 
     def close(self) -> None:
         """A second call does nothing."""
-        if self._descriptor is not None:
-            self._closer()
-            self._descriptor = None
+        self._closer()
+        self._descriptor = None
 
     def __enter__(self) -> OpenFolder:
         return self

@@ -26,7 +26,7 @@ from mrsep_deploy.commands.run_reports import (
     tell_plan,
     write_summary,
 )
-from mrsep_deploy.errors import FAILED, OutputError, UsageError
+from mrsep_deploy.errors import FAILED, UsageError
 from mrsep_deploy.interrupts import breakable, last_words, protected
 
 if TYPE_CHECKING:
@@ -296,13 +296,6 @@ def _output_folder(options: RunOptions) -> Iterator[Path]:
 
 
 def _to_stdout(path: Path) -> None:
-    try:
-        with open(path, "rb") as file, breakable():
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise  # whoever reads has enough
-    except OSError as error:
-        raise OutputError(
-            f"stdout cannot be written: {error.strerror or error}", "Free some space."
-        ) from error
+    with open(path, "rb") as file, breakable():
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
