@@ -124,7 +124,7 @@ class Compressed:
         """Where libsndfile is to write. Into an MP3 it writes an ID3v1 tag: 30 bytes a name, in no known encoding."""
         if self.container != "MP3" or not tags:
             return _for_libsndfile(part)
-        file = stack.enter_context(open(os.dup(part.fileno()), "wb", buffering=0))
+        file = stack.enter_context(io.FileIO(os.dup(part.fileno()), "wb"))
         file.seek(0)
         return _After(file, id3_tag(tags))
 
