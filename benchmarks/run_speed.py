@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "snr_against_float64": {row.label: worst_snr(row) for row in race.rows},
             "peak_mib": {row.label: mebibytes(row.memory.get("peak_bytes")) for row in race.rows},
             "start_up": {row.label: row.start_up for row in race.rows},
-            "times_the_floor": {row.label: row.floor and round(row.floor["times"], 2) for row in race.rows},
+            "times_the_floor": {row.label: times_the_floor(row) for row in race.rows},
         },
     )
     print(path.read_text(encoding="utf-8"))
@@ -145,6 +145,12 @@ def outside(row: Row, graphs: Sequence[Any]) -> dict[str, float]:
 
 def worst_snr(row: Row) -> float | None:
     return None if row.parity is None else round(min(row.parity.snr.values()), 1)
+
+
+def times_the_floor(row: Row) -> float | None:
+    """None where there is no floor, or one that was measured too high."""
+    times = None if row.floor is None else row.floor["times"]
+    return None if times is None else round(times, 2)
 
 
 def mebibytes(count: int | None) -> float | None:

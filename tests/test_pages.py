@@ -174,7 +174,8 @@ def race_of(ratio: tuple[float, float, float], status: str = "ok") -> dict[str, 
     ort["ratios"] = {"torch": dict(zip(("low", "median", "high"), ratio, strict=True))}
     torch["ratios"] = {"ort": {"median": 1 / ratio[1], "low": 1 / ratio[2], "high": 1 / ratio[0]}}
     ort["median"] = torch["median"] / ratio[1]
-    ort.update(status=status, reason="" if status == "ok" else "its stem drums has an SNR of 20.0 dB")
+    mark = "" if status == "ok" else "wrong stems: 20.0 dB, limit 100"
+    ort.update(status=status, mark=mark, reason=mark)
     return {**found, "races": [{**race, "baseline": "torch", "noise": None}], "rows": [torch, ort]}
 
 
@@ -185,7 +186,7 @@ def race_of(ratio: tuple[float, float, float], status: str = "ok") -> dict[str, 
         ((0.95, 1.02, 1.1), "ok", "within the noise", "1.02 × (95 % from 0.95 to 1.10)", "plain"),
         ((0.7, 0.8, 0.9), "ok", "Nothing is faster than the baseline torch", "ort is slower than torch", "bad"),
         ((0.9, 0.98, 1.1), "ok", "Nothing is faster", "ort cannot be told apart from torch", "bad"),
-        ((1.4, 1.5, 1.6), "failed", "nothing to compare it with", "ort failed: its stem drums has an SNR", "plain"),
+        ((1.4, 1.5, 1.6), "failed", "nothing to compare it with", "ort failed: wrong stems: 20.0 dB", "plain"),
     ],
 )  # fmt: skip
 def test_the_verdict(ratio: Any, status: str, headline: str, detail: str, tone: str) -> None:
@@ -200,11 +201,29 @@ def test_the_verdict(ratio: Any, status: str, headline: str, detail: str, tone: 
 def test_noise_is_said() -> None:
     """At the top, and a win on a busy machine is not praised."""
     result = race_of((1.4, 1.5, 1.6))
-    result["races"][0]["noise"] = {"quiet": False, "remarks": ["the load average was 3.10 before the start"]}
+    result["machine"] = {**result["machine"], "cores": 2}
+    result["races"][0]["noise"] = {
+        "quiet": False, "load_before": 3.1, "remarks": ["the load average was 3.10 before the start"],
+    }  # fmt: skip
     assert any("the load average was 3.10" in text for text in bench_verdict.warnings(result))
     verdict = bench_verdict.race_verdict(result, result["races"][0])
     assert verdict.tone == "plain"
-    assert "not quiet" in verdict.details[0]
+    assert verdict.details[0] == "The machine was busy (load 3.1 on 2 cores): treat these times as rough."
+    steady = {
+        "quiet": False,
+        "load_before": 0.1,
+        "remarks": ["ort was 17% slower in the later half of the rounds"],
+    }
+    result["races"][0]["noise"] = steady
+    verdict = bench_verdict.race_verdict(result, result["races"][0])
+    assert (
+        verdict.details[0]
+        == f"The machine was not steady ({steady['remarks'][0]}): treat these times as rough."
+    )
+    result = race_of((1.4, 1.5, 1.6))
+    result["races"][0]["noise"] = {
+        "quiet": False, "load_before": 3.1, "remarks": ["the load average was 3.10 before the start"],
+    }  # fmt: skip
     assert "the load average was 3.10" in render(bench_page(result))
 
 
@@ -214,7 +233,7 @@ def test_names_are_text() -> None:
     result = race_of((1.4, 1.5, 1.6), "failed")
     result["rows"][0].update(label=evil)
     result["races"][0]["baseline"] = evil
-    result["rows"][1]["reason"] = evil
+    result["rows"][1].update(mark=evil, reason=evil)
     page = render(bench_page(result))
     assert evil in text_of(check_page(page))
 

@@ -36,6 +36,7 @@ class Settings:
         audio: music to run on; None for something made up.
         lengths: songs to separate whole, in seconds, besides single batches of segments.
         timeline: also look who runs when.
+        limit: the least SNR of an audible stem in dB; None for that of each precision.
     """
 
     rounds: int = DEFAULT_ROUNDS
@@ -45,6 +46,7 @@ class Settings:
     audio: Path | None = None
     lengths: Sequence[float] = ()
     timeline: bool = True
+    limit: float | None = None
 
     def plain(self) -> dict[str, object]:
         """For JSON; of the music only its name, as paths are nobody else's business."""
@@ -55,6 +57,7 @@ class Settings:
             "seed": self.seed,
             "audio": None if self.audio is None else self.audio.name,
             "lengths": list(self.lengths),
+            "limit": self.limit,
         }
 
 
@@ -81,7 +84,7 @@ def benchmark(entries: Sequence[Entry], settings: Settings, progress: Progress) 
             steps.next("measuring the machine")
             result.ceilings.update(ceilings_for([c for entry in entries for c in entry.contenders], threads))
             for planned in plans:
-                with Heat(planned.entry, planned.workloads[0], planned.folder) as heat:
+                with Heat(planned.entry, planned.workloads[0], planned.folder, settings.limit) as heat:
                     _measure(heat, planned, settings, at_start, steps)
         except KeyboardInterrupt:
             result.interrupted = True
@@ -128,7 +131,7 @@ class _Planned:
         """What the arithmetic and the bytes of each row would take at the machine's best."""
         for race in self.races:
             for row in race.rows:
-                if row.status == "ok":
+                if row.seconds:
                     row.floor = floor_of_row(row, self.entry.bundle_of(row.contender), result)
 
 
@@ -161,12 +164,14 @@ def _measure(heat: Heat, planned: _Planned, settings: Settings, at_start: Snapsh
     for race, workload in zip(planned.races, planned.workloads, strict=True):
         _race(heat, race, workload, settings, at_start, steps)
     heat.finish(planned.races, settings.timeline)
+    for race in planned.races:
+        race.settle()  # a row may have become wrong since its race
 
 
 def _race(
     heat: Heat, race: Race, workload: Workload, settings: Settings, at_start: Snapshot, steps: _Steps
 ) -> None:
-    """One workload: interleaved rounds among those that are ready and right."""
+    """One workload: interleaved rounds among those that are ready, the wrong ones too, which stay failed."""
     heat.check_songs(race, workload)
     ready = {row.label: row for row in race.rows if row.contender.label in heat.ready}
     # The load average of now is our own doing.
@@ -191,10 +196,11 @@ def _race(
             # without those of the warm-up, and of a round that Ctrl-C cut off
             last = settings.warm_up + len(row.seconds)
             row.joules = {name: values[settings.warm_up : last] for name, values in row.joules.items()}
-            row.end("ok")
+            if not row.mark:
+                row.end("ok")
     race.rounds = found.rounds
     race.noise = noise_between(before, snapshot(heat.cpu_seconds()), found.times)
-    race.baseline = next((row.label for row in race.rows if row.status == "ok"), "")
+    race.settle()
     heat.measure_memory(race)
     if found.interrupted:
         raise KeyboardInterrupt

@@ -12,10 +12,11 @@ from typing import Any
 
 from mrsep_deploy.bench import ceilings
 from mrsep_deploy.bench.contenders import Contender
-from mrsep_deploy.bench.floor import floor_seconds, stage_macs
+from mrsep_deploy.bench.floor import FAULTY, floor_seconds, stage_macs, times_floor
 from mrsep_deploy.bench.results import Result, Row
 from mrsep_deploy.bench.workloads import SEGMENTS
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.precision import arithmetic
 from mrsep_deploy.segments import stride_of
 
 GPU_SECONDS = 300.0
@@ -54,7 +55,12 @@ def _gpu_ceilings() -> Mapping[str, object]:
     return found
 
 
-def floor_of_row(row: Row, bundle: Bundle, result: Result) -> Mapping[str, float] | None:
+def rate_of(contender: Contender, bundle: Bundle) -> str:
+    """The precision whose rate bounds a contender: a mixed bundle's is that of most of its graphs."""
+    return arithmetic(bundle.manifest) if contender.precision == "mixed" else contender.precision
+
+
+def floor_of_row(row: Row, bundle: Bundle, result: Result) -> Mapping[str, Any] | None:
     """What a row's run would take at the machine's best, and how many times that it took.
 
     Args:
@@ -64,7 +70,7 @@ def floor_of_row(row: Row, bundle: Bundle, result: Result) -> Mapping[str, float
     """
     found: Any = result.ceilings.get(row.contender.device, {})
     stages: Any = result.models[row.model]["stages"]
-    rate = found.get("flop_per_second", {}).get(row.contender.precision)
+    rate = found.get("flop_per_second", {}).get(rate_of(row.contender, bundle))
     if not rate or row.median is None:
         return None
     manifest = bundle.manifest
@@ -76,7 +82,8 @@ def floor_of_row(row: Row, bundle: Bundle, result: Result) -> Mapping[str, float
         samples = round(row.audio_seconds * manifest.model.sample_rate)
         runs = math.ceil(math.ceil(samples / stride) / manifest.batch)
     floor = {name: runs * seconds for name, seconds in one.items()}
-    return {**floor, "times": row.median / floor["floor"] if floor["floor"] else math.nan}
+    times = times_floor(row.median, floor)
+    return {**floor, "times": times, "reason": FAULTY if times is None and floor["floor"] else ""}
 
 
 def model_facts(bundle: Bundle) -> dict[str, object]:

@@ -18,6 +18,10 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.manifest import Manifest, Stage
 
 WEIGHT_BYTES = 4
+FAULTY = (
+    "the floor was measured too high, as nothing takes less time than its floor: the machine was busy while its "
+    "best rates were measured, or what the model moves stays in the caches"
+)
 
 
 def traffic_bytes(manifest: Manifest) -> int:
@@ -72,6 +76,16 @@ def floor_of(macs: float, moved: float, flops: float, bandwidth: float) -> dict[
     """
     arithmetic, memory = 2 * macs / flops, moved / bandwidth
     return {"arithmetic": arithmetic, "memory": memory, "floor": max(arithmetic, memory)}
+
+
+def times_floor(seconds: float, floor: Mapping[str, float]) -> float | None:
+    """How many times its floor a run took; None where there is no floor, or a faulty one (:data:`FAULTY`).
+
+    Args:
+        seconds: it took.
+        floor: of it, from :func:`floor_of`.
+    """
+    return seconds / floor["floor"] if 0 < floor["floor"] <= seconds else None
 
 
 def floor_seconds(

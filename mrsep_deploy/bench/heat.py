@@ -34,14 +34,15 @@ class Heat:
         entry: the bundle and its contenders.
         segments: the workload that everybody is checked on.
         folder: for files; exists.
+        limit: the least SNR of an audible stem in dB; None for that of each precision.
 
     Attributes:
         ready: the processes of the contenders that can race, by label.
         no_exact_reference: why stems are not compared with PyTorch in float64; empty if they are.
     """
 
-    def __init__(self, entry: Entry, segments: Workload, folder: Path) -> None:
-        self.entry, self.segments, self.folder = entry, segments, folder
+    def __init__(self, entry: Entry, segments: Workload, folder: Path, limit: float | None = None) -> None:
+        self.entry, self.segments, self.folder, self.limit = entry, segments, folder, limit
         self.manifest = entry.bundle.manifest
         self.ready: dict[str, MeasuringProcess] = {}
         self.reference: Reference | None = None
@@ -129,10 +130,7 @@ class Heat:
             row.memory = {name: answer[name] for name in ("loaded_bytes", "device_bytes")}
             row.meters = answer["meters"]
             if not parity.passes:
-                row.end("failed", parity.reason)
-        if not parity.passes:
-            process.close()
-            return
+                row.end_wrong(parity, "" if row is rows[0] else ", of segments")
         self.ready[contender.label] = process
         if answer["traces"]:
             self._traces.add(contender.label)
@@ -157,17 +155,17 @@ class Heat:
 
     def _compare(self, stems: Any, reference: Reference, contender: Contender) -> Parity:
         precision = self.entry.bundle_of(contender).manifest.precision if contender.engine else "float32"
-        return compare(stems, reference, self.manifest.model.sources, limit_for(precision))
+        return compare(stems, reference, self.manifest.model.sources, limit_for(precision, self.limit))
 
     def check_songs(self, race: Race, workload: Workload) -> None:
-        """For a song: everybody's stems against the first one's."""
+        """For a song: everybody's stems against the first one's whose segments are right."""
         if not workload.song:
             return
         reference: Reference | None = None
         path = self.folder / "song-stems.npy"
         for row in race.rows:
             process = self.ready.get(row.label)
-            if process is None or row.status != "skipped":
+            if process is None or (reference is None and row.mark):
                 continue
             try:
                 process.ask("run", mix=str(workload.path), item=0, song=True)
@@ -181,7 +179,7 @@ class Heat:
                 reference = Reference(row.label, stems, False, known)
             row.parity = self._compare(stems, reference, row.contender)
             if not row.parity.passes:
-                self.drop(row, ContenderError(row.parity.reason))
+                row.end_wrong(row.parity)
 
     # --- racing
 
@@ -203,7 +201,7 @@ class Heat:
         """The most each process has held until now."""
         for row in race.rows:
             process = self.ready.get(row.label)
-            if process is not None and row.status == "ok":
+            if process is not None and row.seconds:
                 with contextlib.suppress(ContenderError):
                     row.memory = {**row.memory, "peak_bytes": process.ask("memory")["peak_bytes"]}
 
@@ -218,8 +216,9 @@ class Heat:
                 process.ask("run", mix=str(self.segments.path), item=0, song=False)
                 parity = self._check(process, row)
                 if not parity.passes:
-                    raise ContenderError(f"after the rounds {parity.reason}")
-                if timeline and row.label in self._traces:
+                    for other in rows:
+                        other.end_wrong(parity, ", after the rounds")
+                elif timeline and row.label in self._traces:
                     row.timeline = self._timeline(process)
             except ContenderError as error:
                 for other in rows:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mrsep_deploy.bench.statistics import drift, drifted
 
@@ -138,6 +139,21 @@ def _remarks(found: Noise, drifting: Sequence[str]) -> list[str]:
             how = "slower" if value > 0 else "faster"
             said.append(f"{name} was {abs(value):.0%} {how} in the later half of the rounds")
     return said
+
+
+def rough(noise: Mapping[str, Any], cores: int) -> str:
+    """One line for times that were taken on a machine that was not quiet.
+
+    Args:
+        noise: as :meth:`Noise.plain` gives it, with remarks.
+        cores: of the machine.
+    """
+    load = noise["load_before"]
+    if load is not None and load > LOAD:
+        what = f"busy (load {load:.3g} on {cores} core{'' if cores == 1 else 's'})"
+    else:
+        what = f"not steady ({noise['remarks'][0]})"
+    return f"The machine was {what}: treat these times as rough"
 
 
 def _difference(before: float | None, after: float | None) -> float | None:

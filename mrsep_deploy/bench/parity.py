@@ -22,6 +22,8 @@ from mrsep_deploy.verification.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit
 
 Stems = NDArray[Any]
 
+WRONG = "wrong stems"
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -50,17 +52,24 @@ class Parity:
         reference: what that is.
         snr: of each stem; minus infinity where there is no number in it.
         limit: the least that passes; None for a stem too quiet to be judged.
-        reason: what is wrong; empty if nothing is.
+        mark: what is wrong, for a cell of a table: ``wrong stems: 38.5 dB, limit 60``; empty if nothing is.
+        where: which stem that is, or what else there is to say of it.
     """
 
     reference: str
     snr: Mapping[str, float]
     limit: Mapping[str, float | None]
-    reason: str
+    mark: str = ""
+    where: str = ""
 
     @property
     def passes(self) -> bool:
-        return not self.reason
+        return not self.mark
+
+    @property
+    def reason(self) -> str:
+        """All that is wrong, in words; empty if nothing is."""
+        return f"{self.mark} ({self.where})" if self.mark else ""
 
     def plain(self) -> dict[str, object]:
         """For JSON, which has no infinity."""
@@ -84,8 +93,8 @@ def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: L
         limit: of the contender's precision.
     """
     if stems.shape != reference.stems.shape:
-        wrong = f"its stems have the shape {list(stems.shape)}, expected {list(reference.stems.shape)}"
-        return Parity(reference.title, {}, {}, wrong)
+        mark = f"{WRONG}: shape {list(stems.shape)}, expected {list(reference.stems.shape)}"
+        return Parity(reference.title, {}, {}, mark, f"against {reference.title}")
     snr: dict[str, float] = {}
     limits: dict[str, float | None] = {}
     for index, name in enumerate(sources):
@@ -94,8 +103,8 @@ def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: L
         audible = level(exact) + 20 * math.log10(reference.scale) >= AUDIBLE_DBFS
         limits[name] = allowed(limit, reference, reference.yardstick.get(name)) if audible else None
     if not np.isfinite(stems).all():
-        return Parity(reference.title, snr, limits, "its stems hold values that are no finite numbers")
-    return Parity(reference.title, snr, limits, _complaint(reference, snr, limits))
+        return Parity(reference.title, snr, limits, f"{WRONG}: no finite numbers", "some values at least")
+    return Parity(reference.title, snr, limits, *_complaint(reference, snr, limits))
 
 
 def allowed(limit: Limit, reference: Reference, yardstick: float | None) -> float:
@@ -112,12 +121,13 @@ def level(samples: Stems) -> float:
     return 10 * math.log10(power) if power else -math.inf
 
 
-def _complaint(reference: Reference, snr: Mapping[str, float], limits: Mapping[str, float | None]) -> str:
+def _complaint(
+    reference: Reference, snr: Mapping[str, float], limits: Mapping[str, float | None]
+) -> tuple[str, str]:
+    """The mark of the worst stem below its limit, and which stem that is; empty if all pass."""
     below = {name: least for name, least in limits.items() if least is not None and snr[name] < least}
     if not below:
-        return ""
+        return "", ""
     worst = min(below, key=lambda name: snr[name])
-    return (
-        f"its stem {worst} has an SNR of {snr[worst]:.1f} dB against {reference.title}, expected at least "
-        f"{below[worst]:.1f}"
-    )
+    least = f"{below[worst]:.1f}".removesuffix(".0")
+    return f"{WRONG}: {snr[worst]:.1f} dB, limit {least}", f"{worst}, against {reference.title}"

@@ -16,7 +16,7 @@ from mrsep_deploy.engines import ENGINE_NAMES, engine_class
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.inspection import is_checkpoint
 from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.precision import AskedPrecision, arithmetic, in_precision
+from mrsep_deploy.precision import AskedPrecision, arithmetic, chosen_plan, in_precision
 from mrsep_deploy.registry import resolve
 from mrsep_deploy.schedule import Mode
 from mrsep_deploy.separator import DEFAULT_OVERLAP
@@ -39,6 +39,7 @@ class Request:
         overlap: of segments in whole songs.
         checkpoint: where the checkpoint of the bundles lies, if it has moved.
         batches: segments at once that checkpoints are exported for, each; a bundle has its own.
+        plan: for ``mixed``, the file of a precision plan.
     """
 
     models: Sequence[str] = ()
@@ -51,6 +52,7 @@ class Request:
     overlap: float = DEFAULT_OVERLAP
     checkpoint: Path | None = None
     batches: Sequence[int] = (1,)
+    plan: Path | None = None
 
     @property
     def budget(self) -> int:
@@ -89,10 +91,11 @@ def plan(request: Request, folder: Path, report: Callable[[str], None] = lambda 
         report: called with what happens now.
 
     Raises:
-        UsageError: there is no model, or a name is none.
+        UsageError: there is no model, a name is none, or the precision plan does not fit what is asked for.
         MrsepError: a bundle or checkpoint is not usable.
     """
     check_names(request)
+    check_plan(request)
     engines = request.engines or working_engines()
     if not engines and request.against is not None and not request.against:
         raise UsageError("no engine works here and nothing was given to compare", "See: mrsep-deploy doctor")
@@ -101,6 +104,8 @@ def plan(request: Request, folder: Path, report: Callable[[str], None] = lambda 
         for model in request.models or (None,)
         for bundle in _opened(model, request.batches, folder, report)
     ]
+    if "mixed" in request.precisions and any(b.manifest.precision == "float32" for b in bundles):
+        chosen_plan("mixed", request.plan)
     return [
         _entry(key, bundle, engines, request) for key, bundle in zip(_keys(bundles), bundles, strict=True)
     ]
@@ -123,6 +128,18 @@ def check_names(request: Request) -> None:
         twice = [name for name in names if list(names).count(name) > 1]
         if twice:
             raise UsageError(f"{twice[0]} is named twice", "Name it once.")
+
+
+def check_plan(request: Request) -> None:
+    """Raise ``UsageError`` unless a plan that was given can be read, and ``mixed`` is among the precisions."""
+    if request.plan is None:
+        return
+    if "mixed" not in request.precisions:
+        given = f"--precision {','.join(request.precisions)}" if request.precisions else "no --precision"
+        raise UsageError(
+            f"a plan was given with {given}, expected --precision mixed", "Change it, or leave out the plan."
+        )
+    chosen_plan("mixed", request.plan)
 
 
 def working_engines() -> tuple[str, ...]:
@@ -216,7 +233,7 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
             checkpoint=None if request.checkpoint is None else str(request.checkpoint),
         )
         try:
-            own = _converted(contender, bundle)
+            own = _converted(contender, bundle, request.plan)
         except MrsepError as error:
             refused.append((contender, error))
         else:
@@ -225,7 +242,7 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
     return Entry(key, bundle, tuple(made), tuple(refused), converted)
 
 
-def _converted(contender: Contender, bundle: Bundle) -> Bundle:
+def _converted(contender: Contender, bundle: Bundle, plan: Path | None) -> Bundle:
     """The bundle in a contender's precision.
 
     Raises:
@@ -237,7 +254,7 @@ def _converted(contender: Contender, bundle: Bundle) -> Bundle:
         raise EngineUnavailableError(
             f"engine {contender.engine} has no precision {contender.precision}, only {', '.join(known)}"
         )
-    return in_precision(bundle, contender.precision)
+    return in_precision(bundle, contender.precision, plan if contender.precision == "mixed" else None)
 
 
 def usual_opponents(family: str) -> tuple[str, ...]:

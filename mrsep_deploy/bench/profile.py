@@ -6,7 +6,8 @@ profiles        one a model and engine:
     runs        batches of segments that were profiled, one after the other, stages in sequence
     seconds     of one batch, from mix to stems, median; outside_stages: share in which no stage ran
     stages      in order: name, kind, branch, seconds (median of a run), share (of all stages), macs and bytes of
-                a batch, floor (arithmetic, memory, floor) and times (seconds over floor; null for what has none)
+                a batch, floor (arithmetic, memory, floor) and times (seconds over floor; null for what has no floor,
+                or one that was measured too high, as it is more than the seconds)
         operators   by kind: kind, seconds, count, share (of the stage)
         nodes       the ten slowest: name, kind, how, seconds
     operators   the same over all stages, share of the batch
@@ -26,8 +27,8 @@ import numpy as np
 
 from mrsep_deploy.bench.benchmark import Progress, Settings
 from mrsep_deploy.bench.contenders import Contender
-from mrsep_deploy.bench.facts import ceilings_for, model_facts
-from mrsep_deploy.bench.floor import floor_of, stage_bytes
+from mrsep_deploy.bench.facts import ceilings_for, model_facts, rate_of
+from mrsep_deploy.bench.floor import floor_of, stage_bytes, times_floor
 from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.profiling import NodeClock, Profilers, Runs
 from mrsep_deploy.bench.results import Result
@@ -109,19 +110,18 @@ def _measured(entry: Entry, contender: Contender, settings: Settings, result: Re
     macs = {stage["name"]: manifest.batch * stage["macs"] for stage in counted}
     by_stage = {s.name: [e.end - e.start for e in found.events if e.stage == s.name] for s in manifest.stages}
     medians = {name: statistics.median(values) for name, values in by_stage.items()}
+    rate = rates["flop_per_second"][rate_of(contender, bundle)]
     stages: list[dict[str, Any]] = []
     for stage in manifest.stages:
         moved = stage_bytes(manifest, stage)
-        floor = floor_of(
-            macs[stage.name], moved, rates["flop_per_second"][contender.precision], rates["bytes_per_second"]
-        )
+        floor = floor_of(macs[stage.name], moved, rate, rates["bytes_per_second"])
         operators, nodes = _operators(found.runs.get(stage.name, []))
         stages.append(
             {
                 "name": stage.name, "kind": stage.kind, "branch": stage.branch,
                 "seconds": medians[stage.name], "share": medians[stage.name] / sum(medians.values()),
                 "macs": macs[stage.name], "bytes": moved, "floor": floor,
-                "times": medians[stage.name] / floor["floor"] if floor["floor"] else None,
+                "times": times_floor(medians[stage.name], floor),
                 "operators": operators, "nodes": nodes,
             }
         )  # fmt: skip

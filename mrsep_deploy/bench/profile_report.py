@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mrsep_deploy.bench.floor import FAULTY, times_floor
 from mrsep_deploy.tables import count, file_size, table
 
 STAGE_COLUMNS = ("stage", "ms", "share", "MACs", "bytes", "floor, ms", "× floor", "operators")
@@ -28,6 +29,8 @@ def print_profiles(screen: Console, profiles: Sequence[Mapping[str, Any]]) -> No
                 for row in rows:
                     made.add_row(*row)
                 screen.print(made)
+            for remark in profile_remarks(found):
+                screen.print(remark, soft_wrap=True)
         screen.print()
 
 
@@ -54,7 +57,19 @@ def profile_tables(found: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], li
     )
 
 
+def profile_remarks(found: Mapping[str, Any]) -> Iterator[str]:
+    """What has to be known to read the tables."""
+    faulty = [stage["name"] for stage in found["stages"] if _times(stage) is None and stage["floor"]["floor"]]
+    if faulty:
+        yield f"Not shown, × floor of {', '.join(faulty)}: {FAULTY}."
+
+
+def _times(stage: Mapping[str, Any]) -> float | None:
+    return times_floor(stage["seconds"], stage["floor"])
+
+
 def _stage_row(stage: Mapping[str, Any]) -> Sequence[str]:
+    times = _times(stage)
     kinds = ", ".join(f"{each['kind']} {each['share']:.0%}" for each in stage["operators"][:KINDS_SHOWN])
     return (
         stage["name"],
@@ -63,7 +78,7 @@ def _stage_row(stage: Mapping[str, Any]) -> Sequence[str]:
         count(stage["macs"]) if stage["macs"] else NOTHING,
         file_size(stage["bytes"]),
         _milliseconds(stage["floor"]["floor"]),
-        NOTHING if stage["times"] is None else f"{stage['times']:.1f}",
+        NOTHING if times is None else f"{times:.1f}",
         kinds or "on the host",
     )
 

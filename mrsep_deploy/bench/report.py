@@ -11,20 +11,22 @@ from typing import Any
 
 from rich.console import Console
 
-from mrsep_deploy.bench.profile_report import print_profiles, profile_tables, profile_title
+from mrsep_deploy.bench.floor import FAULTY
+from mrsep_deploy.bench.noise import rough
+from mrsep_deploy.bench.profile_report import print_profiles, profile_remarks, profile_tables, profile_title
 from mrsep_deploy.bench.results import TAILS, Race, Result, Row, tails_remark
 from mrsep_deploy.bench.statistics import CONFIDENCE, spread, tail
 from mrsep_deploy.tables import decibels, duration, file_size, table
 
 COLUMNS = (
     "contender", "seconds", "quartiles", "p95", "p99", "× realtime", "× baseline", "× floor", "first stems", "memory",
-    "energy", "SNR",
+    "energy", "SNR", "failed",
 )  # fmt: skip
 NOTHING = "–"
 
 CSV_COLUMNS = (
     "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "lanes", "batch", "audio_seconds",
-    "status", "reason", "rounds", "median", "p25", "p75", "min", "max", "p95", "p99", "realtime", "baseline",
+    "status", "mark", "reason", "rounds", "median", "p25", "p75", "min", "max", "p95", "p99", "realtime", "baseline",
     "ratio", "ratio_low", "ratio_high", "floor", "times_floor", "cold_start", "warm_start", "loaded_bytes",
     "peak_bytes", "device_bytes", "joules_cpu", "joules_gpu", "worst_snr_db",
 )  # fmt: skip
@@ -39,7 +41,7 @@ def print_result(screen: Console, result: Result) -> None:
         for row in race.rows:
             made.add_row(*(cells(row, race)[column] for column in _used(race)))
         screen.print(made)
-        for remark in remarks(race):
+        for remark in remarks(race, result.cores):
             screen.print(remark, soft_wrap=True)
         screen.print()
     print_profiles(screen, result.profiles)
@@ -60,12 +62,16 @@ def _markdown(result: Result) -> Iterator[str]:
         for row in race.rows:
             values = cells(row, race)
             yield _line([values[column] for column in used])
-        for remark in remarks(race):
+        for remark in remarks(race, result.cores):
             yield from ("", remark)
     for found in result.profiles:
         yield from ("", f"## {profile_title(found)}")
-        for columns, rows in profile_tables(found) if found["status"] == "ok" else ():
+        if found["status"] != "ok":
+            continue
+        for columns, rows in profile_tables(found):
             yield from ("", _line(columns), _line(["---"] * len(columns)), *map(_line, rows))
+        for remark in profile_remarks(found):
+            yield from ("", remark)
     yield from ("", "## How it was measured")
     for remark in general_remarks(result):
         yield from ("", remark)
@@ -98,7 +104,7 @@ def cells(row: Row, race: Race) -> dict[str, str]:
     made = dict.fromkeys(COLUMNS, NOTHING)
     made["contender"] = row.label
     made["SNR"] = _snr(row)
-    if row.status != "ok":
+    if not row.seconds:
         return {**made, "seconds": row.status}
     found = spread(row.seconds)
     baseline = race.row(race.baseline)
@@ -111,14 +117,19 @@ def cells(row: Row, race: Race) -> dict[str, str]:
         "quartiles": f"{duration(found['p25'])} to {duration(found['p75'])}",
         **{f"p{percent}": NOTHING if value is None else duration(value) for percent, value in tails.items()},
         "× realtime": NOTHING if row.realtime is None else f"{row.realtime:.2f}",
-        "× baseline": "1"
-        if ratio is None
-        else f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
-        "× floor": NOTHING if row.floor is None else f"{row.floor['times']:.1f}",
+        "× baseline": "1" if row is baseline else _ratio(ratio),
+        "× floor": NOTHING
+        if row.floor is None or row.floor["times"] is None
+        else f"{row.floor['times']:.1f}",
         "first stems": duration(row.start_up["warm"]["total"]) if row.start_up else NOTHING,
         "memory": _bytes(row.memory.get("peak_bytes")),
         "energy": f"{joules[0]:.3g} J" if joules else NOTHING,
+        "failed": row.mark or NOTHING,
     }
+
+
+def _ratio(found: Mapping[str, float] | None) -> str:
+    return NOTHING if found is None else f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def _snr(row: Row) -> str:
@@ -131,8 +142,8 @@ def _bytes(value: int | None) -> str:
     return NOTHING if value is None else file_size(value)
 
 
-def remarks(race: Race) -> Iterator[str]:
-    """What has to be known of a race."""
+def remarks(race: Race, cores: int) -> Iterator[str]:
+    """What has to be known of a race on a machine with so many cores."""
     for row in race.rows:
         if row.status != "ok":
             reason = f"{row.reason}. {row.fix}".rstrip(". ")
@@ -140,14 +151,17 @@ def remarks(race: Race) -> Iterator[str]:
     if race.rounds:
         word = "round" if race.rounds == 1 else "rounds"
         order = f"{race.rounds} {word} in an order drawn anew each time; medians"
-        yield f"{order}, baseline {race.baseline}, brackets hold the ratio with {CONFIDENCE:.0%}."
+        yield f"{order}, baseline {race.baseline or 'none'}, brackets hold the ratio with {CONFIDENCE:.0%}."
         if tails_remark(race.rounds):
             yield f"No percentile that the rounds cannot carry: {tails_remark(race.rounds)}."
+    faulty = [row.label for row in race.rows if row.floor is not None and row.floor["reason"]]
+    if faulty:
+        yield f"Not shown, × floor of {', '.join(faulty)}: {FAULTY}."
     reference = next((row.parity.reference for row in race.rows if row.parity is not None), "")
     if reference and race.no_exact_reference:
         yield f"Stems are compared with those of {reference}, not with PyTorch in float64: {race.no_exact_reference}."
     if race.noise is not None and not race.noise.quiet:
-        yield f"Noise, so believe the times less: {'; '.join(race.noise.remarks)}."
+        yield f"{rough(race.noise.plain(), cores)}. Seen: {'; '.join(race.noise.remarks)}."
     missing = {
         f"{meter['source']}: {meter['reason']}"
         for row in race.rows
@@ -214,7 +228,7 @@ def _csv_row(row: Row, race: Race) -> dict[str, object]:
         "model": row.model, "workload": row.workload, "label": row.label, "engine": contender.engine,
         "mode": contender.mode if contender.engine else "", "precision": contender.precision,
         "device": contender.device, "threads": contender.threads, "lanes": contender.lanes, "batch": row.batch,
-        "audio_seconds": row.audio_seconds, "status": row.status, "reason": row.reason,
+        "audio_seconds": row.audio_seconds, "status": row.status, "mark": row.mark, "reason": row.reason,
         "rounds": len(row.seconds), "realtime": row.realtime, "baseline": race.baseline,
         **row.memory,
     }  # fmt: skip

@@ -3,7 +3,7 @@
     format          "mrsep-deploy bench", version 1
     machine         cpu, cores, memory_gib, system, python, versions by package, commit, load_before, date
     command         what was typed, without the folders of absolute paths; empty where it was no command
-    settings        rounds, seconds, warm_up, seed, threads, overlap, audio, lengths, as they were asked for
+    settings        rounds, seconds, warm_up, seed, threads, overlap, audio, lengths, limit, as they were asked for
     interrupted     whether Ctrl-C ended it
     ceilings        by device (cpu, cuda): flop_per_second by precision, bytes_per_second, how they were measured
     models          by key: name, digest, family, trained, sources, layout, batch, precision, sample_rate,
@@ -17,21 +17,23 @@
         model, workload, label, opener, engine, mode, precision, device, threads, lanes, batch,
         audio_seconds
         status      ok, failed (it went wrong, or its stems are), unavailable (it does not work here), skipped
+        mark        of a failed row that has times, as only its stems are wrong: how far they are from their limit
         reason, fix why it is not ok, and what would change that
         seconds     of every round, raw, in order; rounds of all rows of a race are the same moments
         median, p25, p75, min, max, p95, p99    seconds; a percentile that the rounds cannot carry is null
         tails       what is said about those percentiles
         realtime    seconds of audio per second
-        ratios      by other contender: how many times faster than it this one is, median, low, high: the
+        ratios      by other contender, both ok: how many times faster than it this one is, median, low, high: the
                     percentile bootstrap of mrsep_deploy.bench.statistics
-        floor       arithmetic, memory, floor: seconds; times: the median over the floor
+        floor       arithmetic, memory, floor: seconds; times: the median over the floor; reason: where times is
+                    null, why
         start_up    cold (no engine built yet) and warm, seconds: process, import, load, first_segments, and
                     total from the start of the process to the first stems
         memory      loaded_bytes (the most until it was loaded), peak_bytes (until this workload was over, with
                     all of the process), device_bytes (taken on a GPU); null where nothing tells
         energy      by meter (cpu, gpu): source, joules of every round, median, reason if there are none
         parity      reference, snr_db by source, exact (sources that are equal bit for bit), limit_db by source
-                    (null: too quiet to be judged), passes, reason
+                    (null: too quiet to be judged), passes, reason; null where stems were not compared
         timeline    of segments, for contenders that keep one: events (segment, stage, branch, stream, start, end in
                     seconds), seconds, outside_stages (share of the time), shares (of the time, by stage)
     profiles        from --profile, mrsep_deploy.bench.profile; else an empty list
@@ -74,7 +76,8 @@ class Row:
     meters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     start_up: dict[str, Mapping[str, float]] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
-    floor: Mapping[str, float] | None = None
+    floor: Mapping[str, Any] | None = None
+    mark: str = ""
     parity: Parity | None = None
     timeline: Mapping[str, Any] | None = None
 
@@ -92,13 +95,19 @@ class Row:
         return self.audio_seconds / self.median if self.median else None
 
     def end(self, status: Status, reason: str = "", fix: str = "") -> None:
-        """Say how it went; a row that is not ok has no times to boast of."""
-        self.status, self.reason, self.fix = status, reason, fix
+        """Say how it went; a row that broke has no times."""
+        self.status, self.reason, self.fix, self.mark = status, reason, fix, ""
         if status != "ok":
             self.seconds, self.joules = [], {}
 
+    def end_wrong(self, parity: Parity, when: str = "") -> None:
+        """Fail for wrong stems: times stay, or are still taken, and are marked."""
+        self.status, self.mark, self.reason = "failed", parity.mark, f"{parity.reason}{when}"
+
     def ratio_to(self, other: Row) -> dict[str, float] | None:
-        """How many times faster than another row of the same race; None if one of them has no times."""
+        """How many times faster than another row of the same race; None unless both are ok and have times."""
+        if not (self.status == other.status == "ok"):
+            return None
         if not self.seconds or len(self.seconds) != len(other.seconds):
             return None
         return ratio_interval(other.seconds, self.seconds)
@@ -117,6 +126,10 @@ class Race:
     noise: Noise | None = None
     no_exact_reference: str = ""
 
+    def settle(self) -> None:
+        """Let the first row that is ok be the baseline."""
+        self.baseline = next((row.label for row in self.rows if row.status == "ok"), "")
+
     def row(self, label: str) -> Row | None:
         """The row of a contender."""
         return next((row for row in self.rows if row.label == label), None)
@@ -134,6 +147,11 @@ class Result:
     profiles: list[Mapping[str, object]] = field(default_factory=list)
     interrupted: bool = False
     command: str = ""
+
+    @property
+    def cores(self) -> int:
+        """Of the machine."""
+        return int(str(self.machine["cores"]))
 
     @property
     def rows(self) -> list[Row]:
@@ -184,6 +202,7 @@ def _plain_row(row: Row, race: Race) -> dict[str, object]:
         "batch": row.batch,
         "audio_seconds": row.audio_seconds,
         "status": row.status,
+        "mark": row.mark,
         "reason": row.reason,
         "fix": row.fix,
         "seconds": row.seconds,

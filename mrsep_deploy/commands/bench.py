@@ -11,6 +11,7 @@ import click
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import ENGINE_NAMES
 from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
+from mrsep_deploy.commands.precision_options import PRECISIONS, least_snr, plan_for_mixed
 from mrsep_deploy.errors import FAILED, PARTIAL
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 # Spelled out because the module that defines them imports numpy; a test holds them equal.
 AGAINST = ("torch", "torch-compile", "torch-cuda", "torch-cuda-compile", "torch-cuda-graph", "demucs")
-PRECISIONS = ("fp32", "fp16", "bf16")
 MODES = ("sequential", "concurrent", "graph")
 NOTHING = "none"
 
@@ -65,7 +65,7 @@ Examples:
   mrsep-deploy bench ckpt.th --batch 1,2,4 --length 20,180
   mrsep-deploy bench htdemucs --profile
 \b
-Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows failed.
+Exit codes: 0 done, 1 no row was measured with right stems, 2 wrong usage, 3 some rows failed.
 """,
 )
 @click.argument("models", nargs=-1, metavar="[BUNDLE|NAME|CKPT]...", shell_complete=completing.models)
@@ -73,6 +73,7 @@ Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows fail
               help=f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]")  # fmt: skip
 @click.option("--precision", "precisions", metavar="NAME,...", callback=_names(PRECISIONS),
               help=f"Of {', '.join(PRECISIONS)}.  [default: each bundle's own]")  # fmt: skip
+@plan_for_mixed
 @click.option("--mode", "modes", metavar="NAME,...", callback=_names(MODES), default="sequential", show_default=True,
               help=f"Of {', '.join(MODES)}.")  # fmt: skip
 @click.option("--lanes", metavar="N,...", callback=_counts, default="1", show_default=True,
@@ -87,6 +88,7 @@ Exit codes: 0 done, 1 nothing could be measured, 2 wrong usage, 3 some rows fail
               help="Also separate whole songs of so many seconds.")  # fmt: skip
 @click.option("--audio", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Music to run on.  [default: synthetic]")  # fmt: skip
+@least_snr
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True,
               help="Turns of every contender; p95 needs 20, p99 100.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
@@ -115,12 +117,14 @@ def bench(
     models: tuple[str, ...],
     engines: Names | None,
     precisions: Names | None,
+    plan: Path | None,
     modes: Names,
     lanes: tuple[int, ...],
     batches: tuple[int, ...],
     against: Names | None,
     lengths: tuple[float, ...],
     audio: Path | None,
+    limit: float | None,
     rounds: int,
     seconds: float | None,
     seed: int,
@@ -138,8 +142,9 @@ def bench(
     """Measure how fast models run on each engine.
 
     Every contender is a process of its own, and they take turns: a slow moment of the machine meets all of
-    them. Stems are compared with PyTorch's in float64 before and after, and a wrong one is a failed row. Ratios
-    are of times in the same round. Without a model: the one that run takes. Ctrl-C keeps what is there.
+    them. Stems are compared with PyTorch's in float64 before and after; a row with wrong stems is failed, keeps its
+    time, and is compared with nobody. Ratios are of times in the same round. Without a model: the one that run
+    takes. Ctrl-C keeps what is there.
     """
     if against is not None and NOTHING in against and len(against) > 1:
         raise click.UsageError(f"--against {NOTHING} and other names exclude each other.")
@@ -152,7 +157,8 @@ def bench(
     import tempfile
 
     from mrsep_deploy.bench.benchmark import Settings, benchmark
-    from mrsep_deploy.bench.plan import Request, plan
+    from mrsep_deploy.bench.plan import Request
+    from mrsep_deploy.bench.plan import plan as list_entries
     from mrsep_deploy.progress import step_progress
 
     if profile:
@@ -168,13 +174,14 @@ def bench(
         threads=threads,
         overlap=overlap,
         checkpoint=checkpoint,
+        plan=plan,
     )
-    settings = Settings(rounds, seconds, seed=seed, audio=audio, lengths=lengths)
+    settings = Settings(rounds, seconds, seed=seed, audio=audio, lengths=lengths, limit=limit)
     with (
         tempfile.TemporaryDirectory(prefix="mrsep-deploy-bench-") as folder,
         step_progress(quiet) as progress,
     ):
-        entries = plan(request, Path(folder), lambda what: progress(what, 0, 1))
+        entries = list_entries(request, Path(folder), lambda what: progress(what, 0, 1))
         if profile:
             from mrsep_deploy.bench.profile import profile as profile_all
 

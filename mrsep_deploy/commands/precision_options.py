@@ -1,7 +1,8 @@
-"""``--precision`` and ``--plan``, which commands that make or run bundles share."""
+"""``--precision``, ``--plan`` and ``--limit``, which commands that make, run or judge bundles share."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -19,4 +20,19 @@ plan_for_mixed = click.option(
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="For --precision mixed: what stays in float32 beyond the rules.",
+)
+
+
+def _decibels(_ctx: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of decibels, such as 60")
+    return value
+
+
+least_snr = click.option(
+    "--limit",
+    type=float,
+    metavar="DB",
+    callback=_decibels,
+    help="Least SNR of an audible stem.  [default: 100 for fp32, 60 for fp16, 42 for bf16]",
 )

@@ -11,7 +11,7 @@ import click
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
 from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
-from mrsep_deploy.commands.precision_options import PRECISIONS
+from mrsep_deploy.commands.precision_options import PRECISIONS, least_snr
 from mrsep_deploy.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ Exit codes: 0 passed, 1 failed, 2 wrong usage.
 @click.option("--audio", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="Listen to this: an audio file, a .stem.mp4, a folder with mixture.wav and true stems. May be "
               "repeated.  [default: built-in signals]")  # fmt: skip
-@click.option("--limit", type=float, metavar="DB",
-              help="Least SNR of an audible stem.  [default: 100 for fp32, 60 for fp16, 42 for bf16]")  # fmt: skip
+@least_snr
 @click.option("--bisect", "search", is_flag=True,
               help="If it fails, find the nodes that have to be float32, and write a plan.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="PLAN",

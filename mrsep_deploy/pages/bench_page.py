@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mrsep_deploy.bench.profile_report import profile_tables, profile_title
+from mrsep_deploy.bench.floor import FAULTY, times_floor
+from mrsep_deploy.bench.profile_report import profile_remarks, profile_tables, profile_title
 from mrsep_deploy.pages.batch_curves import batch_curves
 from mrsep_deploy.pages.bench_plots import latency, memory, shares, short_ratio, start_up, timelines
 from mrsep_deploy.pages.bench_verdict import race_rows, race_title, race_verdict, warnings
@@ -43,13 +44,13 @@ def _sections(result: Plain) -> Iterator[Section]:
     for race in result["races"]:
         rows = race_rows(result, race)
         ready = [row for row in rows if row["status"] == "ok"]
-        if ready:
+        if any(row["seconds"] for row in rows):
             once = [] if race["model"] in opened else [*start_up(ready)]
             opened.add(race["model"])
-            plots = [*memory(ready), *once]
             remarks = [text for text in _remarks(race, rows) if text not in said]
             said.update(remarks)
-            blocks: list[Block] = [latency(ready, race), _table(rows, race), *plots, Text(remarks)]
+            blocks: list[Block] = [latency(ready, race)] if ready else []
+            blocks += [_table(rows, race), *memory(ready), *once, Text(remarks)]
             yield Section(race_title(result, race), blocks)
     curves = batch_curves(result)
     if curves:
@@ -66,7 +67,7 @@ def _sections(result: Plain) -> Iterator[Section]:
 
 COLUMNS = (
     "contender", "median", "quartiles", "p95", "p99", "× real time", "× baseline (95 %)", "× floor", "energy",
-    "worst stem, SNR", "limit",
+    "worst stem, SNR", "limit", "failed",
 )  # fmt: skip
 
 
@@ -90,8 +91,9 @@ def _table(rows: Sequence[Plain], race: Plain) -> Table:
 
 def _cells(row: Plain, race: Plain) -> list[str]:
     worst, limit = _parity(row)
-    if row["status"] != "ok":
-        return [row["label"], row["status"], *[NOTHING] * 7, worst, limit]
+    if not row["seconds"]:
+        return [row["label"], row["status"], *[NOTHING] * 7, worst, limit, NOTHING]
+    times = None if row["floor"] is None else times_floor(row["median"], row["floor"])
     return [
         row["label"],
         duration(row["median"]),
@@ -99,10 +101,11 @@ def _cells(row: Plain, race: Plain) -> list[str]:
         *(NOTHING if row[tail] is None else duration(row[tail]) for tail in ("p95", "p99")),
         f"{row['realtime']:.2f}",
         "1" if row["label"] == race["baseline"] else short_ratio(row, race) or NOTHING,
-        NOTHING if row["floor"] is None else f"{row['floor']['times']:.1f}",
+        NOTHING if times is None else f"{times:.1f}",
         _joules(row),
         worst,
         limit,
+        NOTHING if row["status"] == "ok" else row["mark"],
     ]
 
 
@@ -133,6 +136,11 @@ def _remarks(race: Plain, rows: Sequence[Plain]) -> Iterator[str]:
         "A ratio is that of times in the same round; the range after it holds the median ratio with 95 % "
         "(bootstrap over the rounds)."
     )
+    faulty = [
+        row["label"] for row in rows if row["floor"] and times_floor(row["median"], row["floor"]) is None
+    ]
+    if faulty:
+        yield f"Not shown, × floor of {', '.join(faulty)}: {FAULTY}."
     tails = next((row["tails"] for row in rows if row["status"] == "ok" and row["tails"]), "")
     if tails:
         yield f"No percentile that the rounds cannot carry: {tails}."
@@ -153,7 +161,7 @@ def _profile(found: Plain) -> list[Block]:
     titles = ("Stages", "Operators, all stages together")
     tables = zip(titles, profile_tables(found), strict=True)
     return [
-        Text([profile_title(found)]),
+        Text([profile_title(found), *profile_remarks(found)]),
         *(
             Table(title, columns, rows, text_columns=[n for n, c in enumerate(columns) if c in WORDS])
             for title, (columns, rows) in tables

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mrsep_deploy.bench.noise import rough
 from mrsep_deploy.pages.blocks import Tone, Verdict
 
 Plain = Mapping[str, Any]
@@ -37,12 +38,14 @@ def race_verdict(result: Plain, race: Plain) -> Verdict:
     title = race_title(result, race)
     failures = [f"{row['label']} {row['status']}: {row['reason']}." for row in rows if row["status"] != "ok"]
     if not ready:
-        return Verdict(title, "Nothing was measured.", "bad", failures)
+        timed = any(row["seconds"] for row in rows)
+        said = "Nobody won: no row has right stems." if timed else "Nothing was measured."
+        return Verdict(title, said, "bad", failures)
     headline, tone = _headline(ready, race["baseline"])
     details = [*_comparisons(ready, race["baseline"]), *failures]
     if race["noise"] is not None and not race["noise"]["quiet"]:
         tone = "bad" if tone == "bad" else "plain"
-        details.insert(0, "Believe it less: the machine was not quiet, as the note below says.")
+        details.insert(0, f"{rough(race['noise'], result['machine']['cores'])}.")
     return Verdict(title, headline, tone, details)
 
 
