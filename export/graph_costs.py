@@ -24,7 +24,10 @@ COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 def bundle_cost(bundle: Bundle) -> ModelCost:
-    """Count the graph stages of a bundle; parameters are the manifest's, as constants are folded in graphs.
+    """Count the graph stages of a bundle.
+
+    Parameters and MACs are the manifest's, which the export counted on the model; MACs in graphs and activations
+    are counted here.
 
     Raises:
         BundleError: a graph is damaged, or its shapes are not static.
@@ -53,7 +56,9 @@ def _stage_cost(bundle: Bundle, stage: Stage) -> StageCost:
     batch = bundle.manifest.batch
     macs = sum(node_macs(node, shapes) for node in nodes)
     elements = sum(math.prod(shapes[node.output[0]]) for node in nodes)
-    return StageCost(stage.name, stage.branch, stage.parameters, macs // batch, elements // batch)
+    return StageCost(
+        stage.name, stage.branch, stage.parameters, stage.macs, elements // batch, graph_macs=macs // batch
+    )
 
 
 def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:

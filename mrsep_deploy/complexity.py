@@ -1,11 +1,14 @@
 """What a model costs: parameters, multiply-accumulates and activations, by stage and in all.
 
     parameters    learnt numbers
-    MACs          multiply-accumulates of convolutions, linear layers and both products of attention; a FLOP
-                  count is twice that
+    MACs          multiply-accumulates of convolutions, linear layers and both products of attention in the model
+                  as published; ``inspect`` gives the same. A FLOP count is twice that
+    in graphs     those of a bundle's ONNX graphs, which compute the same rewritten: norms folded into
+                  convolutions multiply a little more, and a convolution that fuses branches becomes products
+                  with matrices that are half zeros
     activations   elements that those same operators put out (Radosavovic et al., "Designing Network Design
                   Spaces", 2020); the scores of softmax attention are among them, which a fused kernel
-                  never stores
+                  never stores. Of a bundle they are those of its graphs
 
 All of it is for one segment, a batch of one. Spectrograms and their inverses are no part of the network and
 count nothing. Counting needs the extra ``export``; what is here is the result, which needs nothing.
@@ -29,13 +32,20 @@ Kind = Literal["bundle", "checkpoint", "configuration"]
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage of the network. ``branch`` is the branch it belongs to, or ``shared``."""
+    """One stage of the network.
+
+    Attributes:
+        branch: the branch it belongs to, or ``shared``.
+        macs: of the model as published.
+        graph_macs: of its ONNX graph; None where there is none.
+    """
 
     name: str
     branch: str
     parameters: int
     macs: int
     activations: int
+    graph_macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class ModelCost:
     """A model and its stages, in the order in which they run.
 
     Attributes:
-        kind: what was counted: a bundle's ONNX graphs, or torch's operators.
+        kind: what was counted.
         segment: length of a segment in seconds.
         parameters: of the whole model. Learnt weights that no graph holds (those of the resolutions, folded
             into the de-normalisation) make it more than the sum over the stages.
@@ -59,6 +69,12 @@ class ModelCost:
     @property
     def macs(self) -> int:
         return sum(stage.macs for stage in self.stages)
+
+    @property
+    def graph_macs(self) -> int | None:
+        """Of a bundle's graphs; None for anything else."""
+        found = [stage.graph_macs for stage in self.stages if stage.graph_macs is not None]
+        return sum(found) if self.kind == "bundle" else None
 
     @property
     def flops(self) -> int:
@@ -125,6 +141,7 @@ def to_plain(cost: ModelCost) -> dict[str, object]:
         "parameters": cost.parameters,
         "parameters_outside_stages": cost.outside,
         "macs": cost.macs,
+        "graph_macs": cost.graph_macs,
         "flops": cost.flops,
         "activations": cost.activations,
         "activation_bytes_float32": FLOAT32_BYTES * cost.activations,
@@ -140,6 +157,7 @@ def to_plain(cost: ModelCost) -> dict[str, object]:
                 "branch": stage.branch,
                 "parameters": stage.parameters,
                 "macs": stage.macs,
+                "graph_macs": stage.graph_macs,
                 "activations": stage.activations,
                 "activation_bytes_float32": FLOAT32_BYTES * stage.activations,
             }

@@ -27,7 +27,7 @@ CHECKPOINT_SUFFIXES = (".th", ".pt", ".pth", ".ckpt", ".safetensors", ".yaml", "
 class StageReport:
     """One stage: what goes in and out, what it costs, and how far its graph is from PyTorch.
 
-    ``macs`` are multiply-accumulates for one segment; ``check`` is None where nothing was measured.
+    ``macs`` are multiply-accumulates of the published model for one segment; ``check`` is None where nothing was measured.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Inspection:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one segment, over all stages."""
+        """Multiply-accumulates of the published model for one segment, over all stages."""
         return sum(stage.macs for stage in self.stages)
 
 

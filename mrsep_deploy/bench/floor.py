@@ -59,7 +59,7 @@ def stage_macs(bundle: Bundle) -> tuple[dict[str, int], str]:
         return {stage.name: stage.macs for stage in manifest.graph_stages}, "manifest"
     from mrsep_deploy.export.graph_costs import bundle_cost
 
-    return {stage.name: stage.macs for stage in bundle_cost(bundle).stages}, "graphs"
+    return {stage.name: stage.graph_macs or 0 for stage in bundle_cost(bundle).stages}, "graphs"
 
 
 def floor_of(macs: float, moved: float, flops: float, bandwidth: float) -> dict[str, float]:

@@ -64,7 +64,8 @@ def complexity(
 ) -> None:
     """Count parameters, multiply-accumulates and activations.
 
-    Of a bundle's graphs, a checkpoint, or a configuration; for each stage, the whole, and a second of audio.
+    Of a bundle, a checkpoint, or a configuration; for each stage, the whole, and a second of audio. MACs are those
+    of the model as published, as inspect gives them; a bundle's graphs, rewritten, have a column of their own.
     Without an argument: the model that run takes. Softmax attention counts in full; torch's own counter does
     not look inside its fused kernels on a CPU and shows 109.6 GMAC for the published HTDemucs, not 171.3. Needs
     the extra mrsep-deploy[export].

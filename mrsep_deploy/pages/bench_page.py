@@ -189,5 +189,5 @@ def _facts(result: Plain) -> Iterator[tuple[str, str]]:
         yield (
             name,
             f"{facts['family']}, {facts['parameters'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.1f} GMAC a "
-            f"segment, layout {facts['layout']}, batch {facts['batch']}, bundle {facts['digest'][:12]}",
+            f"segment{' in its graphs' if facts['macs_counted'] == 'graphs' else ''}, layout {facts['layout']}, batch {facts['batch']}, bundle {facts['digest'][:12]}",
         )
