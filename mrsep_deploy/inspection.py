@@ -27,7 +27,8 @@ CHECKPOINT_SUFFIXES = (".th", ".pt", ".pth", ".ckpt", ".safetensors", ".yaml", "
 class StageReport:
     """One stage: what goes in and out, what it costs, and how far its graph is from PyTorch.
 
-    ``macs`` are multiply-accumulates of the published model for one segment; ``check`` is None where nothing was measured.
+    ``macs`` are multiply-accumulates of the published model for one segment; ``check`` is None where nothing was
+    measured.
     """
 
     name: str

@@ -55,6 +55,12 @@ def parse(text: str, what: str, fix: str) -> object:
     return value
 
 
+def dumped(value: object) -> str:
+    """Plain values as indented JSON that UTF-8 can hold: what it cannot, as in odd file names, is a JSON escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):

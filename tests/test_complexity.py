@@ -160,15 +160,14 @@ def test_inspect_says_the_same(name: str, exports: Export) -> None:
     commands = ("inspect", "complexity")
     runner = CliRunner()
     inspected, counted = (
-        json.loads(runner.invoke(cli.main, [command, path, "--json"]).stdout) for command in commands
+        json.loads(runner.invoke(cli.main, [each, path, "--json"]).stdout) for each in commands
     )
     assert inspected["macs"] == counted["macs"] > 0
     graphs = {stage["name"]: stage["macs"] for stage in inspected["stages"] if stage["kind"] == "graph"}
     assert graphs == {stage["name"]: stage["macs"] for stage in counted["stages"]}
     said = tables.count(counted["macs"])
-    shown = {command: runner.invoke(cli.main, [command, path]).stdout for command in commands}
-    for command, text in shown.items():
-        assert re.search(rf"whole .*{re.escape(said)}", text), command
+    shown = {each: runner.invoke(cli.main, [each, path]).stdout for each in commands}
+    assert all(re.search(rf"whole .*{re.escape(said)}", text) for text in shown.values())
     assert "in graphs" in shown["complexity"]
     assert tables.count(counted["graph_macs"]) in shown["complexity"]
     assert counted["graph_macs"] == sum(stage["graph_macs"] for stage in counted["stages"])

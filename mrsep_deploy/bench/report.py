@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,8 @@ from mrsep_deploy.bench.noise import rough
 from mrsep_deploy.bench.profile_report import print_profiles, profile_remarks, profile_tables, profile_title
 from mrsep_deploy.bench.results import TAILS, Race, Result, Row, tails_remark
 from mrsep_deploy.bench.statistics import CONFIDENCE, spread, tail
+from mrsep_deploy.markdown import escaped, table_lines
+from mrsep_deploy.strict_json import dumped
 from mrsep_deploy.tables import decibels, duration, file_size, table
 
 COLUMNS = (
@@ -58,27 +59,21 @@ def _markdown(result: Result) -> Iterator[str]:
     yield "# Benchmark"
     for race in result.races:
         used = _used(race)
-        yield from ("", f"## {title(race, result)}", "", _line(used), _line(["---"] * len(used)))
-        for row in race.rows:
-            values = cells(row, race)
-            yield _line([values[column] for column in used])
+        rows = [[cells(row, race)[column] for column in used] for row in race.rows]
+        yield from ("", f"## {escaped(title(race, result))}", "", *table_lines(used, rows))
         for remark in remarks(race, result.cores):
-            yield from ("", remark)
+            yield from ("", escaped(remark))
     for found in result.profiles:
-        yield from ("", f"## {profile_title(found)}")
+        yield from ("", f"## {escaped(profile_title(found))}")
         if found["status"] != "ok":
             continue
         for columns, rows in profile_tables(found):
-            yield from ("", _line(columns), _line(["---"] * len(columns)), *map(_line, rows))
+            yield from ("", *table_lines(columns, rows))
         for remark in profile_remarks(found):
-            yield from ("", remark)
+            yield from ("", escaped(remark))
     yield from ("", "## How it was measured")
     for remark in general_remarks(result):
-        yield from ("", remark)
-
-
-def _line(values: Sequence[str]) -> str:
-    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+        yield from ("", escaped(remark))
 
 
 def title(race: Race, result: Result) -> str:
@@ -195,7 +190,7 @@ def general_remarks(result: Result) -> Iterator[str]:
 
 def to_json(result: Result) -> str:
     """Everything; ``mrsep_deploy.bench.results`` says what is what."""
-    return json.dumps(strict(result.plain()), indent=2, ensure_ascii=False) + "\n"
+    return f"{dumped(strict(result.plain()))}\n"
 
 
 def strict(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,11 +134,13 @@ def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool
     from mrsep_deploy.atomic import write_file
     from mrsep_deploy.evaluation.report import print_evaluation, to_markdown, to_plain
     from mrsep_deploy.progress import console
+    from mrsep_deploy.strict_json import dumped
 
     folder, place = found.request.out, dataset.absolute()
     plain = to_plain(found, place, command_line())
-    text = json.dumps(plain, indent=2, ensure_ascii=False)
-    write_file(folder / JSON_NAME, f"{text}\n".encode())
+    text = dumped(plain)
+    write_file(folder / JSON_NAME, f"{text}
+".encode())
     write_file(folder / MARKDOWN_NAME, to_markdown(found, place).encode())
     if html_file is not None:
         from mrsep_deploy.pages.eval_page import eval_page

@@ -25,7 +25,8 @@ def inspect(model: str | None, as_json: bool) -> None:
 
     Its sources, the resolution of every branch in time and frequency, parameters and multiply-accumulates
     of every stage (of the model as published, as complexity gives them), the learnt fusion weights and their
-    entropy, and where it comes from. Without an argument: the model that run takes. A checkpoint needs the extra mrsep-deploy[export].
+    entropy, and where it comes from. Without an argument: the model that run takes. A checkpoint needs the extra
+    mrsep-deploy[export].
     """
     show(model, as_json)
 

@@ -15,6 +15,7 @@ from mrsep_deploy.evaluation.dataset import SUM
 from mrsep_deploy.evaluation.evaluate import Evaluation
 from mrsep_deploy.evaluation.scores import scores_to_plain
 from mrsep_deploy.evaluation.summary import ALL, differences, summarise
+from mrsep_deploy.markdown import escaped, table_lines
 from mrsep_deploy.strict_json import finite
 from mrsep_deploy.tables import table
 
@@ -85,34 +86,23 @@ def to_markdown(found: Evaluation, dataset: Path) -> str:
 
 def _markdown(found: Evaluation, dataset: Path) -> Iterator[str]:
     manifest = found.request.bundle.manifest
-    yield f"# {manifest.name} on {dataset.name}"
+    yield f"# {escaped(f'{manifest.name} on {dataset.name}')}"
     yield ""
     yield f"{manifest.model.family}, bundle {found.request.bundle.digest[:16]}, overlap {found.request.overlap:g}."
     if not manifest.model.trained:
         yield "The model is untrained: its weights are random, and it separates nothing."
     for name, facts in found.engines.items():
-        yield f"- {name}: {facts.version}, {facts.device}"
+        yield f"- {escaped(f'{name}: {facts.version}, {facts.device}')}"
     for metric in found.request.metrics:
         yield ""
         yield f"## {TITLES[metric]}"
         yield ""
-        yield from _markdown_table(("dB", *_columns(found)), summary_rows(found, metric))
+        yield from table_lines(("dB", *_columns(found)), summary_rows(found, metric))
         yield ""
-        yield from _markdown_table(("track", "engine", *_columns(found)), _track_rows(found, metric))
+        yield from table_lines(("track", "engine", *_columns(found)), _track_rows(found, metric))
     for remark in remarks(found):
         yield ""
-        yield remark
-
-
-def _markdown_table(columns: Row, rows: Sequence[Row]) -> Iterator[str]:
-    yield _line(columns)
-    yield "|" + "---|" * len(columns)
-    yield from (_line(row) for row in rows)
-
-
-def _line(cells: Row) -> str:
-    # Names of tracks come from files, and a bar in one would be a column.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        yield escaped(remark)
 
 
 def _columns(found: Evaluation) -> tuple[str, ...]:

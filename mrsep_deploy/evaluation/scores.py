@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from mrsep_deploy.atomic import make_folder, write_file
 from mrsep_deploy.evaluation.metrics import METRICS, BssScore
-from mrsep_deploy.strict_json import MAX_BYTES, finite, parse
+from mrsep_deploy.strict_json import MAX_BYTES, dumped, finite, parse
 
 FORMAT = "mrsep-deploy track scores 1"
 
@@ -72,7 +71,7 @@ def write_scores(path: Path, conditions: Conditions, scores: TrackScores) -> Non
     """
     make_folder(path.parent)
     found = {"format": FORMAT, "conditions": asdict(conditions), "scores": scores_to_plain(scores)}
-    write_file(path, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+    write_file(path, f"{dumped(found)}\n".encode())
 
 
 def read_scores(path: Path, conditions: Conditions, metrics: tuple[str, ...]) -> TrackScores | None:

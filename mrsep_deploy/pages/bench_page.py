@@ -186,8 +186,9 @@ def _facts(result: Plain) -> Iterator[tuple[str, str]]:
                 f"{best}; {found['bytes_per_second'] / 1e9:.1f} GB/s, both measured there",
             )
     for name, facts in result["models"].items():
+        where = " in its graphs" if facts["macs_counted"] == "graphs" else ""
         yield (
             name,
             f"{facts['family']}, {facts['parameters'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.1f} GMAC a "
-            f"segment{' in its graphs' if facts['macs_counted'] == 'graphs' else ''}, layout {facts['layout']}, batch {facts['batch']}, bundle {facts['digest'][:12]}",
+            f"segment{where}, layout {facts['layout']}, batch {facts['batch']}, bundle {facts['digest'][:12]}",
         )

@@ -27,13 +27,14 @@ def require_templates() -> None:
 
 
 def render(page: Page) -> str:
-    """The page as HTML, UTF-8, with all that it needs in itself.
+    """The page as HTML, UTF-8, with all that it needs in itself; what UTF-8 cannot hold becomes a question mark.
 
     Raises:
         OutputError: jinja2 is not installed.
     """
     require_templates()
-    return _template().render(page=page, style=_file("style.css")).rstrip() + "\n"
+    made = _template().render(page=page, style=_file("style.css")).rstrip() + "\n"
+    return made.encode("utf-8", "replace").decode("utf-8")
 
 
 @cache
