@@ -68,6 +68,8 @@ def check_page(page: str) -> Element:
     _can_be_read_aloud(root)
     _has_figures_beside_plots(root)
     _what_is_wide_scrolls(root)
+    _what_is_drawn_has_a_legend(root)
+    _pictures_have_axes(root)
     return root
 
 
@@ -113,6 +115,35 @@ def _what_is_wide_scrolls(root: Element) -> None:
     inside = {id(e) for box in by_class(root, "scroll") for e in box.iter()}
     for element in (*root.iter(f"{H}table"), *by_class(root, "timeline")):
         assert id(element) in inside
+    for box in by_class(root, "scroll"):
+        assert (box.get("tabindex"), box.get("role")) == ("0", "region"), "keys can scroll it"
+        assert "scrolls sideways" in box.get("aria-label", "")
+
+
+def marks_in(element: Element) -> set[tuple[str, str]]:
+    """Kinds and colours of what is drawn: ``("dot", "c6")``."""
+    kinds = ("bar", "range", "limit", "dot", "round")
+    found = (each.get("class", "").split() for each in element.iter())
+    return {(names[0], names[1]) for names in found if len(names) == 2 and names[0] in kinds}
+
+
+def _what_is_drawn_has_a_legend(root: Element) -> None:
+    """Every mark of a plot stands in its legend: as it is, or its kind there, and its colour as that of a bar."""
+    for plot in by_class(root, "plot"):
+        keys = {mark for each in by_class(plot, "keys") for mark in marks_in(each)}
+        for kind, colour in {mark for track in by_class(plot, "track") for mark in marks_in(track)}:
+            known = (kind, colour) in keys or (kind in {k for k, _ in keys} and ("bar", colour) in keys)
+            assert known, (text_of(plot)[:60], kind, colour, keys)
+
+
+def _pictures_have_axes(root: Element) -> None:
+    """Time below and frequency at the left of every spectrogram, with units."""
+    for box in by_class(root, "frames"):
+        for frame in box.iter(f"{H}figure"):
+            assert [text_of(title) for title in by_class(frame, "axis-title")] == ["frequency", "time"]
+            labels = [text_of(label) for label in frame.iter(f"{S}text")]
+            assert len([label for label in labels if re.fullmatch(r"\d+ k?Hz", label)]) >= 2, labels
+            assert len([label for label in labels if re.fullmatch(r"[\d.]+ m?s", label)]) >= 2, labels
 
 
 def by_class(root: Element, name: str) -> list[Element]:
@@ -225,6 +256,32 @@ def test_noise_is_said() -> None:
         "quiet": False, "load_before": 3.1, "remarks": ["the load average was 3.10 before the start"],
     }  # fmt: skip
     assert "the load average was 3.10" in render(bench_page(result))
+
+
+def test_a_stem_below_its_limit_is_red_and_the_legend_says_so() -> None:
+    from mrsep_deploy.pages.verify_page import verify_page
+
+    result = json.loads((reports.RESULTS / "report_verify.json").read_text(encoding="utf-8"))
+    passed = by_class(check_page(render(verify_page(result))), "keys")[0]
+    assert "below its limit" not in text_of(passed)
+    result["stems"][0].update(passes=False, snr_db=20.0)
+    assert "below its limit" in text_of(by_class(check_page(render(verify_page(result))), "keys")[0])
+
+
+def profile_page() -> str:
+    """A page of ``bench --profile``, with operators as the engines name them."""
+    result = json.loads((reports.RESULTS / "profile_trained.json").read_text(encoding="utf-8"))
+    return render(bench_page(result))
+
+
+def test_words_in_tables_do_not_fold_into_towers() -> None:
+    """A cell of words far to the right, which a phone does not show at first, makes no row of it empty and high."""
+    root = check_page(profile_page())
+    cells = [cell for cell in root.iter(f"{H}td") if "words" in cell.get("class", "").split()]
+    assert any("Conv" in text_of(cell) for cell in cells)
+    for cell in cells:
+        assert [inner.get("class") for inner in cell] == ["cell"]
+    assert re.search(r"\.cell \{[^}]*width: max-content", STYLE)
 
 
 def test_names_are_text() -> None:
@@ -454,7 +511,11 @@ const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".s
 const covered = [...document.querySelectorAll(".strip")].filter(s => {
   const [a, b] = [".name", ".value"].map(q => s.querySelector(q).getBoundingClientRect());
   return a.width && b.width && a.right > b.left + 1 && a.bottom > b.top + 1 && b.bottom > a.top + 1; }).length;
+const heights = [...document.querySelectorAll("tbody tr")].map(r => r.getBoundingClientRect().height);
+const hidden = [...document.querySelectorAll(".scroll")].filter(s => s.scrollWidth > s.clientWidth + 1);
+const hinted = hidden.filter(s => getComputedStyle(s).backgroundImage.includes("gradient"));
 parent.document.title = JSON.stringify({inner: innerWidth, scroll: document.documentElement.scrollWidth, wide, covered,
+  tallest: Math.max(0, ...heights), hidden: hidden.length, hinted: hinted.length,
   page: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color});
 </script>"""
 
@@ -479,12 +540,14 @@ def browse(profile: Path, page: Path, *options: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("name", reports.REPORTS)
+@pytest.mark.parametrize("name", [*reports.REPORTS, "profile"])
 def test_in_a_browser(name: str, tmp_path: Path) -> None:
-    """Nothing is wider than a phone or a screen but what scrolls, no label covers a figure, the dark is dark."""
-    text = (reports.FOLDER / f"{name}.html").read_text(encoding="utf-8")
+    """Nothing is wider than a phone or a screen but what scrolls and shows that it does; no row is high and empty,
+    no label covers a figure, the dark is dark."""
+    examples = (reports.FOLDER / f"{each}.html" for each in reports.REPORTS if each == name)
+    text = next((example.read_text(encoding="utf-8") for example in examples), "") or profile_page()
     page, seen = tmp_path / "page.html", {}
-    for width in (390, 1280):
+    for width in (320, 390, 1280):
         page.write_text(framed(text, width), encoding="utf-8")
         for scheme, number in (("light", 1), ("dark", 0)):
             dom = browse(
@@ -498,6 +561,10 @@ def test_in_a_browser(name: str, tmp_path: Path) -> None:
             assert found["scroll"] <= width
             assert found["wide"] == []
             assert found["covered"] == 0
+            assert found["tallest"] <= 60
+            assert found["hinted"] == found["hidden"]
+        if width == 390:
+            assert seen[390, "light"]["hidden"] > 0, "a phone cuts some table, and its hint is seen above"
     assert seen[390, "light"]["page"] == "rgb(255, 255, 255)"
     assert seen[390, "dark"]["page"] != seen[390, "light"]["page"]
     assert seen[390, "dark"]["ink"] != seen[390, "light"]["ink"]

@@ -14,6 +14,8 @@ from mrsep_deploy.trace import TraceEvent
 Plain = Mapping[str, Any]
 
 OURS, OTHERS = 0, -1
+SHARED = "shared by the branches, or no stage"
+COMPARED = Key("bar", "the same of what it is compared with", OTHERS)
 
 
 def _colour(row: Plain) -> int:
@@ -29,8 +31,8 @@ def latency(rows: Sequence[Plain], race: Plain) -> Plot:
         scale.ticks(lambda value: f"{value:g} s"),
         [_latency_strip(row, race, scale, first=row is rows[0]) for row in rows],
         [
-            Key("dot", "median", OURS), Key("bar", "quartiles of an engine", OURS),
-            Key("bar", "of what it is compared with", OTHERS), Key("line", "range", OURS), Key("round", "a round"),
+            Key("dot", "median", OURS), Key("bar", "quartiles of an engine", OURS), COMPARED,
+            Key("line", "range", OURS), Key("round", "a round"),
         ],
     )  # fmt: skip
 
@@ -76,7 +78,7 @@ def memory(rows: Sequence[Plain]) -> Iterator[Plot]:
     yield Plot(
         "Memory", "The most that the process held in the host's memory, all of it counted.",
         scale.ticks(lambda value: f"{value / 1e9:g} GB"), strips,
-        [Key("bar", "at most"), Key("limit", "until it was loaded")],
+        [Key("bar", "at most"), COMPARED, Key("limit", "until it was loaded")],
     )  # fmt: skip
 
 
@@ -99,7 +101,7 @@ def start_up(rows: Sequence[Plain]) -> Iterator[Plot]:
     yield Plot(
         "To the first stems", "From the start of the process; once each, so without a spread.",
         scale.ticks(lambda value: f"{value:g} s"), strips,
-        [Key("bar", "warm: engines built before"), Key("limit", "cold: nothing built yet")],
+        [Key("bar", "warm: engines built before"), COMPARED, Key("limit", "cold: nothing built yet")],
     )  # fmt: skip
 
 
@@ -116,7 +118,7 @@ def shares(rows: Sequence[Plain], facts: Plain) -> tuple[Plot, Table]:
     """
     first, branches = rows[0], {stage["name"]: stage["branch"] for stage in facts["stages"]}
     colours = {branch: n for n, branch in enumerate(branch_order(_events(first)))}
-    colours["shared"] = -1
+    colours[SHARED] = -1
     by_label = {row["label"]: _with_rest(row) for row in rows}
     found = by_label[first["label"]]
     scale = Scale.over(found.values())

@@ -82,6 +82,18 @@ class Plot:
     strips: Sequence[Strip]
     keys: Sequence[Key] = ()
 
+    @property
+    def shown_keys(self) -> list[Key]:
+        """The legend without lines for what is not drawn."""
+        drawn = {(mark.kind, mark.colour) for strip in self.strips for mark in strip.marks}
+        kinds = {kind for kind, _ in drawn}
+        alone = [key.mark for key in self.keys]
+        return [
+            key
+            for key in self.keys
+            if (key.mark, key.colour) in drawn or (key.mark in kinds and alone.count(key.mark) == 1)
+        ]
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -147,12 +159,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images beside each other, or below each other where there is no room; axes are said in the note."""
+    """Images over time and frequency, beside each other or, where there is no room, below; all have the same axes.
+
+    Attributes:
+        x_ticks, y_ticks: of time from the left and of frequency from the bottom, with their units.
+    """
 
     kind: ClassVar[str] = "pictures"
     title: str
     note: str
     pictures: Sequence[Picture]
+    x_ticks: Sequence[Tick] = ()
+    y_ticks: Sequence[Tick] = ()
 
 
 @dataclass(frozen=True)

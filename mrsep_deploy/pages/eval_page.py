@@ -164,7 +164,8 @@ def _time(result: Plain) -> Section:
         "Seconds of music per second of separation, over all tracks. One engine after the other, and not undisturbed: "
         "mrsep-deploy bench measures speed."
     )
-    return Section("Time", [Plot("Times real time", note, scale.ticks(), strips)])
+    keys = [Key("bar", engine, colours[engine]) for engine in rates]
+    return Section("Time", [Plot("Times real time", note, scale.ticks(), strips, keys)])
 
 
 def _realtime(tracks: Sequence[Plain]) -> float:

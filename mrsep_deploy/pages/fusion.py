@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mrsep_deploy.pages.blocks import Block, Mark, Plot, Strip
+from mrsep_deploy.pages.blocks import Block, Key, Mark, Plot, Strip
 from mrsep_deploy.pages.scales import Scale
 
 Plain = Mapping[str, Any]
@@ -36,4 +36,5 @@ def _plot(shares: Plain, names: Sequence[str]) -> Plot:
         "Learnt; the weights of a source add up to 100 %.",
         scale.ticks(lambda value: f"{value:.0%}"),
         strips,
+        [Key("bar", "share of a resolution")],
     )

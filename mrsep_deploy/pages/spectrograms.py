@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import spectrogram
 
-from mrsep_deploy.pages.blocks import Picture, Pictures
+from mrsep_deploy.pages.blocks import Picture, Pictures, Tick
+from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.verification.excerpt import Excerpt
 
 Image = NDArray[np.uint8]
@@ -23,6 +24,7 @@ WINDOW_SECONDS = 0.093
 COLUMNS, ROWS = 400, 160
 LOWEST_HZ = 40.0
 RANGE_DB = 80.0
+TICKS_HZ = (100, 300, 1000, 3000, 10000)
 _STOPS = ((0, 0, 4), (60, 15, 110), (150, 40, 110), (225, 90, 60), (250, 175, 50), (252, 252, 200))
 """Dark to light, brightness rising all along, so that it reads in grey as well."""
 
@@ -53,11 +55,32 @@ def spectrogram_block(excerpt: Excerpt) -> Pictures:
     )
     return Pictures(
         f"Spectrograms: {excerpt.source} of {excerpt.track}",
-        f"{excerpt.why} {seconds:.1f} s from left to right, {LOWEST_HZ:g} Hz to {excerpt.sample_rate / 2000:g} kHz "
-        "from bottom to top (logarithmic), the loudest point of an image in the lightest colour and "
-        f"{RANGE_DB:g} dB below it in black. The difference has a scale of its own.",
+        f"{excerpt.why} Frequency is logarithmic, {LOWEST_HZ:g} Hz to {excerpt.sample_rate / 2000:g} kHz. The loudest "
+        f"point of an image has the lightest colour, and {RANGE_DB:g} dB below it is black. The difference has a scale "
+        "of its own.",
         pictures,
+        time_ticks(seconds),
+        frequency_ticks(excerpt.sample_rate),
     )
+
+
+def time_ticks(seconds: float) -> list[Tick]:
+    """Ticks from 0 to the end of an excerpt, in seconds or, where it is short, in milliseconds."""
+    factor, unit = (1, "s") if seconds >= 1 else (1000, "ms")
+    return Scale(0.0, seconds * factor).ticks(lambda value: f"{value:g} {unit}")
+
+
+def frequency_ticks(sample_rate: int) -> list[Tick]:
+    """Ticks between the lowest frequency and half the sample rate, logarithmic."""
+    octaves = np.log(sample_rate / 2 / LOWEST_HZ)
+    known = [hertz for hertz in TICKS_HZ if LOWEST_HZ < hertz < sample_rate / 2]
+    return [
+        Tick(round(100 * float(np.log(hertz / LOWEST_HZ) / octaves), 3), _hertz(hertz)) for hertz in known
+    ]
+
+
+def _hertz(value: int) -> str:
+    return f"{value} Hz" if value < 1000 else f"{value // 1000} kHz"
 
 
 def power(samples: NDArray[np.float32], sample_rate: int) -> Power:

@@ -131,7 +131,8 @@ def _stems(result: Plain) -> Plot:
         marks.append(Mark("dot", _place(scale, stem), colour=colour))
         note = "failed" if not stem["passes"] else "" if stem["judged"] else "quiet"
         strips.append(Strip(stem["source"], marks, _snr(stem), said, note, group=stem["track"]))
-    keys = [Key("dot", "the engine", 0), Key("dot", "too quiet to be judged", -1), Key("limit", "limit", 6)]
+    keys = [Key("dot", "the engine", 0), Key("dot", "the engine, below its limit", 6)]
+    keys += [Key("dot", "too quiet to be judged", -1), Key("limit", "limit", 6)]
     if any(value is not None for value in yardsticks):
         keys.append(Key("limit", "PyTorch's own float32", -1))
     return Plot(
@@ -204,7 +205,8 @@ def _stages(result: Plain) -> Plot:
         "Each stage on exactly what the reference gives it, so that the error is its own; of its outputs the worst. "
         "More is better."
     )
-    return Plot("SNR of every stage", note, scale.ticks(lambda value: f"{value:g} dB"), strips)
+    keys = [Key("dot", "the worst output of a stage")]
+    return Plot("SNR of every stage", note, scale.ticks(lambda value: f"{value:g} dB"), strips, keys)
 
 
 def _stage_table(result: Plain) -> Table:
