@@ -59,8 +59,8 @@ def _markdown(result: Result) -> Iterator[str]:
     yield "# Benchmark"
     for race in result.races:
         used = _used(race)
-        rows = [[cells(row, race)[column] for column in used] for row in race.rows]
-        yield from ("", f"## {escaped(title(race, result))}", "", *table_lines(used, rows))
+        values = [[cells(row, race)[column] for column in used] for row in race.rows]
+        yield from ("", f"## {escaped(title(race, result))}", "", *table_lines(used, values))
         for remark in remarks(race, result.cores):
             yield from ("", escaped(remark))
     for found in result.profiles:
