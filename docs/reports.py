@@ -2,8 +2,9 @@
 
     python docs/reports.py          # write docs/reports/{bench,verify,eval}.html anew
 
-The results lie in ``benchmarks/results/report_*.json``; how they were measured stands in each page. Spectrograms
-are no part of a result: those of the page that is there are kept. A test compares the pages with the results.
+The results lie in ``benchmarks/results/report_*.json``, measured by ``benchmarks/report_examples.py``; how stands in
+each page. Spectrograms are no part of a result: those of the page that is there are kept. A test compares the pages
+with the results.
 """
 
 from __future__ import annotations
