@@ -75,6 +75,8 @@ def _goals() -> Iterator[str]:
 def _at_the_floor(model: str) -> str:
     speed = result(f"run_speed_{model}")
     baseline = "demucs" if model == "trained" else "torch"
+    if speed["times_the_floor"]["ort"] is None:
+        return f"The floor of {MODELS[model]}, was measured too high."
     floor = speed["seconds"]["ort"]["median"] / speed["times_the_floor"]["ort"]
     times = speed["seconds"][baseline]["median"] / floor
     return f"At its floor {MODELS[model]}, would take {floor:.2f} s and be {times:.1f} times faster than the baseline."
@@ -124,12 +126,17 @@ def _segments() -> Iterator[str]:
                 title,
                 _contender(name),
                 f"{seconds['median']:.2f}",
-                f"{found['times_the_floor'][name]:.1f}",
+                _times(found["times_the_floor"][name]),
                 f"{found['start_up'][name]['warm']['total']:.1f}",
                 f"{found['peak_mib'][name] * 2**20 / 1e6:,.0f} MB",
                 f"{found['snr_against_float64'][name]:.0f} dB",
             ]
             yield "| " + " | ".join(cells) + " |"
+
+
+def _times(times: float | None) -> str:
+    """Times the floor; a dash where that was measured too high, as nothing takes less."""
+    return "–" if times is None or times < 1 else f"{times:.1f}"
 
 
 def _floors() -> Iterator[str]:
@@ -148,7 +155,7 @@ def _floors() -> Iterator[str]:
             cells = [kind, f"{1e3 * floor:.0f}"]
             for times in by_engine.values():
                 seconds = times[kind][0]
-                cells += [f"{1e3 * seconds:.0f}", f"{seconds / floor:.1f}" if floor > 1e-3 else ""]
+                cells += [f"{1e3 * seconds:.0f}", _times(seconds / floor) if floor > 1e-3 else ""]
             yield "| " + " | ".join(cells) + " |"
 
 

@@ -17,7 +17,7 @@ from acceptance.groups import Group, reference
 from acceptance.parity import Field, open_all
 from acceptance.rows import Ledger, Row, RowTimeoutError, Unavailable, Values, first_line
 from mrsep_deploy.bench.ceilings_cuda import timed_event
-from mrsep_deploy.bench.floor import floor_seconds
+from mrsep_deploy.bench.floor import floor_seconds, times_floor
 from mrsep_deploy.bench.rounds import Turn
 from mrsep_deploy.bench.rounds import race as take_turns
 from mrsep_deploy.bench.statistics import ratio_interval, verdict
@@ -153,7 +153,9 @@ def _latency_values(
     if rate and bandwidth:
         floor = floor_seconds(manifest, rate, bandwidth)
         values["floor_ms"] = _ms(floor)
-        values["times_the_floor"] = float(np.median(times)) / floor["floor"]
+        values["times_the_floor"] = (
+            times_floor(float(np.median(times)), floor) or "its floor was measured too high"
+        )
     return values
 
 
