@@ -43,9 +43,9 @@ def main() -> None:
     parser.add_argument(
         "what", nargs="*", help=f"of prepare, {', '.join(MEASURES)}; all but prepare by default"
     )
-    parser.add_argument("--rounds", type=int, default=8, help="of the benchmark")
+    parser.add_argument("--rounds", type=int, default=6, help="of the benchmark")
     parser.add_argument(
-        "--wait", type=float, default=60, metavar="S", help="at most, until the machine is quiet"
+        "--wait", type=float, default=30, metavar="S", help="at most before each, until the machine is quiet"
     )
     given = parser.parse_args()
     folder = cache_folder() / "report-examples"
