@@ -274,6 +274,14 @@ def profile_page() -> str:
     return render(bench_page(result))
 
 
+def page_of_many_ticks() -> str:
+    """A benchmark with an axis of seven ticks, ``0.2 GB`` and the like."""
+    result = bench_result()
+    for row in result["rows"]:
+        row["memory"]["peak_bytes"] = 1_310_000_000
+    return render(bench_page(result))
+
+
 def test_words_in_tables_do_not_fold_into_towers() -> None:
     """A cell of words far to the right, which a phone does not show at first, makes no row of it empty and high."""
     root = check_page(profile_page())
@@ -514,8 +522,11 @@ const covered = [...document.querySelectorAll(".strip")].filter(s => {
 const heights = [...document.querySelectorAll("tbody tr")].map(r => r.getBoundingClientRect().height);
 const hidden = [...document.querySelectorAll(".scroll")].filter(s => s.scrollWidth > s.clientWidth + 1);
 const hinted = hidden.filter(s => getComputedStyle(s).backgroundImage.includes("gradient"));
+const touching = [...document.querySelectorAll(".axis .track")].filter(a => {
+  const boxes = [...a.querySelectorAll("text")].map(t => t.getBoundingClientRect()).filter(b => b.width);
+  return boxes.some((b, n) => n && b.left < boxes[n - 1].right + 3); }).length;
 parent.document.title = JSON.stringify({inner: innerWidth, scroll: document.documentElement.scrollWidth, wide, covered,
-  tallest: Math.max(0, ...heights), hidden: hidden.length, hinted: hinted.length,
+  tallest: Math.max(0, ...heights), touching, hidden: hidden.length, hinted: hinted.length,
   page: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color});
 </script>"""
 
@@ -540,12 +551,13 @@ def browse(profile: Path, page: Path, *options: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("name", [*reports.REPORTS, "profile"])
+@pytest.mark.parametrize("name", [*reports.REPORTS, "profile", "many ticks"])
 def test_in_a_browser(name: str, tmp_path: Path) -> None:
     """Nothing is wider than a phone or a screen but what scrolls and shows that it does; no row is high and empty,
     no label covers a figure, the dark is dark."""
     examples = (reports.FOLDER / f"{each}.html" for each in reports.REPORTS if each == name)
-    text = next((example.read_text(encoding="utf-8") for example in examples), "") or profile_page()
+    text = next((example.read_text(encoding="utf-8") for example in examples), "")
+    text = text or (profile_page() if name == "profile" else page_of_many_ticks())
     page, seen = tmp_path / "page.html", {}
     for width in (320, 390, 1280):
         page.write_text(framed(text, width), encoding="utf-8")
@@ -562,6 +574,7 @@ def test_in_a_browser(name: str, tmp_path: Path) -> None:
             assert found["wide"] == []
             assert found["covered"] == 0
             assert found["tallest"] <= 60
+            assert found["touching"] == 0, "labels of an axis"
             assert found["hinted"] == found["hidden"]
         if width == 390:
             assert seen[390, "light"]["hidden"] > 0, "a phone cuts some table, and its hint is seen above"
