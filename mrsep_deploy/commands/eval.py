@@ -139,8 +139,7 @@ def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool
     folder, place = found.request.out, dataset.absolute()
     plain = to_plain(found, place, command_line())
     text = dumped(plain)
-    write_file(folder / JSON_NAME, f"{text}
-".encode())
+    write_file(folder / JSON_NAME, f"{text}\n".encode())
     write_file(folder / MARKDOWN_NAME, to_markdown(found, place).encode())
     if html_file is not None:
         from mrsep_deploy.pages.eval_page import eval_page
