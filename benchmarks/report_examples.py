@@ -1,13 +1,13 @@
-"""The example reports, measured anew: the results that ``docs/reports.py`` makes the pages of.
+"""The example reports of ``bench`` and ``verify``, measured anew: what ``docs/reports.py`` makes their pages of.
 
     python benchmarks/report_examples.py prepare    # a minute or two, at any time: what is measured
-    python benchmarks/report_examples.py            # five minutes, on a quiet machine: everything
-    python benchmarks/report_examples.py bench      # or one of bench, verify, eval, or some of them
+    python benchmarks/report_examples.py            # five minutes, on a quiet machine: both
+    python benchmarks/report_examples.py bench      # or one of them
 
 Every command runs as a user types it, in a folder of its own, where the pages' commands can be read. What is
 measured: the model that comes with the package, and an untrained one that is small enough to be measured in two
 batches, on six seconds of real music with true stems. Writes ``benchmarks/results/report_*.json`` and
-``docs/reports/*.html``.
+``docs/reports/*.html``. (The example of ``eval`` measures no time: ``benchmarks/multitrack.py`` has its commands.)
 """
 
 from __future__ import annotations
@@ -65,10 +65,8 @@ def main() -> None:
 def prepare(folder: Path) -> None:
     """Export what is measured beside the shipped model, and put the music where commands name it."""
     shutil.rmtree(folder, ignore_errors=True)
-    track = folder / "tracks" / SONG
-    track.parent.mkdir(parents=True)
-    shutil.copyfile(four_stem_excerpt(), track)
-    shutil.copyfile(track, folder / SONG)
+    folder.mkdir(parents=True)
+    shutil.copyfile(four_stem_excerpt(), folder / SONG)
     for name, batch in BUNDLES.items():
         run(folder, ["export", str(SMALL), "--name", name, "--batch", batch, "--quiet"])
     (folder / "ready").touch()
@@ -92,14 +90,7 @@ def verify(folder: Path, _rounds: int) -> None:
     keep("verify", run(folder, given, (0, 1)))
 
 
-def evaluate(folder: Path, _rounds: int) -> None:
-    shutil.rmtree(folder / "evaluated", ignore_errors=True)
-    given = ["eval", "tracks", "-n", MODEL, "--engine", "torch,ort,openvino", "-o", "evaluated"]
-    run(folder, [*given, "--html", "eval.html"])
-    keep("eval", (folder / "evaluated" / "results.json").read_text(encoding="utf-8"))
-
-
-MEASURES: Mapping[str, Callable[[Path, int], None]] = {"bench": bench, "verify": verify, "eval": evaluate}
+MEASURES: Mapping[str, Callable[[Path, int], None]] = {"bench": bench, "verify": verify}
 
 
 def make_pages(folder: Path) -> None:
@@ -115,7 +106,7 @@ def make_pages(folder: Path) -> None:
 def run(folder: Path, arguments: Sequence[str], fine: Sequence[int] = (0,)) -> str:
     """What a command of ours prints, in a folder and with a registry of its own; another exit code ends it all."""
     for name in arguments:
-        if name in ("bench.json", "bench.html", "verify.html", "eval.html"):
+        if name in ("bench.json", "bench.html", "verify.html"):
             (folder / name).unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, "-m", "mrsep_deploy", *arguments], cwd=folder, stdout=subprocess.PIPE, text=True,
