@@ -21,7 +21,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.catalogue import journal
 from mrsep_deploy.catalogue.naming import Naming
 from mrsep_deploy.catalogue.stems import Output
-from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.errors import DONE, FAILED, OutputError
 from mrsep_deploy.open_folder import OpenFolder
 

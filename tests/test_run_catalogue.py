@@ -25,7 +25,7 @@ from mrsep_deploy import registry
 from mrsep_deploy.audio import read_tags
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.catalogue import journal, pipeline, reporting
-from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.catalogue.writing import SongWriter
 from mrsep_deploy.cli import main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError

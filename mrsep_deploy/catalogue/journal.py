@@ -17,15 +17,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mrsep_deploy.atomic import explained
 from mrsep_deploy.audio import is_locked
+from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.open_folder import OpenFolder
-
-if TYPE_CHECKING:
-    from mrsep_deploy.catalogue.tracks import Track
 
 NAME = ".mrsep-deploy-journal.jsonl"
 MAX_LINE = 1 << 16

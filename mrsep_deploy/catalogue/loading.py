@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from mrsep_deploy.atomic import explained
 from mrsep_deploy.audio import AudioSource, Cancelled, Encoding, Samples, open_audio, read_tags
-from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.errors import AudioError
 from mrsep_deploy.interrupts import breakable
 from mrsep_deploy.segments import SongStatistics

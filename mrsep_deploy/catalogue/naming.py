@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mrsep_deploy.catalogue.stems import Output
-from mrsep_deploy.catalogue.tracks import Track, same_place
+from mrsep_deploy.catalogue.track import Track
+from mrsep_deploy.catalogue.tracks import same_place
 from mrsep_deploy.errors import UsageError
 
 DEFAULT_TEMPLATE = "{track}/{stem}.{ext}"

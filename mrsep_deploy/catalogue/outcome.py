@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, MrsepError
 
 Status = Literal["done", "failed", "skipped", "unfinished"]

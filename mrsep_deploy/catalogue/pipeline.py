@@ -21,7 +21,7 @@ from mrsep_deploy.audio import Samples
 from mrsep_deploy.catalogue.journal import Journal
 from mrsep_deploy.catalogue.loading import LoadedSong, RawForm, load
 from mrsep_deploy.catalogue.outcome import Outcome, Summary
-from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.catalogue.writing import MixBuffer, SongWriter, WriteOptions
 from mrsep_deploy.interrupts import breakable
 from mrsep_deploy.song_stream import Separated, Song

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from mrsep_deploy.catalogue.outcome import Outcome, Summary
-from mrsep_deploy.catalogue.tracks import Track
+from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.errors import one_line
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mrsep_deploy.catalogue.journal import noted_outputs
-from mrsep_deploy.errors import MrsepError, UsageError
+from mrsep_deploy.catalogue.track import STDIN, Track
+from mrsep_deploy.errors import UsageError
 
 AUDIO_SUFFIXES = frozenset(
     {
@@ -20,33 +21,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 """What is taken out of a folder. A file that is named is tried whatever it is called."""
 
-STDIN = Path("-")
 MAX_PARENTS = 8
-
-
-@dataclass(frozen=True)
-class Track:
-    """One song to separate.
-
-    Attributes:
-        path: the file, or ``-`` for what comes through stdin.
-        name: what its outputs are called by: the file's name without suffix, below the folder that was asked for
-            (``live/song``); parts are separated by ``/``.
-        problem: why there is no song: ``path`` is a folder that cannot be read, or one or a pattern without audio.
-    """
-
-    path: Path
-    name: str
-    problem: MrsepError | None = field(default=None, compare=False)
-
-    @property
-    def is_stdin(self) -> bool:
-        return self.path == STDIN
-
-    @property
-    def extension(self) -> str:
-        """Of the file, without the dot."""
-        return "wav" if self.is_stdin else self.path.suffix.lstrip(".")
 
 
 def find_tracks(

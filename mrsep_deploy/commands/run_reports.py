@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.catalogue.journal import Journal
     from mrsep_deploy.catalogue.outcome import Summary
     from mrsep_deploy.catalogue.reporting import Quiet
-    from mrsep_deploy.catalogue.tracks import Track
+    from mrsep_deploy.catalogue.track import Track
     from mrsep_deploy.catalogue.writing import WriteOptions
     from mrsep_deploy.separator import Separator
 
