@@ -176,3 +176,11 @@ def test_a_run_to_stdout_names_what_is_empty() -> None:
     Path("empty").mkdir()
     done = run("a.wav", "empty", "-o", "-", "--stems", SOURCES[0])
     assert (done.code, "empty holds no audio files" in done.err) == (USAGE, True)
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    """A shell cannot pass one, a program can."""
+    song("a.wav")
+    for given in ("a\0b.wav", "a\0*.wav"):
+        done = run("a.wav", given)
+        assert (done.code, "holds a NUL character" in done.err) == (USAGE, True)

@@ -43,7 +43,7 @@ def find_tracks(
         say: told what was left out, a line a reason.
 
     Raises:
-        UsageError: there is no audio at all, stdin is named twice, or names cannot be kept apart.
+        UsageError: there is no audio at all, stdin is named twice, a name holds NUL, or names cannot be kept apart.
     """
     found: dict[str, Track] = {}
     search = _Search(recursive, without)
@@ -111,6 +111,8 @@ def _expanded(argument: str, search: _Search) -> Iterator[Track]:
     if argument == "-":
         yield Track(STDIN, "stdin")
         return
+    if "\0" in argument:
+        raise UsageError(f"{argument!r} holds a NUL character, which no name can", "Check the name.")
     path = Path(argument)
     if os.path.isdir(path):
         yield from _in_folder(path, search)
