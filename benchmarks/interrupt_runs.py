@@ -42,8 +42,6 @@ LONGEST = 5.0
 START, LAST = 1.2, 4.0
 """Seconds: most moments lie before the first, all before the second."""
 SHARE_IN_START = 0.85
-PYTHONS = 0.3
-"""Seconds within which the process may still be Python's alone."""
 SECONDS_OF_SONG = 120
 SAMPLE_RATE = 44100
 _UNFINISHED = re.compile(r"\.part$|\.old$")
@@ -104,6 +102,7 @@ def interrupt(song: Path, work: Path, engine: str, number: int, moment: float) -
     )
     os.close(terminal)
     said = _listen(keyboard, began + moment)
+    early = not _handles_signals(process.pid)
     if number == signal.SIGINT:
         os.write(keyboard, b"\x03")
     else:
@@ -117,10 +116,17 @@ def interrupt(song: Path, work: Path, engine: str, number: int, moment: float) -
     said += _listen(keyboard, time.monotonic())
     os.close(keyboard)
     text = said.decode(errors="replace")
-    early = moment < PYTHONS and "mrsep_deploy/" not in text and (code == -number or "Traceback" in text)
     wrong = "" if early else _wrong(text, code, CODES[signal.Signals(number)], took, work)
     shutil.rmtree(work)
     return Interruption(engine, number, moment, took, code, wrong, early)
+
+
+def _handles_signals(process: int) -> bool:
+    """Whether the program has begun, whose first line handles SIGTERM: Python itself does not. From Linux' /proc."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _own_terminal() -> None:

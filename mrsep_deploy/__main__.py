@@ -11,15 +11,12 @@ def main() -> None:
     from mrsep_deploy.cli import PROGRAM
     from mrsep_deploy.cli import main as command
 
-    code: int | str | None = 0
     try:
         command(prog_name=PROGRAM)
-    except SystemExit as end:
-        code = end.code
-        if interrupts.pending() is None:
-            interrupts.uninstall()
-            raise
-    interrupts.leave(code if isinstance(code, int) else 1)
+    finally:
+        if interrupts.pending() is not None:
+            interrupts.leave()
+        interrupts.uninstall()
 
 
 if __name__ == "__main__":

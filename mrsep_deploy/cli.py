@@ -42,6 +42,8 @@ COMMANDS = {
     "completion": "Print what makes a shell complete commands and options.",
 }
 """Each is the click command of that name in ``mrsep_deploy.commands``; the text is its short help."""
+KEEPING = ("run",)
+"""Commands that keep signals for places of their own; the others are interrupted anywhere."""
 
 
 class LazyGroup(click.Group):
@@ -69,6 +71,14 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        found = super().resolve_command(ctx, args)
+        if found[0] not in KEEPING:
+            interrupts.raise_from_now_on()
+        return found
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -76,10 +86,9 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         _never_fail_to_print()
         try:
-            with interrupts.breakable():
-                _keep_to_own_folders()
-                ctx.default_map = self._settings(ctx)
-                return super().invoke(ctx)
+            _keep_to_own_folders()
+            ctx.default_map = self._settings(ctx)
+            return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own business
         except KeyboardInterrupt:

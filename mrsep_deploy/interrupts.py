@@ -5,6 +5,7 @@ as "cannot be imported"; inside a progress bar that is half drawn; inside a thre
 the interpreter then waits for at its end. The command line therefore keeps a signal until a place that expects it:
 
     install()               handles the signals; before a command begins, one ends the process at once
+    raise_from_now_on()     raises them anywhere, as Python does
     with protected():       keeps a signal; breakable places inside it, or its end, raise it
     with breakable():       raises it at once: around waiting, and around work that may stop anywhere
     aside(function)         runs a function in a thread of its own, and waits breakably
@@ -65,6 +66,12 @@ def install() -> None:
         if signal.getsignal(number) in (usual, signal.SIG_DFL):
             signal.signal(number, _handle)
             _state.installed.append(number)
+
+
+def raise_from_now_on() -> None:
+    """Raise signals wherever the main thread is: for work that leaves nothing half done."""
+    if _applies():
+        _state.mode = "raise"
 
 
 def uninstall() -> None:
@@ -238,9 +245,9 @@ def _end() -> NoReturn:
     os._exit(exit_code())
 
 
-def leave(code: int) -> NoReturn:
+def leave() -> NoReturn:
     """End an interrupted program whose cleaning up is done: threads may still be inside libraries."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-    os._exit(code or exit_code())
+    os._exit(exit_code())
