@@ -60,10 +60,10 @@ class OpenVinoEngine(Engine):
             return Availability(False, reason=f"openvino cannot be imported ({error})", fix=INSTALL)
         return Availability(True, version, f"CPU, {cpu_budget()} threads")
 
-    @functools.cached_property
+    @property
     def core(self) -> Any:
         """OpenVINO itself."""
-        return _library().Core()
+        return _core()
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
         return self.prepare_lanes(bundle, stage, threads, 1)[0]
@@ -135,6 +135,22 @@ class OpenVinoEngine(Engine):
 
 def _library() -> Any:
     return library("openvino")
+
+
+@functools.cache
+def _core() -> Any:
+    """The one core of this process, made aside and kept to the end.
+
+    The thread that makes OpenVINO's CPU plug-in gets a signal stack, and loses it when the plug-in goes. Where the
+    main thread had made it and another let it go, the next signal, a Ctrl-C, ended the process by SIGSEGV.
+    """
+
+    def make() -> Any:
+        core = _library().Core()
+        core.get_versions(DEVICE)  # loads the plug-in
+        return core
+
+    return aside(make)
 
 
 class OpenVinoRunner:

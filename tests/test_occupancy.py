@@ -137,6 +137,27 @@ def test_what_nobody_closes_is_closed_when_it_is_collected(engine: str) -> None:
     assert last < first + 100
 
 
+SIGNALLED = """
+import signal, sys, threading, numpy as np
+from mrsep_deploy.separator import Separator
+
+held = [Separator(sys.argv[1], engine=sys.argv[2], threads=1)]
+held[0].separate(np.zeros((2, 1000), np.float32))
+closing = threading.Thread(target=lambda: held.pop().close())
+closing.start()
+closing.join()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_signal_is_handled_after_another_thread_closed_the_engine(bundle: Bundle, engine: str) -> None:
+    """OpenVINO took the main thread's signal stack away with it: Ctrl-C ended the process by SIGSEGV."""
+    code = f"import sys; sys.argv = ['', {str(bundle.path)!r}, {engine!r}]\n{SIGNALLED}"
+    assert python(code).strip() == "handled"
+
+
 FORKED = """
 import os, signal, sys, numpy as np
 from mrsep_deploy.errors import UsageError
