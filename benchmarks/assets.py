@@ -140,7 +140,7 @@ def trained_htdemucs() -> Path:
     from rebuild import WEIGHTS_SHA256, rebuild, weights_digest
 
     from mrsep_deploy.errors import CheckpointError
-    from mrsep_deploy.export.checkpoint import read_checkpoint
+    from mrsep_deploy.export.checkpoint.read import read_checkpoint
 
     def is_right(package: Path) -> bool:
         try:

@@ -33,8 +33,8 @@ from mrsep_deploy.bench.plan import Request, plan
 from mrsep_deploy.bench.results import Race, ratios
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.progress import step_progress
+from mrsep_deploy.process.machine import cpu_budget
+from mrsep_deploy.terminal.progress import step_progress
 
 NAME = "bench_thrice"
 RUNS = 3

@@ -8,7 +8,7 @@ from typing import Any
 from figures_source import machine, result
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.shipped import BUNDLE
+from mrsep_deploy.bundle.shipped import BUNDLE
 
 LMMS = "lmms-Thomasso-AxeFromThe80s"
 EXCERPT = "excerpt"

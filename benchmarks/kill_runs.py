@@ -37,7 +37,7 @@ sys.path.append(str(ROOT / "tests"))
 
 from bundles import SAMPLE_RATE, tiny_bundle
 
-from mrsep_deploy.catalogue import journal
+from mrsep_deploy.songs import journal
 
 PATIENCE = 60.0
 """Seconds a run may take; a fork that has inherited a lock would wait for ever."""
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = []
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         os.environ["MRSEP_DEPLOY_HOME"] = f"{name}/home"
-        from mrsep_deploy import registry
+        from mrsep_deploy.bundle import registry
 
         registry.register(tiny_bundle(Path(name, "bundles")))
         warm()
@@ -158,11 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def warm() -> None:
     """Import what a run imports, but start no thread: a fork has the one that forks, and no other."""
-    import mrsep_deploy.audio
-    import mrsep_deploy.catalogue.pipeline
-    import mrsep_deploy.commands.run
-    import mrsep_deploy.separator
-    import mrsep_deploy.song_stream  # noqa: F401
 
 
 def kill(folder: Folder, kills: int, source: random.Random) -> Findings:
@@ -244,7 +239,7 @@ def forked(arguments: Sequence[str], told: Path) -> int:
         output = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        from mrsep_deploy.cli import main as program
+        from mrsep_deploy.commands.main import main as program
 
         program(list(arguments), prog_name="mrsep-deploy")
     except SystemExit as error:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mrsep_deploy.bench import surroundings
-from mrsep_deploy.bench.surroundings import load_average
+from mrsep_deploy.measuring import surroundings
+from mrsep_deploy.measuring.surroundings import load_average
 
 __all__ = ["RESULTS", "ROOT", "load_average", "machine_info", "write_result"]
 

@@ -31,8 +31,8 @@ from machine_info import load_average, machine_info, write_result
 from memory_hour import write_song
 from small_model import TITLE, small_bundle
 
-from mrsep_deploy.segments import stride_of
-from mrsep_deploy.separator import DEFAULT_OVERLAP
+from mrsep_deploy.separation.segments import stride_of
+from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
 
 STRIDES = 2
 KINDS = ("many", "one")

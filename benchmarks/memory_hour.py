@@ -29,7 +29,7 @@ from assets import CHANNELS, SAMPLE_RATE, songs, trained_htdemucs
 from machine_info import load_average, machine_info, write_result
 from numpy.typing import NDArray
 
-from mrsep_deploy import shipped
+from mrsep_deploy.bundle import shipped
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import load_model
 

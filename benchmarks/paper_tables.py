@@ -16,10 +16,10 @@ from pathlib import Path
 
 from machine_info import RESULTS, load_average, machine_info, write_result
 
-from mrsep_deploy.export.paper_times import ROUNDS, measure
-from mrsep_deploy.paper import filled_tables, paper_models, read_sdr
-from mrsep_deploy.paper_report import paper_to_plain
-from mrsep_deploy.progress import step_progress
+from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr
+from mrsep_deploy.inspection.paper_report import paper_to_plain
+from mrsep_deploy.inspection.paper_times import ROUNDS, measure
+from mrsep_deploy.terminal.progress import step_progress
 
 TIMES = RESULTS / "paper_times.json"
 

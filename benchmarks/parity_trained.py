@@ -28,11 +28,11 @@ from assets import SAMPLE_RATE, STEMS, Song, read_excerpt, songs, trained_htdemu
 from machine_info import machine_info, write_result
 from numpy.typing import NDArray
 
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.manifest import Layout
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.separation.separator import Separator
 
 Samples = NDArray[Any]
 Stems = Mapping[str, Samples]

@@ -28,10 +28,10 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.export.exporter import export_model
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.export.precision import convert_bundle
-from mrsep_deploy.export.precision_plan import default_plan
-from mrsep_deploy.segments import SongStatistics
-from mrsep_deploy.strict_json import finite
+from mrsep_deploy.files.strict_json import finite
+from mrsep_deploy.precision.convert import convert_bundle
+from mrsep_deploy.precision.plan import default_plan
+from mrsep_deploy.separation.segments import SongStatistics
 from mrsep_deploy.verification.reference import BundleReference
 from mrsep_deploy.verification.results import StemResult, Verification
 from mrsep_deploy.verification.tracks import Track, builtin_tracks, with_stems

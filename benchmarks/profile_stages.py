@@ -19,8 +19,8 @@ from mrsep_deploy.bench.benchmark import Settings
 from mrsep_deploy.bench.plan import Request, plan
 from mrsep_deploy.bench.profile import profile
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.progress import step_progress
+from mrsep_deploy.process.machine import cpu_budget
+from mrsep_deploy.terminal.progress import step_progress
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mrsep_deploy.separator import Separator
+    from mrsep_deploy.separation.separator import Separator
 
 MODEL = "quickstart"
 CHECKPOINT = ROOT / "mrsep_deploy" / "shipped" / "mrsep-small.th"
@@ -32,7 +32,7 @@ ROUNDS = 3
 def main() -> None:
     """Export, run, compare."""
     enter("export,av")
-    from mrsep_deploy.cli import main as cli
+    from mrsep_deploy.commands.main import main as cli
 
     _command(cli, "export", str(CHECKPOINT), "--name", MODEL, "--overwrite")
     song = Path(sys.argv[1]) if len(sys.argv) > 1 else excerpt_mixture()
@@ -67,8 +67,8 @@ def compare(song: Path) -> None:
     from rich.table import Table
 
     from mrsep_deploy.audio import open_audio
-    from mrsep_deploy.deviation import Deviation
-    from mrsep_deploy.separator import Separator
+    from mrsep_deploy.measuring.deviation import Deviation
+    from mrsep_deploy.separation.separator import Separator
 
     with Separator(MODEL, engine="ort") as ort, Separator(MODEL, engine="torch") as torch:
         mix = open_audio(song, ort.sample_rate, ort.audio_channels).read()
@@ -84,9 +84,9 @@ def compare(song: Path) -> None:
         console.print(table)
         console.print(_latency(ort, torch, mix))
     console.print(
-        "The model is the small one that comes with mrsep-deploy; its card, mrsep_deploy/shipped/MODEL_CARD.md, says "
-        "how well it separates. The same two commands with your checkpoint: mrsep-deploy export CKPT.th, "
-        "mrsep-deploy run SONG"
+        "The model is the small one that comes with mrsep-deploy; its card, "
+        "mrsep_deploy/bundle/shipped/MODEL_CARD.md, says how well it separates. "
+        "The same two commands with your checkpoint: mrsep-deploy export CKPT.th, mrsep-deploy run SONG"
     )
 
 
@@ -94,7 +94,7 @@ def _latency(ort: Separator, torch: Separator, mix: NDArray[np.float32]) -> obje
     import numpy as np
     from rich.table import Table
 
-    from mrsep_deploy.bench.rounds import clocked, race
+    from mrsep_deploy.measuring.rounds import clocked, race
 
     model = ort.manifest.model
     segment = np.zeros((1, model.audio_channels, model.segment_samples), np.float32)

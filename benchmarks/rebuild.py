@@ -28,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from mrsep_deploy.export.models.config import parse_config
-from mrsep_deploy.export.models.families import build_model
+from mrsep_deploy.export.families.demucs.config import parse_config
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 Parameters = dict[str, NDArray[np.float32]]
 

@@ -26,15 +26,15 @@ from run_speed import MODELS, figures, load, rounded, write_song
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.noise import noise_between, snapshot
 from mrsep_deploy.bench.process import MeasuringProcess
-from mrsep_deploy.bench.rounds import Turn, race
-from mrsep_deploy.bench.statistics import ratio_interval
 from mrsep_deploy.bench.workloads import make_workloads
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.export import exporter
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.rewrites import REWRITES, applicable
-from mrsep_deploy.machine import cpu_budget
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.rewrites import REWRITES, applicable
+from mrsep_deploy.measuring.rounds import Turn, race
+from mrsep_deploy.measuring.statistics import ratio_interval
+from mrsep_deploy.process.machine import cpu_budget
 
 ALL, PLAIN = "all", "plain"
 

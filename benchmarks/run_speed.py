@@ -25,18 +25,18 @@ import soundfile
 from assets import SAMPLE_RATE, songs, trained_htdemucs
 from machine_info import load_average, machine_info, write_result
 
-from mrsep_deploy import shipped
 from mrsep_deploy.bench.benchmark import Settings, benchmark
 from mrsep_deploy.bench.plan import Request, plan
 from mrsep_deploy.bench.results import Race, Row
-from mrsep_deploy.bench.statistics import ratio_interval, spread
+from mrsep_deploy.bundle import shipped
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.progress import step_progress
-from mrsep_deploy.schedule import Mode
-from mrsep_deploy.timeline import overhead
-from mrsep_deploy.trace import TraceEvent
+from mrsep_deploy.measuring.statistics import ratio_interval, spread
+from mrsep_deploy.process.machine import cpu_budget
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.runtime.timeline import overhead
+from mrsep_deploy.runtime.trace import TraceEvent
+from mrsep_deploy.terminal.progress import step_progress
 
 MODELS = ("trained", "htdemucs_n", "shipped")
 SONG = "chaos_god"  # the one with vocals

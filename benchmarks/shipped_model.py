@@ -25,10 +25,9 @@ from figures_shipped import TITLES
 from machine_info import ROOT, machine_info, write_result
 from precision_trained import Pair, excerpt_track
 
-from mrsep_deploy import shipped
-from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle import Bundle, shipped
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
 
 sys.path.append(str(ROOT / "examples" / "train"))
 

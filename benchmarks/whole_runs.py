@@ -31,11 +31,11 @@ from machine_info import load_average, machine_info, write_result
 from run_speed import MODELS, SONG, figures, load, rounded
 
 from mrsep_deploy.bench.noise import noise_between, snapshot
-from mrsep_deploy.bench.rounds import Race, Turn, race
-from mrsep_deploy.bench.statistics import ratio_interval
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.paths import HOME_VARIABLE
+from mrsep_deploy.files.paths import HOME_VARIABLE
+from mrsep_deploy.measuring.rounds import Race, Turn, race
+from mrsep_deploy.measuring.statistics import ratio_interval
+from mrsep_deploy.process.machine import cpu_budget
 
 NAME = "model"
 STEP = 2**-15

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mrsep_deploy import __version__
-from mrsep_deploy.cli import COMMANDS, PROGRAM, main
+from mrsep_deploy.commands.main import COMMANDS, PROGRAM, main
 
 FOLDER = Path(__file__).parent / "man"
 

@@ -44,8 +44,8 @@ _CLASSES = {
     "ort-cuda": "mrsep_deploy.engines.onnxruntime_cuda:OrtCudaEngine",
     "ort-trt": "mrsep_deploy.engines.onnxruntime_cuda:OrtTensorRtEngine",
     "torch": "mrsep_deploy.engines.torch:TorchEngine",
-    "trt": "mrsep_deploy.engines.tensorrt:TensorRtEngine",
-    "trt-rtx": "mrsep_deploy.engines.tensorrt:TensorRtRtxEngine",
+    "trt": "mrsep_deploy.engines.tensorrt.engine:TensorRtEngine",
+    "trt-rtx": "mrsep_deploy.engines.tensorrt.engine:TensorRtRtxEngine",
 }
 ENGINE_NAMES = tuple(_CLASSES)
 

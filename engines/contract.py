@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import Device, Memory, Stream, TensorView
-from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.schedule import Schedule
+from mrsep_deploy.process.machine import cpu_budget
+from mrsep_deploy.runtime.schedule import Schedule
 
 Tensors = Mapping[str, TensorView]
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -9,15 +9,15 @@ from typing import Any, ClassVar, cast
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
 from mrsep_deploy.engines.contract import Availability, Engine, Precision, Runner, Tensors
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.interrupts import aside
-from mrsep_deploy.libraries import library
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.precision import require_onnx
+from mrsep_deploy.precision.choice import require_onnx
+from mrsep_deploy.process.interrupts import aside
+from mrsep_deploy.process.libraries import library
+from mrsep_deploy.process.machine import cpu_budget
 
 PROVIDER = "CPUExecutionProvider"
 ERRORS_ONLY = 3
@@ -105,7 +105,7 @@ def _graph(bundle: Bundle, stage: Stage) -> str | bytes:
     if bundle.manifest.precision == "float32" or stage.kind != "graph":
         return str(bundle.graph_path(stage))
     require_onnx(f"running {bundle.manifest.precision} graphs on a CPU")
-    from mrsep_deploy.export.precision_rounding import rounded_graph
+    from mrsep_deploy.precision.emulate import rounded_graph
 
     return rounded_graph(bundle.graph_bytes(stage))
 

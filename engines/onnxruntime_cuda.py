@@ -14,16 +14,16 @@ import os
 from importlib import metadata
 from typing import Any, ClassVar
 
-from mrsep_deploy import paths
-from mrsep_deploy.atomic import make_folder
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import cuda_status, open_cuda
 from mrsep_deploy.devices.interface import Device, DeviceTensor, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, first_line
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.libraries import library
-from mrsep_deploy.manifest import Stage
+from mrsep_deploy.files import paths
+from mrsep_deploy.files.parts import make_folder
+from mrsep_deploy.process.libraries import library
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
-from mrsep_deploy.engine_cache import EngineCache, NewEngine
-from mrsep_deploy.engine_side_car import EngineKey
+from mrsep_deploy.engines.cache import EngineCache, NewEngine
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Precision, Runner, Tensors
+from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.interrupts import aside
-from mrsep_deploy.libraries import library
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.manifest import Manifest, Stage
+from mrsep_deploy.process.interrupts import aside
+from mrsep_deploy.process.libraries import library
+from mrsep_deploy.process.machine import cpu_budget
 
 INSTALL = 'pip install "mrsep-deploy[openvino]"'
 DEVICE = "CPU"

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.interrupts import aside
-from mrsep_deploy.libraries import library
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.manifest import Stage
+from mrsep_deploy.process.interrupts import aside
+from mrsep_deploy.process.libraries import library
+from mrsep_deploy.process.machine import cpu_budget
 
 INSTALL = 'pip install "mrsep-deploy[export]"'
 
@@ -51,8 +51,8 @@ class TorchEngine(Engine):
         return _TorchRunner(makers[stage.name](model), stage, threads)
 
     def _model(self, bundle: Bundle) -> tuple[Any, dict[str, Any]]:
+        from mrsep_deploy.export.families.demucs.stages import Splitter
         from mrsep_deploy.export.load import reload
-        from mrsep_deploy.export.split import Splitter
 
         if bundle.digest not in self._models:
             model = reload(bundle.manifest.provenance, self.options.checkpoint).model

@@ -13,11 +13,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrsep_deploy import paths, registry
-from mrsep_deploy.bundle import Bundle, check_place
+from mrsep_deploy.bundle import Bundle, check_bundle_place, registry
+from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.errors import ExportError, UsageError
-from mrsep_deploy.manifest import Layout
-from mrsep_deploy.precision import AskedPrecision, chosen_plan
+from mrsep_deploy.files import paths
+from mrsep_deploy.precision.choice import AskedPrecision, chosen_plan
 
 if TYPE_CHECKING:
     from mrsep_deploy.export.exporter import Progress
@@ -67,8 +67,8 @@ def export(
     """
     require_extra("exporting a checkpoint")
     from mrsep_deploy.export.exporter import ExportOptions, export_model
+    from mrsep_deploy.export.families.demucs.rewrites import REWRITES
     from mrsep_deploy.export.load import LoadedModel, load_model
-    from mrsep_deploy.export.rewrites import REWRITES
 
     unknown = sorted(set(without) - set(REWRITES))
     if unknown:
@@ -78,14 +78,14 @@ def export(
     target = Path(os.path.abspath(paths.models_dir() / name if output is None else output))
     # The export takes minutes, so whatever would stop its last step is found before its first.
     registry.check_free(name, target)
-    check_place(target, overwrite=overwrite)
+    check_bundle_place(target, overwrite=overwrite)
     lower = chosen_plan(precision, plan)
     loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
     report = progress or (lambda _what, _done, _total: None)
     if lower is None:
         bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)
     else:
-        from mrsep_deploy.export.precision import convert_bundle
+        from mrsep_deploy.precision.convert import convert_bundle
 
         with tempfile.TemporaryDirectory(prefix="mrsep-deploy-export-") as folder:
             exported = export_model(loaded, name, Path(folder) / name, options, progress=report)

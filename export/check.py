@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle.manifest import STEMS, Branch, Stage, TensorSpec
 from mrsep_deploy.errors import ExportError
-from mrsep_deploy.host import host_runner
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.manifest import STEMS, Branch, Stage, TensorSpec
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.process.machine import cpu_budget
+from mrsep_deploy.transforms.host import host_runner
 
 RELATIVE_LIMIT = 1e-5
 """Relative L2 a float32 result may be from float64: 100 dB, far below what can be heard."""

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from mrsep_deploy.export.models.config import ModelConfig
-from mrsep_deploy.export.models.families import build_model
-from mrsep_deploy.export.parts import count_macs
-from mrsep_deploy.export.split import Splitter
-from mrsep_deploy.manifest import MIX, Branch, Layout, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest import MIX, Branch, Layout, Stage, TensorSpec
+from mrsep_deploy.export.families.demucs.config import ModelConfig
+from mrsep_deploy.export.families.demucs.parts import count_macs
+from mrsep_deploy.export.families.demucs.stages import Splitter
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 
 @dataclass(frozen=True)

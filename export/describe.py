@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from fractions import Fraction
 
+from mrsep_deploy.bundle.manifest import FusionShares, ModelInfo
+from mrsep_deploy.export.families.demucs.config import ModelConfig
+from mrsep_deploy.export.families.demucs.variants import fusion_shares
 from mrsep_deploy.export.load import LoadedModel
-from mrsep_deploy.export.models.config import ModelConfig
-from mrsep_deploy.export.models.families import fusion_shares
-from mrsep_deploy.manifest import FusionShares, ModelInfo
 
 
 def model_info(loaded: LoadedModel) -> ModelInfo:

@@ -15,21 +15,21 @@ from torch import Tensor
 
 import mrsep_deploy
 from mrsep_deploy.bundle import Bundle, write_bundle
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest_json import require_model
 from mrsep_deploy.errors import BundleError, CheckpointError, UsageError
-from mrsep_deploy.export.chain import reference_chain, reference_stage
 from mrsep_deploy.export.check import GraphChecker, StageCheck, compare, require
 from mrsep_deploy.export.complexity import count_stages
 from mrsep_deploy.export.describe import learnt_shares, model_info
+from mrsep_deploy.export.families.demucs.chain import reference_chain, reference_stage
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.rewrites import REWRITES, rewrite
+from mrsep_deploy.export.families.demucs.stages import Splitter, StagePlan, make_branches
+from mrsep_deploy.export.graphs.trace import OPSET, export_graph
+from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.load import LoadedModel
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.onnx_graph import OPSET, export_graph
 from mrsep_deploy.export.probe import probe_signal
-from mrsep_deploy.export.rewrites import REWRITES, rewrite
-from mrsep_deploy.export.split import Splitter, StagePlan, make_branches
-from mrsep_deploy.export.transform_graphs import transform_graph
-from mrsep_deploy.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
-from mrsep_deploy.manifest_json import require_model
+from mrsep_deploy.measuring.deviation import Deviation
 
 MAX_BATCH = 64
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mrsep_deploy import shipped
+from mrsep_deploy.bundle import shipped
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.models.config import ModelConfig, parse_config
-from mrsep_deploy.export.models.families import IGNORED_STATE, build_model
-from mrsep_deploy.export.models.layers import LayerScale
+from mrsep_deploy.export.checkpoint.read import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
+from mrsep_deploy.export.families.demucs.config import ModelConfig, parse_config
+from mrsep_deploy.export.families.demucs.layers import LayerScale
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.variants import IGNORED_STATE, build_model
 
 DEFAULT_SOURCES = ("drums", "bass", "other", "vocals")
 

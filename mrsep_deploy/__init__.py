@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mrsep_deploy import errors as errors
     from mrsep_deploy.bundle import Bundle as Bundle
     from mrsep_deploy.export.api import export as export
-    from mrsep_deploy.inspection import inspect as inspect
-    from mrsep_deploy.separator import Separator as Separator
+    from mrsep_deploy.inspection.inspect import inspect as inspect
+    from mrsep_deploy.separation.separator import Separator as Separator
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = ["Bundle", "Separator", "__version__", "errors", "export", "inspect"]
 
 _MODULES = ("errors", "export")
-_MEMBERS = {"Bundle": "bundle", "Separator": "separator", "inspect": "inspection"}
+_MEMBERS = {"Bundle": "bundle", "Separator": "separation.separator", "inspect": "inspection.inspect"}
 
 
 def __getattr__(name: str) -> object:

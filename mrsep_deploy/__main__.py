@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mrsep_deploy import interrupts
+from mrsep_deploy.process import interrupts
 
 
 def main() -> None:
     """Run the command line. A signal that ends the program is heeded from here on."""
     interrupts.install()
-    from mrsep_deploy.cli import PROGRAM
-    from mrsep_deploy.cli import main as command
+    from mrsep_deploy.commands.main import PROGRAM
+    from mrsep_deploy.commands.main import main as command
 
     try:
         command(prog_name=PROGRAM)

@@ -16,7 +16,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
-from mrsep_deploy.manifest import Branch, FileInfo, FusionShares, Manifest, ModelInfo, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest import (
+    Branch,
+    FileInfo,
+    FusionShares,
+    Manifest,
+    ModelInfo,
+    Stage,
+    TensorSpec,
+)
 
 SOURCES = ("drums", "other")
 CHANNELS = 2

@@ -25,11 +25,11 @@ from fake_cuda import FakeDriver
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import MIX, STEMS, Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest_check import check
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.manifest import MIX, STEMS, Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
-from mrsep_deploy.manifest_check import check
 
 Arrays = Mapping[str, NDArray[Any]]
 CHANNELS, SAMPLES, SOURCES = 2, 48, ("drums", "other")

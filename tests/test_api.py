@@ -51,7 +51,7 @@ def test_no_name_needs_the_extra(name: str) -> None:
         "from mrsep_deploy.export import export",
         "import mrsep_deploy, mrsep_deploy.export.api; export = mrsep_deploy.export",
         "import mrsep_deploy as m; m.export; import mrsep_deploy.export.api; export = m.export",
-        "import mrsep_deploy.inspection, mrsep_deploy; export = mrsep_deploy.export",
+        "import mrsep_deploy.inspection.inspect, mrsep_deploy; export = mrsep_deploy.export",
     ],
 )
 def test_export_is_the_verb_and_the_package(first: str) -> None:

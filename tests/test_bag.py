@@ -15,16 +15,15 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from mrsep_deploy import registry
 from mrsep_deploy.audio import open_audio
-from mrsep_deploy.bag import BagSeparator, open_bag
-from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.cli import main
+from mrsep_deploy.bundle import Bundle, registry
+from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, USAGE, UsageError
-from mrsep_deploy.segments import SongStatistics
-from mrsep_deploy.separator import Separator
-from mrsep_deploy.shifts import draw_leads
-from mrsep_deploy.song_stream import Song
+from mrsep_deploy.separation.bag import BagSeparator, open_bag
+from mrsep_deploy.separation.segments import SongStatistics
+from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.separation.shifts import draw_leads
+from mrsep_deploy.separation.stream import Song
 
 Float32 = NDArray[np.float32]
 

@@ -13,8 +13,8 @@ import soundfile
 import torch
 from click.testing import CliRunner
 
-from mrsep_deploy.cli import main
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.commands.main import main
+from mrsep_deploy.measuring.deviation import Deviation
 
 pytest.importorskip("demucs", reason="the published reference; pip install demucs==4.1.0")
 

@@ -19,8 +19,7 @@ from bundles import SAMPLES, SOURCES, tiny_bundle
 from click.testing import CliRunner, Result
 from goldens import Export, checkpoint
 
-from mrsep_deploy import cli, errors, registry, shipped
-from mrsep_deploy import output_files as kinds
+from mrsep_deploy import errors
 from mrsep_deploy.bench import contenders
 from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.benchmark import Settings, benchmark
@@ -28,10 +27,12 @@ from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender
 from mrsep_deploy.bench.plan import Entry, Request, plan
 from mrsep_deploy.bench.report import to_csv, to_json, to_markdown
 from mrsep_deploy.bench.results import Row
-from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle import Bundle, registry, shipped
 from mrsep_deploy.commands import bench as command
-from mrsep_deploy.precision import ASKED
-from mrsep_deploy.schedule import MODES
+from mrsep_deploy.commands import main
+from mrsep_deploy.commands import output_files as kinds
+from mrsep_deploy.precision.choice import ASKED
+from mrsep_deploy.runtime.schedule import MODES
 
 TESTS = Path(__file__).parent
 STAGES = 7
@@ -41,7 +42,7 @@ STAGES = 7
 def run(*arguments: str) -> Result:
     # wide: on a slow machine times have more digits, and a narrow table folds its labels
     runner = CliRunner(env={"COLUMNS": "200"})
-    return runner.invoke(cli.main, ["bench", *arguments], prog_name=cli.PROGRAM)
+    return runner.invoke(main.main, ["bench", *arguments], prog_name=main.PROGRAM)
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
@@ -460,7 +461,7 @@ def test_ctrl_c_writes_what_is_there(tmp_path: Path) -> None:
                 os.killpg(process.pid, signal.SIGINT)
                 break
         said = process.communicate(timeout=60)
-    assert process.returncode == cli.INTERRUPTED, said
+    assert process.returncode == main.INTERRUPTED, said
     assert said[1].rstrip().endswith("interrupted")
     plain = json.loads(target.read_text())
     assert plain["interrupted"]

@@ -20,10 +20,10 @@ from mrsep_deploy.bench.floor import floor_of, stage_bytes, stage_macs, traffic_
 from mrsep_deploy.bench.noise import Snapshot, noise_between, snapshot
 from mrsep_deploy.bench.parity import Reference, allowed, compare
 from mrsep_deploy.bench.profiling import read_ort_profile
-from mrsep_deploy.bench.rounds import Turn, clocked, race
-from mrsep_deploy.bench.statistics import drift, drifted, ratio_interval, rounds_for, spread, tail
 from mrsep_deploy.bench.workloads import ITEMS, make_workloads
-from mrsep_deploy.verification.limits import Limit, limit_for
+from mrsep_deploy.measuring.limits import Limit, limit_for
+from mrsep_deploy.measuring.rounds import Turn, clocked, race
+from mrsep_deploy.measuring.statistics import drift, drifted, ratio_interval, rounds_for, spread, tail
 
 # --- statistics
 

@@ -17,17 +17,18 @@ from bundles import SAMPLES, tiny_bundle
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from mrsep_deploy import cli, errors
+from mrsep_deploy import errors
 from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.benchmark import Settings, benchmark
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.profile_report import print_profiles, profile_tables
 from mrsep_deploy.bench.report import print_result, strict, to_csv, to_json, to_markdown
-from mrsep_deploy.export.precision_plan import PrecisionPlan, write_plan
+from mrsep_deploy.commands import main
 from mrsep_deploy.pages.bench_page import bench_page
 from mrsep_deploy.pages.bench_verdict import race_verdict
 from mrsep_deploy.pages.page import render
+from mrsep_deploy.precision.plan import PrecisionPlan, write_plan
 
 TESTS = Path(__file__).parent
 LOW = {"flop_per_second": 1e12, "bytes_per_second": 1e12}
@@ -125,7 +126,7 @@ def test_where_every_row_is_wrong_the_times_are_there_and_nobody_won(
 
 def run(*arguments: str) -> Result:
     runner = CliRunner(env={"COLUMNS": "240"})
-    return runner.invoke(cli.main, ["bench", *arguments], prog_name=cli.PROGRAM)
+    return runner.invoke(main.main, ["bench", *arguments], prog_name=main.PROGRAM)
 
 
 def test_another_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

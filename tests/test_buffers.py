@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mrsep_deploy.buffers import (
+from mrsep_deploy.bundle.manifest import MIX, STEMS, Stage, TensorSpec
+from mrsep_deploy.devices.cpu import CpuDevice
+from mrsep_deploy.runtime.buffers import (
     ALIGNMENT,
     BufferPlan,
     aligned_bytes,
@@ -22,8 +24,6 @@ from mrsep_deploy.buffers import (
     happens_before,
     plan_buffers,
 )
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.manifest import MIX, STEMS, Stage, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import onnxruntime
 import pytest
 from bundles import tiny_bundle, tiny_files, tiny_manifest
 
-from mrsep_deploy import atomic
 from mrsep_deploy.bundle import Bundle, write_archive, write_bundle
 from mrsep_deploy.errors import BundleError, OutputError, UsageError
+from mrsep_deploy.files import parts
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +179,7 @@ def test_failure_anywhere_leaves_the_old(
             raise OSError(code, os.strerror(code))
         return real(*args)
 
-    monkeypatch.setattr(atomic.os, call, failing)
+    monkeypatch.setattr(parts.os, call, failing)
     with pytest.raises(OutputError, match=word) as caught:
         write_bundle(old.path, tiny_manifest(), tiny_files(tiny_manifest()), overwrite=True)
     assert str(old.path) in str(caught.value)
@@ -194,7 +194,7 @@ def test_interrupt_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def interrupted(_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic.os, "fsync", interrupted)
+    monkeypatch.setattr(parts.os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_bundle(old.path, tiny_manifest(), tiny_files(tiny_manifest()), overwrite=True)
     assert contents(tmp_path) == before
@@ -288,7 +288,7 @@ def test_copy_that_another_process_holds_open(tmp_path: Path, monkeypatch: pytes
         target.write_bytes(archive.graph_bytes(stage))
         raise PermissionError(errno.EACCES, "in use")
 
-    monkeypatch.setattr(atomic.os, "replace", overtaken)
+    monkeypatch.setattr(parts.os, "replace", overtaken)
     path = archive.graph_path(stage)
     assert [entry.name for entry in path.parent.iterdir()] == [stage.file]
 
@@ -310,7 +310,7 @@ def test_two_processes_extract_at_once(tmp_path: Path) -> None:
 def test_runtime_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
     code = (
-        "import sys; from mrsep_deploy import registry; from mrsep_deploy.bundle import Bundle\n"
+        "import sys; from mrsep_deploy.bundle import registry; from mrsep_deploy.bundle import Bundle\n"
         "Bundle.open(sys.argv[1]); assert not {'torch', 'onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(bundle.path)], check=True)

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mrsep_deploy.catalogue.journal import NAME, Journal, settings_digest, sweep_parts
-from mrsep_deploy.catalogue.naming import Naming, require_distinct
-from mrsep_deploy.catalogue.stems import OTHER_METHODS, Output, choose_outputs
-from mrsep_deploy.catalogue.track import Track
-from mrsep_deploy.catalogue.tracks import find_tracks
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.songs.journal import NAME, Journal, settings_digest, sweep_parts
+from mrsep_deploy.songs.naming import Naming, require_distinct
+from mrsep_deploy.songs.stems import OTHER_METHODS, Output, choose_outputs
+from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.tracks import find_tracks
 
 SOURCES = ("drums", "bass", "other", "vocals")
 
@@ -280,8 +280,8 @@ def test_two_runs_write_one_journal(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from mrsep_deploy.catalogue.journal import Journal
-from mrsep_deploy.catalogue.track import Track
+from mrsep_deploy.songs.journal import Journal
+from mrsep_deploy.songs.track import Track
 folder = Path(sys.argv[1])
 journal = Journal(folder, "s")
 for number in range(100):

@@ -15,7 +15,10 @@ import pytest
 from bundles import tiny_bundle
 from click.testing import CliRunner
 
-from mrsep_deploy import __version__, cli, errors, paths, registry, shipped
+from mrsep_deploy import __version__, errors
+from mrsep_deploy.bundle import registry, shipped
+from mrsep_deploy.commands import main
+from mrsep_deploy.files import paths
 
 HEAVY = {"numpy", "torch", "rich", "onnxruntime", "onnx", "scipy", "platformdirs", "filelock", "yaml"}
 
@@ -30,10 +33,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def commands() -> Iterator[tuple[str, ...]]:
     """Every command's path, groups included."""
-    context = click.Context(cli.main)
-    for name in cli.COMMANDS:
+    context = click.Context(main.main)
+    for name in main.COMMANDS:
         yield (name,)
-        command = cli.main.get_command(context, name)
+        command = main.main.get_command(context, name)
         if isinstance(command, click.Group):
             yield from ((name, inner) for inner in command.commands)
 
@@ -67,19 +70,19 @@ def test_help_imports_nothing_heavy(option: str) -> None:
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
 def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
     for option in ("--help", "-h"):
-        result = CliRunner().invoke(cli.main, [*path, option], prog_name=cli.PROGRAM)
+        result = CliRunner().invoke(main.main, [*path, option], prog_name=main.PROGRAM)
         assert result.exit_code == errors.DONE
         assert "Example" in result.output
         assert f"  mrsep-deploy {' '.join(path)}" in result.output.split("Example")[1]
 
 
-@pytest.mark.parametrize("name", list(cli.COMMANDS))
+@pytest.mark.parametrize("name", list(main.COMMANDS))
 def test_the_short_help_is_the_command_s_first_sentence(name: str) -> None:
-    command = cli.main.get_command(click.Context(cli.main), name)
+    command = main.main.get_command(click.Context(main.main), name)
     assert command is not None
     assert command.name == name
-    assert str(command.help).splitlines()[0] == cli.COMMANDS[name]
-    assert f"{name} " in CliRunner().invoke(cli.main, ["--help"]).output
+    assert str(command.help).splitlines()[0] == main.COMMANDS[name]
+    assert f"{name} " in CliRunner().invoke(main.main, ["--help"]).output
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_the_short_help_is_the_command_s_first_sentence(name: str) -> None:
     ids=" ".join,
 )
 def test_wrong_usage(arguments: list[str]) -> None:
-    result = CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+    result = CliRunner().invoke(main.main, arguments, prog_name=main.PROGRAM)
     assert result.exit_code == errors.USAGE
     assert "Error: " in result.stderr
     assert "Traceback" not in result.output
@@ -121,7 +124,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr("mrsep_deploy.registry.list_models", fail)
+        monkeypatch.setattr("mrsep_deploy.bundle.registry.list_models", fail)
 
     return fail_with
 
@@ -145,7 +148,7 @@ def test_an_error_is_one_line_and_a_code(
     failing: Callable[[BaseException], None], error: BaseException, code: int, line: str
 ) -> None:
     failing(error)
-    result = CliRunner().invoke(cli.main, ["models"], prog_name=cli.PROGRAM)
+    result = CliRunner().invoke(main.main, ["models"], prog_name=main.PROGRAM)
     assert result.exit_code == code
     assert result.stdout == ""
     assert result.stderr.startswith(line)
@@ -153,13 +156,13 @@ def test_an_error_is_one_line_and_a_code(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment"), [(["--debug", "models"], {}), (["models"], {cli.DEBUG_VARIABLE: "1"})]
+    ("arguments", "environment"), [(["--debug", "models"], {}), (["models"], {main.DEBUG_VARIABLE: "1"})]
 )
 def test_debug_shows_the_traceback(
     failing: Callable[[BaseException], None], arguments: list[str], environment: dict[str, str]
 ) -> None:
     failing(ValueError("first"))
-    result = CliRunner(env=environment).invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+    result = CliRunner(env=environment).invoke(main.main, arguments, prog_name=main.PROGRAM)
     assert result.exit_code == errors.FAILED
     assert "Traceback" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("mrsep-deploy: error: ValueError: first")
@@ -168,12 +171,13 @@ def test_debug_shows_the_traceback(
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupting_the_process() -> None:
     code = (
-        "import os, signal; from mrsep_deploy import cli, registry\n"
+        "import os, signal; from mrsep_deploy.bundle import registry\n"
+        "from mrsep_deploy.commands import main\n"
         f"registry.list_models = lambda: os.kill(os.getpid(), {int(signal.SIGINT)})\n"
-        "cli.main(['models'])"
+        "main.main(['models'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "interrupted\n")
+    assert (done.returncode, done.stderr) == (main.INTERRUPTED, "interrupted\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
@@ -199,7 +203,7 @@ def test_a_terminal_without_unicode(home: Path) -> None:
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.main, list(arguments), prog_name=cli.PROGRAM)
+    result = CliRunner().invoke(main.main, list(arguments), prog_name=main.PROGRAM)
     return result.exit_code, result.stdout, result.stderr
 
 

@@ -11,10 +11,10 @@ import pytest
 from bundles import tiny_bundle
 from click.testing import CliRunner, Result
 
-from mrsep_deploy import cli
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engine_cache import EngineCache
-from mrsep_deploy.registry import register
+from mrsep_deploy.bundle.registry import register
+from mrsep_deploy.commands import main
+from mrsep_deploy.engines.cache import EngineCache
 
 RTX = ("build", "tiny", "--engine", "trt-rtx", "--target", "sm_86")
 
@@ -37,7 +37,7 @@ def rtx() -> None:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+    return CliRunner().invoke(main.main, arguments, prog_name=main.PROGRAM)
 
 
 # --- build -------------------------------------------------------------------------------------------------

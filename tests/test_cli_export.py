@@ -13,13 +13,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from mrsep_deploy import cli, errors, registry
-from mrsep_deploy.bundle import Bundle
+from mrsep_deploy import errors
+from mrsep_deploy.bundle import Bundle, registry
 from mrsep_deploy.commands import export as command
+from mrsep_deploy.commands import main
 from mrsep_deploy.commands.arguments import parse_argument
 from mrsep_deploy.export import api
-from mrsep_deploy.export.checkpoint import read_checkpoint
-from mrsep_deploy.inspection import inspect
+from mrsep_deploy.export.checkpoint.read import read_checkpoint
+from mrsep_deploy.inspection.inspect import inspect
 
 CHECKPOINT = Path(__file__).parent / "golden" / "htdemucs_n_vocals.th"
 NAME = "htdemucs_n_vocals"
@@ -27,7 +28,7 @@ NAME = "htdemucs_n_vocals"
 
 def invoke(home: Path, *arguments: str | Path) -> Result:
     runner = CliRunner(env={"MRSEP_DEPLOY_HOME": str(home)})
-    return runner.invoke(cli.main, ["export", *map(str, arguments)], prog_name=cli.PROGRAM)
+    return runner.invoke(main.main, ["export", *map(str, arguments)], prog_name=main.PROGRAM)
 
 
 def complaint(result: Result, code: int = errors.FAILED) -> str:
@@ -254,7 +255,7 @@ def test_without_the_extra_in_a_fresh_process(tmp_path: Path) -> None:
     """Nothing on the way to that line needs torch either."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from mrsep_deploy.cli import main; main(['export', sys.argv[1]])"
+        "from mrsep_deploy.commands.main import main; main(['export', sys.argv[1]])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(CHECKPOINT)],
@@ -271,12 +272,12 @@ def test_without_the_extra_in_a_fresh_process(tmp_path: Path) -> None:
 
 
 def test_the_spelled_out_choices_are_those_there_are() -> None:
-    from mrsep_deploy.export.models.config import FAMILIES
-    from mrsep_deploy.export.rewrites import REWRITES
+    from mrsep_deploy.export.families.demucs.config import FAMILIES
+    from mrsep_deploy.export.families.demucs.rewrites import REWRITES
 
     assert command.FAMILIES == FAMILIES
     assert tuple(REWRITES) == command.REWRITES
-    shown = CliRunner().invoke(cli.main, ["export", "--help"]).output.replace("\n", " ")
+    shown = CliRunner().invoke(main.main, ["export", "--help"]).output.replace("\n", " ")
     for name in (*FAMILIES, *REWRITES):
         assert name in shown
 

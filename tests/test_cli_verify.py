@@ -14,11 +14,12 @@ from bundles import CHANNELS, SAMPLE_RATE, SAMPLES, changed_bundle, tiny_bundle,
 from click.testing import CliRunner, Result
 from onnx import GraphProto, helper, numpy_helper
 
-from mrsep_deploy import cli
 from mrsep_deploy.bundle import Bundle, write_archive
-from mrsep_deploy.export import calibration, hazards
-from mrsep_deploy.export.precision_plan import PrecisionPlan, default_plan, read_plan, write_plan
-from mrsep_deploy.export.ranges import load
+from mrsep_deploy.commands import main
+from mrsep_deploy.precision import hazards
+from mrsep_deploy.precision.plan import PrecisionPlan, default_plan, read_plan, write_plan
+from mrsep_deploy.precision.ranges import load
+from mrsep_deploy.verification import calibration
 from mrsep_deploy.verification.tracks import builtin_tracks
 
 Verify = Callable[..., Result]
@@ -31,7 +32,7 @@ def verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Verify:
     place = tmp_path / "here"
     place.mkdir()
     monkeypatch.chdir(place)
-    return lambda *arguments: CliRunner().invoke(cli.main, ["verify", *map(str, arguments)])
+    return lambda *arguments: CliRunner().invoke(main.main, ["verify", *map(str, arguments)])
 
 
 @pytest.fixture

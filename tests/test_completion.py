@@ -15,8 +15,10 @@ from bundles import tiny_bundle
 from click.shell_completion import ShellComplete
 from test_cli import HEAVY
 
-from mrsep_deploy import cli, engines, paths, registry, shipped
-from mrsep_deploy.commands import arguments
+from mrsep_deploy import engines
+from mrsep_deploy.bundle import registry, shipped
+from mrsep_deploy.commands import arguments, main
+from mrsep_deploy.files import paths
 
 VARIABLE = "_MRSEP_DEPLOY_COMPLETE"
 FILE, FOLDER, NAME, MODEL = "file", "folder", "name", "name or file"
@@ -74,7 +76,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def parameters() -> Iterator[tuple[tuple[str, ...], click.Parameter]]:
     """Every parameter of every command that takes text, with the command's path."""
-    waiting: list[tuple[tuple[str, ...], click.Command]] = [((), cli.main)]
+    waiting: list[tuple[tuple[str, ...], click.Command]] = [((), main.main)]
     while waiting:
         path, command = waiting.pop()
         for parameter in command.params:
@@ -97,7 +99,7 @@ def label(path: tuple[str, ...], parameter: click.Parameter) -> str:
 
 def offered(arguments: list[str], incomplete: str) -> list[tuple[str, str]]:
     """Type and value of everything that click offers."""
-    completer = ShellComplete(cli.main, {}, cli.PROGRAM, VARIABLE)
+    completer = ShellComplete(main.main, {}, main.PROGRAM, VARIABLE)
     return [(item.type, item.value) for item in completer.get_completions(arguments, incomplete)]
 
 
@@ -158,7 +160,7 @@ def test_names_where_the_registry_is_damaged(home: Path) -> None:
 
 @pytest.mark.parametrize("line", ["run so", "run -o ", "run -n mi", "verify ", "eval -n ", "models show m"])
 def test_the_shell_is_answered_without_anything_heavy(home: Path, line: str) -> None:
-    words = f"{cli.PROGRAM} {line}"
+    words = f"{main.PROGRAM} {line}"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mrsep_deploy"],
         env={

@@ -21,19 +21,27 @@ from onnx import TensorProto, helper, numpy_helper
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mrsep_deploy import cli, errors, paper, tables
+from mrsep_deploy import errors
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.commands import complexity as command
-from mrsep_deploy.complexity import FLOAT32_BYTES, ModelCost, complexity, configuration_cost, to_plain
+from mrsep_deploy.commands import main
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export import paper_times
+from mrsep_deploy.export.families.demucs import config as configs
+from mrsep_deploy.export.families.demucs.config import ModelConfig, parse_config
+from mrsep_deploy.export.families.demucs.shapes import bottleneck_size, plan_layers
+from mrsep_deploy.export.families.demucs.variants import build_model
 from mrsep_deploy.export.load import DEFAULT_SOURCES, load_model
-from mrsep_deploy.export.models import config as configs
-from mrsep_deploy.export.models.config import ModelConfig, parse_config
-from mrsep_deploy.export.models.families import build_model
-from mrsep_deploy.export.models.plan import bottleneck_size, plan_layers
-from mrsep_deploy.export.precision_cost import node_macs
-from mrsep_deploy.paper import PaperModel, paper_models
+from mrsep_deploy.inspection import paper, paper_times
+from mrsep_deploy.inspection.complexity import (
+    FLOAT32_BYTES,
+    ModelCost,
+    complexity,
+    configuration_cost,
+    to_plain,
+)
+from mrsep_deploy.inspection.paper import PaperModel, paper_models
+from mrsep_deploy.precision.cost import node_macs
+from mrsep_deploy.terminal import tables
 
 GOLDENS = ("htdemucs", "htdemucs_nf")
 BASELINE = "htdemucs"
@@ -160,13 +168,13 @@ def test_inspect_says_the_same(name: str, exports: Export) -> None:
     commands = ("inspect", "complexity")
     runner = CliRunner()
     inspected, counted = (
-        json.loads(runner.invoke(cli.main, [each, path, "--json"]).stdout) for each in commands
+        json.loads(runner.invoke(main.main, [each, path, "--json"]).stdout) for each in commands
     )
     assert inspected["macs"] == counted["macs"] > 0
     graphs = {stage["name"]: stage["macs"] for stage in inspected["stages"] if stage["kind"] == "graph"}
     assert graphs == {stage["name"]: stage["macs"] for stage in counted["stages"]}
     said = tables.count(counted["macs"])
-    shown = {each: runner.invoke(cli.main, [each, path]).stdout for each in commands}
+    shown = {each: runner.invoke(main.main, [each, path]).stdout for each in commands}
     assert all(re.search(rf"whole .*{re.escape(said)}", text) for text in shown.values())
     assert "in graphs" in shown["complexity"]
     assert tables.count(counted["graph_macs"]) in shown["complexity"]
@@ -295,7 +303,7 @@ def test_impossible_configurations() -> None:
 
 
 def run(*given: str) -> Result:
-    return CliRunner().invoke(cli.main, ["complexity", *given], prog_name=cli.PROGRAM)
+    return CliRunner().invoke(main.main, ["complexity", *given], prog_name=main.PROGRAM)
 
 
 def test_a_configuration() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from mrsep_deploy.cores import Cores
+from mrsep_deploy.runtime.cores import Cores
 
 
 def test_no_more_than_there_are() -> None:

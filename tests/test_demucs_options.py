@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.catalogue import journal
-from mrsep_deploy.cli import main
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.commands.main import main
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.songs import journal
 
 pytest.importorskip("demucs", reason="the published reference; pip install demucs==4.1.0")
 

@@ -16,7 +16,8 @@ import pytest
 import soundfile
 from goldens import Export
 
-from mrsep_deploy import cli, registry
+from mrsep_deploy.bundle import registry
+from mrsep_deploy.commands import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "running.md").read_text()
@@ -118,8 +119,8 @@ def test_the_long_examples_are_understood(
     (tmp_path / "song.wav").touch()
     program, name, *arguments = shlex.split(example)
     assert program == "mrsep-deploy"
-    top = click.Context(cli.main)
-    command = cli.main.get_command(top, name)
+    top = click.Context(main.main)
+    command = main.main.get_command(top, name)
     assert command is not None
     command.make_context(name, arguments, parent=top)
 
@@ -144,7 +145,7 @@ def test_there_are_examples() -> None:
 
 def options(*command: str) -> set[str]:
     """Of a command, or of one in a group."""
-    found: click.Command | None = cli.main
+    found: click.Command | None = main.main
     for name in command:
         assert isinstance(found, click.Group)
         found = found.get_command(click.Context(found), name)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mrsep_deploy import doctor as module
-from mrsep_deploy.cli import main
-from mrsep_deploy.conflicts import CHECKS, LOW_DISK, find_conflicts
+from mrsep_deploy.commands.main import main
+from mrsep_deploy.doctor import diagnosis as module
+from mrsep_deploy.doctor.conflicts import CHECKS, LOW_DISK, find_conflicts
+from mrsep_deploy.doctor.environment import Environment, FolderState, look
 from mrsep_deploy.engines import ENGINE_NAMES, Availability, engine_class
-from mrsep_deploy.environment import Environment, FolderState, look
-from mrsep_deploy.paths import HOME_VARIABLE
+from mrsep_deploy.files.paths import HOME_VARIABLE
 
 GPU = Environment(
     distributions={

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from mrsep_deploy import engine_cache
-from mrsep_deploy.engine_cache import CachedEngine, EngineCache, NewEngine
-from mrsep_deploy.engine_side_car import EngineKey
+from mrsep_deploy.engines import cache as engine_cache
+from mrsep_deploy.engines.cache import CachedEngine, EngineCache, NewEngine
+from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import OutputError
 
 KEY = EngineKey(
@@ -188,7 +188,7 @@ import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_engine_cache import DATA, KEY
-from mrsep_deploy.engine_cache import EngineCache, NewEngine
+from mrsep_deploy.engines.cache import EngineCache, NewEngine
 
 folder, mark, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
@@ -285,7 +285,7 @@ def test_a_full_disk(
 ) -> None:
     """The engine is used all the same, whether the disk is full at the engine or only at its side-car."""
     written: list[Path] = []
-    real = engine_cache.write_file
+    real = cache.write_file
 
     def write(path: Path, data: bytes) -> None:
         if len(written) == failing:
@@ -328,7 +328,7 @@ def test_a_read_only_cache(
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     monkeypatch.setattr(os, "utime", refuse)
-    monkeypatch.setattr("mrsep_deploy.atomic.os.replace", refuse)
+    monkeypatch.setattr("mrsep_deploy.files.parts.os.replace", refuse)
     with caplog.at_level(logging.WARNING):
         assert cache.get_or_build(KEY, must_not_build).data == DATA
         assert caplog.records == []

@@ -18,9 +18,10 @@ from bundles import CHANNELS, OFFSET, SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
-from mrsep_deploy import cli, errors
+from mrsep_deploy import errors
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.commands import eval as command
+from mrsep_deploy.commands import main
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.errors import AudioError, EvaluationError, UsageError
 from mrsep_deploy.evaluation import metrics
@@ -29,7 +30,7 @@ from mrsep_deploy.evaluation.evaluate import Request, evaluate
 from mrsep_deploy.evaluation.metrics import BssScore, bss_eval, mdx_sdr
 from mrsep_deploy.evaluation.scores import Conditions, TrackScores, read_scores, write_scores
 from mrsep_deploy.evaluation.summary import ALL, differences, summarise
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
 
 needs_museval = pytest.mark.skipif(importlib.util.find_spec("museval") is None, reason="pip install museval")
 
@@ -336,7 +337,7 @@ def test_engines_side_by_side() -> None:
 
 
 def run(*given: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, ["eval", *map(str, given)], prog_name=cli.PROGRAM)
+    return CliRunner().invoke(main.main, ["eval", *map(str, given)], prog_name=main.PROGRAM)
 
 
 def test_the_metrics_are_those_there_are() -> None:

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from test_separator import waveform_bundle
 
-from mrsep_deploy import segments
-from mrsep_deploy.cli import main
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.commands import run as run_module
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.commands.main import main
+from mrsep_deploy.separation import segments
+from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.testing import Arrays, FakeEngine, identity
 
 Float32 = NDArray[np.float32]

@@ -19,14 +19,14 @@ import soundfile
 from bundles import SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner
 
-from mrsep_deploy import registry
-from mrsep_deploy.audio import StemWriter, place
-from mrsep_deploy.bundle import Bundle, write_archive
-from mrsep_deploy.catalogue import journal, writing
-from mrsep_deploy.catalogue.writing import SongWriter
-from mrsep_deploy.cli import main
+from mrsep_deploy.audio import StemWriter
+from mrsep_deploy.bundle import Bundle, registry, write_archive
 from mrsep_deploy.commands import run as run_module
+from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
+from mrsep_deploy.files import output
+from mrsep_deploy.songs import journal, writing
+from mrsep_deploy.songs.writing import SongWriter
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux")
@@ -241,7 +241,7 @@ def test_a_pipe_that_does_not_fit(tmp_path: Path, bundle: Bundle) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 512 kB, where this user may mount one."""
     place = tmp_path / "disk"
-    place.mkdir()
+    output.mkdir()
     mount = shutil.which("mount")
     command = [str(mount), "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
@@ -434,7 +434,7 @@ def test_only_what_nobody_writes_is_swept(tmp_path: Path, monkeypatch: pytest.Mo
         path.touch()
     os.utime(old, (0, 0))
     with open(kept, "rb") as file:  # as another machine's, or another container's
-        place.lock(file)
+        output.lock(file)
         assert journal.sweep_parts([tmp_path]) == 2
     assert sorted(path.name for path in tmp_path.glob(".*.part")) == sorted([kept.name, writer._part.name])
     writer.abort()

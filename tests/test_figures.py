@@ -110,7 +110,7 @@ def test_the_papers_tables_are_complete() -> None:
 @measured("paper_tables")
 @pytest.mark.slow
 def test_the_papers_tables_are_still_counted_so() -> None:
-    paper = pytest.importorskip("mrsep_deploy.paper")
+    paper = pytest.importorskip("mrsep_deploy.inspection.paper")
     found = {
         row["key"]: (row["parameters"], row["macs"], row["activations"])
         for table in result("paper_tables")["tables"]

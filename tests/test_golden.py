@@ -11,11 +11,11 @@ import torch
 from goldens import NAMES, SONGS, Export, checkpoint, golden
 from numpy.typing import NDArray
 
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
-from mrsep_deploy.manifest import Layout
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.separation.separator import Separator
 
 pytestmark = pytest.mark.slow
 

@@ -30,7 +30,7 @@ from acceptance.rows import Journal, Ledger, Row, Unavailable
 from acceptance.timeline import timeline_svg
 
 from mrsep_deploy.bench.floor import floor_seconds, traffic_bytes
-from mrsep_deploy.bench.statistics import ratio_interval, verdict
+from mrsep_deploy.measuring.statistics import ratio_interval, verdict
 
 STAGES = [
     {"stage": "encoder.<2048>", "branch": "2048", "stream": "2048", "start_ms": 0.0, "end_ms": 2.0},
@@ -357,10 +357,10 @@ def test_the_project_is_importable_from_the_checkout_alone(tmp_path: Path) -> No
     mapped = shim.map_project(tmp_path / "mapped")
     program = (
         "import sys; sys.path.append(sys.argv[1])\n"
-        "import mrsep_deploy.engines.contract, mrsep_deploy.export, mrsep_deploy.separator\n"
+        "import mrsep_deploy.engines.contract, mrsep_deploy.export, mrsep_deploy.separation.separator\n"
         "import mrsep_deploy.devices, acceptance.worker\n"
         "from importlib.util import find_spec\n"
-        "assert find_spec('mrsep_deploy.export.models.base') and find_spec('mrsep_deploy.engines.tensorrt')\n"
+        "assert find_spec('mrsep_deploy.export.graphs.trace') and find_spec('mrsep_deploy.engines.tensorrt.engine')\n"
         "print(mrsep_deploy.export.__file__)\n"
     )
     given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

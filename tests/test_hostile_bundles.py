@@ -18,8 +18,8 @@ from bundles import repeat_graph, tiny_bundle, tiny_manifest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_archive
+from mrsep_deploy.bundle.onnx_scan import check_self_contained
 from mrsep_deploy.errors import BundleError, MrsepError
-from mrsep_deploy.onnx_wire import check_self_contained
 
 GRAPH = "branch.16.onnx"
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from mrsep_deploy.bundle import write_bundle
 from mrsep_deploy.errors import BundleError, CheckpointError
 from mrsep_deploy.export.api import EXTRA
-from mrsep_deploy.export.checkpoint import read_checkpoint
+from mrsep_deploy.export.checkpoint.read import read_checkpoint
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.inspection import FusionReport, inspect
-from mrsep_deploy.inspection_json import to_plain
-from mrsep_deploy.reports import BAR_WIDTH, bar
-from mrsep_deploy.tables import count, decibels, file_size, shape
+from mrsep_deploy.inspection.as_json import to_plain
+from mrsep_deploy.inspection.inspect import FusionReport, inspect
+from mrsep_deploy.inspection.report import BAR_WIDTH, bar
+from mrsep_deploy.terminal.tables import count, decibels, file_size, shape
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -145,7 +145,7 @@ def test_a_bundle_is_read_without_the_extra(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
     code = (
         "import sys; sys.modules.update(dict.fromkeys(sys.argv[2:]))\n"
-        "from mrsep_deploy.cli import main; main(['inspect', sys.argv[1]])"
+        "from mrsep_deploy.commands.main import main; main(['inspect', sys.argv[1]])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(bundle.path), *EXTRA], capture_output=True, text=True, check=False

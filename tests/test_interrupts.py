@@ -13,7 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from mrsep_deploy.interrupts import aside
+from mrsep_deploy.process.interrupts import aside
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 EVERY_RUN = 300, 100
@@ -38,7 +38,7 @@ def test_runs_in_a_terminal() -> None:
 def python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run code that has the signals of the command line."""
     start = (
-        "import os, signal, sys, threading, time\nfrom mrsep_deploy import interrupts\ninterrupts.install()\n"
+        "import os, signal, sys, threading, time\nfrom mrsep_deploy.process import interrupts\ninterrupts.install()\n"
     )
     command = [sys.executable, "-c", start + code]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
@@ -61,7 +61,7 @@ def test_what_is_ignored_stays_ignored() -> None:
     program = f"""
 import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from mrsep_deploy import interrupts
+from mrsep_deploy.process import interrupts
 interrupts.install()
 {kill("SIGHUP")}
 print("goes on")
@@ -161,7 +161,7 @@ def test_an_interrupted_start_of_a_thread_keeps_no_process_alive() -> None:
     """As in a program of one's own, where Python raises KeyboardInterrupt anywhere: it ends, whatever runs aside."""
     program = f"""
 import os, signal, threading, time
-from mrsep_deploy.interrupts import aside
+from mrsep_deploy.process.interrupts import aside
 started = threading.Thread.start
 def interrupted(self):
     started(self)

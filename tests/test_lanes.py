@@ -14,15 +14,15 @@ from goldens import Export
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
 from mrsep_deploy.errors import EngineError, UsageError
-from mrsep_deploy.lanes import Lanes
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.schedule import Mode
-from mrsep_deploy.scheduler import Scheduler, Ticket
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.runtime.lanes import Lanes
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.runtime.scheduler import Scheduler, Ticket
+from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.testing import Arrays, FakeEngine, identity
 
 Float32 = NDArray[np.float32]

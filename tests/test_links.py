@@ -14,16 +14,16 @@ import pytest
 import test_faults
 from test_faults import run, song, written
 
-from mrsep_deploy import open_folder
 from mrsep_deploy.audio import AnyEncoding, StemWriter, flac, mp3, ogg
 from mrsep_deploy.audio.encode import WAV_16
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.catalogue import journal
-from mrsep_deploy.catalogue.naming import Naming
-from mrsep_deploy.catalogue.stems import Output
-from mrsep_deploy.catalogue.track import Track
 from mrsep_deploy.errors import DONE, FAILED, OutputError
-from mrsep_deploy.open_folder import OpenFolder
+from mrsep_deploy.files import open_folder
+from mrsep_deploy.files.open_folder import OpenFolder
+from mrsep_deploy.songs import journal
+from mrsep_deploy.songs.naming import Naming
+from mrsep_deploy.songs.stems import Output
+from mrsep_deploy.songs.track import Track
 
 _home, bundle = test_faults._home, test_faults.bundle
 

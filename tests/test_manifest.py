@@ -15,9 +15,9 @@ from bundles import tiny_manifest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mrsep_deploy.bundle.manifest import Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest_json import from_json, to_json
 from mrsep_deploy.errors import BundleError, MrsepError
-from mrsep_deploy.manifest import Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
-from mrsep_deploy.manifest_json import from_json, to_json
 
 FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 

@@ -15,12 +15,13 @@ import soundfile
 from bundles import SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner
 
-from mrsep_deploy import cli, errors
+from mrsep_deploy import errors
 from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.report import to_markdown
 from mrsep_deploy.bench.results import Race, Row
-from mrsep_deploy.markdown import escaped, table_lines
+from mrsep_deploy.commands import main
+from mrsep_deploy.terminal.markdown import escaped, table_lines
 
 markdown_it = pytest.importorskip("markdown_it")
 
@@ -99,10 +100,10 @@ def test_eval_of_tracks_with_such_names(tmp_path: Path) -> None:
     (tmp_path / "tracks" / "broken <b>`[x](y)" / "other.wav").write_text("none")
     page = tmp_path / "eval.html"
     found = CliRunner().invoke(
-        cli.main,
+        main.main,
         ["eval", str(tmp_path / "tracks"), "-n", str(tmp_path / "tiny"), "--engine", "ort", "--metric", "mdx", "-q",
          "-o", str(tmp_path / "out"), "--html", str(page)],
-        prog_name=cli.PROGRAM,
+        prog_name=main.PROGRAM,
     )  # fmt: skip
     assert found.exit_code == errors.PARTIAL, found.output
     text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import os, sys, threading
-from mrsep_deploy.muted import muted, separate_stderr
+from mrsep_deploy.process.muted import muted, separate_stderr
 
 def library(text):
     os.write(2, text.encode() + b"\\n")
@@ -56,7 +56,8 @@ def test_messages_that_share_a_descriptor_are_not_dropped() -> None:
 def test_no_stderr_at_all() -> None:
     for beginning in ("import sys; sys.stderr = None", "import os; os.close(2)"):
         program = (
-            f"{beginning}\nfrom mrsep_deploy.muted import *\nseparate_stderr()\nwith muted(): print('done')"
+            f"{beginning}\nfrom mrsep_deploy.process.muted import *\n"
+            "separate_stderr()\nwith muted(): print('done')"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout == "done\n"

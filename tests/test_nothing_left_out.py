@@ -14,9 +14,9 @@ import test_faults
 from bundles import SOURCES
 from test_faults import run, song, stems, written
 
-from mrsep_deploy.catalogue.journal import NAME
-from mrsep_deploy.catalogue.tracks import find_tracks
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE
+from mrsep_deploy.songs.journal import NAME
+from mrsep_deploy.songs.tracks import find_tracks
 
 _home, bundle = test_faults._home, test_faults.bundle
 pytestmark = pytest.mark.usefixtures("bundle")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.testing import FakeEngine
 
 Float32 = NDArray[np.float32]
@@ -111,7 +111,7 @@ def python(code: str, **variables: str) -> str:
 
 LEFT_OPEN = """
 import sys, numpy as np
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -139,7 +139,7 @@ def test_what_nobody_closes_is_closed_when_it_is_collected(engine: str) -> None:
 
 SIGNALLED = """
 import signal, sys, threading, numpy as np
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
 
 held = [Separator(sys.argv[1], engine=sys.argv[2], threads=1)]
 held[0].separate(np.zeros((2, 1000), np.float32))
@@ -161,7 +161,7 @@ def test_a_signal_is_handled_after_another_thread_closed_the_engine(bundle: Bund
 FORKED = """
 import os, signal, sys, numpy as np
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
 
 mix = np.zeros((2, 1000), np.float32)
 separator = Separator(sys.argv[1], engine=sys.argv[2], threads=2)

@@ -14,17 +14,17 @@ from bundles import SOURCES
 from click.testing import CliRunner, Result
 from test_faults import NOWHERE, run, song
 
-from mrsep_deploy import output_files as kinds
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.catalogue.outcome import Summary
-from mrsep_deploy.cli import main
+from mrsep_deploy.commands import output_files as kinds
 from mrsep_deploy.commands import run as run_module
+from mrsep_deploy.commands.main import main
+from mrsep_deploy.commands.output_files import check_output_files, wanted
 from mrsep_deploy.errors import DONE, FAILED, USAGE, OutputError, UsageError
-from mrsep_deploy.export.precision_plan import PrecisionPlan, write_plan
-from mrsep_deploy.output_files import check_output_files, wanted
 from mrsep_deploy.pages.blocks import Page
 from mrsep_deploy.pages.page import render
-from mrsep_deploy.timeline import timeline_svg
+from mrsep_deploy.precision.plan import PrecisionPlan, write_plan
+from mrsep_deploy.runtime.timeline import timeline_svg
+from mrsep_deploy.songs.outcome import Summary
 
 _home, bundle = test_faults._home, test_faults.bundle
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")

@@ -24,7 +24,8 @@ from bundles import SAMPLE_RATE, tiny_bundle
 from click.testing import CliRunner, Result
 from goldens import Export
 
-from mrsep_deploy import cli, errors
+from mrsep_deploy import errors
+from mrsep_deploy.commands import main
 from mrsep_deploy.pages import bench_verdict, scales, spectrograms
 from mrsep_deploy.pages.bench_page import bench_page
 from mrsep_deploy.pages.page import render
@@ -429,7 +430,7 @@ def test_an_excerpt_is_the_start_of_the_stem_that_did_worst() -> None:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.main, arguments)
+    return CliRunner().invoke(main.main, arguments)
 
 
 def test_bench_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +487,7 @@ def test_a_settings_file_is_part_of_the_command(tmp_path: Path, monkeypatch: pyt
 
     seen: list[str] = []
     monkeypatch.setattr(
-        "mrsep_deploy.registry.resolve", lambda *_: seen.append(html_option.command_line()) or 1 / 0
+        "mrsep_deploy.bundle.registry.resolve", lambda *_: seen.append(html_option.command_line()) or 1 / 0
     )
     monkeypatch.setenv("MRSEP_DEPLOY_VERIFY_THREADS", "2")
     settings = tmp_path / "settings.toml"

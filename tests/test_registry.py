@@ -12,9 +12,9 @@ import filelock
 import pytest
 from bundles import tiny_bundle
 
-from mrsep_deploy import paths, registry, shipped
-from mrsep_deploy.bundle import Bundle, write_archive
+from mrsep_deploy.bundle import Bundle, registry, shipped, write_archive
 from mrsep_deploy.errors import BundleError, OutputError, UsageError
+from mrsep_deploy.files import paths
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_failed_write_keeps_the_old(home: Path, monkeypatch: pytest.MonkeyPatch)
 def test_exports_at_once_lose_nothing(home: Path, tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path, "one")
     code = (
-        "import sys; from mrsep_deploy import registry; from mrsep_deploy.bundle import Bundle\n"
+        "import sys; from mrsep_deploy.bundle import registry; from mrsep_deploy.bundle import Bundle\n"
         "b = Bundle.open(sys.argv[1])\n"
         "for i in range(15): registry.register(b, f'{sys.argv[2]}{i}')"
     )

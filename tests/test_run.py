@@ -23,14 +23,13 @@ from click.testing import CliRunner
 from goldens import Export, checkpoint, golden
 from numpy.typing import NDArray
 
-from mrsep_deploy import registry
 from mrsep_deploy.audio import open_audio, resampled_length
-from mrsep_deploy.bundle import Bundle, write_archive
-from mrsep_deploy.catalogue import journal
-from mrsep_deploy.cli import INTERRUPTED, main
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle import Bundle, registry, write_archive
+from mrsep_deploy.commands.main import INTERRUPTED, main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.songs import journal
 
 Float32 = NDArray[np.float32]
 

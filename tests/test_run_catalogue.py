@@ -21,15 +21,14 @@ from bundles import CHANNELS, SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from mrsep_deploy import registry
 from mrsep_deploy.audio import read_tags
-from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.catalogue import journal, pipeline, reporting
-from mrsep_deploy.catalogue.track import Track
-from mrsep_deploy.catalogue.writing import SongWriter
-from mrsep_deploy.cli import main
+from mrsep_deploy.bundle import Bundle, registry
+from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.songs import journal, pipeline, reporting
+from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.writing import SongWriter
 
 Float32 = NDArray[np.float32]
 
@@ -509,7 +508,7 @@ def test_completion(tmp_path: Path, bundle: Bundle, shell: str) -> None:
         "COMP_CWORD": "3",
     }
     asked = subprocess.run(
-        [sys.executable, "-c", "from mrsep_deploy.cli import main; main(prog_name='mrsep-deploy')"],
+        [sys.executable, "-c", "from mrsep_deploy.commands.main import main; main(prog_name='mrsep-deploy')"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -16,13 +16,13 @@ from bundles import CHANNELS, HOP, N_FFT, OFFSET, SAMPLES, SOURCES, tiny_bundle,
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.bundle.manifest import FileInfo, Stage
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.errors import EngineError, UsageError
-from mrsep_deploy.manifest import FileInfo, Stage
-from mrsep_deploy.schedule import Mode
-from mrsep_deploy.scheduler import SLOTS, Scheduler
-from mrsep_deploy.spectrogram import analyse, synthesise
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.runtime.scheduler import SLOTS, Scheduler
 from mrsep_deploy.testing import Arrays, FakeEngine, identity
+from mrsep_deploy.transforms.spectrogram import analyse, synthesise
 
 Float32 = NDArray[np.float32]
 

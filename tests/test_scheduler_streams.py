@@ -26,13 +26,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stage_graphs import WatchingEngine, bundle_of, names_of, random_manifest, reference, segment
 
+from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.devices import CUDA_PYTHON, PYCUDA, open_cuda
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device
 from mrsep_deploy.errors import EngineError, MrsepError, UsageError
-from mrsep_deploy.manifest import Manifest
-from mrsep_deploy.schedule import Mode
-from mrsep_deploy.scheduler import SLOTS, Scheduler
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.runtime.scheduler import SLOTS, Scheduler
 
 pytestmark = pytest.mark.timeout(120)
 

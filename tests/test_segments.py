@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.segments import OverlapAdd, SongStatistics, cut_segments, stride_of, triangle
+from mrsep_deploy.separation.segments import OverlapAdd, SongStatistics, cut_segments, stride_of, triangle
 
 Array = NDArray[Any]
 Model = Callable[[Array], Array]

@@ -14,12 +14,11 @@ import pytest
 from bundles import CHANNELS, HOP, SAMPLES, SOURCES, tiny_bundle, tiny_files, tiny_manifest
 from numpy.typing import NDArray
 
-from mrsep_deploy import registry
-from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.bundle import Bundle, registry, write_bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.errors import BundleError, EngineError, UsageError
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.segments import SongStatistics
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.segments import SongStatistics
+from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.testing import Arrays, FakeEngine, identity
 
 Float32 = NDArray[np.float32]

@@ -17,9 +17,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from mrsep_deploy import cli, shipped
-from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.bundle import Bundle, shipped
+from mrsep_deploy.commands import main
+from mrsep_deploy.separation.separator import Separator
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -62,9 +62,9 @@ def test_the_bundle_is_made_from_the_checkpoint_beside_it(bundle: Bundle) -> Non
 def test_every_file_beside_it_is_in_the_package() -> None:
     """And nothing else: what lies there is what a wheel holds."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "mrsep_deploy.shipped" in settings["packages"]
+    assert "mrsep_deploy.bundle.shipped" in settings["packages"]
     files = {path.name for path in shipped.BUNDLE.parent.iterdir() if path.is_file()} - {"__init__.py"}
-    assert files == set(settings["package-data"]["mrsep_deploy.shipped"])
+    assert files == set(settings["package-data"]["mrsep_deploy.bundle.shipped"])
 
 
 def test_run_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_run_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     song = tmp_path / "song.wav"
     soundfile.write(song, (drums + bass).T, RATE, subtype="FLOAT")
     arguments = ["run", str(song), "--engine", "ort", "-o", str(tmp_path / "out"), "--float32"]
-    done = CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+    done = CliRunner().invoke(main.main, arguments, prog_name=main.PROGRAM)
     assert done.exit_code == 0, done.output
     first, *limits = done.stderr.splitlines()[:3]
     assert first.startswith(
@@ -103,7 +103,7 @@ def test_programs_are_not_told_of_its_limits(
     monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
     soundfile.write(tmp_path / "song.wav", np.zeros((RATE // 10, 2)), RATE)
     arguments = ["run", str(tmp_path / "song.wav"), "--engine", "ort", "-o", str(tmp_path / "out"), option]
-    done = CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+    done = CliRunner().invoke(main.main, arguments, prog_name=main.PROGRAM)
     assert (done.exit_code, done.stderr) == (0, "")
 
 

@@ -13,9 +13,9 @@ from test_separator import failing_at
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import AudioError, EngineError
-from mrsep_deploy.segments import SongStatistics
-from mrsep_deploy.separator import Separator
-from mrsep_deploy.song_stream import Separated, Song
+from mrsep_deploy.separation.segments import SongStatistics
+from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.separation.stream import Separated, Song
 from mrsep_deploy.testing import FakeEngine
 
 Float32 = NDArray[np.float32]

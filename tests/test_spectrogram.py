@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from mrsep_deploy.spectrogram import (
+from mrsep_deploy.transforms.spectrogram import (
     NORMALISE_EPS,
     analyse,
     denormalise,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mrsep_deploy.cli import COMMANDS
+from mrsep_deploy.commands.main import COMMANDS
 from mrsep_deploy.errors import DONE, FAILED
 
 linux = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
@@ -73,7 +73,7 @@ def test_a_reader_that_has_enough(tmp_path: Path, unbuffered: str) -> None:
 
 
 def test_what_is_printed_comes_whole_and_in_order(tmp_path: Path) -> None:
-    program = "import sys; from mrsep_deploy.cli import main\nprint('before', end=' ')\n" \
+    program = "import sys; from mrsep_deploy.commands.main import main\nprint('before', end=' ')\n" \
         "try: main(['completion', 'fish'])\nfinally: print('after')"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == DONE, done.stderr

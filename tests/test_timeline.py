@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrsep_deploy.timeline import overhead, timeline_svg, timeline_text
-from mrsep_deploy.trace import TraceEvent
+from mrsep_deploy.runtime.timeline import overhead, timeline_svg, timeline_text
+from mrsep_deploy.runtime.trace import TraceEvent
 
 SVG = "{http://www.w3.org/2000/svg}"
 STREAMS = ("head", "2048", "time", "main", '<tail> & "more"')

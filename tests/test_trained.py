@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from parity_trained import REQUIRED_SNR, StemParity, parity, sdr, separate_published
 
 from mrsep_deploy.audio import open_audio
-from mrsep_deploy.export.checkpoint import read_checkpoint
-from mrsep_deploy.manifest import Layout
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.bundle.manifest import Layout
+from mrsep_deploy.export.checkpoint.read import read_checkpoint
+from mrsep_deploy.separation.separator import Separator
 
 pytest.importorskip("demucs", reason="the published reference; pip install demucs==4.1.0")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trained
 
-from mrsep_deploy.verification.limits import FLOAT16_DB, SDR_CHANGE_DB
+from mrsep_deploy.measuring.limits import FLOAT16_DB, SDR_CHANGE_DB
 
 pytestmark = [pytest.mark.weights, pytest.mark.network, pytest.mark.slow]
 

@@ -14,18 +14,20 @@ import soundfile
 from bundles import CHANNELS, SAMPLE_RATE, SAMPLES, tiny_bundle, tiny_manifest
 from click.testing import CliRunner, Result
 
-from mrsep_deploy import cli, manner, tuning
-from mrsep_deploy.bench.rounds import Race, Turn
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.bundle.registry import register
+from mrsep_deploy.commands import main
 from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
+from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.manner import Manner, keep_manner, manner_of
-from mrsep_deploy.registry import register
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.measuring.rounds import Race, Turn
+from mrsep_deploy.runtime import plan
+from mrsep_deploy.runtime.plan import Manner, keep_manner, manner_of
+from mrsep_deploy.separation import tuning
+from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.separation.tuning import Trial, best, manners, tune
 from mrsep_deploy.testing import FakeEngine
-from mrsep_deploy.tuning import Trial, best, manners, tune
 
 TWO = EngineOptions(threads=2)
 
@@ -41,7 +43,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.main, arguments, prog_name=cli.PROGRAM)
+    return CliRunner().invoke(main.main, arguments, prog_name=main.PROGRAM)
 
 
 def ort(threads: int = 2) -> Engine:
@@ -73,7 +75,7 @@ def test_another_number_of_threads_was_not_measured(bundle: Bundle) -> None:
 
 def test_another_processor_was_not_measured(bundle: Bundle) -> None:
     keep_manner(bundle, ort(), Manner("sequential", 2))
-    with mock.patch.object(manner, "cpu_model", return_value="another one"):
+    with mock.patch.object(plan, "cpu_model", return_value="another one"):
         assert not manner_of(bundle, ort(), None, 0).measured
 
 

@@ -18,10 +18,10 @@ from onnx import numpy_helper
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.errors import AudioError, UsageError
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.measuring.limits import Limit, limit_for
+from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.verification.chain import Chain
 from mrsep_deploy.verification.figures import Difference, Figures
-from mrsep_deploy.verification.limits import Limit, limit_for
 from mrsep_deploy.verification.reference import BundleReference, require_same_stages
 from mrsep_deploy.verification.results import Verification
 from mrsep_deploy.verification.tracks import Track, builtin_tracks, read_tracks, with_stems

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.manifest import Layout
+from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.verification.results import Verification
 
 # What fetches and measures belongs to the benchmarks, which publish the same figures.

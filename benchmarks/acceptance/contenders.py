@@ -16,9 +16,9 @@ from mrsep_deploy.bench.torch_contenders import GraphedModel
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.engines.contract import Precision
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.schedule import Mode
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.separation.separator import Separator
 
 Samples = NDArray[np.float32]
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.exporter import ExportOptions, export_model
+from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.load import LoadedModel, reload, untrained_model
-from mrsep_deploy.export.models.base import SeparationModel
 from mrsep_deploy.export.probe import probe_signal
-from mrsep_deploy.manifest import Layout
 
 UNTRAINED = ("htdemucs_n", "mrhdemucs")
 LAYOUTS: tuple[Layout, ...] = ("split", "whole")

@@ -16,11 +16,11 @@ from acceptance.contenders import TORCH_WAYS, Contender, OurContender, TorchCont
 from acceptance.groups import Group
 from acceptance.rows import Ledger, Values
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.deviation import Deviation
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.engines.contract import Precision
-from mrsep_deploy.precision import in_precision
-from mrsep_deploy.schedule import MODES, Mode
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.precision.choice import in_precision
+from mrsep_deploy.runtime.schedule import MODES, Mode
 
 GPU_ENGINES = ("ort-cuda", "ort-trt", "trt", "trt-rtx")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")

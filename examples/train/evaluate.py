@@ -23,9 +23,9 @@ from measures import sdr
 from numpy.typing import NDArray
 from store import SAMPLE_RATE, SOURCES, read_entries
 
+from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.segments import SONG_EPS, OverlapAdd, SongStatistics, cut_segments, stride_of
+from mrsep_deploy.separation.segments import SONG_EPS, OverlapAdd, SongStatistics, cut_segments, stride_of
 
 OVERLAP = 0.25
 Stems = dict[str, NDArray[np.float32]]

@@ -21,13 +21,13 @@ import torch
 from store import SAMPLE_RATE, SOURCES
 from torch import Tensor, nn
 
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.models.config import ModelConfig, parse_config
-from mrsep_deploy.export.models.families import build_model
-from mrsep_deploy.export.models.layers import DecoderLayer, EncoderLayer, FrequencyEmbedding
+from mrsep_deploy.export.families.demucs.config import ModelConfig, parse_config
+from mrsep_deploy.export.families.demucs.layers import DecoderLayer, EncoderLayer, FrequencyEmbedding
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 FAMILY = "mrhdemucs"
-KLASS = "mrsep_deploy.export.models.MRHDemucs"
+KLASS = "mrsep_deploy.export.families.demucs.MRHDemucs"
 ARGUMENTS: dict[str, Any] = {
     "nfft_list": [2048, 4096, 8192],
     "channels": 32,

@@ -19,9 +19,9 @@ import torch
 from network import ARGUMENTS, FAMILY, KLASS
 from store import SOURCES
 
-from mrsep_deploy.export import models
-from mrsep_deploy.export.models.config import parse_config
-from mrsep_deploy.export.models.families import build_model
+from mrsep_deploy.export.families import demucs
+from mrsep_deploy.export.families.demucs.config import parse_config
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 SEGMENT = 8.0
 
@@ -30,14 +30,14 @@ SEGMENT = 8.0
 def pickled_class(qualified: str) -> Iterator[type]:
     """A class that pickles as the name, inside the block only."""
     module, _, name = qualified.rpartition(".")
-    if module != models.__name__:
-        raise ValueError(f"the class {qualified} is not of {models.__name__}")
+    if module != demucs.__name__:
+        raise ValueError(f"the class {qualified} is not of {demucs.__name__}")
     klass = type(name, (), {"__module__": module})
-    setattr(models, name, klass)
+    setattr(demucs, name, klass)
     try:
         yield klass
     finally:
-        delattr(models, name)
+        delattr(demucs, name)
 
 
 def publish(state_file: Path, target: Path, segment: float = SEGMENT) -> None:

@@ -2,7 +2,7 @@
 
     python ship.py model.th
 
-Exports it (every stage is checked against PyTorch) and writes ``mrsep_deploy/shipped/mrsep-small.{th,zip}``. The
+Exports it (every stage is checked against PyTorch) and writes ``mrsep_deploy/bundle/shipped/mrsep-small.{th,zip}``. The
 bundle records its checkpoint by name alone, as both lie in the package wherever that is.
 """
 
@@ -15,8 +15,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from mrsep_deploy import shipped
-from mrsep_deploy.bundle import write_archive
+from mrsep_deploy.bundle import shipped, write_archive
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import load_model
 

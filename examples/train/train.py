@@ -92,7 +92,7 @@ def train(options: argparse.Namespace, store: Path) -> bool:
     if state.exists():
         training.load(state)
     elif options.init:
-        from mrsep_deploy.export.checkpoint import read_checkpoint
+        from mrsep_deploy.export.checkpoint.read import read_checkpoint
 
         training.start_from(read_checkpoint(options.init).state)
     items = validation_items(read_entries(store, "held_out"), options.segment, 2)

@@ -21,8 +21,8 @@ from store import SAMPLE_RATE, SOURCES, Entry
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.models.families import build_model
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 _STATE_FORMAT = 1
 _START_MIXTURES = 2

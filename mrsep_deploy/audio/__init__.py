@@ -15,8 +15,8 @@ whole or not at all).
 
 from __future__ import annotations
 
-from .compress import MP3_BITRATES, Compressed, flac, mp3, ogg
-from .encode import (
+from mrsep_deploy.audio.compress import MP3_BITRATES, Compressed, flac, mp3, ogg
+from mrsep_deploy.audio.encode import (
     ENCODINGS,
     RAW_16,
     RAW_24,
@@ -27,12 +27,20 @@ from .encode import (
     WAV_FLOAT,
     Encoding,
 )
-from .info import AudioInfo, DamagedAudio, Samples, check_file
-from .place import is_locked
-from .read import AudioSource, audio_streams, open_audio
-from .resample import Resampler, resample, resampled_length
-from .tags import Tags, read_tags
-from .write import CLIP_MODES, AnyEncoding, Cancelled, Clip, StemWriter, WrittenStem, bytes_needed
+from mrsep_deploy.audio.info import AudioInfo, DamagedAudio, Samples, check_file
+from mrsep_deploy.audio.read import AudioSource, audio_streams, open_audio
+from mrsep_deploy.audio.resample import Resampler, resample, resampled_length
+from mrsep_deploy.audio.tags import Tags, read_tags
+from mrsep_deploy.audio.write import (
+    CLIP_MODES,
+    AnyEncoding,
+    Cancelled,
+    Clip,
+    StemWriter,
+    WrittenStem,
+    bytes_needed,
+)
+from mrsep_deploy.files.output import is_locked
 
 __all__ = [
     "CLIP_MODES",

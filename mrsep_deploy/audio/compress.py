@@ -12,10 +12,10 @@ from typing import IO
 
 import numpy as np
 
-from ..errors import OutputError
-from .encode import WAV_16, WAV_24, WAV_FLOAT, Encoding
-from .info import Samples, native
-from .tags import Tags, id3_tag
+from mrsep_deploy.audio.encode import WAV_16, WAV_24, WAV_FLOAT, Encoding
+from mrsep_deploy.audio.info import Samples, native
+from mrsep_deploy.audio.tags import Tags, id3_tag
+from mrsep_deploy.errors import OutputError
 
 FLAC_MAX_CHANNELS = 8
 FLAC_MAX_RATE = 655_350

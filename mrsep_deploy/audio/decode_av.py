@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import AudioError
-from .downmix import usual_layout
-from .headers import stated_frames
-from .info import AudioInfo, DamagedAudio, Samples
-from .ogg_pages import OPUS_CLOCK, find_links, first_damage
+from mrsep_deploy.audio.downmix import usual_layout
+from mrsep_deploy.audio.headers import stated_frames
+from mrsep_deploy.audio.info import AudioInfo, DamagedAudio, Samples
+from mrsep_deploy.audio.ogg_pages import OPUS_CLOCK, find_links, first_damage
+from mrsep_deploy.errors import AudioError
 
 if TYPE_CHECKING:
     import av.container

@@ -10,12 +10,12 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import AudioError
-from ..muted import muted
-from .downmix import usual_layout
-from .headers import stated_frames
-from .info import AudioInfo, DamagedAudio, Samples, native
-from .ogg_pages import OPUS_CLOCK, Link, find_links, first_damage
+from mrsep_deploy.audio.downmix import usual_layout
+from mrsep_deploy.audio.headers import stated_frames
+from mrsep_deploy.audio.info import AudioInfo, DamagedAudio, Samples, native
+from mrsep_deploy.audio.ogg_pages import OPUS_CLOCK, Link, find_links, first_damage
+from mrsep_deploy.errors import AudioError
+from mrsep_deploy.process.muted import muted
 
 if TYPE_CHECKING:
     import soundfile

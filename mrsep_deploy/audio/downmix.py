@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .info import AudioInfo, Samples
+from mrsep_deploy.audio.info import AudioInfo, Samples
 
 _HALF = 0.5**0.5
 _ORDERS = {

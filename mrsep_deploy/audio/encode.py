@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .info import Samples
+from mrsep_deploy.audio.info import Samples
 
 _PCM, _IEEE_FLOAT = 1, 3
 _MAX_RIFF = 0xFFFF_FFFF

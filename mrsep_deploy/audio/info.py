@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import AudioError
+from mrsep_deploy.errors import AudioError
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 """Audio as float32 ``[channels, frames]``, full scale is ±1."""

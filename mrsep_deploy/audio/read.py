@@ -21,12 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import AudioError
-from .decode_av import AvDecoder, count_streams
-from .decode_soundfile import SoundfileDecoder, Unsupported
-from .downmix import Downmix
-from .info import AudioInfo, DamagedAudio, Decoder, Samples, check_file, check_info, no_samples
-from .resample import resample_stream, resampled_length
+from mrsep_deploy.audio.decode_av import AvDecoder, count_streams
+from mrsep_deploy.audio.decode_soundfile import SoundfileDecoder, Unsupported
+from mrsep_deploy.audio.downmix import Downmix
+from mrsep_deploy.audio.info import (
+    AudioInfo,
+    DamagedAudio,
+    Decoder,
+    Samples,
+    check_file,
+    check_info,
+    no_samples,
+)
+from mrsep_deploy.audio.resample import resample_stream, resampled_length
+from mrsep_deploy.errors import AudioError
 
 BLOCK_FRAMES = 65536
 SLACK = 0.1

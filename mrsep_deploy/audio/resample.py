@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .info import Samples
+from mrsep_deploy.audio.info import Samples
 
 QUALITY = "VHQ"
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..muted import muted
-from .decode_av import PYAV_ERRORS, open_container
-from .info import native
+from mrsep_deploy.audio.decode_av import PYAV_ERRORS, open_container
+from mrsep_deploy.audio.info import native
+from mrsep_deploy.process.muted import muted
 
 Tags: TypeAlias = Mapping[str, str]
 """Text by name; the names are those of ``NAMES``."""

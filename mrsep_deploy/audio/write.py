@@ -14,12 +14,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..errors import OutputError, UsageError
-from .compress import Compressed
-from .encode import WAV_16, WAV_FLOAT, Encoding
-from .info import Samples
-from .place import explained, lock, open_place, part_name
-from .tags import Tags, info_chunk
+from mrsep_deploy.audio.compress import Compressed
+from mrsep_deploy.audio.encode import WAV_16, WAV_FLOAT, Encoding
+from mrsep_deploy.audio.info import Samples
+from mrsep_deploy.audio.tags import Tags, info_chunk
+from mrsep_deploy.errors import OutputError, UsageError
+from mrsep_deploy.files.output import explained, lock, open_place, part_name
 
 Clip: TypeAlias = Literal["rescale", "rescale-each", "clamp", "none"]
 CLIP_MODES: tuple[Clip, ...] = ("rescale", "rescale-each", "clamp", "none")

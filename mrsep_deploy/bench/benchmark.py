@@ -14,9 +14,9 @@ from mrsep_deploy.bench.heat import Heat
 from mrsep_deploy.bench.noise import Snapshot, noise_between, snapshot
 from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.results import Race, Result, Row
-from mrsep_deploy.bench.rounds import race as run_race
-from mrsep_deploy.bench.surroundings import machine_info
 from mrsep_deploy.bench.workloads import Workload, make_workloads
+from mrsep_deploy.measuring.rounds import race as run_race
+from mrsep_deploy.measuring.surroundings import machine_info
 
 Progress = Callable[[str, int, int], None]
 

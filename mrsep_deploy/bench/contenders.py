@@ -18,8 +18,8 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.precision import AskedPrecision
-from mrsep_deploy.schedule import Mode
+from mrsep_deploy.precision.choice import AskedPrecision
+from mrsep_deploy.runtime.schedule import Mode
 
 Float32 = NDArray[np.float32]
 

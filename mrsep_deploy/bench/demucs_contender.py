@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import CheckpointError, EngineUnavailableError, UsageError
-from mrsep_deploy.segments import SONG_EPS
+from mrsep_deploy.separation.segments import SONG_EPS
 
 FAMILY = "htdemucs"
 INSTALL = "pip install demucs"
@@ -89,7 +89,7 @@ def _arguments(
         if isinstance(untrained, Mapping):
             return (), dict(untrained["kwargs"])
         if isinstance(recorded, Mapping):
-            from mrsep_deploy.export.checkpoint import read_checkpoint
+            from mrsep_deploy.export.checkpoint.read import read_checkpoint
 
             found = read_checkpoint(checkpoint or recorded["path"])
             return found.args, found.kwargs

@@ -16,8 +16,8 @@ from mrsep_deploy.bench.floor import FAULTY, floor_seconds, stage_macs, times_fl
 from mrsep_deploy.bench.results import Result, Row
 from mrsep_deploy.bench.workloads import SEGMENTS
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.precision import arithmetic
-from mrsep_deploy.segments import stride_of
+from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.separation.segments import stride_of
 
 GPU_SECONDS = 300.0
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.manifest import Manifest, Stage
+from mrsep_deploy.bundle.manifest import Manifest, Stage
 
 WEIGHT_BYTES = 4
 FAULTY = (
@@ -57,7 +57,7 @@ def stage_macs(bundle: Bundle) -> tuple[dict[str, int], str]:
     manifest = bundle.manifest
     if importlib.util.find_spec("onnx") is None:
         return {stage.name: stage.macs for stage in manifest.graph_stages}, "manifest"
-    from mrsep_deploy.export.graph_costs import bundle_cost
+    from mrsep_deploy.inspection.graph_costs import bundle_cost
 
     return {stage.name: stage.graph_macs or 0 for stage in bundle_cost(bundle).stages}, "graphs"
 

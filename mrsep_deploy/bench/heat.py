@@ -17,11 +17,11 @@ from mrsep_deploy.bench.parity import Parity, Reference, compare
 from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.process import OPEN_SECONDS, ContenderError, MeasuringProcess
 from mrsep_deploy.bench.results import Race, Row
-from mrsep_deploy.bench.rounds import Turn
 from mrsep_deploy.bench.workloads import Workload
-from mrsep_deploy.deviation import Deviation
-from mrsep_deploy.provenance import Check
-from mrsep_deploy.verification.limits import limit_for
+from mrsep_deploy.bundle.provenance import Check
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.measuring.limits import limit_for
+from mrsep_deploy.measuring.rounds import Turn
 
 LOW_MEMORY = 0.05
 """Share of the machine's memory that has to be free for another contender to be opened."""

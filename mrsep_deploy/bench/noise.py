@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mrsep_deploy.bench.statistics import drift, drifted
+from mrsep_deploy.measuring.statistics import drift, drifted
 
 OTHERS_CORES = 0.1
 """Busy cores of others above which a machine is not quiet: system services of an idle one take a few percent."""

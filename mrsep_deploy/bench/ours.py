@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
-from mrsep_deploy.precision import arithmetic
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.separation.separator import Separator
 
 
 class OurContender(Opened):

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.deviation import Deviation
-from mrsep_deploy.strict_json import finite
-from mrsep_deploy.verification.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit
+from mrsep_deploy.files.strict_json import finite
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit
 
 Stems = NDArray[Any]
 

@@ -11,15 +11,15 @@ from typing import cast
 
 from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender, label_of
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.devices import cuda_status
 from mrsep_deploy.engines import ENGINE_NAMES, engine_class
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
-from mrsep_deploy.inspection import is_checkpoint
-from mrsep_deploy.machine import cpu_budget
-from mrsep_deploy.precision import AskedPrecision, arithmetic, chosen_plan, in_precision
-from mrsep_deploy.registry import resolve
-from mrsep_deploy.schedule import Mode
-from mrsep_deploy.separator import DEFAULT_OVERLAP
+from mrsep_deploy.inspection.inspect import is_checkpoint
+from mrsep_deploy.precision.choice import AskedPrecision, arithmetic, chosen_plan, in_precision
+from mrsep_deploy.process.machine import cpu_budget
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
 
 DEMUCS_FAMILY = "htdemucs"
 

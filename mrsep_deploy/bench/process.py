@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mrsep_deploy.bench.contenders import Contender
-from mrsep_deploy.paths import HOME_VARIABLE
+from mrsep_deploy.files.paths import HOME_VARIABLE
 
 OPEN_SECONDS = 3600.0
 """TensorRT's builders take their time."""

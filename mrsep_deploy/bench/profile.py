@@ -32,14 +32,14 @@ from mrsep_deploy.bench.floor import floor_of, stage_bytes, times_floor
 from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.profiling import NodeClock, Profilers, Runs
 from mrsep_deploy.bench.results import Result
-from mrsep_deploy.bench.surroundings import machine_info
 from mrsep_deploy.bench.workloads import make_workloads
 from mrsep_deploy.engines import EngineOptions, engine_class
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
-from mrsep_deploy.precision import arithmetic
-from mrsep_deploy.separator import Separator
-from mrsep_deploy.timeline import overhead
-from mrsep_deploy.trace import TraceEvent
+from mrsep_deploy.measuring.surroundings import machine_info
+from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.runtime.timeline import overhead
+from mrsep_deploy.runtime.trace import TraceEvent
+from mrsep_deploy.separation.separator import Separator
 
 WARM_UP = 2
 SLOWEST = 10

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from mrsep_deploy.bench.floor import FAULTY, times_floor
-from mrsep_deploy.tables import count, file_size, table
+from mrsep_deploy.terminal.tables import count, file_size, table
 
 STAGE_COLUMNS = ("stage", "ms", "share", "MACs", "bytes", "floor, ms", "× floor", "operators")
 OPERATOR_COLUMNS = ("operator", "ms", "share", "count")

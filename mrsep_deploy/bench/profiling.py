@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.contract import Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from mrsep_deploy.engines.openvino import OpenVinoEngine
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.manifest import Stage
 
 
 @dataclass(frozen=True)

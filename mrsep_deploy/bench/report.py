@@ -14,10 +14,10 @@ from mrsep_deploy.bench.floor import FAULTY
 from mrsep_deploy.bench.noise import rough
 from mrsep_deploy.bench.profile_report import print_profiles, profile_remarks, profile_tables, profile_title
 from mrsep_deploy.bench.results import TAILS, Race, Result, Row, tails_remark
-from mrsep_deploy.bench.statistics import CONFIDENCE, spread, tail
-from mrsep_deploy.markdown import escaped, table_lines
-from mrsep_deploy.strict_json import dumped
-from mrsep_deploy.tables import decibels, duration, file_size, table
+from mrsep_deploy.files.strict_json import dumped
+from mrsep_deploy.measuring.statistics import CONFIDENCE, spread, tail
+from mrsep_deploy.terminal.markdown import escaped, table_lines
+from mrsep_deploy.terminal.tables import decibels, duration, file_size, table
 
 COLUMNS = (
     "contender", "seconds", "quartiles", "p95", "p99", "× realtime", "× baseline", "× floor", "first stems", "memory",

@@ -24,7 +24,7 @@
         tails       what is said about those percentiles
         realtime    seconds of audio per second
         ratios      by other contender, both ok: how many times faster than it this one is, median, low, high: the
-                    percentile bootstrap of mrsep_deploy.bench.statistics
+                    percentile bootstrap of mrsep_deploy.measuring.statistics
         floor       arithmetic, memory, floor: seconds; times: the median over the floor; reason: where times is
                     null, why
         start_up    cold (no engine built yet) and warm, seconds: process, import, load, first_segments, and
@@ -50,7 +50,7 @@ from typing import Any, Literal
 from mrsep_deploy.bench.contenders import Contender
 from mrsep_deploy.bench.noise import Noise
 from mrsep_deploy.bench.parity import Parity
-from mrsep_deploy.bench.statistics import ratio_interval, rounds_for, spread, tail
+from mrsep_deploy.measuring.statistics import ratio_interval, rounds_for, spread, tail
 
 FORMAT = "mrsep-deploy bench"
 VERSION = 1

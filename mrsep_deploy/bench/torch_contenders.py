@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import EngineUnavailableError
-from mrsep_deploy.segments import (
+from mrsep_deploy.separation.segments import (
     SONG_EPS,
     OverlapAdd,
     SongStatistics,
@@ -42,7 +42,8 @@ class TorchEager(Opened):
             raise EngineUnavailableError(f"torch cannot be imported ({error})", INSTALL) from error
         if cls.device == GPU and not torch.cuda.is_available():
             raise EngineUnavailableError(f"torch {torch.__version__} finds no GPU that it can use")
-        from mrsep_deploy.export import load, split  # noqa: F401  what loading needs
+        from mrsep_deploy.export import load  # noqa: F401  what loading needs
+        from mrsep_deploy.export.families.demucs import stages  # noqa: F401  what loading needs
 
     def __init__(self, contender: Contender) -> None:
         import torch
@@ -70,7 +71,7 @@ class TorchEager(Opened):
         return stems
 
     def song(self, mix: Float32) -> NDArray[Any]:
-        """As :meth:`mrsep_deploy.separator.Separator.separate` has it, around the whole module."""
+        """As :meth:`mrsep_deploy.separation.separator.Separator.separate` has it, around the whole module."""
         model = self.manifest.model
         level = SongStatistics.measure([mix])
         scale = level.std + SONG_EPS
@@ -187,7 +188,7 @@ class GraphedModel:
     def __init__(self, model: Any, mix: Any) -> None:
         import torch
 
-        from mrsep_deploy.export.split import Splitter, make_branches
+        from mrsep_deploy.export.families.demucs.stages import Splitter, make_branches
 
         self.samples, self.branches = model.config.segment_samples, make_branches(model)
         self.stages: list[tuple[Any, Callable[..., tuple[Any, ...]] | None]] = []
@@ -203,7 +204,7 @@ class GraphedModel:
     def _stage(self, stage: Any, part: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
         import torch
 
-        from mrsep_deploy.export.chain import reference_stage
+        from mrsep_deploy.export.families.demucs.chain import reference_stage
 
         with torch.device(GPU):  # the stage makes constants of its own
             return reference_stage(stage, part, inputs, self.branches, self.samples)

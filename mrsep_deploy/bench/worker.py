@@ -154,7 +154,7 @@ class Worker:
 
     def timeline(self, mix: str) -> dict[str, Any]:
         """Who ran when; the contender cannot be used afterwards."""
-        from mrsep_deploy.timeline import overhead
+        from mrsep_deploy.runtime.timeline import overhead
 
         assert self.opened is not None
         events, seconds = self.opened.timeline(_input(mix, 0), TRACED)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio import open_audio
+from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import AudioError, UsageError
-from mrsep_deploy.manifest import Manifest
-from mrsep_deploy.segments import SONG_EPS
+from mrsep_deploy.separation.segments import SONG_EPS
 
 Float32 = NDArray[np.float32]
 

@@ -159,7 +159,7 @@ def bench(
     from mrsep_deploy.bench.benchmark import Settings, benchmark
     from mrsep_deploy.bench.plan import Request
     from mrsep_deploy.bench.plan import plan as list_entries
-    from mrsep_deploy.progress import step_progress
+    from mrsep_deploy.terminal.progress import step_progress
 
     if profile:
         engines, against, modes, lanes = _profiled(engines), (NOTHING,), ("sequential",), (1,)
@@ -204,7 +204,7 @@ def _check(
     overwrite: bool,
 ) -> None:
     """Refuse, before anything is measured, files that cannot be written or would replace another."""
-    from mrsep_deploy import output_files as kinds
+    from mrsep_deploy.commands import output_files as kinds
 
     files = kinds.wanted(
         ("--json", json_file, kinds.BENCH_JSON),
@@ -243,9 +243,9 @@ def _write(
     html_file: Path | None,
     quiet: bool,
 ) -> None:
-    from mrsep_deploy.atomic import write_file
     from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
-    from mrsep_deploy.progress import console
+    from mrsep_deploy.files.parts import write_file
+    from mrsep_deploy.terminal.progress import console
 
     for path, make in ((json_file, to_json), (csv_file, to_csv), (markdown_file, to_markdown)):
         if path is not None:

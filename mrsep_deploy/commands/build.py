@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.bundle.manifest import Stage
     from mrsep_deploy.engines import BuildOptions, BuildsEngines, BuiltStage
-    from mrsep_deploy.manifest import Stage
-    from mrsep_deploy.precision import AskedPrecision
+    from mrsep_deploy.precision.choice import AskedPrecision
 
 Report = Callable[[str, str], None]
 """Called with a stage and what has become of it."""
@@ -94,10 +94,10 @@ def build(
     or nothing of it, and run does it so from then on, unless it is given --mode or --lanes.
     """
     from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands.build_manner import MEASURED, measure_manner, refuse_gpu_options
     from mrsep_deploy.engines import BuildOptions, BuildsEngines, EngineOptions, engine_class
-    from mrsep_deploy.precision import arithmetic, costs_to_json, in_precision, read_costs
-    from mrsep_deploy.registry import resolve
+    from mrsep_deploy.precision.choice import arithmetic, costs_to_json, in_precision, read_costs
 
     if name in MEASURED:
         refuse_gpu_options(name, targets, level, workspace, output)
@@ -123,7 +123,7 @@ def build(
             json.dumps([{**_plain(stage), "cost": costs.get(stage.stage)} for stage in built], indent=2)
         )
     elif not quiet:
-        from mrsep_deploy.progress import console
+        from mrsep_deploy.terminal.progress import console
 
         _print(console(), built, engine.cache.folder, bundle)
 
@@ -147,7 +147,7 @@ def _build(
     """Every stage that has a graph, ``jobs`` at a time; the first error ends it."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from mrsep_deploy.engine_cache import EngineCache
+    from mrsep_deploy.engines.cache import EngineCache
 
     if output is not None:
         engine.cache = EngineCache(output.absolute(), must_keep=True)
@@ -180,7 +180,7 @@ def _build(
 @contextmanager
 def _bars(names: list[str], quiet: bool) -> Iterator[Report]:
     """A bar for every stage; a line for every finished one where stderr is no terminal."""
-    from mrsep_deploy.progress import error_console
+    from mrsep_deploy.terminal.progress import error_console
 
     screen = error_console()
     if quiet:
@@ -233,9 +233,9 @@ def _plain(stage: BuiltStage) -> dict[str, object]:
 
 
 def _print(screen: Console, built: list[BuiltStage], folder: Path, bundle: Bundle) -> None:
-    from mrsep_deploy.precision import read_costs
-    from mrsep_deploy.precision_table import print_costs
-    from mrsep_deploy.tables import file_size, table
+    from mrsep_deploy.precision.choice import read_costs
+    from mrsep_deploy.precision.table import print_costs
+    from mrsep_deploy.terminal.tables import file_size, table
 
     made = table("stage", "build", "", "engine", "in and out", "layers", "key", right=("build", "engine"))
     for stage in built:

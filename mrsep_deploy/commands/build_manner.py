@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.engines import EngineOptions
-    from mrsep_deploy.tuning import Trial
+    from mrsep_deploy.separation.tuning import Trial
 
 MEASURED = ("ort", "openvino")
 
@@ -41,9 +41,9 @@ def measure_manner(bundle: Bundle, name: str, options: EngineOptions, quiet: boo
         OutputError: the cache cannot be written.
     """
     from mrsep_deploy.engines import choose_engine
-    from mrsep_deploy.manner import keep_manner
-    from mrsep_deploy.progress import console, step_progress
-    from mrsep_deploy.tuning import best, tune
+    from mrsep_deploy.runtime.plan import keep_manner
+    from mrsep_deploy.separation.tuning import best, tune
+    from mrsep_deploy.terminal.progress import console, step_progress
 
     engine = choose_engine(name, options)
     with step_progress(quiet) as report:
@@ -73,7 +73,7 @@ def _plain(trial: Trial) -> dict[str, object]:
 
 
 def _table(trials: list[Trial]) -> Table:
-    from mrsep_deploy.tables import table
+    from mrsep_deploy.terminal.tables import table
 
     made = table("manner", "a segment", "times faster than the best before", "", right=("a segment",))
     for trial in trials:

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mrsep_deploy.engine_cache import Entry
+    from mrsep_deploy.engines.cache import Entry
 
 
 @click.group(
@@ -34,9 +34,9 @@ def cache() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON, with every part of the keys.")
 def list_entries(as_json: bool) -> None:
     """List built engines by the time of their last use."""
-    from mrsep_deploy.engine_cache import EngineCache
-    from mrsep_deploy.progress import console
-    from mrsep_deploy.tables import file_size
+    from mrsep_deploy.engines.cache import EngineCache
+    from mrsep_deploy.terminal.progress import console
+    from mrsep_deploy.terminal.tables import file_size
 
     engines = EngineCache()
     entries = engines.entries()
@@ -65,8 +65,8 @@ def prune(days: float | None, everything: bool) -> None:
 
     Engines that another process is building stay.
     """
-    from mrsep_deploy.engine_cache import EngineCache
-    from mrsep_deploy.tables import file_size
+    from mrsep_deploy.engines.cache import EngineCache
+    from mrsep_deploy.terminal.tables import file_size
 
     age = None if days is None else timedelta(days=days)
     done = EngineCache().prune(older_than=age, everything=everything)
@@ -75,7 +75,7 @@ def prune(days: float | None, everything: bool) -> None:
 
 
 def _table(entries: list[Entry]) -> Table:
-    from mrsep_deploy.tables import file_size, table
+    from mrsep_deploy.terminal.tables import file_size, table
 
     columns = ("key", "model", "stage", "engine", "for", "precision", "batch", "size", "last used", "problem")
     made = table(*columns, right=("batch", "size"))

@@ -23,7 +23,7 @@ def folders(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -
 
 def names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of models; none if they cannot be read."""
-    from mrsep_deploy import registry
+    from mrsep_deploy.bundle import registry
 
     return _beginning(incomplete, registry.names)
 
@@ -32,7 +32,7 @@ def removable_names(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Names of models, without the one that comes with the package."""
-    from mrsep_deploy import registry
+    from mrsep_deploy.bundle import registry
 
     return _beginning(incomplete, registry.removable_names)
 

@@ -107,10 +107,10 @@ def _constructor(
 
 
 def _model(model: str | None, family: str | None, arguments: dict[str, object], as_json: bool) -> None:
-    from mrsep_deploy.complexity import complexity as count_model
-    from mrsep_deploy.complexity import configuration_cost, to_plain
-    from mrsep_deploy.complexity_report import print_cost
-    from mrsep_deploy.progress import console
+    from mrsep_deploy.inspection.complexity import complexity as count_model
+    from mrsep_deploy.inspection.complexity import configuration_cost, to_plain
+    from mrsep_deploy.inspection.complexity_report import print_cost
+    from mrsep_deploy.terminal.progress import console
 
     cost = count_model(model) if family is None else configuration_cost(family, arguments)
     if as_json:
@@ -121,16 +121,16 @@ def _model(model: str | None, family: str | None, arguments: dict[str, object], 
 
 def _check_times(times: Path | None, sdr: Path | None) -> None:
     """Refuse, before anything is measured, a place for the times that cannot be written or holds something else."""
-    from mrsep_deploy import output_files as kinds
+    from mrsep_deploy.commands import output_files as kinds
 
     files = kinds.wanted(("--times", times, kinds.TIMES))
     kinds.check_output_files(files, [sdr] if sdr is not None else [], overwrite=None)
 
 
 def _paper(times: Path | None, sdr: Path | None, measure: bool, quiet: bool, as_json: bool) -> None:
-    from mrsep_deploy.paper import filled_tables, paper_models, read_sdr, read_seconds
-    from mrsep_deploy.paper_report import paper_to_plain, print_paper
-    from mrsep_deploy.progress import console, step_progress
+    from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr, read_seconds
+    from mrsep_deploy.inspection.paper_report import paper_to_plain, print_paper
+    from mrsep_deploy.terminal.progress import console, step_progress
 
     ratios = read_sdr(sdr) if sdr is not None else {}
     if measure:
@@ -138,7 +138,7 @@ def _paper(times: Path | None, sdr: Path | None, measure: bool, quiet: bool, as_
 
         require_extra("measuring models")
         _check_times(times, sdr)
-        from mrsep_deploy.export.paper_times import measure as measure_models
+        from mrsep_deploy.inspection.paper_times import measure as measure_models
 
         with step_progress(quiet or as_json) as progress:
             seconds = measure_models(paper_models(), times, progress)

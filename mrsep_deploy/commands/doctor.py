@@ -12,7 +12,7 @@ from mrsep_deploy.errors import FAILED
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mrsep_deploy.doctor import Diagnosis
+    from mrsep_deploy.doctor.diagnosis import Diagnosis
 
 
 @click.command(
@@ -32,8 +32,8 @@ def doctor(as_json: bool) -> None:
     For every engine: its version and device, or why it does not work and the line that changes that. Then
     packages that do not go together, folders that cannot be written, and what else slows a run down.
     """
-    from mrsep_deploy.doctor import examine
-    from mrsep_deploy.progress import console
+    from mrsep_deploy.doctor.diagnosis import examine
+    from mrsep_deploy.terminal.progress import console
 
     found = examine()
     if as_json:
@@ -45,7 +45,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _show(screen: Console, found: Diagnosis) -> None:
-    from mrsep_deploy.tables import table
+    from mrsep_deploy.terminal.tables import table
 
     engines = table("engine", "", "version", "device, or what is missing")
     for engine in found.engines:

@@ -94,13 +94,13 @@ def eval(
         from mrsep_deploy.pages.page import require_templates
 
         require_templates()
-    from mrsep_deploy import output_files as kinds
-    from mrsep_deploy.atomic import make_folder
     from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.bundle.registry import resolve
+    from mrsep_deploy.commands import output_files as kinds
     from mrsep_deploy.evaluation.dataset import find_tracks
     from mrsep_deploy.evaluation.evaluate import Request, evaluate
-    from mrsep_deploy.progress import step_progress
-    from mrsep_deploy.registry import resolve
+    from mrsep_deploy.files.parts import make_folder
+    from mrsep_deploy.terminal.progress import step_progress
 
     tracks = find_tracks(dataset, subset)
     bundle = Bundle.open(resolve(model))
@@ -131,10 +131,10 @@ def eval(
 
 
 def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool, as_json: bool) -> None:
-    from mrsep_deploy.atomic import write_file
     from mrsep_deploy.evaluation.report import print_evaluation, to_markdown, to_plain
-    from mrsep_deploy.progress import console
-    from mrsep_deploy.strict_json import dumped
+    from mrsep_deploy.files.parts import write_file
+    from mrsep_deploy.files.strict_json import dumped
+    from mrsep_deploy.terminal.progress import console
 
     folder, place = found.request.out, dataset.absolute()
     plain = to_plain(found, place, command_line())

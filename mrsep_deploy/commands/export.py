@@ -18,10 +18,10 @@ from mrsep_deploy.commands.precision_options import PRECISIONS, plan_for_mixed
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mrsep_deploy.bundle.manifest import Layout
     from mrsep_deploy.export.load import LoadedModel
-    from mrsep_deploy.inspection import Inspection
-    from mrsep_deploy.manifest import Layout
-    from mrsep_deploy.precision import AskedPrecision, GraphCost
+    from mrsep_deploy.inspection.inspect import Inspection
+    from mrsep_deploy.precision.choice import AskedPrecision, GraphCost
 
 # Spelled out because the module that defines it imports torch; a test holds them equal.
 REWRITES = ("dconv", "glu", "crop", "embedding", "positions", "attention", "shares", "fusion")
@@ -91,11 +91,11 @@ def export(
             "--set and --seed need --untrained FAMILY; a checkpoint has its own arguments."
         )
     from mrsep_deploy.bundle import check_archive_place, write_archive
+    from mrsep_deploy.commands.output_files import refuse_inputs
     from mrsep_deploy.export.api import export as export_checkpoint
-    from mrsep_deploy.inspection import inspect_bundle
-    from mrsep_deploy.output_files import refuse_inputs
-    from mrsep_deploy.precision import read_costs
-    from mrsep_deploy.progress import console, step_progress
+    from mrsep_deploy.inspection.inspect import inspect_bundle
+    from mrsep_deploy.precision.choice import read_costs
+    from mrsep_deploy.terminal.progress import console, step_progress
 
     started = time.perf_counter()
     if archive is not None:
@@ -126,8 +126,8 @@ def _untrained(family: str, seed: int, arguments: dict[str, object]) -> LoadedMo
 
 
 def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float) -> str:
-    from mrsep_deploy.inspection_json import to_plain
-    from mrsep_deploy.precision import costs_to_json
+    from mrsep_deploy.inspection.as_json import to_plain
+    from mrsep_deploy.precision.choice import costs_to_json
 
     result = {
         **to_plain(found),
@@ -141,9 +141,9 @@ def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | Non
 def _print(
     screen: Console, found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float
 ) -> None:
-    from mrsep_deploy.precision_table import print_costs
-    from mrsep_deploy.registry import default_model
-    from mrsep_deploy.reports import SNR_NOTE, stage_table, untrained_note
+    from mrsep_deploy.bundle.registry import default_model
+    from mrsep_deploy.inspection.report import SNR_NOTE, stage_table, untrained_note
+    from mrsep_deploy.precision.table import print_costs
 
     default = default_model()
     screen.print(stage_table(found))

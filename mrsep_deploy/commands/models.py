@@ -14,9 +14,9 @@ from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mrsep_deploy.manifest import Manifest
-    from mrsep_deploy.registry import RegisteredModel
-    from mrsep_deploy.registry_file import Default
+    from mrsep_deploy.bundle.manifest import Manifest
+    from mrsep_deploy.bundle.registry import RegisteredModel
+    from mrsep_deploy.bundle.registry_file import Default
 
 
 @click.group(
@@ -62,7 +62,7 @@ def use(name: str | None, last: bool) -> None:
     """
     if (name is not None) == last:
         raise click.UsageError("Give the NAME of a model, or --last.")
-    from mrsep_deploy import registry
+    from mrsep_deploy.bundle import registry
 
     registry.use(name)
     if name is None:
@@ -88,7 +88,7 @@ def remove(names: tuple[str, ...]) -> None:
 
 def _remove(name: str, several: bool) -> bool:
     """Remove one; of several, a failing one is reported and the others go on."""
-    from mrsep_deploy import registry
+    from mrsep_deploy.bundle import registry
 
     try:
         known = {model.name: model for model in registry.list_models()}
@@ -107,15 +107,15 @@ def _remove(name: str, several: bool) -> bool:
 
 
 def _default() -> str:
-    from mrsep_deploy.registry import default_model
+    from mrsep_deploy.bundle.registry import default_model
 
     found = default_model()
     return f"{found.name} ({found.why})"
 
 
 def _list(as_json: bool) -> None:
-    from mrsep_deploy.progress import WIDE, console
-    from mrsep_deploy.registry import default_model, list_models
+    from mrsep_deploy.bundle.registry import default_model, list_models
+    from mrsep_deploy.terminal.progress import WIDE, console
 
     default = default_model()
     found = [(model, _manifest(model)) for model in list_models()]
@@ -140,7 +140,7 @@ def _manifest(model: RegisteredModel) -> Manifest | None:
 
 def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool = True) -> Table:
     """The list; on a narrow terminal without the columns that ``models show`` has, too."""
-    from mrsep_deploy.tables import file_size, table
+    from mrsep_deploy.terminal.tables import file_size, table
 
     details = ("segment", "layout") if detailed else ()
     columns = ("", "name", "family", "sources", *details, "size", "exported", "status")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-# Spelled out because --help imports nothing heavy; a test holds them equal to mrsep_deploy.precision.ASKED.
+# Spelled out because --help imports nothing heavy; a test holds them equal to mrsep_deploy.precision.choice.ASKED.
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed")
 
 converted_precision = click.option(

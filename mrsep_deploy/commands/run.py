@@ -27,18 +27,18 @@ from mrsep_deploy.commands.run_reports import (
     write_summary,
 )
 from mrsep_deploy.errors import FAILED, UsageError
-from mrsep_deploy.interrupts import breakable, last_words, protected
+from mrsep_deploy.process.interrupts import breakable, last_words, protected
 
 if TYPE_CHECKING:
     from mrsep_deploy.audio import AnyEncoding
-    from mrsep_deploy.bag import Bag
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.catalogue.journal import Journal
-    from mrsep_deploy.catalogue.outcome import Summary
-    from mrsep_deploy.catalogue.pipeline import SeparatesSongs
-    from mrsep_deploy.catalogue.track import Track
-    from mrsep_deploy.catalogue.writing import WriteOptions
-    from mrsep_deploy.separator import Separator
+    from mrsep_deploy.separation.bag import Bag
+    from mrsep_deploy.separation.separator import Separator
+    from mrsep_deploy.songs.journal import Journal
+    from mrsep_deploy.songs.outcome import Summary
+    from mrsep_deploy.songs.pipeline import SeparatesSongs
+    from mrsep_deploy.songs.track import Track
+    from mrsep_deploy.songs.writing import WriteOptions
 
 
 @click.command(
@@ -70,9 +70,9 @@ def run(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _run(options: RunOptions, encoding: AnyEncoding) -> None:
-    from mrsep_deploy.catalogue.naming import Naming, require_distinct
-    from mrsep_deploy.catalogue.tracks import find_tracks
-    from mrsep_deploy.catalogue.writing import WriteOptions
+    from mrsep_deploy.songs.naming import Naming, require_distinct
+    from mrsep_deploy.songs.tracks import find_tracks
+    from mrsep_deploy.songs.writing import WriteOptions
 
     with _output_folder(options) as root:
         without = None if options.to_stdout else root
@@ -107,7 +107,7 @@ def _separate(
     writing: WriteOptions,
     journal: Journal | None,
 ) -> Summary:
-    from mrsep_deploy.catalogue.journal import sweep_parts
+    from mrsep_deploy.songs.journal import sweep_parts
 
     if options.resume:
         folders = {path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)}
@@ -130,8 +130,8 @@ def _with_engine(
     journal: Journal | None,
 ) -> Summary:
     """However it ends, by an interruption too, what became of every song is told."""
-    from mrsep_deploy.catalogue.outcome import Outcome, Summary
-    from mrsep_deploy.catalogue.pipeline import Catalogue
+    from mrsep_deploy.songs.outcome import Outcome, Summary
+    from mrsep_deploy.songs.pipeline import Catalogue
 
     wanted = {source for output in writing.outputs for source in output.sources}
 
@@ -180,7 +180,7 @@ def _with_engine(
 
 def _without_engine(options: RunOptions, model: _Model, tracks: Sequence[Track]) -> Summary | None:
     """What became of a run all of whose files are missing: no engine has to start to say so."""
-    from mrsep_deploy.catalogue.outcome import Outcome, Summary
+    from mrsep_deploy.songs.outcome import Outcome, Summary
 
     failed = []
     for track in tracks:
@@ -216,10 +216,9 @@ class _Model:
 
     @classmethod
     def open(cls, options: RunOptions) -> _Model:
-        from mrsep_deploy import shipped
-        from mrsep_deploy.bag import is_bag, open_bag
-        from mrsep_deploy.bundle import Bundle
-        from mrsep_deploy.registry import default_model, resolve
+        from mrsep_deploy.bundle import Bundle, shipped
+        from mrsep_deploy.bundle.registry import default_model, resolve
+        from mrsep_deploy.separation.bag import is_bag, open_bag
 
         verify = not options.dry_run
         if options.model is not None and is_bag(options.model):
@@ -239,7 +238,7 @@ def _opened(
     options: RunOptions, model: _Model, wanted: set[int]
 ) -> Iterator[tuple[SeparatesSongs, Separator]]:
     """What separates, and a separator that stands for it: of a bag, one of several."""
-    from mrsep_deploy.bag import Bag, BagSeparator
+    from mrsep_deploy.separation.bag import Bag, BagSeparator
 
     if isinstance(model.opened, Bag):
         with BagSeparator(model.opened, wanted, **_separator_options(options)) as bag:
@@ -250,7 +249,7 @@ def _opened(
 
 
 def _separator(options: RunOptions, bundle: Bundle) -> Separator:
-    from mrsep_deploy.separator import Separator
+    from mrsep_deploy.separation.separator import Separator
 
     return Separator(bundle, **_separator_options(options))
 
@@ -263,7 +262,7 @@ def _separator_options(options: RunOptions) -> dict[str, Any]:
 
 def _journal(options: RunOptions, model: _Model, writing: WriteOptions) -> Journal | None:
     """For one song too: a later run over the folder knows by it what is a stem."""
-    from mrsep_deploy.catalogue.journal import Journal, settings_digest
+    from mrsep_deploy.songs.journal import Journal, settings_digest
 
     if options.to_stdout:
         return None

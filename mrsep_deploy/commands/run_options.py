@@ -14,11 +14,11 @@ from mrsep_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from mrsep_deploy.audio import AnyEncoding, Clip
-    from mrsep_deploy.catalogue.loading import RawForm
-    from mrsep_deploy.catalogue.stems import OtherMethod, Output
-    from mrsep_deploy.catalogue.writing import RateChoice
-    from mrsep_deploy.precision import AskedPrecision
-    from mrsep_deploy.schedule import Mode
+    from mrsep_deploy.precision.choice import AskedPrecision
+    from mrsep_deploy.runtime.schedule import Mode
+    from mrsep_deploy.songs.loading import RawForm
+    from mrsep_deploy.songs.stems import OtherMethod, Output
+    from mrsep_deploy.songs.writing import RateChoice
 
 STDOUT = "-"
 FORMATS = ("flac", "mp3", "ogg", "raw")
@@ -107,7 +107,7 @@ class RunOptions:
         Raises:
             UsageError: there is no such stem, or there are several for stdout.
         """
-        from mrsep_deploy.catalogue.stems import choose_outputs
+        from mrsep_deploy.songs.stems import choose_outputs
 
         kept = self.stems
         if self.to_stdout and self.two_stems is not None and not kept:
@@ -186,7 +186,7 @@ def raw_form(_ctx: click.Context, _option: click.Parameter, given: str | None) -
     if given is None:
         return None
     from mrsep_deploy.audio import WAV_16, WAV_24, WAV_FLOAT
-    from mrsep_deploy.catalogue.loading import RawForm
+    from mrsep_deploy.songs.loading import RawForm
 
     encodings = {"s16le": WAV_16, "s24le": WAV_24, "f32le": WAV_FLOAT}
     rate, _, rest = given.partition(":")

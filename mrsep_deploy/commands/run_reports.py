@@ -14,12 +14,12 @@ from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, AudioError, MrsepError, one_line
 
 if TYPE_CHECKING:
-    from mrsep_deploy.catalogue.journal import Journal
-    from mrsep_deploy.catalogue.outcome import Summary
-    from mrsep_deploy.catalogue.reporting import Quiet
-    from mrsep_deploy.catalogue.track import Track
-    from mrsep_deploy.catalogue.writing import WriteOptions
-    from mrsep_deploy.separator import Separator
+    from mrsep_deploy.separation.separator import Separator
+    from mrsep_deploy.songs.journal import Journal
+    from mrsep_deploy.songs.outcome import Summary
+    from mrsep_deploy.songs.reporting import Quiet
+    from mrsep_deploy.songs.track import Track
+    from mrsep_deploy.songs.writing import WriteOptions
 
 DRAWN = 4
 """Segments in a timeline; more would be too narrow to read."""
@@ -27,7 +27,7 @@ DRAWN = 4
 
 def reporter_of(options: RunOptions, sample_rate: int, single: bool) -> Quiet:
     """Who is told, as the options say."""
-    from mrsep_deploy.catalogue.reporting import Bars, JsonLines, Quiet
+    from mrsep_deploy.songs.reporting import Bars, JsonLines, Quiet
 
     if options.json:
         return JsonLines(single, sample_rate, sys.stdout)
@@ -71,7 +71,7 @@ def check_reports(options: RunOptions, tracks: Sequence[Track], stems: Iterable[
     Raises:
         UsageError, OutputError: as ``check_output_files``.
     """
-    from mrsep_deploy import output_files as kinds
+    from mrsep_deploy.commands import output_files as kinds
 
     files = kinds.wanted(
         ("--summary", options.summary, kinds.SUMMARY), ("--timeline", options.timeline, kinds.TIMELINE)
@@ -140,15 +140,15 @@ def write_summary(path: Path, summary: Summary) -> None:
     """As JSON."""
     import json
 
-    from mrsep_deploy.atomic import write_file
+    from mrsep_deploy.files.parts import write_file
 
     write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())
 
 
 def draw_timeline(separator: Separator, path: Path) -> None:
     """The first segments of a run with a trace, as SVG."""
-    from mrsep_deploy.atomic import write_file
-    from mrsep_deploy.timeline import timeline_svg
+    from mrsep_deploy.files.parts import write_file
+    from mrsep_deploy.runtime.timeline import timeline_svg
 
     assert separator.scheduler.trace is not None
     events = [event for event in separator.scheduler.trace.events() if event.segment < DRAWN]

@@ -16,7 +16,7 @@ from mrsep_deploy.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.precision import AskedPrecision
+    from mrsep_deploy.precision.choice import AskedPrecision
     from mrsep_deploy.verification.job import Job, Request
     from mrsep_deploy.verification.results import Verification
 
@@ -92,9 +92,9 @@ def verify(
         raise click.UsageError("--output is where --bisect writes its plan; give --bisect, too.")
     if html_file is not None:
         _require_page(calibrate)
-    from mrsep_deploy import output_files as kinds
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.registry import resolve
+    from mrsep_deploy.bundle.registry import resolve
+    from mrsep_deploy.commands import output_files as kinds
     from mrsep_deploy.verification.job import Request
 
     bundle = Bundle.open(resolve(model))
@@ -130,7 +130,7 @@ def _plan_file(bundle: Bundle, output: Path | None) -> Path:
 def _verify(
     request: Request, plan_file: Path | None, html_file: Path | None, quiet: bool, as_json: bool
 ) -> bool:
-    from mrsep_deploy.progress import console, step_progress
+    from mrsep_deploy.terminal.progress import console, step_progress
     from mrsep_deploy.verification.job import opened
     from mrsep_deploy.verification.plain import about, to_plain
     from mrsep_deploy.verification.report import print_verification
@@ -156,8 +156,8 @@ def _bisect(
     job: Job, found: Verification, plan_file: Path, quiet: bool, as_json: bool
 ) -> tuple[bool, dict[str, object]]:
     """Whether it passes with the plan that was found, and what that gives to the result."""
-    from mrsep_deploy.export.precision_plan import write_plan
-    from mrsep_deploy.progress import console, step_progress
+    from mrsep_deploy.precision.plan import write_plan
+    from mrsep_deploy.terminal.progress import console, step_progress
     from mrsep_deploy.verification.plain import bisection_to_plain, to_plain
     from mrsep_deploy.verification.report import print_bisections
 
@@ -175,7 +175,7 @@ def _bisect(
 
 
 def _write_page(path: Path, result: dict[str, object], found: Verification) -> None:
-    from mrsep_deploy.atomic import write_file
+    from mrsep_deploy.files.parts import write_file
     from mrsep_deploy.pages.page import render
     from mrsep_deploy.pages.spectrograms import spectrogram_block
     from mrsep_deploy.pages.verify_page import verify_page
@@ -185,13 +185,13 @@ def _write_page(path: Path, result: dict[str, object], found: Verification) -> N
 
 
 def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
-    from mrsep_deploy.precision import require_onnx
+    from mrsep_deploy.precision.choice import require_onnx
 
     require_onnx("calibrating")
-    from mrsep_deploy.export.calibration import calibrate
-    from mrsep_deploy.export.precision_plan import default_plan
-    from mrsep_deploy.export.ranges import load
-    from mrsep_deploy.progress import console, step_progress
+    from mrsep_deploy.precision.plan import default_plan
+    from mrsep_deploy.precision.ranges import load
+    from mrsep_deploy.terminal.progress import console, step_progress
+    from mrsep_deploy.verification.calibration import calibrate
     from mrsep_deploy.verification.hazard_report import prediction, prediction_to_plain, print_prediction
     from mrsep_deploy.verification.job import requested_plan
     from mrsep_deploy.verification.tracks import builtin_tracks, read_tracks

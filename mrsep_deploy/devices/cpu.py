@@ -25,7 +25,7 @@ from mrsep_deploy.devices.interface import (
 from mrsep_deploy.devices.open_objects import OpenObjects
 from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.interrupts import wait_for
+from mrsep_deploy.process.interrupts import wait_for
 
 ALIGNMENT = 256
 

@@ -13,7 +13,7 @@ from mrsep_deploy.devices.cuda import (
     version_text,
 )
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
-from mrsep_deploy.libraries import library
+from mrsep_deploy.process.libraries import library
 
 INSTALL = "pip install cuda-python"
 

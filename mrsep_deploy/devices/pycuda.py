@@ -29,7 +29,7 @@ from mrsep_deploy.devices.cuda import (
 from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, Stream, TensorView
 from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
-from mrsep_deploy.libraries import library
+from mrsep_deploy.process.libraries import library
 
 INSTALL = "pip install pycuda (it is compiled on the spot and needs nvcc), or use cuda-python."
 

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio import audio_streams, open_audio
+from mrsep_deploy.bundle.manifest import ModelInfo
 from mrsep_deploy.errors import AudioError, UsageError
-from mrsep_deploy.export.files import sha256
-from mrsep_deploy.manifest import ModelInfo
+from mrsep_deploy.export.checkpoint.files import sha256
 from mrsep_deploy.verification.tracks import MIXTURE, STEM_STREAMS
 
 Float32 = NDArray[np.float32]

@@ -18,7 +18,7 @@ from mrsep_deploy.errors import AudioError, EngineUnavailableError, EvaluationEr
 from mrsep_deploy.evaluation.dataset import EvalTrack, TrackFiles, read_track
 from mrsep_deploy.evaluation.metrics import bss_eval, mdx_sdr, require_metrics
 from mrsep_deploy.evaluation.scores import Conditions, TrackScores, read_scores, write_scores
-from mrsep_deploy.separator import DEFAULT_OVERLAP, Separator
+from mrsep_deploy.separation.separator import DEFAULT_OVERLAP, Separator
 
 Progress = Callable[[str, int, int], None]
 

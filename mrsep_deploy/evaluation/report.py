@@ -10,14 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from mrsep_deploy import __version__
-from mrsep_deploy.bench.surroundings import machine_info
 from mrsep_deploy.evaluation.dataset import SUM
 from mrsep_deploy.evaluation.evaluate import Evaluation
 from mrsep_deploy.evaluation.scores import scores_to_plain
 from mrsep_deploy.evaluation.summary import ALL, differences, summarise
-from mrsep_deploy.markdown import escaped, table_lines
-from mrsep_deploy.strict_json import finite
-from mrsep_deploy.tables import table
+from mrsep_deploy.files.strict_json import finite
+from mrsep_deploy.measuring.surroundings import machine_info
+from mrsep_deploy.terminal.markdown import escaped, table_lines
+from mrsep_deploy.terminal.tables import table
 
 TITLES = {
     "museval": "SDR, BSS Eval v4 (museval): median over 1 s windows, then median over tracks",

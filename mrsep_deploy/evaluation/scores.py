@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mrsep_deploy.atomic import make_folder, write_file
 from mrsep_deploy.evaluation.metrics import METRICS, BssScore
-from mrsep_deploy.strict_json import MAX_BYTES, dumped, finite, parse
+from mrsep_deploy.files.parts import make_folder, write_file
+from mrsep_deploy.files.strict_json import MAX_BYTES, dumped, finite, parse
 
 FORMAT = "mrsep-deploy track scores 1"
 

@@ -13,7 +13,7 @@ from mrsep_deploy.pages.bench_verdict import race_rows, race_title, race_verdict
 from mrsep_deploy.pages.blocks import Block, Page, Section, Table, Text
 from mrsep_deploy.pages.environment import day, install_steps, machine_facts
 from mrsep_deploy.pages.fusion import fusion_blocks
-from mrsep_deploy.tables import decibels, duration
+from mrsep_deploy.terminal.tables import decibels, duration
 
 Plain = Mapping[str, Any]
 

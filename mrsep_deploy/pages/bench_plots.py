@@ -7,9 +7,9 @@ from typing import Any
 
 from mrsep_deploy.pages.blocks import Drawing, Key, Mark, Plot, Strip, Table
 from mrsep_deploy.pages.scales import Scale
-from mrsep_deploy.tables import duration, file_size
-from mrsep_deploy.timeline import branch_order, timeline_svg
-from mrsep_deploy.trace import TraceEvent
+from mrsep_deploy.runtime.timeline import branch_order, timeline_svg
+from mrsep_deploy.runtime.trace import TraceEvent
+from mrsep_deploy.terminal.tables import duration, file_size
 
 Plain = Mapping[str, Any]
 

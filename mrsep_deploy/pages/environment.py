@@ -10,7 +10,7 @@ Plain = Mapping[str, Any]
 
 
 def machine_facts(machine: Plain) -> Iterator[tuple[str, str]]:
-    """Name and value, from what ``mrsep_deploy.bench.surroundings.machine_info`` told."""
+    """Name and value, from what ``mrsep_deploy.measuring.surroundings.machine_info`` told."""
     yield "processor", f"{machine['cpu']}, {machine['cores']} cores"
     if machine["memory_gib"] is not None:
         yield "memory", f"{machine['memory_gib']:g} GiB"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.manifest import Manifest
-from mrsep_deploy.segments import Segment, cut_segments, grouped, stride_of
-from mrsep_deploy.separator import DEFAULT_OVERLAP
+from mrsep_deploy.bundle.manifest import Manifest
+from mrsep_deploy.separation.segments import Segment, cut_segments, grouped, stride_of
+from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
 from mrsep_deploy.verification.tracks import Track
 
 ISOLATED = 4

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import MIX, Manifest, Stage, TensorSpec
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
 from mrsep_deploy.engines.contract import Engine, Runner
-from mrsep_deploy.manifest import MIX, Manifest, Stage, TensorSpec
-from mrsep_deploy.runners import named, prepare_runners
-from mrsep_deploy.schedule import make_schedule
+from mrsep_deploy.runtime.runners import named, prepare_runners
+from mrsep_deploy.runtime.schedule import make_schedule
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.export.hazards import KINDS, Hazard, predict
-from mrsep_deploy.export.precision_plan import PrecisionPlan
-from mrsep_deploy.export.ranges import Calibration
-from mrsep_deploy.tables import table
+from mrsep_deploy.precision.hazards import KINDS, Hazard, predict
+from mrsep_deploy.precision.plan import PrecisionPlan
+from mrsep_deploy.precision.ranges import Calibration
+from mrsep_deploy.terminal.tables import table
 
 SHOWN = 20
 """Rows of a table; ``--json`` has all."""

@@ -12,14 +12,14 @@ from pathlib import Path
 import onnx
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle_files import Folder
-from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.bundle.manifest import FileInfo, Stage
+from mrsep_deploy.bundle.manifest_json import to_json
+from mrsep_deploy.bundle.places import Folder
 from mrsep_deploy.engines import Engine
-from mrsep_deploy.export.precision_graph import ReadGraph, TypedGraph, typed_graph
-from mrsep_deploy.export.precision_plan import PrecisionPlan
-from mrsep_deploy.export.precision_view import MOVEMENT
-from mrsep_deploy.manifest import FileInfo, Stage
-from mrsep_deploy.manifest_json import to_json
+from mrsep_deploy.engines.cache import EngineCache
+from mrsep_deploy.precision.graph import ReadGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.plan import PrecisionPlan
+from mrsep_deploy.precision.view import MOVEMENT
 from mrsep_deploy.verification.chain import StageRunner
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle
+from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose_engine
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.manifest import Manifest
-from mrsep_deploy.precision import ARITHMETIC, AskedPrecision, arithmetic, chosen_plan, require_onnx
+from mrsep_deploy.precision.choice import ARITHMETIC, AskedPrecision, arithmetic, chosen_plan, require_onnx
 from mrsep_deploy.verification.reference import (
     BundleReference,
     Reference,
@@ -24,7 +24,7 @@ from mrsep_deploy.verification.tracks import Track, builtin_tracks, read_tracks
 from mrsep_deploy.verification.verify import Progress, verify
 
 if TYPE_CHECKING:
-    from mrsep_deploy.export.precision_plan import PrecisionPlan
+    from mrsep_deploy.precision.plan import PrecisionPlan
     from mrsep_deploy.verification.bisect import Bisection
 
 ROUNDS = 3
@@ -38,7 +38,7 @@ class Request:
     Attributes:
         bundle: to verify, or in float32 to derive the candidate from.
         engine: a name, or None for the default: ``auto`` for float32, else ``ort``, which stands in for a GPU.
-        precision: of the candidate, one of ``mrsep_deploy.precision.ASKED``; None for the bundle's own.
+        precision: of the candidate, one of ``mrsep_deploy.precision.choice.ASKED``; None for the bundle's own.
         plan: file of a precision plan, or None for the default plan.
         against: the reference: a checkpoint, or a float32 bundle.
         audio: files to listen to; none for the built-in signals.
@@ -88,7 +88,7 @@ class Job:
     def _candidate(self, plan: PrecisionPlan | None) -> Bundle:
         if plan is None:
             return self.bundle
-        from mrsep_deploy.export.precision import derived_bundle
+        from mrsep_deploy.precision.convert import derived_bundle
 
         return derived_bundle(self.bundle, plan)
 

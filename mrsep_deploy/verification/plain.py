@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mrsep_deploy.bench.surroundings import machine_info
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.strict_json import finite
+from mrsep_deploy.files.strict_json import finite
+from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
+from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.verification.figures import Figures
-from mrsep_deploy.verification.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
 from mrsep_deploy.verification.results import StemResult, Verification
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.manifest import Manifest
-from mrsep_deploy.segments import Segment
+from mrsep_deploy.bundle.manifest import Manifest
+from mrsep_deploy.separation.segments import Segment
 from mrsep_deploy.verification.results import Probe, Span, StemResult, error_energies, excess
 from mrsep_deploy.verification.tracks import Track
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.manifest import Manifest
 from mrsep_deploy.verification.chain import Chain
 
 Array = NDArray[Any]
@@ -85,8 +85,8 @@ class TorchReference:
         from mrsep_deploy.export.api import require_extra
 
         require_extra("PyTorch's reference")
+        from mrsep_deploy.export.families.demucs.stages import Splitter, make_branches
         from mrsep_deploy.export.load import reload
-        from mrsep_deploy.export.split import Splitter, make_branches
 
         self._single = reload(manifest.provenance, checkpoint).model.eval()
         self._double = copy.deepcopy(self._single).double()
@@ -96,7 +96,7 @@ class TorchReference:
     def tensors(self, mix: Array) -> Mapping[str, Array]:
         import torch
 
-        from mrsep_deploy.export.chain import reference_chain
+        from mrsep_deploy.export.families.demucs.chain import reference_chain
 
         exact = reference_chain(
             self._double, self._plans, self._branches, torch.from_numpy(mix.copy()).double()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from mrsep_deploy.tables import table
+from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
+from mrsep_deploy.terminal.tables import table
 from mrsep_deploy.verification.figures import Figures
-from mrsep_deploy.verification.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
 from mrsep_deploy.verification.plain import alone
 from mrsep_deploy.verification.results import StageResult, StemResult, Verification
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
 from mrsep_deploy.verification.figures import Figures
-from mrsep_deploy.verification.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
 
 if TYPE_CHECKING:
     from mrsep_deploy.verification.excerpt import Excerpt

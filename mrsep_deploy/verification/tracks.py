@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio import audio_streams, open_audio
+from mrsep_deploy.bundle.manifest import ModelInfo
 from mrsep_deploy.errors import AudioError
-from mrsep_deploy.manifest import ModelInfo
-from mrsep_deploy.segments import SONG_EPS, SongStatistics, stride_of
-from mrsep_deploy.separator import DEFAULT_OVERLAP
+from mrsep_deploy.separation.segments import SONG_EPS, SongStatistics, stride_of
+from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
 from mrsep_deploy.verification.signals import builtin_signals
 
 Float32 = NDArray[np.float32]

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import STEMS, Manifest
 from mrsep_deploy.engines import Engine
-from mrsep_deploy.manifest import STEMS, Manifest
-from mrsep_deploy.segments import OverlapAdd, Segment
+from mrsep_deploy.measuring.limits import Limit, limit_for
+from mrsep_deploy.separation.segments import OverlapAdd, Segment
 from mrsep_deploy.verification.batches import batches, groups, spread, stacked
 from mrsep_deploy.verification.chain import Chain, first_items
 from mrsep_deploy.verification.excerpt import ExcerptKeeper
 from mrsep_deploy.verification.figures import Difference
-from mrsep_deploy.verification.limits import Limit, limit_for
 from mrsep_deploy.verification.probes import ProbeKeeper
 from mrsep_deploy.verification.reference import Reference
 from mrsep_deploy.verification.results import StageResult, StemResult, Verification

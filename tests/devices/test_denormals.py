@@ -65,7 +65,7 @@ def test_an_engine_leaves_its_caller_alone(tmp_path: Path) -> None:
     program = f"""
 import numpy as np
 from mrsep_deploy.devices.denormals import denormals_flushed
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.separation.separator import Separator
 with Separator({str(bundle.path)!r}, engine="ort") as separator:
     separator.run_segments(np.zeros(separator.manifest.tensor("mix").shape, np.float32))
     raise SystemExit(denormals_flushed())

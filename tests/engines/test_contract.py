@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES, EngineOptions, choose_engine, engine_class
 from mrsep_deploy.engines.contract import Engine, Runner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, MrsepError, UsageError
-from mrsep_deploy.export.chain import reference_stage
 from mrsep_deploy.export.exporter import ExportOptions, export_model
+from mrsep_deploy.export.families.demucs.chain import reference_stage
+from mrsep_deploy.export.families.demucs.stages import Splitter
 from mrsep_deploy.export.load import reload, untrained_model
-from mrsep_deploy.export.split import Splitter
-from mrsep_deploy.manifest import Manifest, Stage
+from mrsep_deploy.measuring.deviation import Deviation
 
 LIBRARIES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch", "cuda")
 """What engines import; without these none works."""

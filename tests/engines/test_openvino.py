@@ -13,14 +13,14 @@ from bundles import OFFSET, tiny_bundle
 from goldens import Export, golden
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.deviation import Deviation
-from mrsep_deploy.engine_cache import EngineCache
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.engines import EngineOptions
+from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.openvino import OpenVinoEngine, OpenVinoRunner, borrowed, reason
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.paths import HOME_VARIABLE
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.files.paths import HOME_VARIABLE
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.separation.separator import Separator
 
 pytest.importorskip("openvino")
 
@@ -192,7 +192,7 @@ def test_what_openvino_refuses_is_compiled_anew(
     tmp_path: Path, bundle: Bundle, compilations: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its hash is right, and OpenVINO does not take it all the same."""
-    from mrsep_deploy.engine_cache import NewEngine
+    from mrsep_deploy.engines.cache import NewEngine
 
     engine = _engine(tmp_path)
     key = engine._key(bundle, first_stage(bundle))

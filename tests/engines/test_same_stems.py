@@ -9,12 +9,12 @@ import pytest
 from goldens import Export, golden
 from numpy.typing import NDArray
 
-from mrsep_deploy.deviation import Deviation
+from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.engines import engine_class
-from mrsep_deploy.manifest import Layout
-from mrsep_deploy.paths import HOME_VARIABLE
-from mrsep_deploy.schedule import Mode
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.files.paths import HOME_VARIABLE
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.separation.separator import Separator
 
 pytestmark = pytest.mark.slow
 

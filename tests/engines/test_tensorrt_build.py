@@ -14,12 +14,12 @@ from goldens import NAMES, Export, exports
 from onnx import TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.bundle.manifest import Manifest, Stage, TensorSpec
 from mrsep_deploy.engines import BuildOptions, EngineOptions
-from mrsep_deploy.engines.tensorrt import TensorRtRtxEngine
-from mrsep_deploy.engines.tensorrt_build import build_plan, check_precision, check_targets, layer_types
-from mrsep_deploy.engines.tensorrt_library import Library, find_library
+from mrsep_deploy.engines.tensorrt.build import build_plan, check_precision, check_targets, layer_types
+from mrsep_deploy.engines.tensorrt.engine import TensorRtRtxEngine
+from mrsep_deploy.engines.tensorrt.library import Library, find_library
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
-from mrsep_deploy.manifest import Manifest, Stage, TensorSpec
 
 pytest.importorskip("tensorrt_rtx_bindings", reason='TensorRT for RTX is not installed: pip install ".[rtx]"')
 
@@ -200,7 +200,7 @@ def test_no_target_and_no_gpu(
     def none(_index: int) -> None:
         raise EngineUnavailableError("this machine has no CUDA driver", "Install it.")
 
-    monkeypatch.setattr("mrsep_deploy.engines.tensorrt.find_gpu", none)
+    monkeypatch.setattr("mrsep_deploy.engines.tensorrt.engine.find_gpu", none)
     bundle = tiny_bundle(tmp_path)
     with pytest.raises(EngineUnavailableError, match=r"no target was named.*such as --target sm_86"):
         engine.build(bundle, stage_of(bundle), BuildOptions())

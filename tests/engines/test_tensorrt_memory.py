@@ -10,13 +10,13 @@ from fake_tensorrt import FakeCuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrsep_deploy.buffers import ALIGNMENT
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import DeviceTensor
-from mrsep_deploy.engines.tensorrt_memory import plan_workspaces, share_workspaces
+from mrsep_deploy.engines.tensorrt.memory import plan_workspaces, share_workspaces
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.schedule import Schedule, Step, make_schedule
+from mrsep_deploy.runtime.buffers import ALIGNMENT
+from mrsep_deploy.runtime.schedule import Schedule, Step, make_schedule
 
 
 @st.composite

@@ -14,18 +14,19 @@ from bundles import OFFSET, tiny_bundle
 from fake_tensorrt import BuilderFlag, DataType, FakeCuda, FakeTensorRt, MemoryPoolType, Strategy, host_array
 
 from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor, Stream
-from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class, tensorrt_device
-from mrsep_deploy.engines import tensorrt as tensorrt_engine
-from mrsep_deploy.engines.tensorrt import TensorRtEngine
-from mrsep_deploy.engines.tensorrt_device import Gpu
-from mrsep_deploy.engines.tensorrt_runner import TensorRtRunner
+from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class
+from mrsep_deploy.engines.tensorrt import device
+from mrsep_deploy.engines.tensorrt import engine as tensorrt_engine
+from mrsep_deploy.engines.tensorrt.device import Gpu
+from mrsep_deploy.engines.tensorrt.engine import TensorRtEngine
+from mrsep_deploy.engines.tensorrt.runner import TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
-from mrsep_deploy.export.transform_graphs import transform_graph
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.schedule import Mode, make_schedule
-from mrsep_deploy.scheduler import Scheduler
+from mrsep_deploy.export.graphs.transforms import transform_graph
+from mrsep_deploy.runtime.schedule import Mode, make_schedule
+from mrsep_deploy.runtime.scheduler import Scheduler
 
 GPU = Gpu("Fake GPU", "sm_86", "13.0")
 
@@ -419,19 +420,19 @@ def test_no_gpu(library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     status = CudaStatus(True, "fake", "13.2", ("NVIDIA A", "NVIDIA B"), ((8, 6), (12, 0)))
-    monkeypatch.setattr(tensorrt_device, "cuda_status", lambda: status)
-    assert tensorrt_device.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "13.2")
+    monkeypatch.setattr(device, "cuda_status", lambda: status)
+    assert device.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "13.2")
     with pytest.raises(
         EngineUnavailableError, match=r"there is no GPU 2, CUDA finds 0 \(NVIDIA A\), 1 \(NVIDIA B\)"
     ):
-        tensorrt_device.find_gpu(2)
+        device.find_gpu(2)
 
 
 def test_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     status = CudaStatus(False, "fake", reason="there is no driver", fix="Install it.")
-    monkeypatch.setattr(tensorrt_device, "cuda_status", lambda: status)
+    monkeypatch.setattr(device, "cuda_status", lambda: status)
     with pytest.raises(EngineUnavailableError, match=r"there is no driver\. Install it\."):
-        tensorrt_device.find_gpu(0)
+        device.find_gpu(0)
 
 
 def test_numpy_names_of_element_types(library: FakeTensorRt) -> None:

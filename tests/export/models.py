@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.models.config import parse_config
-from mrsep_deploy.export.models.families import build_model
+from mrsep_deploy.export.families.demucs.config import parse_config
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 SOURCES = ["drums", "bass", "other", "vocals", "guitar", "piano"]
 

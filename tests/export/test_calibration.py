@@ -14,10 +14,10 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import RANGES_FILE, Bundle, write_bundle
 from mrsep_deploy.errors import BundleError, ExportError, UsageError
-from mrsep_deploy.export.calibration import STEP, calibrate, measure
-from mrsep_deploy.export.hazards import Hazard, predict
-from mrsep_deploy.export.precision_plan import PrecisionPlan
-from mrsep_deploy.export.ranges import Calibration, Range, from_json, load, to_json
+from mrsep_deploy.precision.hazards import Hazard, predict
+from mrsep_deploy.precision.plan import PrecisionPlan
+from mrsep_deploy.precision.ranges import Calibration, Range, from_json, load, to_json
+from mrsep_deploy.verification.calibration import STEP, calibrate, measure
 from mrsep_deploy.verification.tracks import Track, builtin_tracks, with_stems
 
 BARE = PrecisionPlan("float16", ())

@@ -20,7 +20,13 @@ import torch
 from safetensors.torch import save_file
 
 from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
-from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, Checkpoint, read_bag, read_checkpoint, require_fit
+from mrsep_deploy.export.checkpoint.read import (
+    KNOWN_CLASSES,
+    Checkpoint,
+    read_bag,
+    read_checkpoint,
+    require_fit,
+)
 from mrsep_deploy.export.load import load_model
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.th"))

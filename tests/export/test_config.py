@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.models.config import FAMILIES, TRAINING_ONLY, ModelConfig, parse_config
-from mrsep_deploy.export.models.families import build_model
+from mrsep_deploy.export.families.demucs.config import FAMILIES, TRAINING_ONLY, ModelConfig, parse_config
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 FOUR = ("drums", "bass", "other", "vocals")
 

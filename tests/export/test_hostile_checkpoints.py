@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pickles import integer, items, named, program, tensor, text, write, write_zip
 
 from mrsep_deploy.errors import CheckpointError, MrsepError, UnsafeCheckpointError
-from mrsep_deploy.export.checkpoint import read_checkpoint
+from mrsep_deploy.export.checkpoint.read import read_checkpoint
 
 MEMORY = 200 * 2**20  # bytes of Python objects, for any file of this test
 SECONDS = 20.0

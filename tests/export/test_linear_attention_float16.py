@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mrsep_deploy.export.models.attention import LinearAttention
-from mrsep_deploy.export.onnx_graph import export_graph
-from mrsep_deploy.export.precision_graph import typed_graph
-from mrsep_deploy.export.precision_plan import default_plan
-from mrsep_deploy.export.precision_rounding import rounded_graph
+from mrsep_deploy.export.families.demucs.attention import LinearAttention
+from mrsep_deploy.export.graphs.trace import export_graph
+from mrsep_deploy.precision.emulate import rounded_graph
+from mrsep_deploy.precision.graph import typed_graph
+from mrsep_deploy.precision.plan import default_plan
 
 TOKENS = 4000
 """A segment of 8 s has 3,448; the goldens' 64 are too few to overflow."""

@@ -12,15 +12,15 @@ import torch
 from models import MODELS, SOURCES, make, named, noise, randomise, relative
 from torch import Tensor
 
-from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_checkpoint
+from mrsep_deploy.export.checkpoint.read import KNOWN_CLASSES, read_checkpoint
+from mrsep_deploy.export.families.demucs.config import parse_config
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.parts import Core, count_macs
+from mrsep_deploy.export.families.demucs.shapes import bottleneck_size
+from mrsep_deploy.export.families.demucs.stages import Splitter
+from mrsep_deploy.export.families.demucs.transformer import crossing_layers
+from mrsep_deploy.export.families.demucs.variants import build_model, fusion_shares
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.models.config import parse_config
-from mrsep_deploy.export.models.families import build_model, fusion_shares
-from mrsep_deploy.export.models.plan import bottleneck_size
-from mrsep_deploy.export.models.transformer import crossing_layers
-from mrsep_deploy.export.parts import Core, count_macs
-from mrsep_deploy.export.split import Splitter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.th"))

@@ -14,9 +14,9 @@ from models import SMALL, SOURCES, noise, randomise, relative
 from torch import Tensor
 
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.models.base import SeparationModel
-from mrsep_deploy.export.models.config import parse_config
-from mrsep_deploy.export.models.families import build_model
+from mrsep_deploy.export.families.demucs.config import parse_config
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.variants import build_model
 
 # Both sides run in float64, where rounding reaches 1e-13 or so through the norms of a few layers. Any
 # difference in a formula or in the precision of a constant (1e-7 for one float32) is far above 1e-10.

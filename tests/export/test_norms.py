@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from mrsep_deploy.export.rewrite_layers import CHUNK, LONG_AXIS, mean_in_steps
+from mrsep_deploy.export.families.demucs.rewrite_layers import CHUNK, LONG_AXIS, mean_in_steps
 
 SHORT = (2, 3, 5, 7)
 

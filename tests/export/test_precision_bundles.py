@@ -29,18 +29,18 @@ from bundles import tiny_bundle
 from goldens import NAMES, Export, golden
 from numpy.typing import NDArray
 
-from mrsep_deploy import paths
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class
 from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.errors import OutputError, UsageError
-from mrsep_deploy.export.precision import convert_bundle, convert_report, derived_bundle, tensors_between
-from mrsep_deploy.export.precision_plan import Low, PrecisionPlan, default_plan
-from mrsep_deploy.export.precision_rules import kept_by_rules
-from mrsep_deploy.export.precision_view import GraphView
-from mrsep_deploy.manifest import Stage
-from mrsep_deploy.precision import arithmetic, read_costs
-from mrsep_deploy.separator import Separator
+from mrsep_deploy.files import paths
+from mrsep_deploy.precision.choice import arithmetic, read_costs
+from mrsep_deploy.precision.convert import convert_bundle, convert_report, derived_bundle, tensors_between
+from mrsep_deploy.precision.plan import Low, PrecisionPlan, default_plan
+from mrsep_deploy.precision.rules import kept_by_rules
+from mrsep_deploy.precision.view import GraphView
+from mrsep_deploy.separation.separator import Separator
 
 LEAST_SNR: dict[Low, float] = {"float16": 33.0, "bfloat16": 15.0}
 """Of every golden stem against float32; bfloat16 has three bits, 18 dB, less."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.export.precision_plan import (
+from mrsep_deploy.precision.plan import (
     RULES,
     PrecisionPlan,
     check_stages,

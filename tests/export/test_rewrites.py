@@ -10,14 +10,19 @@ from demucs.demucs import DConv as PublishedDConv
 from models import MODELS, make, named, noise, randomise, relative
 from torch import Tensor, fx, nn
 
-from mrsep_deploy.export.models.attention import LinearAttention, SoftmaxAttention
-from mrsep_deploy.export.models.layers import DConv
-from mrsep_deploy.export.models.transformer import TokenGroupNorm, TransformerLayer
-from mrsep_deploy.export.parts import Core, Part
-from mrsep_deploy.export.rewrite_attention import SeparateAttention
-from mrsep_deploy.export.rewrite_layers import DConv2d, GroupedNorm, mean_in_steps, spelled_norm
-from mrsep_deploy.export.rewrites import REWRITES, rewrite
-from mrsep_deploy.export.split import Splitter
+from mrsep_deploy.export.families.demucs.attention import LinearAttention, SoftmaxAttention
+from mrsep_deploy.export.families.demucs.layers import DConv
+from mrsep_deploy.export.families.demucs.parts import Core, Part
+from mrsep_deploy.export.families.demucs.rewrite_attention import SeparateAttention
+from mrsep_deploy.export.families.demucs.rewrite_layers import (
+    DConv2d,
+    GroupedNorm,
+    mean_in_steps,
+    spelled_norm,
+)
+from mrsep_deploy.export.families.demucs.rewrites import REWRITES, rewrite
+from mrsep_deploy.export.families.demucs.stages import Splitter
+from mrsep_deploy.export.families.demucs.transformer import TokenGroupNorm, TransformerLayer
 
 # Rewrites work constants out in float64 and round them to float32 once, 6e-8 at most and independent of
 # each other. Norms and the two dozen layers of a small model carry that to about 3e-7 of the output.

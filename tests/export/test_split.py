@@ -7,11 +7,11 @@ import torch
 from models import MODELS, named, noise
 from torch import Tensor, nn
 
-from mrsep_deploy.export.models.base import NORMALISE_EPS, SeparationModel, statistics
-from mrsep_deploy.export.models.transforms import analyse, synthesise
-from mrsep_deploy.export.parts import Part
-from mrsep_deploy.export.split import Splitter, StagePlan, branch_names, make_branches
-from mrsep_deploy.manifest import MIX, STAGE_KINDS, STEMS, Branch, Layout
+from mrsep_deploy.bundle.manifest import MIX, STAGE_KINDS, STEMS, Branch, Layout
+from mrsep_deploy.export.families.demucs.model import NORMALISE_EPS, SeparationModel, statistics
+from mrsep_deploy.export.families.demucs.parts import Part
+from mrsep_deploy.export.families.demucs.stages import Splitter, StagePlan, branch_names, make_branches
+from mrsep_deploy.export.families.demucs.transforms import analyse, synthesise
 
 LAYOUTS: tuple[Layout, ...] = ("split", "whole")
 everywhere = pytest.mark.parametrize("name", MODELS)

@@ -1,7 +1,7 @@
 """The transforms as ONNX graphs: against torch in float64, against the host's, and what they are made of.
 
 ``SNR`` is 120 dB everywhere: ten times the error that float32 sums of 128 terms are expected to have
-(:mod:`mrsep_deploy.export.factored_dft`), a tenth of what an export may lose, and far below 24 bits.
+(:mod:`mrsep_deploy.export.graphs.dft`), a tenth of what an export may lose, and far below 24 bits.
 A wrong constant, sign or sample costs 80 dB or more.
 """
 
@@ -20,14 +20,14 @@ from goldens import Export
 from models import noise
 from numpy.typing import NDArray
 
-from mrsep_deploy.deviation import Deviation
-from mrsep_deploy.export.chain import reference_stage
-from mrsep_deploy.export.factored_dft import LARGEST_FIRST, Factors, factorise
+from mrsep_deploy.bundle.manifest import Branch, Stage, StageKind, TensorSpec
+from mrsep_deploy.export.families.demucs.chain import reference_stage
+from mrsep_deploy.export.graphs.dft import LARGEST_FIRST, Factors, factorise
+from mrsep_deploy.export.graphs.transforms import transform_graph, transform_macs
 from mrsep_deploy.export.probe import probe_signal
-from mrsep_deploy.export.transform_graphs import transform_graph, transform_macs
-from mrsep_deploy.host import host_runner
-from mrsep_deploy.manifest import Branch, Stage, StageKind, TensorSpec
-from mrsep_deploy.spectrogram import NORMALISE_EPS
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.transforms.host import host_runner
+from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS
 
 Array = NDArray[np.float32]
 Run = Callable[[bytes, Mapping[str, Array]], dict[str, Array]]

@@ -35,10 +35,19 @@ MAX_KINDS = 12  # of failures; the cases go on until there are as many
 BATCH = 5000  # examples after which hypothesis starts anew: it keeps a tree of them
 MAX_LENGTH = 1 << 14
 INSTRUMENTED = (
-    *("mrsep_deploy.export", "mrsep_deploy.bundle", "mrsep_deploy.bundle_files", "mrsep_deploy.archive"),
-    *("mrsep_deploy.manifest_json", "mrsep_deploy.manifest_check", "mrsep_deploy.strict_json"),
     *(
-        "mrsep_deploy.onnx_wire",
+        "mrsep_deploy.export",
+        "mrsep_deploy.bundle",
+        "mrsep_deploy.bundle.places",
+        "mrsep_deploy.bundle.archive",
+    ),
+    *(
+        "mrsep_deploy.bundle.manifest_json",
+        "mrsep_deploy.bundle.manifest_check",
+        "mrsep_deploy.files.strict_json",
+    ),
+    *(
+        "mrsep_deploy.bundle.onnx_scan",
         "mrsep_deploy.audio",
         "yaml",
         "zipfile",

@@ -96,8 +96,8 @@ def manifest_bytes() -> bytes:
 
     from bundles import tiny_files, tiny_manifest
 
-    from mrsep_deploy.manifest import FileInfo
-    from mrsep_deploy.manifest_json import to_json
+    from mrsep_deploy.bundle.manifest import FileInfo
+    from mrsep_deploy.bundle.manifest_json import to_json
 
     manifest = tiny_manifest()
     files = {

@@ -54,8 +54,8 @@ class Checkpoint(Target):
     def read(self) -> None:
         import torch
 
-        from mrsep_deploy.export.checkpoint import KNOWN_CLASSES, read_checkpoint
-        from mrsep_deploy.export.models.config import parse_config
+        from mrsep_deploy.export.checkpoint.read import KNOWN_CLASSES, read_checkpoint
+        from mrsep_deploy.export.families.demucs.config import parse_config
 
         found = read_checkpoint(self.folder / self.file)
         for value in found.state.values():
@@ -85,7 +85,7 @@ class Bag(Target):
         (self.folder / "bag.yaml").write_bytes(data)
 
     def read(self) -> None:
-        from mrsep_deploy.export.bags import read_bag
+        from mrsep_deploy.export.checkpoint.bags import read_bag
 
         found = read_bag(self.folder / "bag.yaml")
         assert all(model.parent == self.folder for model in found.models)
@@ -124,8 +124,8 @@ class Graph(Target):
         super().__init__(folder)
         from bundles import tiny_files, tiny_manifest
 
-        from mrsep_deploy.manifest import FileInfo
-        from mrsep_deploy.manifest_json import to_json
+        from mrsep_deploy.bundle.manifest import FileInfo
+        from mrsep_deploy.bundle.manifest_json import to_json
 
         manifest = tiny_manifest()
         files = tiny_files(manifest)

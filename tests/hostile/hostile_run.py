@@ -90,7 +90,7 @@ class Reader:
         """One case. One that hangs ends the process and shows where."""
         from click.testing import CliRunner
 
-        from mrsep_deploy.cli import main as program
+        from mrsep_deploy.commands.main import main as program
 
         if case.call is not None:
             program = _command(case.call)
@@ -173,7 +173,7 @@ def _command(call: Callable[[], object]) -> Any:
     """A command of the program that does this."""
     import click
 
-    from mrsep_deploy.cli import LazyGroup
+    from mrsep_deploy.commands.main import LazyGroup
 
     group = LazyGroup(params=[click.Option(["--debug"], is_flag=True), click.Option(["--config"])])
     group.get_command = lambda _context, _name: click.Command("it", callback=lambda: call() and None)  # type: ignore[method-assign]
@@ -223,8 +223,8 @@ def _warm_up() -> None:
     from bundles import tiny_bundle
     from click.testing import CliRunner
 
-    from mrsep_deploy import registry
-    from mrsep_deploy.cli import main as program
+    from mrsep_deploy.bundle import registry
+    from mrsep_deploy.commands.main import main as program
 
     registry.register(tiny_bundle(Path("models")))
     Path("honest").mkdir()

@@ -57,15 +57,15 @@ def texts() -> Iterator[Case]:
 
 def _side_car() -> tuple[str, bytes]:
     """Its name and its content, for an engine that is not there."""
-    from mrsep_deploy.engine_cache import EngineKey, NewEngine, describe
-    from mrsep_deploy.engine_side_car import to_json
+    from mrsep_deploy.engines.cache import EngineKey, NewEngine, describe
+    from mrsep_deploy.engines.side_car import to_json
 
     key = EngineKey("0" * 64, "trt", "10.9", "sm_90", "570", "fp32", 1, {"level": 3})
     return key.name, to_json(describe(key, NewEngine(b"engine", {"model": "tiny"}), 1.0))
 
 
 def _ranges() -> bytes:
-    from mrsep_deploy.export.ranges import Calibration, Range, to_json
+    from mrsep_deploy.precision.ranges import Calibration, Range, to_json
 
     return to_json(Calibration({"noise": 2}, {"branch.16": {"x": Range(*map(float, range(1, 7)))}})).encode()
 
@@ -74,7 +74,7 @@ def _load_ranges() -> object:
     """As from a bundle that is consistent with itself."""
     from types import SimpleNamespace
 
-    from mrsep_deploy.export.ranges import load
+    from mrsep_deploy.precision.ranges import load
 
     return load(SimpleNamespace(ranges_bytes=Path("ranges.json").read_bytes))  # type: ignore[arg-type]
 

@@ -1,0 +1,322 @@
+"""Built engines, kept for the next run: found by what they were built from and for.
+
+    cache/engines/NAME.engine    the bytes the library gave, nothing added
+    cache/engines/NAME.json      the side-car: every part of the key, size and sha256 of the engine
+    cache/engines/NAME.lock      held while one process builds it
+
+NAME is the beginning of the sha256 of the key. An engine is native code: it is loaded only if a side-car
+with exactly the wanted key confirms its bytes; anything else is built anew. The side-car appears last, so
+a build that was killed or ran out of disk leaves nothing that could be taken for an engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mrsep_deploy.engines.side_car import FIX, MAX_SIDE_CAR_BYTES, EngineKey, SideCar, from_json, to_json
+from mrsep_deploy.errors import BundleError, OutputError
+from mrsep_deploy.files import paths
+from mrsep_deploy.files.parts import explained, make_folder, write_file
+
+_NAME = re.compile(r"[0-9a-f]{32}")
+_TIMING = "timing-"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NewEngine:
+    """What a build gives: bytes, and plain facts about them for people."""
+
+    data: bytes
+    details: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """An engine whose bytes are what its side-car says."""
+
+    key: EngineKey
+    data: bytes
+    seconds: float
+    details: Mapping[str, object]
+    from_cache: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a listing.
+
+    Attributes:
+        name: of its files.
+        bytes: what it takes on the disk.
+        key, details, created, seconds: out of the side-car; empty where that is unreadable.
+        used: when it was last loaded or written.
+        problem: why it would not be loaded; empty if all is well.
+    """
+
+    name: str
+    bytes: int
+    used: datetime
+    key: EngineKey | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning did: engines and leftovers removed, bytes freed, engines being built right now."""
+
+    removed: int
+    bytes: int
+    busy: int
+
+
+class EngineCache:
+    """The engines in one folder.
+
+    Args:
+        folder: which; by default the one this user's runs look into.
+        must_keep: an engine that cannot be written is an error (``OutputError``), not a warning.
+    """
+
+    def __init__(self, folder: Path | None = None, *, must_keep: bool = False) -> None:
+        self.folder = paths.cache_dir("engines") if folder is None else folder
+        self._must_keep = must_keep
+
+    def get_or_build(
+        self, key: EngineKey, build: Callable[[], NewEngine], *, fresh: bool = False
+    ) -> CachedEngine:
+        """The engine of a key, built if it is not there.
+
+        Of several processes that want it at the same time one builds and the others wait. Where the
+        cache cannot be written the engine is used all the same, with one line of warning.
+
+        Args:
+            build: makes it; what it raises passes through and leaves nothing behind.
+            fresh: build even if there is one, and replace it.
+        """
+        found = None if fresh else self.find(key)
+        if found is not None:
+            return found
+        lock = self._lock(key.name)
+        try:
+            found = None if fresh else self.find(key)  # the one who held the lock may have built it
+            return found or self._build(key, build)
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def find(self, key: EngineKey) -> CachedEngine | None:
+        """The engine of a key if it is there and whole. Needs neither the lock nor a writable disk."""
+        try:
+            side_car, data = self._load(key.name)
+        except (OSError, BundleError):
+            return None
+        if side_car.key != key:
+            return None
+        with suppress(OSError):
+            os.utime(self._side_car(key.name))  # pruning goes by the last use
+        return CachedEngine(key, data, side_car.milliseconds / 1000, side_car.details, True)
+
+    def newest(self, accepts: Callable[[EngineKey], bool]) -> EngineKey | None:
+        """The key built last of those that ``accepts`` takes."""
+        whole = [entry for entry in self.entries() if entry.key and not entry.problem]
+        fitting = [entry for entry in whole if entry.key and accepts(entry.key)]
+        return max(fitting, key=lambda entry: (entry.created, entry.name)).key if fitting else None
+
+    def entries(self) -> list[Entry]:
+        """Every engine and what is left of one, by the time of last use. Bytes are counted, not hashed."""
+        found = (self._entry(name, hashed=False) for name in self._names({".engine", ".json"}))
+        return sorted((e for e in found if e is not None), key=lambda e: (e.used, e.name))
+
+    def prune(self, *, older_than: timedelta | None = None, everything: bool = False) -> Pruned:
+        """Delete engines that would not be loaded and what killed builds left; more if asked for.
+
+        Args:
+            older_than: also engines that were not used for so long.
+            everything: all engines.
+
+        Raises:
+            OutputError: a file cannot be deleted.
+        """
+        total = Pruned(0, 0, 0)
+        for name in self._names():
+            done = self._prune_one(name, older_than, everything)
+            total = Pruned(total.removed + done.removed, total.bytes + done.bytes, total.busy + done.busy)
+        if everything:
+            with explained(self.folder):
+                freed = _delete([path for path in self._files() if path.name.startswith(_TIMING)])
+            total = replace(total, bytes=total.bytes + freed)
+        return total
+
+    def timing_file(self, library: str, device: str) -> Path:
+        """Where kernel timings of one library version on one device are kept."""
+        digest = hashlib.sha256(f"{library} {device}".encode()).hexdigest()[:16]
+        return self.folder / f"{_TIMING}{digest}.bin"
+
+    # --- one engine
+
+    def _build(self, key: EngineKey, build: Callable[[], NewEngine]) -> CachedEngine:
+        started = time.perf_counter()
+        new = build()
+        seconds = time.perf_counter() - started
+        try:
+            self._store(key, new, seconds)
+        except OutputError as error:
+            if self._must_keep:
+                raise
+            log.warning("the engine is not kept for the next run: %s", error)
+        return CachedEngine(key, new.data, seconds, new.details, False)
+
+    def _store(self, key: EngineKey, new: NewEngine, seconds: float) -> None:
+        engine, side_car = self._engine(key.name), self._side_car(key.name)
+        make_folder(self.folder)
+        with suppress(OSError):
+            side_car.unlink()  # of an engine that is being replaced
+        try:
+            write_file(engine, new.data)
+            write_file(side_car, to_json(describe(key, new, seconds)))
+        except OutputError:
+            with suppress(OSError):
+                engine.unlink()
+            raise
+
+    def _read_side_car(self, name: str) -> SideCar:
+        return from_json(_read(self._side_car(name), MAX_SIDE_CAR_BYTES), name)
+
+    def _load(self, name: str) -> tuple[SideCar, bytes]:
+        """Side-car and bytes; raises OSError or BundleError unless the one confirms the other."""
+        side_car = self._read_side_car(name)
+        data = _read(self._engine(name), side_car.bytes)
+        if len(data) != side_car.bytes or hashlib.sha256(data).hexdigest() != side_car.sha256:
+            raise BundleError(f"{name}.engine is not what its side-car describes", FIX)
+        return side_car, data
+
+    def _entry(self, name: str, hashed: bool) -> Entry | None:
+        """A line of the listing; ``None`` if the files have just gone."""
+        sizes = [size for path in (self._engine(name), self._side_car(name)) if (size := _stat(path))]
+        if not sizes:
+            return None
+        used = datetime.fromtimestamp(max(s.st_mtime for s in sizes), timezone.utc)
+        entry = Entry(name, sum(s.st_size for s in sizes), used)
+        try:
+            side_car = self._read_side_car(name)
+            entry = replace(
+                entry, key=side_car.key, details=side_car.details, created=side_car.created,
+                seconds=side_car.milliseconds / 1000,
+            )  # fmt: skip
+            stated, found = side_car.bytes, self._engine(name).stat().st_size
+            if found != stated:
+                return replace(entry, problem=f"it has {found} bytes, expected {stated}")
+            if hashed:
+                self._load(name)
+        except FileNotFoundError as error:
+            return replace(entry, problem=f"{Path(error.filename).name} is missing")
+        except OSError as error:
+            return replace(entry, problem=error.strerror or str(error))
+        except BundleError as error:
+            return replace(entry, problem=error.message)
+        return entry
+
+    def _prune_one(self, name: str, older_than: timedelta | None, everything: bool) -> Pruned:
+        lock = FileLock(self.folder / f"{name}.lock")
+        with explained(self.folder):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return Pruned(0, 0, 1)
+            try:
+                doomed = [path for path in self._files() if path.name.startswith(f".{name}.")]
+                entry = self._entry(name, hashed=True)
+                if entry and (everything or entry.problem or _is_old(entry, older_than)):
+                    # the side-car first: an engine without one is nothing
+                    doomed += [self._side_car(name), self._engine(name)]
+                freed = _delete(doomed)
+            finally:
+                lock.release()
+                with suppress(OSError):
+                    (self.folder / f"{name}.lock").unlink()
+        return Pruned(1 if doomed else 0, freed, 0)
+
+    # --- files
+
+    def _engine(self, name: str) -> Path:
+        return self.folder / f"{name}.engine"
+
+    def _side_car(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+
+    def _names(self, suffixes: set[str] | None = None) -> list[str]:
+        """The names that files here begin with."""
+        files = [path for path in self._files() if suffixes is None or path.suffix in suffixes]
+        stems = {path.name.lstrip(".").split(".")[0] for path in files}
+        return sorted(stem for stem in stems if _NAME.fullmatch(stem))
+
+    def _lock(self, name: str) -> FileLock | None:
+        """The lock of one key, taken; ``None`` where the folder cannot hold locks."""
+        lock = FileLock(self.folder / f"{name}.lock")
+        try:
+            make_folder(self.folder)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.warning("another process is building this engine; waiting for it")
+                lock.acquire()
+        except (OutputError, OSError, NotImplementedError):
+            return None  # storing will say why
+        return lock
+
+
+def describe(key: EngineKey, new: NewEngine, seconds: float) -> SideCar:
+    """The side-car of an engine built just now."""
+    created = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    digest = hashlib.sha256(new.data).hexdigest()
+    return SideCar(key, digest, len(new.data), created, round(seconds * 1000), new.details)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A file's bytes, one more than ``most`` at the most."""
+    with open(path, "rb") as file:
+        return file.read(most + 1)
+
+
+def _is_old(entry: Entry, older_than: timedelta | None) -> bool:
+    return older_than is not None and datetime.now(timezone.utc) - entry.used > older_than
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _delete(doomed: Sequence[Path]) -> int:
+    """Delete files, those that are there; how many bytes they had."""
+    freed = 0
+    for path in doomed:
+        found = _stat(path)
+        if found is not None:
+            path.unlink()
+            freed += found.st_size
+    return freed

@@ -1,0 +1,257 @@
+"""One ONNX graph to one serialised engine: parse, look at what was parsed, build.
+
+Networks are strongly typed: the graph's own element types are the engine's, and no builder flag changes
+them. So what an engine is called (fp32, fp16) is checked against what its layers compute in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mrsep_deploy.bundle.manifest import STEMS, Manifest, Stage
+from mrsep_deploy.engines.contract import BuildOptions, Precision
+from mrsep_deploy.engines.tensorrt.library import Library
+from mrsep_deploy.engines.tensorrt.timing import TimingCache
+from mrsep_deploy.errors import EngineError, UsageError
+
+HEAVY_LAYERS = frozenset(
+    ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION", "ATTENTION_INPUT")
+)
+"""Layers that decide what precision an engine has: those where the arithmetic is."""
+
+_TRANSPARENT = frozenset(("CONSTANT", "CAST", "IDENTITY", "SHUFFLE", "SHAPE"))
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """One input or output as an engine has it."""
+
+    role: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A serialised engine, and what its layers compute in: how many of each element type."""
+
+    data: bytes
+    layers: Mapping[str, int]
+    tensors: Mapping[str, str]
+
+
+def build_plan(
+    library: Library,
+    graph: bytes,
+    manifest: Manifest,
+    stage: Stage,
+    precision: Precision,
+    options: BuildOptions,
+    timing: TimingCache | None = None,
+) -> Plan:
+    """Build the engine of a stage.
+
+    Args:
+        graph: its ONNX graph, weights inside.
+        precision: what the engine is going to be called.
+        options: ``targets`` are names out of ``library.capabilities()``.
+        timing: kernel timings to use and to add to, for a library that times.
+
+    Raises:
+        EngineError: the parser or the builder refuses, or the result is not what the manifest or
+            ``precision`` says; the message names the stage.
+    """
+    library.last_error()  # forget what earlier stages left
+    builder = _builder(library)
+    network = _network(library, builder, stage)
+    _parse(library, network, graph, stage)
+    check_tensors(network_tensors(library, network), manifest, stage)
+    layers = layer_types(library, network)
+    check_precision(layers, precision, stage)
+    config = builder.create_builder_config()
+    _configure(library, config, options)
+    if timing is not None:
+        timing.load(config)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        reason = library.last_error()
+        message = f"{library.title} cannot build stage {stage.name}: {reason}"
+        raise EngineError(message, _build_fix(reason, options))
+    if timing is not None:
+        timing.save(config)
+    tensors = {name: facts.dtype for name, facts in network_tensors(library, network).items()}
+    return Plan(bytes(serialized), layers, tensors)
+
+
+def _build_fix(reason: str, options: BuildOptions) -> str:
+    if "FP32 GEMM is not supported" in reason:
+        # Turing's; of the graphs of a bundle every one with a matrix product in it is refused there
+        return "Leave out sm_75: TensorRT for RTX multiplies no float32 matrices on such GPUs."
+    return "Give it more memory: --workspace MB" if options.workspace is not None else ""
+
+
+def _builder(library: Library) -> Any:
+    try:
+        return library.module.Builder(library.logger)
+    except (TypeError, RuntimeError) as error:  # pybind's word for a null pointer
+        raise EngineError(f"{library.title} cannot make a builder: {library.last_error()}") from error
+
+
+def _network(library: Library, builder: Any, stage: Stage) -> Any:
+    """An empty, strongly typed network; TensorRT for RTX has no others."""
+    trt = library.module
+    kind = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if library.portable or kind is None:
+        return builder.create_network(0)
+    network = builder.create_network(1 << int(kind))
+    if not network.get_flag(kind):
+        raise EngineError(f"{library.title} made no strongly typed network for stage {stage.name}")
+    return network
+
+
+def _parse(library: Library, network: Any, graph: bytes, stage: Stage) -> None:
+    parser = library.module.OnnxParser(network, library.logger)
+    parsed = parser.parse(graph)
+    if parsed and parser.num_errors == 0:
+        return
+    errors = [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
+    found = "; ".join(dict.fromkeys(errors)) or library.last_error()
+    raise EngineError(
+        f"{library.title} cannot take the graph of stage {stage.name}: {found}",
+        "Run it with another engine: --engine ort",
+    )
+
+
+def _describe(error: Any) -> str:
+    """``operator DFT at node spectrogram/DFT: UNSUPPORTED_NODE`` and the text, which can be just "false"."""
+    operator, node, text = error.node_operator(), error.node_name(), error.desc().strip()
+    where = f"operator {operator}" if operator else "the graph"
+    where += f" at node {node or error.node()}" if operator or node else ""
+    text = "" if text in ("", "false") else f" ({text})"
+    return f"{where}: {error.code().name}{text}"
+
+
+def _configure(library: Library, config: Any, options: BuildOptions) -> None:
+    trt = library.module
+    # Branches are scheduled on streams outside: streams of the engine's own would only compete with them.
+    config.max_aux_streams = 0
+    # float32 means float32, as in the reference; what fp16 graphs keep in float32 needs it as much.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    known = library.capabilities()
+    if options.targets:
+        config.num_compute_capabilities = len(options.targets)
+    for index, target in enumerate(options.targets):
+        if not config.set_compute_capability(known[target], index):
+            raise EngineError(f"{library.title} does not build for {target}: {library.last_error()}")
+
+
+def check_targets(library: Library, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets sorted and without repetition.
+
+    Raises:
+        UsageError: the library builds for no such target, or for no named target at all.
+    """
+    known = library.capabilities()
+    if targets and not known:
+        raise UsageError(
+            f"{library.title} builds only for the GPU that is present, found --target {','.join(targets)}",
+            "Leave out --target, or build for other GPUs with --engine trt-rtx.",
+        )
+    wrong = [target for target in targets if target not in known]
+    if wrong:
+        raise UsageError(
+            f"{library.title} does not build for {', '.join(wrong)}, it builds for {', '.join(known)}",
+            "For other GPUs build with --engine trt on the GPU itself.",
+        )
+    return tuple(target for target in known if target in targets)
+
+
+def network_tensors(library: Library, network: Any) -> dict[str, TensorFacts]:
+    """Inputs and outputs of a parsed network."""
+    ends = [("input", network.get_input(i)) for i in range(network.num_inputs)]
+    ends += [("output", network.get_output(i)) for i in range(network.num_outputs)]
+    return {t.name: TensorFacts(role, tuple(t.shape), library.dtype(t.dtype)) for role, t in ends}
+
+
+def engine_tensors(library: Library, engine: Any) -> dict[str, TensorFacts]:
+    """Inputs and outputs of a loaded engine."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    return {
+        name: TensorFacts(
+            engine.get_tensor_mode(name).name.lower(),
+            tuple(engine.get_tensor_shape(name)),
+            library.dtype(engine.get_tensor_dtype(name)),
+        )
+        for name in names
+    }
+
+
+def check_tensors(found: Mapping[str, TensorFacts], manifest: Manifest, stage: Stage) -> None:
+    """Raise ``EngineError`` unless names, shapes and element types are those of the manifest."""
+    roles = {**dict.fromkeys(stage.inputs, "input"), **dict.fromkeys(stage.outputs, "output")}
+    specs = {name: manifest.tensor(name) for name in roles}
+    expected = {name: TensorFacts(roles[name], spec.shape, spec.dtype) for name, spec in specs.items()}
+    wrong = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise EngineError(
+            f"the engine of stage {stage.name} has {_shown(found.get(name))} {name}, "
+            f"expected {_shown(expected.get(name))}",
+            "Export the checkpoint again.",
+        )
+
+
+def _shown(facts: TensorFacts | None) -> str:
+    return "no tensor" if facts is None else f"the {facts.role} {facts.dtype} {list(facts.shape)}"
+
+
+def layer_types(library: Library, network: Any) -> dict[str, int]:
+    """How many layers compute in each floating-point type.
+
+    Counts the heavy layers if there are any, otherwise all that compute at all. What an input is cast
+    to before and after says nothing: a graph can be float16 at both ends and float32 in between.
+    """
+    heavy: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        if layer.num_outputs == 0 or layer.type.name in _TRANSPARENT:
+            continue
+        dtype = library.dtype(layer.get_output(0).dtype)
+        if "float" in dtype:  # indices say nothing of precision
+            counts = heavy if layer.type.name in HEAVY_LAYERS else others
+            counts[dtype] += 1
+    return dict(heavy or others)
+
+
+def check_precision(layers: Mapping[str, int], precision: Precision, stage: Stage) -> None:
+    """Raise ``EngineError`` unless layers compute in what the engine is called.
+
+    An fp16 or bf16 engine may keep layers in float32, for range; an fp32 engine has none below it. Transforms
+    (all stages but the model's own graphs) are float32 in each, and so is a fusion of finished signals.
+    """
+    halves = layers.get("float16", 0) + layers.get("bfloat16", 0)
+    found = ", ".join(f"{count} in {dtype}" for dtype, count in sorted(layers.items())) or "none"
+    what = f"the graph of stage {stage.name} has"
+    low = {"fp16": "float16", "bf16": "bfloat16"}.get(precision)
+    if low and stage.kind == "graph" and STEMS not in stage.outputs and not layers.get(low, 0):
+        raise EngineError(
+            f"{what} no {low} layers ({found}), so its engine would not be {precision}",
+            "Choose --precision fp32.",
+        )
+    if low and halves != layers.get(low, 0):
+        raise EngineError(
+            f"{what} layers of another lower precision ({found}), so its engine would not be {precision}",
+            "Convert the float32 bundle again.",
+        )
+    if precision == "fp32" and halves:
+        raise EngineError(
+            f"{what} layers below float32 ({found}), so its engine would not be fp32",
+            f"Choose --precision {'fp16' if layers.get('float16', 0) else 'bf16'}.",
+        )

@@ -1,0 +1,202 @@
+"""TensorRT (``trt``) and TensorRT for RTX (``trt-rtx``) on NVIDIA GPUs.
+
+A stage is built once and kept in the engine cache. Running takes the engine built last from a graph,
+whatever it was built with, so what ``mrsep-deploy build`` was asked for is what runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.devices.interface import Device, Memory
+from mrsep_deploy.engines.cache import CachedEngine, EngineCache, NewEngine
+from mrsep_deploy.engines.contract import (
+    Availability,
+    BuildOptions,
+    BuiltStage,
+    Engine,
+    EngineOptions,
+    Precision,
+    Runner,
+)
+from mrsep_deploy.engines.side_car import EngineKey
+from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
+from mrsep_deploy.engines.tensorrt.device import Gpu, find_gpu
+from mrsep_deploy.engines.tensorrt.library import Flavour, Library, find_library
+from mrsep_deploy.engines.tensorrt.memory import share_workspaces
+from mrsep_deploy.engines.tensorrt.runner import NotLoadable, TensorRtRunner
+from mrsep_deploy.engines.tensorrt.timing import TimingCache
+from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.runtime.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+class TensorRtEngine(Engine):
+    """TensorRT 10.9 and newer: builds for the GPU that is present, one stage at a time."""
+
+    name: ClassVar[str] = "trt"
+    title: ClassVar[str] = "TensorRT"
+    graph_transforms: ClassVar[bool] = True
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
+    # kernels are timed: two builds on one GPU would measure each other
+    parallel_builds: ClassVar[bool] = False
+    flavour: ClassVar[Flavour] = "trt"
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self.cache = EngineCache()
+
+    @classmethod
+    def availability(cls) -> Availability:
+        version = ""
+        try:
+            library = find_library(cls.flavour)
+            version = library.version
+            gpu = find_gpu(0)
+            _check_capability(library, gpu)
+        except EngineUnavailableError as error:
+            return Availability(False, version, reason=error.message, fix=error.fix)
+        return Availability(True, version, str(gpu))
+
+    @functools.cached_property
+    def library(self) -> Library:
+        """The installed library (``EngineUnavailableError`` if there is none)."""
+        return find_library(self.flavour)
+
+    @functools.cached_property
+    def gpu(self) -> Gpu:
+        """The GPU to run on (``EngineUnavailableError`` if there is none)."""
+        gpu = find_gpu(self.options.device)
+        _check_capability(self.library, gpu)
+        return gpu
+
+    @functools.cached_property
+    def device(self) -> Device:
+        from mrsep_deploy.devices import open_cuda
+
+        return open_cuda(self.options.device)
+
+    def build(
+        self, bundle: Bundle, stage: Stage, options: BuildOptions, *, fresh: bool = False
+    ) -> BuiltStage:
+        """Build a stage or take it from the cache; ``fresh`` builds in any case."""
+        graph = self._graph(bundle, stage)
+        key, options = self._key(graph, bundle, options)
+        timing = None
+
+        def make() -> NewEngine:
+            plan = build_plan(
+                self.library, bundle.graph_bytes(stage), bundle.manifest, stage, self.options.precision,
+                options, timing,
+            )  # fmt: skip
+            about = {"model": bundle.manifest.name, "stage": stage.name}
+            return NewEngine(plan.data, {**about, "layers": plan.layers, "tensors": plan.tensors})
+
+        if not self.library.portable:
+            _ = self.device  # the builder times kernels in its context
+            timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
+        return _built(stage, self.cache.get_or_build(key, make, fresh=fresh))
+
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+        _ = self.device  # engines are loaded into its context
+        built = self._built_last(bundle, stage) or self.build(bundle, stage, BuildOptions())
+        try:
+            return TensorRtRunner(self.library, built.data, bundle.manifest, stage)
+        except NotLoadable as error:
+            if not built.from_cache:
+                raise
+            log.warning("the cached engine is built anew: %s", error)
+        built = self.build(bundle, stage, BuildOptions(), fresh=True)
+        return TensorRtRunner(self.library, built.data, bundle.manifest, stage)
+
+    def share_workspaces(self, runners: Mapping[str, Runner], schedule: Schedule) -> Memory | None:
+        return share_workspaces(runners, schedule, self.device)
+
+    def _graph(self, bundle: Bundle, stage: Stage) -> str:
+        """The hash of the stage's graph; raises where the bundle has none that would do."""
+        manifest = bundle.manifest
+        if stage.file is None:
+            raise EngineError(
+                f"{manifest.name} has no graph for stage {stage.name}, expected one for every stage",
+                "Export the checkpoint again.",
+            )
+        held = arithmetic(manifest)
+        if self.options.precision != held:
+            raise EngineError(
+                f"{manifest.name} holds {manifest.precision} graphs only, expected others for "
+                f"{self.options.precision}",
+                f"Choose --precision {held}.",
+            )
+        return manifest.files[stage.file].sha256
+
+    def _key(self, graph: str, bundle: Bundle, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
+        """The cache's key, and the options with the targets spelled out."""
+        targets = check_targets(self.library, options.targets)
+        if self.library.portable:
+            targets = targets or (self._present().capability,)
+            target, driver = ",".join(targets), ""
+        else:
+            target, driver = str(self.gpu), self.gpu.driver
+        chosen: dict[str, object] = {
+            "optimization_level": options.optimization_level,
+            "workspace": options.workspace,
+            "tf32": False,
+            "aux_streams": 0,
+        }
+        key = EngineKey(
+            graph, self.name, self.library.version, target, driver, self.options.precision,
+            bundle.manifest.batch, chosen,
+        )  # fmt: skip
+        return key, replace(options, targets=targets)
+
+    def _present(self) -> Gpu:
+        try:
+            return self.gpu
+        except EngineUnavailableError as error:
+            raise EngineUnavailableError(
+                f"no target was named, and {error.message}",
+                f"Name one or more of {','.join(self.library.capabilities())}, such as --target sm_86.",
+            ) from error
+
+    def _built_last(self, bundle: Bundle, stage: Stage) -> BuiltStage | None:
+        """The newest engine in the cache that runs this graph on this GPU, with whatever options."""
+        wanted, _ = self._key(self._graph(bundle, stage), bundle, BuildOptions())
+
+        def serves(key: EngineKey) -> bool:
+            fits = key.target == wanted.target
+            if self.library.portable:
+                fits = wanted.target in key.target.split(",")
+            return fits and replace(key, target=wanted.target, options=wanted.options) == wanted
+
+        key = self.cache.newest(serves)
+        found = self.cache.find(key) if key else None
+        return _built(stage, found) if found else None
+
+
+class TensorRtRtxEngine(TensorRtEngine):
+    """TensorRT for RTX: builds for named GPUs, also where there is none."""
+
+    name: ClassVar[str] = "trt-rtx"
+    title: ClassVar[str] = "TensorRT for RTX"
+    parallel_builds: ClassVar[bool] = True
+    flavour: ClassVar[Flavour] = "trt-rtx"
+
+
+def _check_capability(library: Library, gpu: Gpu) -> None:
+    known = library.capabilities()
+    if known and gpu.capability not in known:
+        raise EngineUnavailableError(
+            f"{library.title} does not run on {gpu}, it runs on {', '.join(known)}", "Choose --engine trt."
+        )
+
+
+def _built(stage: Stage, found: CachedEngine) -> BuiltStage:
+    return BuiltStage(stage.name, found.data, found.key.name, found.seconds, found.from_cache, found.details)

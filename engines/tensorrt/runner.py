@@ -1,0 +1,87 @@
+"""A loaded engine and its one execution context, run on the stream it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mrsep_deploy.bundle.manifest import Manifest, Stage
+from mrsep_deploy.devices.interface import DeviceTensor, Stream
+from mrsep_deploy.engines.contract import Tensors
+from mrsep_deploy.engines.tensorrt.build import check_tensors, engine_tensors
+from mrsep_deploy.engines.tensorrt.library import Library
+from mrsep_deploy.errors import EngineError
+
+
+class NotLoadable(EngineError):
+    """The library refuses the bytes of an engine."""
+
+
+class TensorRtRunner:
+    """One stage. A context runs one segment at a time: its runs must be in order, as one stream's are.
+
+    The context's scratch memory is the caller's (``set_workspace``), so that stages which never overlap
+    can share it.
+
+    Args:
+        data: the serialised engine.
+
+    Raises:
+        NotLoadable: the library refuses it.
+        EngineError: its inputs and outputs are not the manifest's, or there is no context to be had.
+    """
+
+    def __init__(self, library: Library, data: bytes, manifest: Manifest, stage: Stage) -> None:
+        trt = library.module
+        self._library, self._stage = library, stage
+        library.last_error()  # forget what earlier stages left
+        self._runtime: Any = trt.Runtime(library.logger)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise NotLoadable(f"{library.title} cannot load stage {stage.name}: {library.last_error()}")
+        check_tensors(engine_tensors(library, self._engine), manifest, stage)
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context: Any = self._engine.create_execution_context(strategy)
+        if self._context is None:
+            raise self._failed("makes no execution context for")
+        self._workspace: DeviceTensor | None = None
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory a run needs."""
+        return int(self._engine.device_memory_size_v2)
+
+    def set_workspace(self, memory: DeviceTensor) -> None:
+        """Use this memory from the next run on; it must outlive the runner's last."""
+        if memory.nbytes < self.workspace_bytes:
+            raise EngineError(
+                f"stage {self._stage.name} was given {memory.nbytes} bytes of workspace, "
+                f"expected {self.workspace_bytes}"
+            )
+        self._context.set_device_memory(memory.pointer, memory.nbytes)
+        self._workspace = memory
+
+    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+        if self._workspace is None and self.workspace_bytes:
+            raise EngineError(f"stage {self._stage.name} was run before it was given its workspace")
+        for names, tensors in ((self._stage.inputs, inputs), (self._stage.outputs, outputs)):
+            for name in names:
+                self._bind(name, tensors)
+        if not self._context.execute_async_v3(stream.handle):
+            raise self._failed("failed in")
+
+    def _bind(self, name: str, tensors: Tensors) -> None:
+        tensor = tensors[name]
+        if not isinstance(tensor, DeviceTensor):
+            raise EngineError(f"{name} of stage {self._stage.name} lies in host memory, expected the GPU's")
+        if not self._context.set_tensor_address(name, tensor.pointer):
+            raise self._failed(f"refuses the address of {name} in")
+
+    def _failed(self, what: str) -> EngineError:
+        library = self._library
+        return EngineError(f"{library.title} {what} stage {self._stage.name}: {library.last_error()}")
+
+    def close(self) -> None:
+        """Let go of context, engine and runtime, in this order. Idempotent."""
+        self._context = None
+        self._engine = None
+        self._runtime = None

@@ -1,0 +1,1 @@
+"""Reading checkpoints: a restricted reader accepts tensors, plain values and known class names."""

@@ -1,0 +1,306 @@
+"""What a pickled package may name, and what becomes of it.
+
+A pickle says "import this name" and "call it with these arguments". Here a name is looked up in the tables
+below and nowhere else, and a call is carried out by our own function of the same meaning, on plain data:
+
+    a model class                     stays a ``Name``; it cannot be called, and its source code, which torch
+                                      before 1.6 put beside it, is dropped unread
+    torch.FloatStorage, ...           stays a ``Name``; says how the bytes of a storage are read
+    torch._utils._rebuild_tensor_v2   a ``TensorSpec``: where in which storage a tensor lies
+    torch._utils._rebuild_parameter   the ``TensorSpec`` it wraps
+    collections.OrderedDict           a dict
+    fractions.Fraction                a ``Fraction`` with bounded parts
+    numpy scalar, dtype               the Python number
+    torch.Size                        the tuple
+    torch.float32, ...                the text "torch.float32"
+
+Every other name is refused and reported. Nothing is imported, whatever the file says.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
+from mrsep_deploy.export.checkpoint import recipes
+from mrsep_deploy.export.checkpoint.values import fraction, shown
+
+#: Qualified name of a model class -> short name of its family.
+KNOWN_CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        "demucs.htdemucs.HTDemucs": "htdemucs",
+        "demucs.hdemucs.HDemucs": "hdemucs",
+        "demucs.htdemucs_n.HTDemucs_n": "htdemucs_n",
+        "demucs.htdemucs_nf.HTDemucs_nf": "htdemucs_nf",
+        "demucs.htdemucs_nn.HTDemucs_nn": "htdemucs_nn",
+        "demucs.htdemucs_2nn.HTDemucs_2nn": "htdemucs_2nn",
+        "demucs.htdemucs_dnf.HTDemucs_dnf": "htdemucs_dnf",
+        "mrsep_deploy.export.families.demucs.MRHDemucs": "mrhdemucs",
+    }
+)
+
+#: Storage class -> name of its torch dtype.
+STORAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "torch.DoubleStorage": "float64",
+        "torch.FloatStorage": "float32",
+        "torch.HalfStorage": "float16",
+        "torch.BFloat16Storage": "bfloat16",
+        "torch.LongStorage": "int64",
+        "torch.IntStorage": "int32",
+        "torch.ShortStorage": "int16",
+        "torch.CharStorage": "int8",
+        "torch.ByteStorage": "uint8",
+        "torch.BoolStorage": "bool",
+    }
+)
+
+RESAVE = "save the model again as a dict of klass, args, kwargs, state and training_args"
+UNTRUSTED = "do not load this file elsewhere unless you trust its author; "
+DIFFQ_FIX = "export the model that was not quantised, or load this one with demucs and diffq and save that"
+
+_DTYPES = frozenset(f"torch.{name}" for name in STORAGES.values())
+# numpy's short dtype names -> struct's, of one letter each
+_NUMPY = ["f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+_NUMBERS = dict(zip(_NUMPY, "efd?bhiqBHIQ", strict=True))
+# Names that are no attack, only something this package does not read: the start of the name and what it is.
+_UNSUPPORTED = {
+    "torch._utils._rebuild_sparse": "a sparse tensor, expected dense ones",
+    "torch._utils._rebuild_qtensor": "a quantised tensor, expected floating point ones",
+    "torch._utils._rebuild_meta_tensor": "a tensor without values",
+    "torch.ComplexFloatStorage": "a complex tensor, expected real ones",
+    "torch.ComplexDoubleStorage": "a complex tensor, expected real ones",
+    "torch.QInt": "a quantised tensor, expected floating point ones",
+    "torch.QUInt": "a quantised tensor, expected floating point ones",
+    "torch._tensor._rebuild_from_type": "a tensor with Python attributes, expected a plain one",
+}
+# What training programs put into their checkpoints beside the model: the start of the name, and what to do. The
+# file is refused like any other that names objects; whoever made it is told how to get the model out.
+_OWN = f"only if it is your own training checkpoint, {recipes.of_ones_own()}"
+_DEMUCS = "export best.th, the package that demucs keeps beside its checkpoint.th; or, "
+_OF_TRAINING = {
+    "omegaconf.": _DEMUCS + _OWN,
+    "argparse.Namespace": _OWN,
+    "collections.defaultdict": _OWN,
+    "collections.Counter": _OWN,
+    "pathlib.": _OWN,
+    "numpy.core.multiarray._reconstruct": _OWN,
+    "numpy._core.multiarray._reconstruct": _OWN,
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A global that a pickle names: never the thing itself."""
+
+    qualified: str
+
+    def __str__(self) -> str:
+        return shown(self.qualified)
+
+
+@dataclass(frozen=True)
+class StorageRef:
+    """A storage as the pickle declares it: ``numel`` elements of ``dtype`` under ``key``."""
+
+    key: str
+    dtype: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor as the pickle declares it; nothing but the storage has been checked yet."""
+
+    storage: StorageRef
+    offset: object
+    size: object
+    stride: object
+
+
+@dataclass
+class _NumpyType:
+    """``numpy.dtype("f8")``: the struct format of one element, without its byte order."""
+
+    letter: str
+    order: str = "<"
+
+
+def refuse(what: str, fix: str = UNTRUSTED + RESAVE) -> UnsafeCheckpointError:
+    """The error for a file that wants something run; ``what`` continues 'the file asks for'."""
+    return UnsafeCheckpointError(
+        f"refused: the file asks for {what}, expected tensors and plain values only; nothing of it was run",
+        fix,
+    )
+
+
+def resolve(module: object, name: object) -> Name | str:
+    """The harmless stand-in for a global.
+
+    Raises:
+        CheckpointError: the name says the file holds something else than a known package.
+        UnsafeCheckpointError: any other name; the message has it in full.
+    """
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise refuse(f"a global whose name is made of {type(module).__name__} and {type(name).__name__}")
+    full = f"{module}.{name}"
+    if full in _DTYPES:
+        return full
+    # "a.b" + "c" and "a" + "b.c" read the same; only the first is a module and a name in it.
+    if "." not in name and (full in KNOWN_CLASSES or full in STORAGES or full in _CALLS):
+        return Name(full)
+    raise _unknown(module, name)
+
+
+def _unknown(module: str, name: str) -> CheckpointError:
+    full = f"{module}.{name}"
+    for start, what in _UNSUPPORTED.items():
+        if full.startswith(start):
+            return CheckpointError(f"the file holds {what} ({shown(full)})", RESAVE)
+    package = module.partition(".")[0]
+    if package == "diffq":
+        return CheckpointError(f"the weights are stored as DiffQ codes ({shown(full)})", DIFFQ_FIX)
+    if package == "demucs" and name.isidentifier() and name[0].isupper():
+        return unknown_class(full)
+    if module.startswith("torch.nn."):
+        return refuse(f"{shown(full, 300)} (it holds a whole pickled module, not a package)")
+    for start, fix in _OF_TRAINING.items():
+        if full.startswith(start):
+            return refuse(shown(full, 300), UNTRUSTED + fix)
+    return refuse(shown(full, 300))
+
+
+def unknown_class(name: object) -> CheckpointError:
+    """The error for a class that is none of ``KNOWN_CLASSES``."""
+    return CheckpointError(
+        f"the model class is {shown(name)}, expected one of {', '.join(KNOWN_CLASSES)}",
+        "export a model of one of these classes",
+    )
+
+
+def persistent(identity: object) -> StorageRef | Name:
+    """What a persistent id declares, which is one of two things.
+
+        ("storage", class, key, location, numel[, view])    a storage; its location is ignored: all is read to the CPU
+        ("module", class, file, source)                      a model class, from torch before 1.6; the name of the
+                                                             file and the source in it are texts, and dropped
+
+    Raises:
+        UnsafeCheckpointError: it has another form.
+    """
+    if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+        klass, *texts = identity[1:]
+        plain = all(text is None or isinstance(text, str) for text in texts)
+        if plain and isinstance(klass, Name) and klass.qualified in KNOWN_CLASSES:
+            return klass
+    if isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage":
+        _, kind, key, _, numel = identity[:5]
+        dtype = STORAGES.get(kind.qualified) if isinstance(kind, Name) else None
+        view = identity[5] if len(identity) == 6 else None
+        if dtype and isinstance(key, str) and type(numel) is int and 0 <= numel < 2**40 and view is None:
+            return StorageRef(key, dtype, numel)
+    raise refuse("a persistent object that is neither a storage of tensors nor a known model class")
+
+
+def call(function: object, arguments: object) -> object:
+    """What ``function(*arguments)`` stands for.
+
+    Raises:
+        UnsafeCheckpointError: ``function`` is not one of the names that may be called.
+        CheckpointError: it is, with arguments it never has in a package.
+    """
+    ours = _CALLS.get(function.qualified) if isinstance(function, Name) else None
+    if ours is None:
+        raise refuse(f"{_called(function)} to be called")
+    if not isinstance(arguments, tuple):
+        raise CheckpointError(f"the file is damaged: it calls {function} without a tuple of arguments")
+    return ours(arguments)
+
+
+def build(target: object, state: object) -> None:
+    """What "set the state of this object" (the pickle's BUILD) stands for.
+
+    Two objects of a package have one: an ``OrderedDict`` from ``state_dict()`` (version numbers of the
+    modules, of no use here) and a numpy dtype (its byte order).
+    """
+    if isinstance(target, dict) and isinstance(state, dict) and set(state) <= {"_metadata"}:
+        return
+    if isinstance(target, _NumpyType) and isinstance(state, tuple) and len(state) > 1:
+        order = {"<": "<", ">": ">", "|": "<"}.get(str(state[1]))
+        if order:
+            target.order = order
+            return
+    raise refuse(f"the state of {_called(target)} to be set")
+
+
+def _called(thing: object) -> str:
+    if isinstance(thing, Name):
+        return shown(thing.qualified, 300)
+    return f"a {type(thing).__name__}"
+
+
+def _tensor(arguments: tuple[object, ...]) -> object:
+    if len(arguments) in (6, 7) and isinstance(arguments[0], StorageRef):
+        metadata = arguments[6] if len(arguments) == 7 else None
+        if not metadata:
+            return TensorSpec(*arguments[:4])  # type: ignore[arg-type]
+    raise CheckpointError("a tensor is declared in a form that torch.save does not write", RESAVE)
+
+
+def _parameter(arguments: tuple[object, ...]) -> object:
+    if len(arguments) == 3 and isinstance(arguments[0], TensorSpec):
+        return arguments[0]
+    raise CheckpointError("a parameter is declared in a form that torch.save does not write", RESAVE)
+
+
+def _ordered_dict(arguments: tuple[object, ...]) -> object:
+    # Python 3 fills it afterwards, item by item; a list of items here could be copied without end.
+    if arguments:
+        raise CheckpointError("an OrderedDict is declared in a form that torch.save does not write", RESAVE)
+    return {}
+
+
+def _size(arguments: tuple[object, ...]) -> object:
+    if len(arguments) == 1 and isinstance(arguments[0], tuple):
+        return arguments[0]
+    raise CheckpointError("a torch.Size is declared in a form that torch.save does not write", RESAVE)
+
+
+def _numpy_type(arguments: tuple[object, ...]) -> object:
+    letter = _NUMBERS.get(arguments[0]) if arguments and isinstance(arguments[0], str) else None
+    if letter is None:
+        raise CheckpointError("the file holds a numpy object that is not a number", RESAVE)
+    return _NumpyType(letter)
+
+
+def _numpy_scalar(arguments: tuple[object, ...]) -> object:
+    if len(arguments) == 2 and isinstance(arguments[0], _NumpyType) and isinstance(arguments[1], bytes):
+        form = arguments[0].order + arguments[0].letter
+        if struct.calcsize(form) == len(arguments[1]):
+            return struct.unpack(form, arguments[1])[0]
+    raise CheckpointError("the file holds a numpy object that is not a number", RESAVE)
+
+
+def _latin1(arguments: tuple[object, ...]) -> object:
+    """``_codecs.encode``: how protocol 2 writes bytes. A number has at most 8 of them."""
+    if len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] in ("latin1", "latin-1"):
+        text = arguments[0]
+        if len(text) <= 8 and all(ord(character) < 256 for character in text):
+            return text.encode("latin-1")
+    raise refuse("_codecs.encode of something that is not the bytes of a number")
+
+
+_CALLS: Mapping[str, Callable[[tuple[object, ...]], object]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "fractions.Fraction": fraction,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _size,
+    "numpy.dtype": _numpy_type,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "_codecs.encode": _latin1,
+}

@@ -1,0 +1,120 @@
+"""Packages in a ``.safetensors`` file, the way demucs 4.1 publishes them.
+
+The tensors lie in the file by name; its metadata has ``klass`` as text, ``args`` and ``kwargs`` as JSON, in
+which a fraction is ``{"_type": "fraction", "numerator": 39, "denominator": 5}``. Offsets and lengths are
+checked by the safetensors library: tensors neither overlap nor leave the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mrsep_deploy.errors import CheckpointError
+from mrsep_deploy.export.checkpoint.allowed import DIFFQ_FIX
+from mrsep_deploy.export.checkpoint.files import AGAIN
+from mrsep_deploy.export.checkpoint.storages import MAX_TENSORS, finished, refuse_quantised
+from mrsep_deploy.export.checkpoint.values import MAX_WEIGHT, fraction, shown
+
+MAX_HEADER = 8 * 2**20  # bytes of JSON; the published files have some tens of thousands
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_FIX = "use the .th package, or add klass, args and kwargs to the file's metadata as demucs' own export does"
+
+
+@dataclass(frozen=True)
+class SafetensorsPackage:
+    """Class name, undecoded arguments, finished tensors by name, and the dtypes they are stored in."""
+
+    klass: str
+    args: object
+    kwargs: object
+    state: dict[str, torch.Tensor]
+    storage_dtypes: frozenset[str]
+
+
+def looks_like_safetensors(head: bytes, file_bytes: int) -> bool:
+    """Whether a file starts with the length of a header that fits into it, and the header with a brace."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= file_bytes - 8
+
+
+def read_safetensors(path: Path, head: bytes, file_bytes: int) -> SafetensorsPackage:
+    """Read a package; ``head`` is how the file starts, at least its first 8 bytes.
+
+    Raises:
+        CheckpointError: damaged, without klass, args and kwargs, quantised, or with values no model has.
+    """
+    header = int.from_bytes(head[:8], "little")
+    if header > MAX_HEADER and looks_like_safetensors(head, file_bytes):
+        raise CheckpointError(f"the header has {header:,} bytes, expected at most {MAX_HEADER:,}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            _check(metadata, names)
+            stored = {name: _stored_dtype(name, file.get_slice(name).get_dtype()) for name in names}
+            # A clone, because the tensor of the library is a window into the file.
+            state = {name: finished(name, file.get_tensor(name).clone()) for name in names}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the file is truncated or not a safetensors file ({shown(error, 200)})",
+            AGAIN,
+        ) from error
+    return SafetensorsPackage(
+        klass=metadata["klass"],
+        args=_json(metadata["args"], "args"),
+        kwargs=_json(metadata["kwargs"], "kwargs"),
+        state=state,
+        storage_dtypes=frozenset(stored.values()),
+    )
+
+
+def _check(metadata: dict[str, str], names: list[str]) -> None:
+    if "structure" in metadata:
+        raise CheckpointError("the weights are stored as DiffQ codes, expected plain tensors", DIFFQ_FIX)
+    refuse_quantised(names)
+    missing = [key for key in ("klass", "args", "kwargs") if key not in metadata]
+    if missing:
+        raise CheckpointError(
+            f"the metadata lacks {', '.join(missing)}: a bare state dict, expected a package",
+            _FIX,
+        )
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(f"the file has {len(names):,} tensors, expected at most {MAX_TENSORS:,}")
+
+
+def _stored_dtype(name: str, found: str) -> str:
+    if found not in _DTYPES:
+        raise CheckpointError(
+            f"the tensor {shown(name)} has the type {shown(found)}, expected one of {', '.join(_DTYPES)}"
+        )
+    return _DTYPES[found]
+
+
+def _json(text: str, what: str) -> object:
+    if len(text) > MAX_WEIGHT:
+        raise CheckpointError(f"{what} in the metadata has more than {MAX_WEIGHT:,} characters")
+    try:
+        return json.loads(text, object_hook=_fraction)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what} in the metadata is not JSON ({shown(error)})", _FIX) from error
+
+
+def _fraction(found: dict[str, object]) -> object:
+    if found.get("_type") == "fraction":
+        return fraction((found.get("numerator"), found.get("denominator")))
+    return found

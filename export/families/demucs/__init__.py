@@ -1,0 +1,1 @@
+"""The multi-resolution Hybrid Demucs family, HTDemucs included."""

@@ -1,0 +1,322 @@
+"""Convolutional layers rewritten for export: group norms spelled out, DConv, GLU, frequency embedding.
+
+Every rewrite is algebra, not approximation; its docstring says which. Constants are worked out in
+float64 and rounded to float32 once. :mod:`mrsep_deploy.export.families.demucs.rewrites` puts them in place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mrsep_deploy.export.families.demucs.layers import (
+    DConv,
+    DecoderLayer,
+    EncoderLayer,
+    FrequencyEmbedding,
+    per_bin,
+)
+from mrsep_deploy.export.families.demucs.transformer import TokenGroupNorm
+
+
+def _conv(weight: Tensor, bias: Tensor, padding: int = 0, dilation: int = 1) -> nn.Conv2d:
+    """A convolution along time on ``[B, C, F, T]`` from weights ``[O, I, K]``."""
+    out, inner, kernel = weight.shape
+    conv = nn.Conv2d(inner, out, (1, kernel), padding=(0, padding), dilation=(1, dilation))
+    conv.weight = nn.Parameter(weight[:, :, None].float().contiguous(), requires_grad=False)
+    conv.bias = nn.Parameter(bias.float().contiguous(), requires_grad=False)
+    return conv
+
+
+LONG_AXIS = 4096
+CHUNK = 256
+
+
+def mean_in_steps(x: Tensor, *dims: int) -> Tensor:
+    """Mean over several axes, one at a time, kept as size 1.
+
+    Engines accumulate a reduction in one float32; over millions of elements that alone costs 40 dB. One
+    axis at a time, a long one in chunks, the partial sums stay short. Means and sums take turns, because
+    OpenVINO makes one reduction of two means in a row, and of two sums.
+    """
+    averaged = False
+    for dim in dims:
+        size = x.shape[dim]
+        if size > LONG_AXIS:
+            x = _chunk_means(x, dim).sum(dim=dim, keepdim=True) * (CHUNK / size)
+            averaged = False
+        else:
+            x = x.sum(dim=dim, keepdim=True) * (1 / size) if averaged else x.mean(dim=dim, keepdim=True)
+            averaged = not averaged
+    return x
+
+
+def _chunk_means(x: Tensor, dim: int) -> Tensor:
+    """Means of every ``CHUNK`` elements along one axis, the last chunk filled up with zeros."""
+    missing = -x.shape[dim] % CHUNK
+    if missing:
+        x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
+    return x.reshape(*x.shape[:dim], -1, CHUNK, *x.shape[dim + 1 :]).mean(dim=dim + 1)
+
+
+class SteppedNorm(nn.Module):
+    """Group norm of one group over chosen axes, spelled out: no engine can misread its grouping.
+
+    ``dims`` are reduced in order; ``weight`` and ``bias`` are shaped to broadcast.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.float(), requires_grad=False)
+        self.bias = nn.Parameter(bias.float(), requires_grad=False)
+        self.eps = eps
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - mean_in_steps(x, *self.dims)
+        variance = mean_in_steps(centred * centred, *self.dims)
+        return centred * (torch.rsqrt(variance + self.eps) * self.weight) + self.bias
+
+
+class DConvLayer(nn.Module):
+    """One DConv layer on ``[B, C, F, T]``, with the second norm folded into its pointwise convolution.
+
+    Let ``g`` be the hidden features ``[h, F, T]`` of one item and ``y = W g + b`` the pointwise
+    convolution to ``2C`` channels. The norm over (channel, time) of a bin needs of ``y`` only
+
+        mean      m_f = (w . gbar_f) + mean(b),                 w = mean over rows of W, gbar = mean_t g
+        variance  v_f = (1/2C) sum_c [ (W gbar_f + b - m_f)_c^2 + mean_t (W (g - gbar_f))_c^2 ]
+
+    and the last sum is ``||R (g - gbar)||^2`` for any ``R^T R = W^T W``; ``W = Q R`` gives one of size
+    ``h x h``. So the statistics of the wide ``y`` come from the narrow ``g`` (``h = C/8``), and
+
+        gamma (y - m) r + beta = gamma W (r g) + gamma b r - gamma (r m) + beta,   r = (v + eps)^-1/2
+
+    is one pointwise convolution of the ``h + 2`` channels ``[r g, r, r m]``. The two halves of the GLU
+    are two convolutions, so nothing is split, and the layer scale is folded into the first half.
+    """
+
+    def __init__(self, layer: nn.Sequential) -> None:
+        super().__init__()
+        # The published order: conv, norm, GELU, conv, norm, GLU, scale.
+        conv1, norm1, _, conv2, norm2, _, scale = layer
+        conv1, conv2 = cast(nn.Conv1d, conv1), cast(nn.Conv1d, conv2)
+        norm1, norm2 = cast(nn.GroupNorm, norm1), cast(nn.GroupNorm, norm2)
+        assert conv1.bias is not None
+        assert conv2.bias is not None
+        padding, dilation = int(conv1.padding[0]), conv1.dilation[0]
+        self.conv = _conv(conv1.weight, conv1.bias, padding=padding, dilation=dilation)
+        self.norm = SteppedNorm(norm1.weight.view(-1, 1, 1), norm1.bias.view(-1, 1, 1), norm1.eps, (3, 1))
+        weight, bias = conv2.weight[:, :, 0].double(), conv2.bias.double()
+        gamma, beta = norm2.weight.double(), norm2.bias.double()
+        channels = len(weight) // 2
+        self.channels = channels
+        self.eps = norm2.eps
+        self.mean = _conv(weight.mean(0, keepdim=True)[:, :, None], bias.mean()[None])
+        self.centred = _conv(
+            (weight - weight.mean(0))[:, :, None] / (2 * channels) ** 0.5,
+            (bias - bias.mean()) / (2 * channels) ** 0.5,
+        )
+        root = torch.linalg.qr(weight).R / (2 * channels) ** 0.5
+        self.root = _conv(root[:, :, None], torch.zeros(len(root)))
+        folded = torch.cat([gamma[:, None] * weight, (gamma * bias)[:, None], -gamma[:, None]], dim=1)
+        gain = cast(Tensor, scale.scale).double()
+        self.value = _conv((gain[:, None] * folded[:channels])[:, :, None], gain * beta[:channels])
+        self.gate = _conv(folded[channels:, :, None], beta[channels:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = F.gelu(self.norm(self.conv(x)))
+        mean_g = mean_in_steps(g, 3)
+        offset = self.centred(mean_g)
+        spread = self.root(g - mean_g)
+        variance = (offset * offset).sum(1, keepdim=True)
+        variance = variance + mean_in_steps(spread * spread, 3).sum(1, keepdim=True)
+        r = torch.rsqrt(variance + self.eps)
+        b, _, f, t = g.shape
+        constants = torch.cat([r, r * self.mean(mean_g)], dim=1).expand(b, 2, f, t)
+        u = torch.cat([g * r, constants], dim=1)
+        y: Tensor = x + self.value(u) * torch.sigmoid(self.gate(u))
+        return y
+
+
+class DConv2d(nn.Module):
+    """:class:`DConv` per bin as convolutions of kernel ``[1, 3]`` on ``[B, C, F, T]``: no permutes."""
+
+    def __init__(self, dconv: DConv) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DConvLayer(cast(nn.Sequential, layer)) for layer in dconv.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        waveform = x.dim() == 3
+        x = x[:, :, None] if waveform else x
+        for layer in self.layers:
+            x = layer(x)
+        return x.squeeze(2) if waveform else x
+
+
+class SplitGLU(nn.Module):
+    """``GLU(conv(x))`` as two convolutions, ``(W_a x + b_a) sigmoid(W_g x + b_g)``: nothing to split."""
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__()
+        half = conv.out_channels // 2
+        self.value, self.gate = copy.deepcopy(conv), copy.deepcopy(conv)
+        assert conv.bias is not None
+        for part, rows in ((self.value, slice(0, half)), (self.gate, slice(half, None))):
+            part.out_channels = half
+            part.weight = nn.Parameter(conv.weight[rows].contiguous(), requires_grad=False)
+            part.bias = nn.Parameter(conv.bias[rows].contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.value(x) * torch.sigmoid(self.gate(x))
+        return y
+
+
+class RewrittenEncoderLayer(nn.Module):
+    """:class:`EncoderLayer` with its DConv and GLU rewritten."""
+
+    def __init__(self, layer: EncoderLayer, enabled: Collection[str]) -> None:
+        super().__init__()
+        self.shape = layer.shape
+        self.conv = layer.conv
+        if layer.shape.empty:
+            return
+        self.norm1 = spelled_norm(layer.norm1)
+        self.dconv = rewritten_dconv(layer.dconv, layer.shape.frequency, enabled)
+        self.glu = rewritten_glu(layer.rewrite, getattr(layer, "norm2", None), enabled)
+
+    def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
+        if not self.shape.frequency:
+            x = x.flatten(1, 2) if x.dim() == 4 else x
+            missing = -x.shape[-1] % self.shape.stride
+            x = F.pad(x, (0, missing)) if missing else x
+        y: Tensor = self.conv(x)
+        if self.shape.empty:
+            return y
+        if inject is not None:
+            y = y + (inject[:, :, None] if y.dim() == 4 else inject)
+        out: Tensor = self.glu(self.dconv(F.gelu(self.norm1(y))))
+        return out
+
+
+class RewrittenDecoderLayer(nn.Module):
+    """:class:`DecoderLayer` with its GLU and DConv rewritten and its crop as padding.
+
+    A transposed convolution with padding ``p`` is the unpadded one without its first and last ``p``
+    outputs, so the crop costs nothing.
+    """
+
+    def __init__(self, layer: DecoderLayer, enabled: Collection[str]) -> None:
+        super().__init__()
+        self.shape = layer.shape
+        self.norm2 = spelled_norm(layer.norm2)
+        conv_tr = cast(nn.ConvTranspose1d | nn.ConvTranspose2d, copy.deepcopy(layer.conv_tr))
+        # A norm sees the uncropped output, so it pins the crop behind it.
+        self.crop_after = "crop" not in enabled or not isinstance(layer.norm2, nn.Identity)
+        if not self.crop_after:
+            pad = layer.shape.pad
+            conv_tr.padding = (pad, 0) if layer.shape.frequency else (pad,)
+        self.conv_tr = conv_tr
+        if layer.shape.empty:
+            return
+        self.glu = rewritten_glu(layer.rewrite, getattr(layer, "norm1", None), enabled)
+        self.dconv = rewritten_dconv(layer.dconv, layer.shape.frequency, enabled)
+
+    def forward(self, x: Tensor, skip: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+        if self.shape.frequency and x.dim() == 3:
+            x = x[:, :, None]
+        if not self.shape.empty:
+            x = self.dconv(self.glu(x + skip if skip is not None else x))
+        y: Tensor = self.norm2(self.conv_tr(x))
+        pad = self.shape.pad if self.crop_after else 0
+        if not self.shape.frequency:
+            if pad or y.shape[-1] != length:
+                y = y[..., pad : pad + length]
+        elif pad:
+            y = y[..., pad:-pad, :]
+        return (y if self.shape.last else F.gelu(y)), x
+
+
+class _PerBin(nn.Module):
+    """A ``[N, C, T]`` module applied to every bin of ``[B, C, F, T]``, as the published code does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_bin(self.module, x)
+
+
+class _PlainGLU(nn.Module):
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.glu(self.norm(self.conv(x)), dim=1)
+
+
+def rewritten_dconv(dconv: DConv | None, frequency: bool, enabled: Collection[str]) -> nn.Module:
+    if dconv is None:
+        return nn.Identity()
+    if "dconv" in enabled:
+        return DConv2d(dconv)
+    plain = copy.deepcopy(dconv)
+    for layer in plain.layers:
+        for index in (1, 4):
+            cast(nn.Sequential, layer)[index] = spelled_norm(cast(nn.Sequential, layer)[index])
+    return _PerBin(plain) if frequency else plain
+
+
+def rewritten_glu(conv: nn.Module | None, norm: nn.Module | None, enabled: Collection[str]) -> nn.Module:
+    if conv is None:
+        return nn.Identity()
+    # A norm between convolution and GLU couples both halves, so that pair stays together.
+    if "glu" in enabled and isinstance(norm, nn.Identity):
+        return SplitGLU(cast(nn.Conv2d, conv))
+    return _PlainGLU(conv, spelled_norm(norm) if norm is not None else nn.Identity())
+
+
+class GroupedNorm(nn.Module):
+    """Group norm with several groups on ``[B, C, ...]``, spelled out over an explicit group axis."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight = nn.Parameter(norm.weight.detach().clone(), requires_grad=False)
+        self.bias = nn.Parameter(norm.bias.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, *rest = x.shape
+        grouped = x.reshape(b, self.groups, c // self.groups, *rest)
+        dims = range(grouped.dim() - 1, 1, -1)
+        centred = grouped - mean_in_steps(grouped, *dims)
+        scale = torch.rsqrt(mean_in_steps(centred * centred, *dims) + self.eps)
+        shape = (1, c, *[1] * len(rest))
+        return (centred * scale).reshape(x.shape) * self.weight.view(shape) + self.bias.view(shape)
+
+
+def spelled_norm(norm: nn.Module) -> nn.Module:
+    """A group norm as means and products: engines differ in what they make of ``GroupNormalization``."""
+    if isinstance(norm, TokenGroupNorm):
+        return SteppedNorm(norm.weight, norm.bias, norm.eps, (2, 1))
+    return GroupedNorm(norm) if isinstance(norm, nn.GroupNorm) else norm
+
+
+class ConstantEmbedding(nn.Module):
+    """``x + gain * (weight * scale)^T`` with the whole second term as one constant ``[1, C, F, 1]``."""
+
+    def __init__(self, embedding: FrequencyEmbedding, gain: float, bins: int) -> None:
+        super().__init__()
+        table = gain * embedding.scale * embedding.embedding.weight.double()[:bins].t()
+        self.term = nn.Parameter(table[None, :, :, None].float().contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor, gain: float) -> Tensor:
+        """``gain`` is that of the configuration, which the constant already holds."""
+        return x + self.term

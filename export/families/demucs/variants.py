@@ -1,0 +1,134 @@
+"""The published families, and the paper's own form, as concrete modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mrsep_deploy.export.families.demucs.config import ModelConfig
+from mrsep_deploy.export.families.demucs.layers import FrequencyEmbedding
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+
+
+class HTDemucs(SeparationModel):
+    """Hybrid Transformer Demucs (Rouard et al. 2023): one spectrogram and one waveform branch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.encoder, self.decoder = self._spectrogram_layers()
+        self._add_waveform_branch()
+        self.freq_emb = self._embedding(config.nfft_list[0]) if config.freq_emb else None
+        self._add_bottleneck()
+
+    @property
+    def branches(self) -> list[tuple[nn.ModuleList, nn.ModuleList, FrequencyEmbedding | None]]:
+        return [(self.encoder, self.decoder, self.freq_emb)]
+
+    def bottleneck(self, xs: Sequence[Tensor], xt: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        x, xt = self._transform(xs[0], xt)
+        return [x], xt
+
+
+class MultiResolution(SeparationModel):
+    """Several spectrogram branches, fused into a shared bottleneck and again at the output.
+
+    Serves HTDemucs_n, _nn, _2nn, _nf, _dnf and the paper's form (``mrhdemucs``); the configuration
+    says which parts there are. Published training state (``weight_ema``, ``final_weight_ema``) has no
+    place here.
+
+    Attributes:
+        shares: ``bottleneck_weights`` worked out as numbers, for a model that is only exported.
+    """
+
+    shares: tuple[float, ...] | None = None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        resolutions = len(config.nfft_list)
+        if config.t_layers or config.family in ("htdemucs_n", "htdemucs_nn", "htdemucs_2nn"):
+            self.fusion_weights = nn.Parameter(torch.full((resolutions,), 1 / resolutions))
+        if config.fusion == "source":
+            self.final_fusion_weights = nn.Parameter(
+                torch.full((len(config.sources), resolutions), 1 / resolutions)
+            )
+        elif config.fusion == "shared":
+            self.final_fusion_weights = nn.Parameter(torch.full((resolutions,), 1 / resolutions))
+        pairs = [self._spectrogram_layers() for _ in range(resolutions)]
+        self.encoders = nn.ModuleList(encoder for encoder, _ in pairs)
+        self.decoders = nn.ModuleList(decoder for _, decoder in pairs)
+        self._add_waveform_branch()
+        self._add_fusion()
+        self.freq_embeddings: nn.ModuleList | None = None
+        if config.freq_emb:
+            self.freq_embeddings = nn.ModuleList(self._embedding(n) for n in config.nfft_list)
+        self._add_bottleneck()
+
+    @property
+    def branches(self) -> list[tuple[nn.ModuleList, nn.ModuleList, FrequencyEmbedding | None]]:
+        embeddings = self.freq_embeddings or [None] * len(self.encoders)
+        return list(zip(self.encoders, self.decoders, embeddings, strict=True))  # type: ignore[arg-type]
+
+    @property
+    def gains(self) -> Tensor:
+        if self.config.fusion == "source":
+            return torch.softmax(self.final_fusion_weights, dim=-1).t()
+        if self.config.fusion == "shared":
+            weights = torch.softmax(self.final_fusion_weights, dim=0)
+            return weights[:, None].expand(-1, len(self.config.sources))
+        return super().gains
+
+    @property
+    def bottleneck_weights(self) -> Tensor:
+        """Share of each resolution in the shared bottleneck, ``[K]``, summing to one."""
+        return torch.softmax(self.fusion_weights, dim=0)
+
+    def bottleneck(self, xs: Sequence[Tensor], xt: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """Fuse the resolutions, transform, and give each its share back.
+
+        ``x_k <- w_k resample(T(sum_j w_j resample(x_j))) + (1 - w_k) x_k``
+        """
+        if self.crosstransformer is None:
+            return list(xs), xt
+        weights: Sequence[Tensor | float] = self.shares or list(self.bottleneck_weights)
+        size = xs[len(xs) // 2].shape[-2:]
+        fused = weights[0] * resample(xs[0], size)
+        for weight, x in zip(weights[1:], xs[1:], strict=True):
+            fused = fused + weight * resample(x, size)
+        fused, xt = self._transform(fused, xt)
+        return [
+            weight * resample(fused, x.shape[-2:]) + (1 - weight) * x
+            for weight, x in zip(weights, xs, strict=True)
+        ], xt
+
+
+def resample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resampling of ``[B, C, F, T]`` to ``size``, half-pixel centres (``align_corners=False``)."""
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+IGNORED_STATE = ("weight_ema", "final_weight_ema")
+"""Training state that published multi-resolution checkpoints carry."""
+
+
+def build_model(config: ModelConfig) -> SeparationModel:
+    """A model with fresh weights, in evaluation mode."""
+    model: SeparationModel = HTDemucs(config) if config.family == "htdemucs" else MultiResolution(config)
+    return model.eval()
+
+
+def fusion_shares(model: SeparationModel) -> Mapping[str, Tensor]:
+    """The learnt weights per resolution: ``bottleneck`` ``[K]``, ``output`` ``[S, K]`` or ``[K]``, if any."""
+    shares: dict[str, Tensor] = {}
+    if isinstance(model, MultiResolution):
+        if model.crosstransformer is not None:
+            shares["bottleneck"] = model.bottleneck_weights.detach()
+        if model.config.fusion == "source":
+            shares["output"] = model.gains.t().detach()
+        elif model.config.fusion == "shared":
+            shares["output"] = model.gains[:, 0].detach()
+    return shares

@@ -1,0 +1,1 @@
+"""ONNX graphs: traced from modules, or built node by node."""

@@ -1,0 +1,198 @@
+"""The real Fourier transform of a windowed frame as matrix products, and its inverse.
+
+Engines have no Fourier transform in common: TensorRT for RTX has none at all, TensorRT and ONNX Runtime
+differ in the versions of ``STFT`` and ``DFT`` they read and in where they run them. Matrix products they
+all have, on every device.
+
+**Factors.** ``N = n_fft = N1 N2 N3`` (Cooley and Tukey 1965), where ``N2`` is 1 for short frames. With
+
+    M = N2 N3,   w_K = exp(-2 pi i / K)
+    n = M n1 + N3 n2 + n3        n1, k1 < N1
+    k = k1 + N1 k2 + N1 N2 k3    n2, k2 < N2    n3, k3 < N3
+
+``n k / N`` is ``n1 k1 / N1 + (N3 n2 + n3) k1 / N + n2 k2 / N2 + n3 k2 / M + n3 k3 / N3`` up to whole numbers, so the
+scaled transform of the windowed frame ``h x`` is
+
+    A[n3, n2, k1]  =  sum_n1  { h[n] w_N1^(n1 k1) w_N^((N3 n2 + n3) k1) / sqrt(N) }  x[n]
+    B[n3, k2, k1]  =  sum_n2  { w_N2^(n2 k2) w_M^(n3 k2) }  A[n3, n2, k1]
+    X[k3, k2, k1]  =  sum_n3  { w_N3^(n3 k3) }  B[n3, k2, k1],            k3 < N3 / 2
+
+The braces are constants. Window and twiddle factors depend on ``n2`` and ``n3``, so the first product has a
+matrix for each of these, 2 N N1 numbers: that saves four passes over complex data several times
+the size of the signal. Bins from ``N / 2`` on are conjugates of others (or the Nyquist bin, which the
+models drop), so half of the last product is enough. In real arithmetic a complex matrix is stacked
+from its real and imaginary parts.
+
+**Inverse.** Transposed. Of a real signal's spectrum ``Z`` with a zero Nyquist bin only the bins below are
+given; the others are their conjugates, so ``x[n] = Re(Z[0] + 2 sum_{0<k<N/2} Z[k] w_N^(-n k)) / sqrt(N)``
+and the products run from ``k3`` over ``k2`` to ``k1`` with the conjugate constants. The one that ends at
+``n1`` has twice the synthesis window ``h'`` for ``h``, and of it only the real part is computed; bin 0 must
+have been halved. ``h'`` is the window divided by the overlapped squared windows. Those repeat with the
+hop wherever windows overlap fully, and the synthesis of the models surrounds its frames with zero
+frames so that they do everywhere.
+
+**Cost.** ``N (2 N1 + 4 N2 + 2 N3)`` multiply-accumulates a frame and channel in either direction, without the
+middle term for two factors:
+
+    n_fft   factors       products   one matrix N x N   operations of a fast transform, 2.5 N log2 N
+     4096   64 * 64          1.0 M             16.8 M                                          0.12 M
+     8192   16 * 16 * 32     1.3 M             67.1 M                                          0.27 M
+    32768   32 * 32 * 32     8.4 M           1073.7 M                                          1.23 M
+
+All transforms of a segment, four sources, beside the model's own (``transform_graphs.transform_macs``):
+HTDemucs 7.8 s 3.5 G of 124 G, HTDemucs_n 10 s at 2048, 4096 and 8192 10.7 G of 63 G, HTDemucs_nf 10 s at 1024
+to 16384 16.4 G of 75 G; the constants of these graphs take 4, 8 and 17 MB.
+
+A third factor costs another pass over the complex data, 16 bytes a sample written and read, in
+which a current GPU does some ``STEP`` = 192 float32 multiply-accumulates (RTX 3090: 35.6 TFLOP/s of which a
+product reaches two thirds, 0.94 TB/s); :func:`factorise` weighs it so. That the input is real would
+spare part of the first product too, for reversing half of the spectrogram in memory, which takes as
+long.
+
+**Precision.** Constants are computed in float64 and rounded once (relative error 2e-8 rms). A sum of
+``m`` float32 products in sequence errs by about ``6e-8 sqrt(m) / 2`` of its size, less where engines add in
+blocks: the products together by 1e-7 to 4e-7 of a frame's level, 128 to 140 dB; a fast transform
+in float32 reaches 137 dB here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.transforms.spectrogram import Float32, Float64, hann
+
+Complex128 = NDArray[np.complex128]
+
+LARGEST_FIRST = 64
+"""Largest ``N1``: the constants of its product take ``8 N N1`` bytes, 2 MB for ``N`` = 4096."""
+
+STEP = 192
+"""Multiply-accumulates a sample that cost as much as one product more."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``first * middle * last = n_fft``: ``N1``, ``N2`` and ``N3`` above; ``middle`` is 1 for two products."""
+
+    first: int
+    middle: int
+    last: int
+
+    @property
+    def rest(self) -> int:
+        """``M = N2 N3``."""
+        return self.middle * self.last
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one frame, in either direction."""
+        middle = 4 * self.middle if self.middle > 1 else 0
+        return self.first * self.rest * (2 * self.first + middle + 2 * self.last)
+
+    @property
+    def cost(self) -> int:
+        """``macs`` and what a third product costs besides."""
+        return self.macs + (STEP * self.first * self.rest if self.middle > 1 else 0)
+
+
+def factorise(n_fft: int, hop: int) -> Factors:
+    """The cheapest factors of ``n_fft``; of equally cheap ones, those with the smaller constants.
+
+    ``N3`` is even (half of ``k3`` is computed) and ``M`` divides the hop, so that frames are made of whole
+    rows ``n1`` of blocks one hop long.
+
+    Raises:
+        ValueError: there are none; multiples of 8 with a hop of a half or a quarter always have some.
+    """
+    usable = [
+        Factors(first, n_fft // first // last, last)
+        for first in range(1, LARGEST_FIRST + 1)
+        if n_fft % first == 0 and hop % (n_fft // first) == 0
+        for last in range(2, n_fft // first + 1, 2)
+        if n_fft // first % last == 0
+    ]
+    if not usable:
+        raise ValueError(f"n_fft {n_fft} with hop {hop} has no factors to compute it with")
+    return min(usable, key=lambda factors: (factors.cost, factors.first))
+
+
+def forward_first(factors: Factors) -> Float32:
+    """``[M, 2 N1, N1]``: for every (``n3``, ``n2``) from ``n1`` to (re/im, ``k1``) of ``A``."""
+    window = _by_first(hann(factors.first * factors.rest), factors)
+    return _first(factors, window / math.sqrt(window.size)).astype(np.float32)
+
+
+def forward_middle(factors: Factors) -> Float32:
+    """``[N3, 2 N2, 2 N2]``: for every ``n3`` from (``n2``, re/im) of ``A`` to (re/im, ``k2``) of ``B``."""
+    n2, n3 = np.arange(factors.middle), np.arange(factors.last)
+    # w_N2^(n2 k2) w_M^(n3 k2) = w_M^((N3 n2 + n3) k2) as [n3, k2, n2]
+    sample = factors.last * n2[None, None, :] + n3[:, None, None]
+    return _stacked(_root(sample * n2[None, :, None], factors.rest)).astype(np.float32)
+
+
+def forward_last(factors: Factors) -> Float32:
+    """``[N3, 2 N3]``: from (``n3``, re/im) of ``B`` to (re/im, ``k3 < N3 / 2``) of the spectrum."""
+    n3 = np.arange(factors.last)
+    return _stacked(_root(np.outer(n3[: factors.last // 2], n3), factors.last)).astype(np.float32)
+
+
+# The transpose of a stacked complex matrix is the stacked conjugate transpose.
+
+
+def inverse_last(factors: Factors) -> Float32:
+    """``[2 N3, N3]``: from (re/im, ``k3``) of the spectrum to (``n3``, re/im)."""
+    return np.ascontiguousarray(forward_last(factors).T)
+
+
+def inverse_middle(factors: Factors) -> Float32:
+    """``[N3, 2 N2, 2 N2]``: for every ``n3`` from (re/im, ``k2``) to (``n2``, re/im)."""
+    return np.ascontiguousarray(forward_middle(factors).transpose(0, 2, 1))
+
+
+def inverse_first(factors: Factors, hop: int) -> Float32:
+    """``[M, N1, 2 N1]``: for every (``n3``, ``n2``) from (re/im, ``k1``) to ``n1`` of the windowed frame."""
+    window = _by_first(synthesis_window(factors.first * factors.rest, hop), factors)
+    # Re(conj(w) G) = Re w Re G + Im w Im G
+    matrices = _first(factors, window * (2 / math.sqrt(window.size)))
+    return np.ascontiguousarray(matrices.transpose(0, 2, 1)).astype(np.float32)
+
+
+def synthesis_window(n_fft: int, hop: int) -> Float64:
+    """The window over the sum of all squared windows that overlap it, ``[n_fft]``.
+
+    The transform is scaled by ``sqrt(N) / N``, so its part of the scaling is in the matrices.
+    """
+    window = hann(n_fft)
+    envelope = np.square(window).reshape(-1, hop).sum(axis=0)
+    return np.asarray(window / np.tile(envelope, n_fft // hop))
+
+
+def _by_first(window: Float64, factors: Factors) -> Float64:
+    """``[n_fft]`` -> ``[(n3, n2), n1]``: the samples that belong to each matrix of the first product."""
+    cube = window.reshape(factors.first, factors.middle, factors.last)
+    return np.asarray(cube.transpose(2, 1, 0).reshape(factors.rest, factors.first))
+
+
+def _first(factors: Factors, window: Float64) -> Float64:
+    """``w_N^(n k1)`` times ``window`` ``[(n3, n2), n1]``, as ``[(n3, n2), (re/im, k1), n1]``."""
+    n_fft = factors.first * factors.rest
+    sample = _by_first(np.arange(n_fft, dtype=np.float64), factors).astype(np.int64)
+    rotation = _root(sample[:, None, :] * np.arange(factors.first)[None, :, None], n_fft) * window[:, None, :]
+    return np.concatenate([rotation.real, rotation.imag], axis=1)
+
+
+def _stacked(matrix: Complex128) -> Float64:
+    """Complex ``[..., rows, columns]`` -> real ``[..., (re/im, rows), (columns, re/im)]``."""
+    real = np.stack([matrix.real, -matrix.imag], axis=-1)
+    imaginary = np.stack([matrix.imag, matrix.real], axis=-1)
+    both = np.concatenate([real, imaginary], axis=-3)
+    return np.asarray(both.reshape(*both.shape[:-2], -1))
+
+
+def _root(power: NDArray[np.int64], order: int) -> Complex128:
+    """``exp(-2 pi i power / order)``; the power is reduced first, so that angles stay exact."""
+    return np.asarray(np.exp(-2j * np.pi * (power % order) / order))

@@ -1,0 +1,129 @@
+"""One part as an ONNX graph: torch's exporter, then a clean file that says nothing of this machine."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import onnx
+import torch
+from torch import Tensor
+
+from mrsep_deploy.errors import ExportError
+from mrsep_deploy.export.families.demucs.parts import Part
+
+OPSET = 20
+"""Read by ONNX Runtime, OpenVINO and TensorRT from 10.9: Gelu is one operator (20), and there is no
+GroupNormalization (21), which TensorRT 10.16 has computed as instance norm."""
+
+
+def export_graph(
+    part: Part, inputs: Sequence[Tensor], stage: str, names: tuple[Sequence[str], Sequence[str]]
+) -> bytes:
+    """Export one part with static shapes.
+
+    Args:
+        part: the module to trace, in evaluation mode.
+        inputs: tensors of the shapes it will run at.
+        stage: its name, for the graph and for errors.
+        names: of inputs and outputs.
+
+    Returns:
+        A self-contained ONNX model.
+
+    Raises:
+        ExportError: torch cannot trace it, or the result is not a valid, static graph.
+    """
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                part.eval(),
+                tuple(inputs),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(names[0]),
+                output_names=list(names[1]),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever its passes meet
+        first = str(error).strip().splitlines()
+        raise ExportError(
+            f"stage {stage} cannot be exported: {first[0] if first else type(error).__name__}"
+        ) from error
+    if program is None:
+        raise ExportError(f"stage {stage} cannot be exported: torch returned no program")
+    model = program.model_proto
+    _clean(model, stage)
+    _check(model, stage)
+    serialised: bytes = model.SerializeToString(deterministic=True)
+    return serialised
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes about things this model does not use off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _clean(model: onnx.ModelProto, stage: str) -> None:
+    """Name nodes after the modules they come from; drop stack traces, paths and unused shapes."""
+    graph = model.graph
+    graph.name = stage
+    counts: Counter[str] = Counter()
+    for node in graph.node:
+        scope = _scope(node)
+        base = f"{scope}/{node.op_type}" if scope else node.op_type
+        counts[base] += 1
+        node.name = base if counts[base] == 1 else f"{base}_{counts[base]}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for value in graph.value_info:
+        del value.metadata_props[:]
+    del graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.producer_name = "mrsep-deploy"
+    model.producer_version = ""
+    model.doc_string = graph.doc_string = ""
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    """The innermost module a node was traced in, ``model.encoder.0.dconv`` -> ``encoder.0.dconv``."""
+    for prop in node.metadata_props:
+        if prop.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(prop.value)
+            return str(scopes[-2]).removeprefix("model.") if len(scopes) > 1 else ""
+    return ""
+
+
+def _check(model: onnx.ModelProto, stage: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"stage {stage} gave an invalid ONNX graph: {str(error).splitlines()[0]}"
+        ) from error
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if not all(d.HasField("dim_value") and d.dim_value > 0 for d in dims):
+            raise ExportError(f"stage {stage} has a dynamic shape at {value.name}, expected static ones")
+    twice = [t for t, count in Counter(i.name for i in model.graph.initializer).items() if count > 1]
+    if twice:
+        raise ExportError(f"stage {stage} stores {twice[0]} twice")

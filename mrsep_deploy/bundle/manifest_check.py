@@ -1,0 +1,166 @@
+"""Does a manifest make sense? Every rule that concerns more than one field.
+
+Types and bounds of single fields are ``manifest_json``'s; here a manifest is already well typed. What
+passes is safe to schedule: stages come after what they read, every tensor has one producer and a
+shape, every graph a file (other stages may have one, the same function for engines that run it on a
+device), every file a name that cannot leave its folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NoReturn
+
+from mrsep_deploy.bundle.manifest import MIX, STEMS, Branch, Manifest, ModelInfo, Stage
+from mrsep_deploy.errors import BundleError
+from mrsep_deploy.files.strict_json import NAME, NAME_RULE, shown
+
+FIX = "Export the checkpoint again, or fetch the bundle anew."
+MANIFEST_FILE = "manifest.json"
+SHARED = "shared"
+MAX_FILE_BYTES = 2**31  # a protobuf, and so an ONNX graph, cannot be larger
+MAX_SEGMENT = 3600
+
+# these open a device instead of a file on Windows, whatever their suffix
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+def check(manifest: Manifest) -> None:
+    """Raise ``BundleError`` for the first rule the manifest breaks."""
+    check_model(manifest.model)
+    _check_branches(manifest)
+    _check_fusion(manifest)
+    _check_distinct("tensors", [tensor.name for tensor in manifest.tensors])
+    _check_distinct("stages", [stage.name for stage in manifest.stages])
+    _check_files(manifest)
+    for stage in manifest.stages:
+        _check_stage(manifest, stage)
+    _check_flow(manifest)
+    _check_ends(manifest)
+
+
+def check_file_name(name: str) -> None:
+    """A file of a bundle has a plain name: no folders, no drive, no device, not the manifest's own."""
+    if NAME.fullmatch(name) is None:
+        _refuse(f"manifest.files names {shown(name)}, expected {NAME_RULE}")
+    if name.endswith(".") or _DEVICE.fullmatch(name) or name.lower() == MANIFEST_FILE:
+        _refuse(f"manifest.files names {name!r}, which is reserved")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise BundleError(message, FIX)
+
+
+def check_model(model: ModelInfo) -> None:
+    """Raise ``BundleError`` for the first rule the model breaks."""
+    # every source becomes a file, and not every file system tells Drums from drums
+    _check_distinct("model.sources", [source.lower() for source in model.sources])
+    for source in model.sources:
+        if source.endswith(".") or _DEVICE.fullmatch(source):
+            _refuse(f"model.sources names {source!r}, which cannot name a file")
+    if not 0 < model.segment <= MAX_SEGMENT:
+        _refuse(f"model.segment is {model.segment} s, expected more than 0 and at most {MAX_SEGMENT} s")
+    expected = model.segment * model.sample_rate
+    if abs(model.segment_samples - expected) > 1:
+        _refuse(f"model.segment_samples is {model.segment_samples}, expected {expected} from model.segment")
+
+
+def _check_branches(manifest: Manifest) -> None:
+    _check_distinct("branches", [branch.name for branch in manifest.branches])
+    for branch in manifest.branches:
+        where = f"branch {branch.name!r}"
+        if branch.name == SHARED:
+            _refuse(f"{where} has the name of the stages that belong to no branch")
+        if len(branch.gains) != len(manifest.model.sources):
+            sources = len(manifest.model.sources)
+            _refuse(f"{where} has {len(branch.gains)} gains, expected one for each of {sources} sources")
+        if branch.is_waveform:
+            samples = manifest.model.segment_samples
+            if (branch.hop, branch.bins, branch.frames) != (0, 0, samples):
+                _refuse(f"{where} has n_fft 0, expected hop 0, bins 0 and {samples} frames")
+        elif not (1 <= branch.hop <= branch.n_fft and 1 <= branch.bins <= branch.n_fft // 2 + 1):
+            sizes = f"hop {branch.hop} and {branch.bins} bins"
+            _refuse(f"{where} has {sizes}, impossible for n_fft {branch.n_fft}")
+
+
+def _check_fusion(manifest: Manifest) -> None:
+    for shares in manifest.fusion:
+        for source in shares.sources:
+            if source not in manifest.model.sources:
+                _refuse(f"manifest.fusion names the source {source!r}, which the model does not have")
+        for row in shares.weights:
+            if len(row) > len(manifest.branches):
+                _refuse(f"manifest.fusion weighs {len(row)} resolutions of {len(manifest.branches)} branches")
+            if min(row) < 0 or abs(sum(row) - 1) > 1e-3:
+                _refuse(f"manifest.fusion has a row that sums to {sum(row):g}, expected shares that sum to 1")
+
+
+def _check_files(manifest: Manifest) -> None:
+    for name in manifest.files:
+        check_file_name(name)
+    _check_distinct("files", [name.lower() for name in manifest.files])
+
+
+def _check_stage(manifest: Manifest, stage: Stage) -> None:
+    where = f"stage {stage.name!r}"
+    branches = {branch.name: branch for branch in manifest.branches}
+    if stage.file not in manifest.files and (stage.kind == "graph" or stage.file is not None):
+        _refuse(f"{where} has the file {stage.file!r}, expected one listed in manifest.files")
+    if stage.kind in ("graph", "sum"):
+        if stage.branch not in branches and stage.branch != SHARED:
+            _refuse(f"{where} belongs to branch {stage.branch!r}, expected {SHARED!r} or a listed branch")
+    else:
+        _check_host_branch(stage, branches.get(stage.branch))
+
+
+def _check_host_branch(stage: Stage, branch: Branch | None) -> None:
+    """Host stages take their sizes from their branch, so it must exist and be of the right sort."""
+    if branch is None:
+        _refuse(f"stage {stage.name!r} belongs to branch {stage.branch!r}, expected a listed branch")
+    wants_waveform = stage.kind in ("normalize", "denormalize")
+    if branch.is_waveform != wants_waveform:
+        sort = "waveform" if wants_waveform else "spectrogram"
+        _refuse(f"stage {stage.name!r} is of kind {stage.kind}, but {branch.name!r} is no {sort} branch")
+
+
+def _check_flow(manifest: Manifest) -> None:
+    """In the order given, every stage finds its inputs, and nothing is written twice."""
+    declared = {tensor.name for tensor in manifest.tensors}
+    ready = {MIX}
+    for stage in manifest.stages:
+        for name in (*stage.inputs, *stage.outputs):
+            if name not in declared:
+                _refuse(f"stage {stage.name!r} uses {name!r}, which manifest.tensors does not list")
+        for name in stage.inputs:
+            if name not in ready:
+                _refuse(f"stage {stage.name!r} reads {name!r}, which no earlier stage writes")
+        for name in stage.outputs:
+            if name in ready:
+                _refuse(f"stage {stage.name!r} writes {name!r}, which already exists")
+        ready.update(stage.outputs)
+    if STEMS not in ready:
+        _refuse(f"no stage writes {STEMS!r}")
+    for name in sorted(declared - ready):
+        _refuse(f"manifest.tensors lists {name!r}, which no stage writes")
+
+
+def _check_ends(manifest: Manifest) -> None:
+    model, batch = manifest.model, manifest.batch
+    signal = (model.audio_channels, model.segment_samples)
+    ends = {MIX: (batch, *signal), STEMS: (batch, len(model.sources), *signal)}
+    tensors = {tensor.name: tensor for tensor in manifest.tensors}
+    for name, shape in ends.items():
+        if name not in tensors:
+            _refuse(f"manifest.tensors does not list {name!r}")
+        spec = tensors[name]
+        if (spec.shape, spec.dtype) != (shape, "float32"):
+            _refuse(f"tensor {name!r} is {spec.dtype} {list(spec.shape)}, expected float32 {list(shape)}")
+
+
+def _check_distinct(where: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            _refuse(f"manifest lists {name!r} twice in {where}")
+        seen.add(name)

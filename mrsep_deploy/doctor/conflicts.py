@@ -1,0 +1,230 @@
+"""What is known to bite: pure checks of an :class:`~mrsep_deploy.doctor.environment.Environment`.
+
+Each check yields findings, none if all is well. A finding says what was found and the one line that fixes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mrsep_deploy.devices import CUDA_VARIABLE, PYCUDA
+from mrsep_deploy.doctor.environment import THREAD_VARIABLES, Environment
+from mrsep_deploy.files.paths import SET_HOME
+from mrsep_deploy.terminal.tables import file_size
+
+Level = Literal["error", "warning", "note"]
+
+LOW_DISK = 2_000_000_000
+"""Bytes: a few bundles and the engines built from them."""
+
+ORT_GPU = "onnxruntime-gpu"
+_ORT_BUILDS = (
+    "onnxruntime",
+    ORT_GPU,
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+)
+_TENSORRT = re.compile(r"tensorrt(-cu\d+)?(-libs|-bindings)?")
+_CUDA_WHEEL = re.compile(r"nvidia-(cuda-runtime|cublas|cufft|cudnn)(-cu(\d+))?")
+_CUDNN = 9
+_PRIMARY_CONTEXT = (2021, 1)
+"""First pycuda that can share the context of torch and ONNX Runtime."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``error``), may go wrong (``warning``) or is worth knowing (``note``)."""
+
+    check: str
+    level: Level
+    message: str
+    fix: str
+
+
+def find_conflicts(env: Environment) -> list[Finding]:
+    """Every finding, the worst first."""
+    order: tuple[Level, ...] = ("error", "warning", "note")
+    found = [finding for check in CHECKS for finding in check(env)]
+    return sorted(found, key=lambda finding: order.index(finding.level))
+
+
+def several_onnxruntimes(env: Environment) -> Iterator[Finding]:
+    """All builds install the same folder, so the last one overwrites part of the others."""
+    found = [name for name in _ORT_BUILDS if name in env.distributions]
+    if len(found) > 1:
+        keep = ORT_GPU if ORT_GPU in found else found[0]
+        fix = f"pip uninstall -y {' '.join(found)} && pip install {keep}"
+        names = " and ".join(found)
+        yield Finding("onnxruntime", "error", f"{names} overwrite each other's files", fix)
+
+
+def onnxruntime_libraries(env: Environment) -> Iterator[Finding]:
+    """The CUDA and cuDNN that pip installed are those ONNX Runtime is built for."""
+    wanted = _major(env.onnxruntime_cuda)
+    if ORT_GPU not in env.distributions or not wanted:
+        return
+    fix = f'pip install --upgrade "{ORT_GPU}[cuda,cudnn]"'
+    majors = _cuda_wheels(env)
+    if majors and wanted not in majors:
+        found = ", ".join(map(str, sorted(majors)))
+        message = f"{ORT_GPU} needs CUDA {wanted}, pip has installed the libraries of CUDA {found}"
+        yield Finding("onnxruntime-cuda", "error", message, fix)
+    for name, version in env.distributions.items():
+        match = _CUDA_WHEEL.fullmatch(name)
+        if (
+            match
+            and match[1] == "cudnn"
+            and _major(version) != _CUDNN
+            and (match[3] or str(wanted)) == str(wanted)
+        ):
+            message = f"{ORT_GPU} needs cuDNN {_CUDNN}, {name} is {version}"
+            yield Finding("onnxruntime-cudnn", "error", message, fix)
+
+
+def tensorrt_of_onnxruntime(env: Environment) -> Iterator[Finding]:
+    """ONNX Runtime's TensorRT provider is linked against TensorRT 10, whatever else is installed."""
+    found = {name: version for name, version in env.distributions.items() if _TENSORRT.fullmatch(name)}
+    newer = sorted(name for name, version in found.items() if _major(version) > 10)
+    if ORT_GPU in env.distributions and newer and not any("nvinfer.so.10" in lib for lib in env.libraries):
+        message = f"{newer[0]} {found[newer[0]]} is installed, the engine ort-trt needs TensorRT 10"
+        yield Finding("onnxruntime-tensorrt", "warning", message, "Choose --engine trt, which runs on both.")
+
+
+def cuda_majors(env: Environment) -> dict[str, int]:
+    """The CUDA major version that each installed package is built for."""
+    found = {"torch": _major(env.torch_cuda)} if "torch" in env.distributions else {}
+    if ORT_GPU in env.distributions:
+        found[ORT_GPU] = _major(env.onnxruntime_cuda)
+    for name in env.distributions:
+        match = re.search(r"^tensorrt(?:-rtx)?-cu(\d+)", name)
+        if match:
+            found[name] = int(match[1])
+    return {name: major for name, major in found.items() if major}
+
+
+def torch_beside_another_cuda(env: Environment) -> Iterator[Finding]:
+    """Two CUDA runtimes in one process find each other's libraries."""
+    majors = cuda_majors(env)
+    own = majors.pop("torch", 0)
+    other = {name: major for name, major in majors.items() if major != own}
+    if own and other:
+        name, major = next(iter(other.items()))
+        message = f"torch is built for CUDA {own}, {name} for CUDA {major}"
+        fix = f"pip install --upgrade torch --index-url https://download.pytorch.org/whl/cu{major}0"
+        yield Finding("torch-cuda", "warning", message, fix)
+
+
+def old_driver(env: Environment) -> Iterator[Finding]:
+    """A driver runs CUDA libraries up to its own major version."""
+    have = _major(env.driver)
+    too_new = {name: major for name, major in cuda_majors(env).items() if have and major > have}
+    if too_new:
+        needs = ", ".join(f"{name} needs {major}" for name, major in too_new.items())
+        message = f"the NVIDIA driver supports CUDA up to {env.driver}, {needs}"
+        yield Finding("driver", "error", message, "Update NVIDIA's driver.")
+
+
+def several_cuda_pythons(env: Environment) -> Iterator[Finding]:
+    """``cuda-python`` is a shell around ``cuda-bindings`` of the same major version, which the driver must run."""
+    found = {
+        name: env.distributions[name]
+        for name in ("cuda-python", "cuda-bindings")
+        if name in env.distributions
+    }
+    if len({_major(version) for version in found.values()}) > 1:
+        message = " beside ".join(f"{name} {version}" for name, version in found.items())
+        wanted = _major(found["cuda-python"])
+        fix = f'pip install --force-reinstall "cuda-python=={wanted}.*"'
+        yield Finding("cuda-python", "error", message, fix)
+    newest = max((_major(version) for version in found.values()), default=0)
+    if env.driver and newest > _major(env.driver):
+        message = f"cuda-python {newest} is installed, the NVIDIA driver supports CUDA up to {env.driver}"
+        fix = f'pip install "cuda-python=={_major(env.driver)}.*"'
+        yield Finding("cuda-python", "error", message, fix)
+
+
+def pycuda_contexts(env: Environment) -> Iterator[Finding]:
+    """Other libraries use a GPU's primary context; memory of another context is invisible to them."""
+    version = env.distributions.get("pycuda")
+    if version is None:
+        if env.variables.get(CUDA_VARIABLE) == PYCUDA:
+            message = f"{CUDA_VARIABLE} is {PYCUDA}, which is not installed"
+            yield Finding("pycuda", "error", message, f"pip install {PYCUDA}, or unset {CUDA_VARIABLE}.")
+        return
+    if _release(version) < _PRIMARY_CONTEXT:
+        message = f"pycuda {version} has no pycuda.autoprimaryctx, so it cannot share a GPU's memory"
+        yield Finding("pycuda", "warning", message, "pip install --upgrade pycuda")
+    elif "torch" in env.distributions or ORT_GPU in env.distributions:
+        message = "pycuda.autoinit makes a context that torch and ONNX Runtime cannot see into"
+        yield Finding("pycuda", "note", message, "Import pycuda.autoprimaryctx instead where you use both.")
+
+
+def compressed_audio(env: Environment) -> Iterator[Finding]:
+    """FFmpeg comes with the package ``av``."""
+    if "av" not in env.distributions:
+        message = "m4a, mp4 and other files that need FFmpeg cannot be read"
+        yield Finding("audio", "note", message, 'pip install "mrsep-deploy[av]"')
+
+
+def folders(env: Environment) -> Iterator[Finding]:
+    """Models and caches have a place, and it has room."""
+    for folder in env.folders:
+        if folder.problem:
+            where = f" at {folder.path}" if folder.path else ""
+            message = f"there is no place for {folder.use}{where}: {folder.problem}"
+            yield Finding("folders", "error", message, SET_HOME)
+        elif folder.free_bytes < LOW_DISK:
+            message = f"{file_size(folder.free_bytes)} are free for {folder.use} at {folder.path}"
+            yield Finding("disk", "warning", message, f"Free some space, or: {SET_HOME}")
+
+
+def threads(env: Environment) -> Iterator[Finding]:
+    """More threads than cores make every one of them slower."""
+    for name in THREAD_VARIABLES:
+        value = env.variables.get(name, "")
+        if value.isdigit() and int(value) > env.budget:
+            message = f"{name} is {value}, this process may use {env.budget} cores"
+            yield Finding("threads", "warning", message, f"Unset {name}.")
+    if env.budget < env.cores:
+        message = (
+            f"this process may use {env.budget} of {env.cores} cores; {env.budget} threads are the default"
+        )
+        yield Finding("threads", "note", message, "Give the container more cores to go faster.")
+
+
+CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
+    several_onnxruntimes,
+    onnxruntime_libraries,
+    tensorrt_of_onnxruntime,
+    torch_beside_another_cuda,
+    old_driver,
+    several_cuda_pythons,
+    pycuda_contexts,
+    compressed_audio,
+    folders,
+    threads,
+)
+
+
+def _cuda_wheels(env: Environment) -> set[int]:
+    """CUDA majors of NVIDIA's wheels; from 13 on their version tells it, before that their name."""
+    found = set()
+    for name, version in env.distributions.items():
+        match = _CUDA_WHEEL.fullmatch(name)
+        if match and match[1] == "cuda-runtime":
+            found.add(int(match[3]) if match[3] else _major(version))
+    return found
+
+
+def _major(version: str) -> int:
+    """0 where there is none."""
+    match = re.match(r"\d+", version)
+    return int(match[0]) if match else 0
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -1,0 +1,87 @@
+"""Whether this machine can separate music: every engine's own word, and what is known to bite.
+
+>>> from mrsep_deploy.doctor.diagnosis import examine
+>>> examine().healthy                                                        # doctest: +SKIP
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from mrsep_deploy import __version__
+from mrsep_deploy.doctor.conflicts import Finding, find_conflicts
+from mrsep_deploy.doctor.environment import Environment, look
+from mrsep_deploy.engines import ENGINE_NAMES, PREFERENCE, Availability, engine_class
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What one engine says of itself."""
+
+    name: str
+    title: str
+    availability: Availability
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that was found.
+
+    Attributes:
+        engines: all there are, working or not.
+        auto: the one that ``--engine auto`` takes; empty if none works.
+        reason: why that one.
+        findings: conflicts and notes, the worst first.
+    """
+
+    engines: tuple[EngineReport, ...]
+    auto: str
+    reason: str
+    findings: tuple[Finding, ...]
+    environment: Environment
+
+    @property
+    def healthy(self) -> bool:
+        """At least one engine works."""
+        return any(engine.availability.works for engine in self.engines)
+
+    def to_plain(self) -> dict[str, object]:
+        """As JSON has it."""
+        env = self.environment
+        return {
+            "version": __version__,
+            "healthy": self.healthy,
+            "auto": self.auto or None,
+            "auto_reason": self.reason or None,
+            "engines": [
+                {"name": engine.name, "title": engine.title, **asdict(engine.availability)}
+                for engine in self.engines
+            ],
+            "findings": [asdict(finding) for finding in self.findings],
+            "machine": {"cores": env.cores, "budget": env.budget, "cuda_driver": env.driver or None},
+            "folders": [asdict(folder) for folder in env.folders],
+        }
+
+
+def examine() -> Diagnosis:
+    """Ask every engine and look at the environment. Never raises for what it finds."""
+    environment = look()
+    engines = tuple(_ask(name) for name in ENGINE_NAMES)
+    auto, reason = _auto(engines)
+    return Diagnosis(engines, auto, reason, tuple(find_conflicts(environment)), environment)
+
+
+def _ask(name: str) -> EngineReport:
+    engine = engine_class(name)
+    try:
+        found = engine.availability()
+    except Exception as error:  # one broken library must not hide the others
+        found = Availability(False, reason=f"its check failed with {type(error).__name__}: {error}")
+    return EngineReport(name, engine.title, found)
+
+
+def _auto(engines: tuple[EngineReport, ...]) -> tuple[str, str]:
+    """What ``choose`` would take, without asking every engine again."""
+    works = {engine.name for engine in engines if engine.availability.works}
+    return next(((name, why) for name, why in PREFERENCE.items() if name in works), ("", ""))

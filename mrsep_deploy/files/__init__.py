@@ -1,0 +1,1 @@
+"""Files and folders on a disk: written whole or not at all, held open, read strictly."""

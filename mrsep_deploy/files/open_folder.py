@@ -1,0 +1,195 @@
+"""A folder that stays open: what is made in it stays in it, whatever becomes of its name, and no link leads out.
+
+The first folder is one that a user named; it may be a link. Below it, every folder is opened by its name in the
+one above, and a link is refused: who can write there could otherwise choose what file is overwritten. Where the
+system has no calls relative to an open folder (Windows), names are looked at before they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from types import TracebackType
+
+from mrsep_deploy.errors import OutputError
+
+RELATIVE = {os.open, os.mkdir, os.rename, os.unlink, os.rmdir, os.stat} <= os.supports_dir_fd
+"""Whether this system has calls relative to an open folder."""
+
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # who opens a pipe would wait for its other end
+
+
+class OpenFolder:
+    """A folder to make, replace and remove files in.
+
+    Args:
+        path: the folder.
+        root: the folder at or above it that the user named; ``path`` itself if None. What lies between is
+            opened folder by folder.
+        make: make folders that are missing.
+
+    Raises:
+        OutputError: a folder between ``root`` and ``path`` is a link.
+        OSError: a folder is missing, or no folder, or it cannot be made.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None, make: bool = True) -> None:
+        root = path if root is None else root
+        self.path = root
+        between = path.relative_to(root).parts
+        if ".." in between:
+            raise OutputError(f"{path} leads out of the output folder {root}", "Choose other names")
+        self._descriptor: int | None = None
+        self._closer: Callable[[], object] = lambda: None
+        try:
+            self._enter_root(root, make)
+            for number, name in enumerate(between, 1):
+                self._descend(root.joinpath(*between[:number]), name, make)
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter_root(self, root: Path, make: bool) -> None:
+        if not RELATIVE:
+            if make:
+                root.mkdir(parents=True, exist_ok=True)
+            os.scandir(root).close()  # says what it is if it is no folder
+            return
+        try:
+            self._enter(os.open(root, _FOLDER))
+        except FileNotFoundError:
+            if not make:
+                raise
+            root.mkdir(parents=True, exist_ok=True)
+            self._enter(os.open(root, _FOLDER))
+
+    def _enter(self, descriptor: int) -> None:
+        self._closer()
+        self._descriptor = descriptor
+        self._closer = weakref.finalize(self, os.close, descriptor)
+
+    def _descend(self, path: Path, name: str, make: bool) -> None:
+        if make and self.mode(name) is None:
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                os.mkdir(name if RELATIVE else path, dir_fd=self._descriptor)
+        if not RELATIVE:
+            if _is_link(path):
+                raise _linked(path)
+            os.scandir(path).close()
+            self.path = path
+            return
+        try:
+            self._enter(os.open(name, _FOLDER | _NO_LINK, dir_fd=self._descriptor))
+        except OSError as error:
+            if self._is_link(name):
+                raise _linked(path) from error
+            raise
+        self.path = path
+
+    def _is_link(self, name: str) -> bool:
+        mode = self.mode(name)
+        return mode is not None and stat.S_ISLNK(mode)
+
+    def _named(self, name: str) -> str | Path:
+        if PurePath(name).name != name:
+            raise ValueError(f"{name!r} is no name of a file")
+        return name if RELATIVE else self.path / name
+
+    def opener(self, path: str | os.PathLike[str], flags: int) -> int:
+        """For ``open(folder.path / name, ..., opener=folder.opener)``: never through a link, never a pipe.
+
+        Raises:
+            OutputError: the name is a link, a pipe or another file that is none.
+        """
+        name = PurePath(path).name
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        mode = self.mode(name)
+        if mode is not None and not stat.S_ISREG(mode):
+            raise _no_file(self.path / name, mode)
+        descriptor = os.open(self._named(name), flags | _NO_LINK | _NO_WAIT, 0o666, dir_fd=self._descriptor)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):  # it took the place in between
+            os.close(descriptor)
+            raise _no_file(self.path / name, mode)
+        return descriptor
+
+    def mode(self, name: str) -> int | None:
+        """What a name is, links not followed; None if there is nothing.
+
+        Raises:
+            OSError: it cannot be known.
+        """
+        try:
+            return os.stat(self._named(name), dir_fd=self._descriptor, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return None
+
+    def replace(self, name: str, other: str) -> None:
+        """Give a file the other name; what had that name, a link too, is gone."""
+        os.replace(
+            self._named(name),
+            self._named(other),
+            src_dir_fd=self._descriptor,
+            dst_dir_fd=self._descriptor,
+        )
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, or a link itself."""
+        os.unlink(self._named(name), dir_fd=self._descriptor)
+
+    def rmdir(self, name: str) -> None:
+        """Remove an empty folder."""
+        os.rmdir(self._named(name), dir_fd=self._descriptor)
+
+    def files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """The regular files in it, links not followed."""
+        if not RELATIVE:
+            names = os.listdir(self.path)
+        else:
+            readable = os.open(".", os.O_RDONLY, dir_fd=self._descriptor)
+            try:
+                names = os.listdir(readable)
+            finally:
+                os.close(readable)
+        for name in names:
+            with contextlib.suppress(OSError):
+                found = os.stat(self._named(name), dir_fd=self._descriptor, follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    yield name, found
+
+    def close(self) -> None:
+        """A second call does nothing."""
+        self._closer()
+        self._descriptor = None
+
+    def __enter__(self) -> OpenFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _is_link(path: Path) -> bool:
+    junction = getattr(os.path, "isjunction", None)  # Windows' links to folders, known from Python 3.12
+    return path.is_symlink() or bool(junction and junction(path))
+
+
+def _linked(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} is a link, expected a folder: files never leave the output folder",
+        "Remove the link, or choose the folder that it leads to with -o",
+    )
+
+
+def _no_file(path: Path, mode: int) -> OutputError:
+    kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a directory"))
+    what = next((name for is_kind, name in kinds if is_kind(mode)), "a pipe or a device")
+    return OutputError(f"{path} is {what}, expected a regular file", "Remove it, or choose another folder")

@@ -1,0 +1,257 @@
+"""Strict JSON: bounded, without duplicate keys or NaN, and read field by field.
+
+``parse`` turns text into plain values and refuses what JSON parsers usually let pass. ``Record`` reads
+one object of the result; whatever does not fit is a ``BundleError`` that names the field, shows what
+was found and says what was expected. Neither knows about bundles: the manifest and the registry are
+both read with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import NoReturn, TypeVar
+
+from mrsep_deploy.errors import BundleError
+
+MAX_BYTES = 16 * 2**20
+MAX_DEPTH = 48
+MAX_DIGITS = 40
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+NAME_RULE = "up to 128 of A-Z a-z 0-9 _ . - that do not begin with . or -"
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def parse(text: str, what: str, fix: str) -> object:
+    """Plain values of a JSON text.
+
+    Args:
+        text: the JSON, at most 16 MiB.
+        what: what the text is, the subject of every message ("manifest").
+        fix: what to do when it is damaged.
+
+    Raises:
+        BundleError: syntax, duplicate keys, NaN or infinity, nesting deeper than 48, lone surrogates.
+    """
+    if len(text) > MAX_BYTES:
+        raise BundleError(f"{what} has {len(text)} characters, expected at most {MAX_BYTES}", fix)
+    try:
+        value: object = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_short_integer,
+        )
+    except RecursionError as error:
+        raise BundleError(f"{what} is nested deeper than {MAX_DEPTH} levels", fix) from error
+    except ValueError as error:
+        raise BundleError(f"{what} is not valid JSON: {error}", fix) from error
+    _check_tree(value, what, fix)
+    return value
+
+
+def dumped(value: object) -> str:
+    """Plain values as indented JSON that UTF-8 can hold: what it cannot, as in odd file names, is a JSON escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {shown(key)} appears twice")
+            seen.add(key)
+    return found
+
+
+def finite(number: float | None) -> float | None:
+    """A number as JSON can hold it: None in place of infinities and NaN, for which it has no word."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(digits)} is out of range")
+    return number
+
+
+def _short_integer(digits: str) -> int:
+    # int() is quadratic in the number of digits, and no count here has more than twenty
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits, expected at most {MAX_DIGITS}")
+    return int(digits)
+
+
+def _check_tree(value: object, what: str, fix: str) -> None:
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.keys())
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, str) and not is_unicode(item):
+                raise BundleError(f"{what} holds text that is not Unicode: {shown(item)}", fix)
+        if not below:
+            return
+        level = below
+    raise BundleError(f"{what} is nested deeper than {MAX_DEPTH} levels", fix)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8."""
+    # a lone surrogate, "\\ud800", is valid JSON, but no text that can be printed or written
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(value: object) -> str:
+    """A short, printable form of a value for a message."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Record:
+    """One JSON object, read key by key.
+
+    Args:
+        value: what ``parse`` returned, or a part of it.
+        where: the field's path, as ``stages[3]``.
+        fix: what to do when a field does not fit.
+        required, optional: the keys it has; any other key is refused.
+    """
+
+    def __init__(
+        self, value: object, where: str, fix: str, required: Iterable[str], optional: Iterable[str] = ()
+    ) -> None:
+        self.where = where
+        self.fix = fix
+        if not isinstance(value, dict):
+            raise BundleError(f"{where} is {shown(value)}, expected an object", fix)
+        required, optional = tuple(required), tuple(optional)
+        for key in required:
+            if key not in value:
+                raise BundleError(f"{where} has no field {key!r}", fix)
+        for key in value:
+            if key not in required and key not in optional:
+                expected = ", ".join(required + optional)
+                raise BundleError(f"{where} has an unknown field {shown(key)}, expected {expected}", fix)
+        self._fields: dict[str, object] = value
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._fields
+
+    def is_null(self, key: str) -> bool:
+        """Whether the field is there and empty."""
+        return self._fields[key] is None
+
+    def wrong(self, key: str, expected: str) -> NoReturn:
+        """Raise the error that says ``key`` is not what was expected."""
+        raise BundleError(f"{self.where}.{key} is {shown(self._fields[key])}, expected {expected}", self.fix)
+
+    def text(self, key: str, rule: re.Pattern[str], expected: str) -> str:
+        """A string that the rule matches whole."""
+        value = self._fields[key]
+        if not isinstance(value, str) or rule.fullmatch(value) is None:
+            self.wrong(key, expected)
+        return value
+
+    def name(self, key: str) -> str:
+        """A name: letters, digits, ``_ . -``."""
+        return self.text(key, NAME, NAME_RULE)
+
+    def choice(self, key: str, choices: tuple[Choice, ...]) -> Choice:
+        """One of a few words."""
+        value = self._fields[key]
+        found = [word for word in choices if word == value]
+        if not found:
+            self.wrong(key, "one of " + ", ".join(choices))
+        return found[0]
+
+    def flag(self, key: str) -> bool:
+        """``true`` or ``false``."""
+        value = self._fields[key]
+        if not isinstance(value, bool):
+            self.wrong(key, "true or false")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """A whole number, ``low <= n <= high``."""
+        value = self._fields[key]
+        if not _is_integer(value, low, high):
+            self.wrong(key, f"a whole number from {low} to {high}")
+        assert isinstance(value, int)
+        return value
+
+    def integers(self, key: str, low: int, high: int, most: int) -> tuple[int, ...]:
+        """A list of one to ``most`` whole numbers."""
+        values = self._list(key, 1, most)
+        if not all(_is_integer(value, low, high) for value in values):
+            self.wrong(key, f"a list of whole numbers from {low} to {high}")
+        return tuple(value for value in values if isinstance(value, int))
+
+    def numbers(self, key: str, most: int) -> tuple[float, ...]:
+        """A list of up to ``most`` finite numbers."""
+        return as_numbers(self._list(key, 0, most), f"{self.where}.{key}", self.fix)
+
+    def names(self, key: str, least: int, most: int) -> tuple[str, ...]:
+        """A list of ``least`` to ``most`` different names."""
+        values = self._list(key, least, most)
+        names = tuple(value for value in values if isinstance(value, str) and NAME.fullmatch(value))
+        if len(names) != len(values):
+            self.wrong(key, f"a list of names ({NAME_RULE})")
+        if len(set(names)) != len(names):
+            self.wrong(key, "names that differ")
+        return names
+
+    def items(self, key: str, least: int, most: int) -> Iterator[tuple[str, object]]:
+        """The members of a list, each with the path that names it."""
+        for index, value in enumerate(self._list(key, least, most)):
+            yield f"{self.where}.{key}[{index}]", value
+
+    def mapping(self, key: str) -> dict[str, object]:
+        """An object whose keys are free."""
+        value = self._fields[key]
+        if not isinstance(value, dict):
+            self.wrong(key, "an object")
+        return value
+
+    def _list(self, key: str, least: int, most: int) -> list[object]:
+        value = self._fields[key]
+        if not isinstance(value, list):
+            self.wrong(key, "a list")
+        if not least <= len(value) <= most:
+            message = f"{self.where}.{key} has {len(value)} entries, expected {least} to {most}"
+            raise BundleError(message, self.fix)
+        return value
+
+
+def as_numbers(value: object, where: str, fix: str) -> tuple[float, ...]:
+    """A list of numbers as floats; ``parse`` has already refused what is not finite."""
+    if not isinstance(value, list) or any(
+        isinstance(item, bool) or not isinstance(item, (int, float)) for item in value
+    ):
+        raise BundleError(f"{where} is {shown(value)}, expected a list of numbers", fix)
+    return tuple(float(item) for item in value)
+
+
+def _is_integer(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

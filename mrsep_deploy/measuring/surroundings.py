@@ -1,0 +1,79 @@
+"""What was measured on: the machine, the software, the commit, the moment. Neither names of hosts nor paths."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import mrsep_deploy
+from mrsep_deploy.process.machine import cpu_budget, cpu_model
+
+ROOT = Path(mrsep_deploy.__file__).resolve().parents[1]
+DISTRIBUTIONS = (
+    "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-libs", "numpy",
+    "scipy", "onnx", "demucs", "nvidia-ml-py",
+)  # fmt: skip
+
+
+def machine_info(root: Path = ROOT) -> dict[str, object]:
+    """The machine, the software and the moment.
+
+    Call it before measuring: ``load_before`` tells whether the machine was quiet.
+
+    Args:
+        root: of the clone whose commit counts.
+    """
+    return {
+        "cpu": cpu_model(),
+        "cores": cpu_budget(),
+        "memory_gib": memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {"mrsep-deploy": mrsep_deploy.__version__, **versions()},
+        "commit": commit(root),
+        "load_before": load_average(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def memory_gib() -> float | None:
+    """Memory of the machine, or None where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run, averaged over the last minute."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide how fast something is, those that are installed."""
+    installed = {name: list(importlib.metadata.distributions(name=name)) for name in DISTRIBUTIONS}
+    return {name: found[0].version for name, found in installed.items() if found}
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """The commit, with ``+`` where files differ from it; None where ``root`` is no clone."""
+    if not (root / ".git").exists():
+        return None  # installed, perhaps below the clone of something else
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return None
+    # A result that is being replaced does not make the code another one.
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return head + ("+" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,163 @@
+"""A float32 bundle in lower precision: a full bundle of its own, or one kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from mrsep_deploy.bundle import Bundle, check_bundle_place, write_bundle
+from mrsep_deploy.bundle.manifest import Manifest, Stage
+from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.files import paths
+from mrsep_deploy.files.parts import make_folder
+from mrsep_deploy.precision.choice import GraphCost, costs_to_json
+from mrsep_deploy.precision.graph import BFLOAT16_OPSET, TypedGraph, typed_graph
+from mrsep_deploy.precision.plan import Low, PrecisionPlan, check_stages
+
+VERSION = 2
+"""Of the conversion: bundles in the cache that another version made are not taken."""
+
+NO_NUMPY_TYPE: tuple[Low, ...] = ("bfloat16",)
+"""Types that hosts have no arrays of: tensors between stages stay float32."""
+
+
+def convert_report(bundle: Bundle, plan: PrecisionPlan) -> dict[str, TypedGraph]:
+    """Every graph stage of a float32 bundle in lower precision, by name.
+
+    Raises:
+        BundleError: a graph is not one that ``mrsep-deploy export`` wrote.
+        UsageError: the bundle is not in float32, or the plan names stages or nodes it does not have.
+    """
+    manifest = bundle.manifest
+    if manifest.precision != "float32":
+        raise UsageError(
+            f"{manifest.name} holds {manifest.precision} graphs, expected float32 ones to convert",
+            "Give the bundle it was made from, or export the checkpoint again.",
+        )
+    check_stages(plan, (stage.name for stage in manifest.graph_stages))
+    low = _low_tensors(manifest, plan)
+
+    def converted(stage: Stage) -> TypedGraph:
+        inputs, outputs = (
+            {name: plan.precision if name in low else "float32" for name in names}
+            for names in (stage.inputs, stage.outputs)
+        )
+        return typed_graph(bundle.graph_bytes(stage), stage.name, plan, inputs, outputs)
+
+    return {stage.name: converted(stage) for stage in manifest.graph_stages}
+
+
+def tensors_between(manifest: Manifest) -> frozenset[str]:
+    """Tensors that only graph stages write and read: those that lower precision is for."""
+    graphs = manifest.graph_stages
+    others = [stage for stage in manifest.stages if stage.kind != "graph"]
+    written = {name for stage in graphs for name in stage.outputs}
+    read = {name for stage in graphs for name in stage.inputs}
+    return frozenset(written & read - {name for stage in others for name in stage.inputs})
+
+
+def _low_tensors(manifest: Manifest, plan: PrecisionPlan) -> frozenset[str]:
+    """Tensors between stages that take a plan's type."""
+    return frozenset() if plan.precision in NO_NUMPY_TYPE else tensors_between(manifest)
+
+
+def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwrite: bool = False) -> Bundle:
+    """Write a float32 bundle in lower precision.
+
+    Spectrograms, inverses and all else that is no graph of the network stays float32, and so does every
+    tensor such a stage reads or writes. ``provenance`` says what it was made from and how, and what each
+    graph costs.
+
+    Args:
+        bundle: in float32.
+        plan: what stays in float32.
+        target: the folder to be.
+        overwrite: whether a bundle there may be replaced.
+
+    Returns:
+        The new bundle, of the same name; equal ones are equal byte for byte.
+
+    Raises:
+        BundleError, UsageError: as for :func:`convert_report`.
+        OutputError: the place is taken or cannot be written.
+    """
+    check_bundle_place(target, overwrite=overwrite)
+    typed = convert_report(bundle, plan)
+    manifest = bundle.manifest
+    files = {stage.file: bundle.graph_bytes(stage) for stage in manifest.stages if stage.file is not None}
+    for stage in manifest.graph_stages:
+        assert stage.file is not None
+        files[stage.file] = typed[stage.name].data
+    return write_bundle(target, _manifest(bundle, plan, typed), files, overwrite=overwrite)
+
+
+def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
+    """:func:`convert_bundle` in the cache: made at the first call, found again by whoever asks later.
+
+    Raises:
+        BundleError, UsageError: as for :func:`convert_report`.
+        OutputError: the cache cannot be written.
+    """
+    made_from = json.dumps([VERSION, bundle.digest, plan.to_json()], sort_keys=True)
+    name = hashlib.sha256(made_from.encode()).hexdigest()
+    folder = make_folder(paths.cache_dir("bundles"), paths.SET_HOME)
+    place = folder / name
+    # one of several processes makes it; a lock ends with the process that holds it
+    with FileLock(folder / f"{name}.lock"):
+        if place.exists():
+            with suppress(BundleError):
+                return Bundle.open(place)
+            shutil.rmtree(place, ignore_errors=True)  # damaged
+        return convert_bundle(bundle, plan, place, overwrite=True)
+
+
+def report_costs(typed: Mapping[str, TypedGraph]) -> dict[str, GraphCost]:
+    """What every graph costs, in float32 and in lower precision."""
+    return {name: _cost(graph) for name, graph in typed.items()}
+
+
+def _cost(graph: TypedGraph) -> GraphCost:
+    return GraphCost(
+        size=len(graph.data),
+        original_size=graph.original_size,
+        casts=graph.casts,
+        nodes=graph.nodes,
+        kept=len(graph.kept),
+        macs=graph.macs,
+        kept_macs=graph.kept_macs,
+        bytes_moved=graph.bytes_moved,
+        original_bytes_moved=graph.original_bytes_moved,
+        flushed=sum(graph.flushed.values()),
+    )
+
+
+def _manifest(bundle: Bundle, plan: PrecisionPlan, typed: Mapping[str, TypedGraph]) -> Manifest:
+    source = bundle.manifest
+    low = _low_tensors(source, plan)
+    return replace(
+        source,
+        precision=plan.precision,
+        opset=BFLOAT16_OPSET if plan.precision == "bfloat16" else source.opset,
+        tensors=tuple(
+            replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
+            for tensor in source.tensors
+        ),
+        # they are of the float32 graphs
+        checks={},
+        provenance={
+            **source.provenance,
+            "precision": {
+                "source": bundle.digest,
+                "converter": VERSION,
+                "plan": plan.to_json(),
+                "graphs": costs_to_json(report_costs(typed)),
+            },
+        },
+    )

@@ -1,0 +1,108 @@
+"""What would break in lower precision, predicted from the ranges that a calibration measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.precision.fold import centred_view
+from mrsep_deploy.precision.graph import typed_graph
+from mrsep_deploy.precision.numbers import rounded, smallest_normal
+from mrsep_deploy.precision.plan import Low, PrecisionPlan
+from mrsep_deploy.precision.ranges import Calibration, Range
+from mrsep_deploy.precision.rules import survives
+from mrsep_deploy.precision.view import MOVEMENT, GraphView
+
+Kind = Literal["overflow", "near overflow", "underflow", "constant", "cancellation"]
+KINDS: dict[Kind, str] = {
+    "overflow": "largest magnitude, beyond the largest number",
+    "near overflow": "largest magnitude, within a factor of four of the largest number",
+    "underflow": "RMS of the quietest segment, below the smallest normal number: bits are lost, or all of it",
+    "constant": "relative error of a constant that does not survive rounding",
+    "cancellation": "times that rounding errors of the factors are amplified, because terms cancel",
+}
+"""What the number beside each kind of hazard is."""
+
+LARGEST: dict[Low, float] = {"float16": 65504.0, "bfloat16": (2 - 2.0**-7) * 2.0**127}
+HEADROOM = 4.0
+CANCELLATION = 8.0
+"""Rounding both factors to float16 costs about -77 dB; this many times as much no longer leaves 60 dB."""
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """One tensor or constant that a node of low precision computes or reads.
+
+    Attributes:
+        node: the first node of low precision that is concerned.
+        number: see ``KINDS``.
+    """
+
+    stage: str
+    node: str
+    tensor: str
+    kind: Kind
+    number: float
+
+
+def predict(bundle: Bundle, plan: PrecisionPlan, calibration: Calibration) -> list[Hazard]:
+    """The hazards of a float32 bundle in the precision of a plan, by kind, the worst first.
+
+    Raises:
+        UsageError: the plan names stages or nodes the bundle does not have.
+    """
+    found = [
+        hazard
+        for stage in bundle.manifest.graph_stages
+        for hazard in _in_stage(stage, bundle.graph_bytes(stage), plan, calibration)
+    ]
+    order = list(KINDS)
+    # of numbers that are too small, the smallest is the worst
+    signs = dict.fromkeys(order, -1) | {"underflow": 1}
+    return sorted(found, key=lambda hazard: (order.index(hazard.kind), signs[hazard.kind] * hazard.number))
+
+
+def _in_stage(stage: Stage, data: bytes, plan: PrecisionPlan, calibration: Calibration) -> Iterator[Hazard]:
+    view = GraphView(data, stage.name)
+    if "fold" in plan.rules:
+        view = centred_view(view)
+    kept = set(typed_graph(data, stage.name, plan, {}, {}).kept)
+    ranges = calibration.ranges.get(stage.name, {})
+    low = [node for node in view.floats() if node.op_type not in MOVEMENT and node.name not in kept]
+    seen: set[str] = set()
+    for node in low:
+        for name in dict.fromkeys((*node.input, *node.output)):
+            if name in seen or not name or not view.is_float(name):
+                continue
+            seen.add(name)
+            if name in view.constants:
+                hazards = _of_constant(view, name, plan.precision)
+            elif name in ranges:
+                hazards = _of_range(ranges[name], plan.precision, computed=name in node.output)
+            else:
+                continue
+            yield from (Hazard(stage.name, node.name, name, kind, number) for kind, number in hazards)
+
+
+def _of_constant(view: GraphView, name: str, precision: Low) -> Iterable[tuple[Kind, float]]:
+    value = view.value(name).astype(np.float64)
+    if not survives(value, precision):
+        error = np.linalg.norm(rounded(value, precision).astype(np.float64) - value)
+        yield "constant", float(error / np.linalg.norm(value))
+
+
+def _of_range(found: Range, precision: Low, computed: bool) -> Iterable[tuple[Kind, float]]:
+    largest = LARGEST[precision]
+    if found.largest > largest:
+        yield "overflow", found.largest
+    elif found.largest * HEADROOM > largest:
+        yield "near overflow", found.largest
+    if 0 < found.quietest < smallest_normal(precision):
+        yield "underflow", found.quietest
+    if computed and found.amplification > CANCELLATION:
+        yield "cancellation", found.amplification

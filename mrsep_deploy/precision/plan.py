@@ -1,0 +1,182 @@
+"""What a bundle of lower precision computes in float32, as data that people can read and edit.
+
+A plan is the low type, the names of the rules that hold in every stage, and, by stage, further nodes:
+
+    {"format": "mrsep-deploy precision plan", "format_version": 1, "precision": "float16",
+     "rules": ["norms", "attention", "fold", "residual", "last", "chains", "constants", "transposed", "fusion"],
+     "keep": {"decoder.time": ["tdecoder.3.conv_tr/*"]}}
+
+Nodes are named as in the float32 graphs, by name or by pattern (``*``, ``?``, ``[...]``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.files.parts import write_file
+from mrsep_deploy.files.strict_json import MAX_BYTES, Record, parse, shown
+
+FORMAT = "mrsep-deploy precision plan"
+FORMAT_VERSION = 1
+MAX_STAGES = 64
+MAX_PATTERNS = 4096
+MAX_PATTERN = 512
+
+Low = Literal["float16", "bfloat16"]
+
+RULES: Mapping[str, str] = {
+    "norms": "norms, from their statistics and epsilons to scale and shift",
+    "attention": "softmax; the exponentials, sums and division of linear attention",
+    "fold": "the norm folded into a DConv's last convolution: its constant part, apart from the centred features",
+    "residual": "sums of two computed tensors",
+    "last": "of every branch's last decoder layer, the DConv and the transposed convolution",
+    "chains": "elementwise operators in a row, which become one kernel and round once",
+    "constants": "operators with a constant that does not survive rounding",
+    "transposed": "in bfloat16, transposed convolutions, which TensorRT for RTX has no kernels for",
+    "fusion": "the graph that fuses the branches",
+}
+"""What stays in float32, by name; a graph of lower precision without one of these rules loses more."""
+
+_FIX = "A plan is what `verify --bisect` writes."
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What to compute in float32 where all else is of lower precision.
+
+    Attributes:
+        precision: element type of everything else.
+        rules: names out of ``RULES``.
+        keep: by stage, names of nodes or patterns of names, computed in float32 beyond the rules.
+    """
+
+    precision: Low
+    rules: tuple[str, ...]
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as plain values."""
+        keep = {stage: list(names) for stage, names in sorted(self.keep.items())}
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "precision": self.precision,
+            "rules": list(self.rules),
+            "keep": keep,
+        }
+
+    @classmethod
+    def from_json(cls, value: object, where: str = "plan") -> PrecisionPlan:
+        """The plan that plain values hold.
+
+        Raises:
+            UsageError: a field is missing, unknown or of another kind; says which one and what was expected.
+        """
+        try:
+            return _read(value, where)
+        except BundleError as error:  # the reader of strict JSON knows only of bundles
+            raise UsageError(error.message, error.fix) from error
+
+
+def default_plan(precision: Low = "float16") -> PrecisionPlan:
+    """All rules, and nothing beyond them."""
+    return PrecisionPlan(precision, tuple(RULES))
+
+
+def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
+    """The plan in a JSON file.
+
+    Raises:
+        UsageError: it cannot be read, or is no plan.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}", _FIX) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the plan {path} is not UTF-8 text: {error}", _FIX) from error
+    try:
+        value = parse(text, f"the plan {path}", _FIX)
+    except BundleError as error:
+        raise UsageError(error.message, error.fix) from error
+    return PrecisionPlan.from_json(value, f"the plan {path}")
+
+
+def write_plan(plan: PrecisionPlan, path: str | os.PathLike[str]) -> None:
+    """Write a plan as indented JSON; the file appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n"
+    write_file(Path(os.path.abspath(path)), text.encode())
+
+
+def check_stages(plan: PrecisionPlan, stages: Iterable[str]) -> None:
+    """Raise ``UsageError`` if a plan keeps nodes of a stage that is none of these."""
+    known = tuple(stages)
+    for stage in plan.keep:
+        if stage not in known:
+            raise UsageError(
+                f"the plan keeps nodes of a stage {shown(stage)}, this bundle has the graphs {', '.join(known)}",
+                "Correct the stage in keep.",
+            )
+
+
+def matching_nodes(plan: PrecisionPlan, stage: str, names: Iterable[str]) -> frozenset[str]:
+    """The nodes of a stage that ``keep`` names.
+
+    Raises:
+        UsageError: a pattern matches none of them.
+    """
+    known = tuple(names)
+    exact = frozenset(known)
+    found: set[str] = set()
+    for pattern in plan.keep.get(stage, ()):
+        if pattern in exact:
+            found.add(pattern)
+            continue
+        matches = fnmatch.filter(known, pattern)
+        if not matches:
+            raise UsageError(
+                f"the plan keeps {shown(pattern)} of stage {stage}, which matches none of its {len(known)} nodes",
+                f"Names are like {known[0]}." if known else "Leave it out.",
+            )
+        found.update(matches)
+    return frozenset(found)
+
+
+def _read(value: object, where: str) -> PrecisionPlan:
+    record = Record(value, where, _FIX, ("format", "format_version", "precision", "rules", "keep"))
+    record.choice("format", (FORMAT,))
+    record.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
+    rules = record.names("rules", 0, len(RULES))
+    for rule in rules:
+        if rule not in RULES:
+            raise UsageError(
+                f"{where}.rules names a rule {shown(rule)}, expected some of {', '.join(RULES)}", _FIX
+            )
+    keep = record.mapping("keep")
+    if len(keep) > MAX_STAGES:
+        record.wrong("keep", f"at most {MAX_STAGES} stages")
+    patterns = {stage: _patterns(names, f"{where}.keep[{shown(stage)}]") for stage, names in keep.items()}
+    return PrecisionPlan(record.choice("precision", get_args(Low)), rules, patterns)
+
+
+def _patterns(value: object, where: str) -> tuple[str, ...]:
+    expected = f"a list of up to {MAX_PATTERNS} names or patterns of up to {MAX_PATTERN} characters"
+    if not isinstance(value, list) or len(value) > MAX_PATTERNS:
+        raise UsageError(f"{where} is {shown(value)}, expected {expected}", _FIX)
+    for item in value:
+        if not isinstance(item, str) or not 0 < len(item) <= MAX_PATTERN:
+            raise UsageError(f"{where} holds {shown(item)}, expected {expected}", _FIX)
+    return tuple(str(item) for item in value)

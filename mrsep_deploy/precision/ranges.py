@@ -1,0 +1,156 @@
+"""Ranges of every tensor of a bundle's graphs, as a calibration measured them, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
+
+from mrsep_deploy.bundle import ARCHIVE_SUFFIX, RANGES_FILE, Bundle, write_bundle
+from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.files.strict_json import Record, parse
+
+FORMAT = "mrsep-deploy ranges"
+FORMAT_VERSION = 1
+FIX = "Calibrate again: mrsep-deploy verify BUNDLE --calibrate."
+
+
+@dataclass(frozen=True)
+class Range:
+    """One tensor over everything that was listened to.
+
+    Attributes:
+        largest: the largest magnitude.
+        smallest: the smallest that is not zero, of a sample of the values; 0 if all are.
+        rms: over all segments.
+        quietest: RMS of the quietest segment in which it is not zero throughout; 0 if there is none.
+        tiny: share of the sample that is not zero, but below float16's smallest normal number.
+        amplification: for a convolution's or a matrix product's result, how much it amplifies relative
+            rounding errors of what it multiplies, by cancellation; 0 for other tensors.
+    """
+
+    largest: float
+    smallest: float
+    rms: float
+    quietest: float
+    tiny: float
+    amplification: float = 0.0
+
+
+Ranges = Mapping[str, Mapping[str, Range]]
+"""By stage, by tensor."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured, and on what.
+
+    Attributes:
+        signals: names of the tracks, and how many batches of segments of each ran.
+        ranges: by stage, by tensor of its graph.
+    """
+
+    signals: Mapping[str, int]
+    ranges: Ranges
+
+
+def store(bundle: Bundle, calibration: Calibration) -> Bundle:
+    """Write a calibration into a bundle's folder, in place of an older one.
+
+    Raises:
+        UsageError: the bundle is an archive.
+        OutputError: it cannot be written; nothing has changed then.
+    """
+    require_folder(bundle)
+    files = {stage.file: bundle.graph_bytes(stage) for stage in bundle.manifest.stages if stage.file}
+    files[RANGES_FILE] = to_json(calibration).encode()
+    return write_bundle(bundle.path, replace(bundle.manifest, files={}), files, overwrite=True)
+
+
+def require_folder(bundle: Bundle) -> None:
+    """Raise ``UsageError`` for an archive, which cannot be added to."""
+    if bundle.path.suffix.lower() == ARCHIVE_SUFFIX and bundle.path.is_file():
+        raise UsageError(
+            f"{bundle.path} is an archive, expected a folder to store the ranges in", "Unpack it first."
+        )
+
+
+def load(bundle: Bundle) -> Calibration | None:
+    """The calibration that a bundle holds; None if it was never calibrated.
+
+    Raises:
+        BundleError: the file is damaged, or of another format version.
+    """
+    data = bundle.ranges_bytes()
+    if data is None:
+        return None
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{RANGES_FILE} is not UTF-8 text: {error}", FIX) from error
+    return from_json(text)
+
+
+def to_json(calibration: Calibration) -> str:
+    """As text, a line for every tensor."""
+    lines = [
+        f'  "format": {json.dumps(FORMAT)}',
+        f'  "format_version": {FORMAT_VERSION}',
+        f'  "signals": {json.dumps(dict(calibration.signals), ensure_ascii=False)}',
+        f'  "stages": {_stages(calibration.ranges)}',
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _stages(ranges: Ranges) -> str:
+    stages = []
+    for stage, tensors in ranges.items():
+        rows = [
+            f"      {json.dumps(name)}: {json.dumps([float(f'{value:.6g}') for value in astuple(found)])}"
+            for name, found in tensors.items()
+        ]
+        stages.append(f"    {json.dumps(stage)}: {{\n" + ",\n".join(rows) + "\n    }")
+    return "{\n" + ",\n".join(stages) + "\n  }"
+
+
+def from_json(text: str) -> Calibration:
+    """The calibration that a text holds.
+
+    Raises:
+        BundleError: names what was found and what was expected.
+    """
+    keys = ("format", "format_version", "signals", "stages")
+    record = Record(parse(text, RANGES_FILE, FIX), RANGES_FILE, FIX, keys)
+    record.choice("format", (FORMAT,))
+    record.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
+    signals = record.mapping("signals")
+    counts = {name: count for name, count in signals.items() if isinstance(count, int) and count > 0}
+    if len(counts) != len(signals):
+        record.wrong("signals", "how many batches of segments by track")
+    stages = {
+        stage: _tensors(tensors, f"{RANGES_FILE}.stages[{stage!r}]")
+        for stage, tensors in record.mapping("stages").items()
+    }
+    return Calibration(counts, stages)
+
+
+def _tensors(value: object, where: str) -> dict[str, Range]:
+    if not isinstance(value, dict):
+        raise BundleError(f"{where} is no mapping of tensors", FIX)
+    return {name: _range(numbers, f"{where}[{name!r}]") for name, numbers in value.items()}
+
+
+def _range(value: object, where: str) -> Range:
+    if not isinstance(value, list) or len(value) != 6 or not all(_is_magnitude(each) for each in value):
+        raise BundleError(f"{where} is not six numbers of at least 0", FIX)
+    return Range(*map(float, value))
+
+
+def _is_magnitude(value: object) -> bool:
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )

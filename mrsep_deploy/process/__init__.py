@@ -1,0 +1,1 @@
+"""What all parts of a process share: its signals, its imports, its standard error, its cores."""

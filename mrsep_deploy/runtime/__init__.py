@@ -1,0 +1,1 @@
+"""One segment through the stages: schedule, memory, streams."""

@@ -1,0 +1,1 @@
+"""A song as segments, through a scheduler, and back to stems."""

@@ -1,0 +1,285 @@
+"""The main door: a bundle and an engine, songs in, stems out."""
+
+from __future__ import annotations
+
+import os
+import random
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Manifest
+from mrsep_deploy.bundle.registry import resolve
+from mrsep_deploy.devices.interface import Device
+from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose, parse_device
+from mrsep_deploy.errors import UsageError
+from mrsep_deploy.precision.choice import AskedPrecision, arithmetic, in_precision
+from mrsep_deploy.process.interrupts import breakable
+from mrsep_deploy.runtime.lanes import Lanes
+from mrsep_deploy.runtime.plan import Manner, manner_of
+from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.runtime.scheduler import Scheduler
+from mrsep_deploy.separation.occupancy import Occupancy
+from mrsep_deploy.separation.segments import SongStatistics, stride_of
+from mrsep_deploy.separation.shifts import draw_leads
+from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream
+
+Float32 = NDArray[np.float32]
+Blocks = Callable[[], Iterable[Float32]]
+
+DEFAULT_OVERLAP = 0.25
+
+
+class Separator:
+    """Separates songs with a bundle on an engine.
+
+        with Separator("htdemucs", engine="ort") as separator:
+            stems = separator.separate(mix)          # {"drums": [C, L], ...}
+
+    A separator works on one song at a time, for one thread at a time; any other call meanwhile raises ``UsageError``.
+    Several separators work in several threads. One that is never closed is closed when it is collected. After a fork
+    neither an inherited separator nor a new one works (see ``occupancy``).
+
+    Args:
+        bundle: an open bundle, its path, or its registered name; by default the one that run takes.
+        engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, ``auto``, or an engine, which the
+            separator then owns (``threads`` and ``checkpoint`` are for engines chosen by name).
+        threads: CPU threads to use, 0 for all this process may use.
+        overlap: share of a segment that the next one repeats, 0 to below 1.
+        segment: seconds of a segment, at most the model's own, which it is by default. The graphs have one
+            length: a shorter segment is filled up with silence, and takes as long as a whole one.
+        shifts: how often to separate each song, randomly shifted in time, for the average; 0 for once, unshifted.
+        seed: of the shifts. Every song gets the same ones, whatever was separated before it.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; by default the engine's own.
+        mode: how branches are scheduled, one of ``mrsep_deploy.runtime.schedule.MODES``; by default what
+            ``mrsep-deploy build`` has found fastest here, or else ``sequential``.
+        lanes: how many segments are computed side by side, each on its share of the threads; 0 for what
+            ``build`` has found, or else one. For engines on a CPU.
+        checkpoint: for the torch engine, the checkpoint if it has moved since the export.
+        precision: one of ``mrsep_deploy.precision.choice.ASKED``, by default the bundle's own. A float32 bundle is
+            converted, once, and kept in the cache (``bundle`` then is that one).
+        plan: for ``mixed``, the file of a plan.
+        trace: note who runs when, for ``scheduler.trace``.
+
+    Raises:
+        BundleError, EngineUnavailableError, UsageError: the bundle, the engine or a value is not usable.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str] | None = None,
+        *,
+        engine: Engine | str = AUTO,
+        threads: int = 0,
+        overlap: float = DEFAULT_OVERLAP,
+        segment: float | None = None,
+        shifts: int = 0,
+        seed: int = 0,
+        device: str | None = None,
+        mode: Mode | None = None,
+        lanes: int = 0,
+        checkpoint: Path | None = None,
+        precision: AskedPrecision | None = None,
+        plan: Path | None = None,
+        trace: bool = False,
+    ) -> None:
+        if threads < 0:
+            raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
+        self._occupancy = Occupancy()
+        given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
+        with breakable():  # a conversion takes seconds, and leaves nothing half written
+            self.bundle = in_precision(given, precision, plan)
+        self.overlap = overlap
+        self.segment_samples = _segment_samples(self.manifest, segment)
+        self.stride = stride_of(self.segment_samples, overlap)
+        self.leads = draw_leads(shifts, self.sample_rate, random.Random(seed))
+        kind, index = parse_device(device)
+        options = EngineOptions(threads, checkpoint, arithmetic(self.manifest), index)
+        self.engine_reason = ""
+        if isinstance(engine, Engine):
+            self.engine = engine
+        else:
+            chosen = choose(engine, options, kind)
+            self.engine, self.engine_reason = chosen.engine, chosen.reason
+        try:
+            self.manner = manner_of(self.bundle, self.engine, mode, lanes)
+            self._scheduler = _scheduler(self.bundle, self.engine, self.manner, trace)
+        except BaseException:
+            self.engine.device.close()
+            raise
+        self._closing = weakref.finalize(self, _close, self._scheduler, self.engine.device, os.getpid())
+        self._closing.atexit = False  # the system takes everything back faster
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.manifest.model.sources
+
+    @property
+    def sample_rate(self) -> int:
+        return self.manifest.model.sample_rate
+
+    @property
+    def audio_channels(self) -> int:
+        return self.manifest.model.audio_channels
+
+    @property
+    def engine_name(self) -> str:
+        return self.engine.name
+
+    @property
+    def scheduler(self) -> Scheduler | Lanes:
+        """What runs the segments; its ``trace`` tells where the last one's time went."""
+        return self._scheduler
+
+    def run_segments(self, segments: Float32) -> Float32:
+        """One model call: segments ``[b, C, L]``, ``b`` at most the bundle's batch -> ``[b, S, C, L]``.
+
+        The result is a view that the next call but one overwrites.
+        """
+        with self._occupancy.taken():
+            return self._scheduler.run(segments)
+
+    def separate(self, mix: Float32) -> dict[str, Float32]:
+        """Separate a whole song held in memory.
+
+        Args:
+            mix: ``[C, L]`` at the model's sample rate, any length from one sample.
+
+        Returns:
+            A stem ``[C, L]`` for every source.
+
+        Raises:
+            UsageError: the mix has another shape, or holds NaN or infinity; the separator is at work or closed.
+            EngineError: a stage failed.
+        """
+        mix = np.ascontiguousarray(mix, np.float32)
+        if mix.ndim != 2 or mix.shape[0] != self.audio_channels or not mix.shape[1]:
+            raise UsageError(
+                f"the mix has the shape {list(mix.shape)}, expected [{self.audio_channels}, samples] with samples > 0"
+            )
+        stems = np.concatenate(list(self.separate_blocks(lambda: [mix])), axis=-1)
+        return dict(zip(self.sources, stems, strict=True))
+
+    def separate_blocks(
+        self, blocks: Blocks | Iterable[Float32], progress: Callable[[int], None] | None = None
+    ) -> Iterator[Float32]:
+        """Separate a song of any length in flat memory.
+
+        Args:
+            blocks: the song's blocks ``[C, n]`` in order, as a list or anything else that can be read twice, or a
+                function that begins again: the song is read for its level, then to be separated.
+            progress: called with the number of samples finished so far.
+
+        Yields:
+            Stems ``[S, C, n]`` in order, as soon as no later segment can change them.
+
+        Raises:
+            UsageError: the blocks can be read once only, have another shape, or hold NaN or infinity; the separator
+                is at work or closed.
+            EngineError: a stage failed.
+        """
+        again = _readable_twice(blocks)
+        song = SongStatistics.measure(self._checked(again()))
+        yield from self.separate_measured(self._checked(again()), song, progress)
+
+    def _checked(self, blocks: Iterable[Float32]) -> Iterator[Float32]:
+        done = 0
+        for block in blocks:
+            if block.ndim != 2 or block.shape[0] != self.audio_channels:
+                raise UsageError(
+                    f"a block has the shape {list(block.shape)}, expected [{self.audio_channels}, samples]"
+                )
+            bad = ~np.isfinite(block).all(axis=0)
+            if bad.any():
+                at = done + int(bad.argmax())
+                raise UsageError(
+                    f"the mix holds NaN or infinity at sample {at} ({at / self.sample_rate:.3f} s)",
+                    "Mend or leave out those samples; every stem would be NaN.",
+                )
+            done += block.shape[1]
+            yield block
+
+    def separate_measured(
+        self, blocks: Iterable[Float32], song: SongStatistics, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Float32]:
+        """:meth:`separate_blocks` for a song whose statistics are known, in one pass."""
+        done = 0
+        for separated in self.separate_songs([Song(song, blocks)]):
+            if separated.error is not None:
+                raise separated.error
+            if separated.stems is not None:
+                done += separated.stems.shape[-1]
+                if progress is not None:
+                    progress(done)
+                yield separated.stems
+
+    def separate_songs(self, songs: Iterable[Song | None]) -> Iterator[Separated]:
+        """Separate songs one after the other without a pause between them (see ``SongStream.run``)."""
+        cutting = Cutting(self.segment_samples, self.stride, self.leads)
+        stream = SongStream(self._scheduler, self.manifest.model, self.manifest.batch, cutting)
+        with self._occupancy.taken():
+            yield from stream.run(songs)
+
+    def close(self) -> None:
+        """Stop the streams; let go of the engine's sessions, of buffers and device. Idempotent."""
+        self._occupancy.closed = True
+        self._closing()
+
+    def __enter__(self) -> Separator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _close(scheduler: Scheduler | Lanes, device: Device, process: int) -> None:
+    """Let go of everything. In a process that was forked off, the threads to be ended are not there."""
+    if os.getpid() != process:
+        return
+    try:
+        scheduler.close()
+    finally:
+        device.close()
+
+
+def _readable_twice(blocks: Blocks | Iterable[Float32]) -> Blocks:
+    if callable(blocks):
+        return blocks
+    if iter(blocks) is blocks:
+        raise UsageError(
+            "the blocks are an iterator, which can be read once, and a song is read twice",
+            "Give a list of blocks, or a function that begins again.",
+        )
+    return lambda: blocks
+
+
+def _scheduler(bundle: Bundle, engine: Engine, manner: Manner, trace: bool) -> Scheduler | Lanes:
+    if manner.lanes == 1:
+        return Scheduler(bundle, engine, manner.mode, trace)
+    return Lanes(bundle, engine, manner.lanes, manner.mode, trace)
+
+
+def _segment_samples(manifest: Manifest, seconds: float | None) -> int:
+    """Samples of a segment of that length.
+
+    Raises:
+        UsageError: it is longer than the graphs' one length, or no length.
+    """
+    model = manifest.model
+    if seconds is None:
+        return model.segment_samples
+    longest = float(model.segment)
+    if not 0 < seconds <= longest:
+        raise UsageError(f"segment is {seconds:g} s; give more than 0 and at most {longest:g}")
+    return min(int(seconds * model.sample_rate), model.segment_samples)

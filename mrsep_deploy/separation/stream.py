@@ -1,0 +1,234 @@
+"""Many songs through one scheduler without a pause between them.
+
+Segments of the next song are under way before the last ones of this song are collected, so that between two
+songs no device waits for a disk. What fails, fails for its own song only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle.manifest import ModelInfo
+from mrsep_deploy.runtime.lanes import Lanes
+from mrsep_deploy.runtime.scheduler import Scheduler, Ticket
+from mrsep_deploy.separation.segments import (
+    SONG_EPS,
+    OverlapAdd,
+    Segment,
+    SongStatistics,
+    cut_segments,
+    grouped,
+)
+from mrsep_deploy.separation.shifts import TakeAverage
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Song:
+    """A song to be separated: its statistics, and its blocks ``[C, n]``, which are read once."""
+
+    statistics: SongStatistics
+    blocks: Iterable[Float32]
+
+
+@dataclass(frozen=True)
+class Separated:
+    """What became of a song: its next stems ``[S, C, n]``, or, where ``stems`` is None, its end.
+
+    ``error`` is why it ended early.
+    """
+
+    song: Song
+    stems: Float32 | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How songs become segments.
+
+    Attributes:
+        segment: samples of a segment; what the model takes beyond that is filled with zeros, as HTDemucs does.
+        stride: samples from one segment's start to the next.
+        leads: for each take of a song, samples of silence before it (see ``shifts``).
+    """
+
+    segment: int
+    stride: int
+    leads: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Segments that run together, each with the take it belongs to."""
+
+    under_way: _UnderWay
+    members: list[tuple[int, Segment]]
+
+
+@dataclass
+class _Pending:
+    group: _Group
+    ticket: Ticket
+
+
+@dataclass
+class _UnderWay:
+    """One song: what cuts it into segments and puts its stems together again."""
+
+    song: Song
+    model: ModelInfo
+    cutting: Cutting
+    open_groups: int = 0
+    cut: bool = False
+    ended: bool = False
+    adders: list[OverlapAdd] = field(init=False)
+    average: TakeAverage = field(init=False)
+
+    def __post_init__(self) -> None:
+        sources, channels = len(self.model.sources), self.model.audio_channels
+        self.adders = [OverlapAdd(sources, channels, self.cutting.segment) for _ in self.cutting.leads]
+        self.average = TakeAverage(self.cutting.leads)
+
+    def segments(self) -> Iterator[tuple[int, Segment]]:
+        """Segments of all takes in turn, so that every take is at about the same place of the song."""
+        mean, scale = self.song.statistics.mean, self.song.statistics.std + SONG_EPS
+        normalised = ((block - np.float32(mean)) * np.float32(1 / scale) for block in self.song.blocks)
+        takes = [
+            cut_segments(_after_silence(lead, blocks), self.cutting.segment, self.cutting.stride)
+            for lead, blocks in zip(
+                self.cutting.leads, itertools.tee(normalised, len(self.cutting.leads)), strict=True
+            )
+        ]
+        running = dict(enumerate(takes))
+        while running:
+            for take, segments in list(running.items()):
+                segment = next(segments, None)
+                if segment is None:
+                    del running[take]
+                else:
+                    yield take, segment
+
+    def add(self, take: int, segment: Segment, output: Float32) -> Iterator[Float32]:
+        """Add a segment's output ``[S, C, L]``; yields what is finished."""
+        cut = output[..., segment.cut : segment.cut + segment.length]
+        yield from self._restored(take, self.adders[take].add(segment.start, cut))
+
+    def finish(self) -> Iterator[Float32]:
+        """The rest of every take."""
+        for take, lead in enumerate(self.cutting.leads):
+            yield from self._restored(take, self.adders[take].finish(self.song.statistics.frames + lead))
+
+    def _restored(self, take: int, done: Float32 | None) -> Iterator[Float32]:
+        averaged = None if done is None else self.average.add(take, done)
+        if averaged is None:
+            return
+        averaged *= np.float32(self.song.statistics.std + SONG_EPS)
+        averaged += np.float32(self.song.statistics.mean)
+        yield averaged
+
+
+def _after_silence(lead: int, blocks: Iterable[Float32]) -> Iterator[Float32]:
+    for block in blocks:
+        if lead:
+            yield np.zeros((block.shape[0], lead), np.float32)
+            lead = 0
+        yield block
+
+
+class SongStream:
+    """Separates songs one after the other; see :meth:`run`."""
+
+    def __init__(self, scheduler: Scheduler | Lanes, model: ModelInfo, batch: int, cutting: Cutting) -> None:
+        self._scheduler = scheduler
+        self._model = model
+        self._batch = batch
+        self._cutting = cutting
+        self._pending: deque[_Pending] = deque()
+
+    def run(self, songs: Iterable[Song | None]) -> Iterator[Separated]:
+        """Separate songs in order.
+
+        Args:
+            songs: each is taken when the last segment of the one before has been cut; None says that the next
+                one is not there yet, and finishes what is under way.
+
+        Yields:
+            For every song its stems in order, then its end. Several songs may be under way at once.
+        """
+        for song in songs:
+            if song is None:
+                yield from self._drain()
+                continue
+            yield from self._feed(_UnderWay(song, self._model, self._cutting))
+        yield from self._drain()
+
+    def _feed(self, under_way: _UnderWay) -> Iterator[Separated]:
+        groups = grouped(under_way.segments(), self._batch)
+        try:
+            for members in groups:
+                if len(self._pending) == self._scheduler.capacity:
+                    yield from self._collect()
+                if under_way.ended:  # the engine has failed on an earlier segment of it
+                    return
+                under_way.open_groups += 1
+                self._submit(_Group(under_way, members))
+        except Exception as error:  # the song cannot be read on; those around it are not to blame
+            yield from _end(under_way, error)
+            return
+        under_way.cut = True
+        yield from self._end_if_complete(under_way)
+
+    def _submit(self, group: _Group) -> None:
+        mix = np.zeros(
+            (len(group.members), self._model.audio_channels, self._model.segment_samples), np.float32
+        )
+        for row, (_, segment) in zip(mix, group.members, strict=True):
+            row[:, : self._cutting.segment] = segment.samples
+        self._pending.append(_Pending(group, self._scheduler.submit(mix)))
+
+    def _drain(self) -> Iterator[Separated]:
+        while self._pending:
+            yield from self._collect()
+
+    def _collect(self) -> Iterator[Separated]:
+        """Wait for the oldest group."""
+        oldest = self._pending.popleft()
+        under_way = oldest.group.under_way
+        try:
+            outputs = self._scheduler.result(oldest.ticket)
+        except Exception as error:
+            # All that was under way is lost with it; other songs' segments are started again.
+            again = [each.group for each in self._pending if each.group.under_way is not under_way]
+            self._pending.clear()
+            for group in again:
+                self._submit(group)
+            yield from _end(under_way, error)
+            return
+        if under_way.ended:
+            return
+        for (take, segment), output in zip(oldest.group.members, outputs, strict=True):
+            for stems in under_way.add(take, segment, output):
+                yield Separated(under_way.song, stems)
+        under_way.open_groups -= 1
+        yield from self._end_if_complete(under_way)
+
+    def _end_if_complete(self, under_way: _UnderWay) -> Iterator[Separated]:
+        if under_way.ended or not under_way.cut or under_way.open_groups:
+            return
+        for stems in under_way.finish():
+            yield Separated(under_way.song, stems)
+        yield from _end(under_way, None)
+
+
+def _end(under_way: _UnderWay, error: Exception | None) -> Iterator[Separated]:
+    if not under_way.ended:
+        under_way.ended = True
+        yield Separated(under_way.song, error=error)

@@ -1,0 +1,189 @@
+"""What is done already: one line a song, in the output folder, written when all its files are on the disk.
+
+A song is done if the journal says so, the song is the same file, the settings are the same, and every output
+is there in its whole length. Anything else is done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mrsep_deploy.audio import is_locked
+from mrsep_deploy.errors import OutputError
+from mrsep_deploy.files.open_folder import OpenFolder
+from mrsep_deploy.files.parts import explained
+from mrsep_deploy.songs.track import Track
+
+NAME = ".mrsep-deploy-journal.jsonl"
+MAX_LINE = 1 << 16
+SETTLED = 60.0
+"""Seconds after which a file that is not locked is nobody's, even if its process seems to live."""
+_PART = re.compile(r"\..{1,40}\.([0-9]{1,10})\.[0-9a-f]{8}\.part", re.DOTALL)
+
+Line = Mapping[str, object]
+
+
+def settings_digest(settings: Mapping[str, object]) -> str:
+    """A name for everything that decides what a song's outputs are."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Journal:
+    """The journal of one output folder; several runs may write it at the same time.
+
+    Args:
+        folder: what all outputs lie below.
+        settings: digest of the settings of this run.
+        root: the folder at or above it that the user named; ``folder`` itself if None.
+
+    Raises:
+        OutputError: the journal is a link, a pipe or another file that is none, or a folder below ``root``
+            is a link.
+    """
+
+    def __init__(self, folder: Path, settings: str, root: Path | None = None) -> None:
+        self.path = folder / NAME
+        self._folder = folder
+        self._root = root
+        self._settings = settings
+        self._lock = threading.Lock()
+        lines = _lines(folder, root)
+        self._done = {str(line["track"]): line for line in lines if line.get("settings") == settings}
+
+    def is_done(self, track: Track, outputs: Sequence[Path]) -> bool:
+        """Whether nothing is left to do for a track."""
+        line = self._done.get(_identity(track))
+        if line is None or track.is_stdin or line.get("state") != _state(track.path):
+            return False
+        sizes = line.get("outputs")
+        found = {os.path.relpath(path, self._folder): _size(path) for path in outputs}
+        return None not in found.values() and sizes == found
+
+    def add(self, track: Track, outputs: Sequence[Path]) -> None:
+        """Note that a track is done; its outputs are on the disk.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        if track.is_stdin:
+            return
+        line = {
+            "settings": self._settings,
+            "track": _identity(track),
+            "state": _state(track.path),
+            "outputs": {os.path.relpath(path, self._folder): _size(path) for path in outputs},
+        }
+        with self._lock, explained(self.path, "Or run without --resume."):
+            with OpenFolder(self._folder, self._root) as folder:
+                descriptor = folder.opener(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            try:
+                # A kill may have left half a line. Each line goes out in one call, so that two runs do not mix.
+                start = b"" if _ends_with_newline(descriptor) else b"\n"
+                text = start + json.dumps(line).encode() + b"\n"
+                if os.write(descriptor, text) != len(text):  # the rest of the disk was less than a line
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _lines(folder: Path, root: Path | None) -> Iterator[Line]:
+    """Every whole line of a folder's journal; half a line, or one of another program, is passed over."""
+    try:
+        with (
+            OpenFolder(folder, root, make=False) as opened,
+            open(folder / NAME, "rb", opener=opened.opener) as file,
+        ):
+            while data := file.readline(MAX_LINE):
+                with contextlib.suppress(ValueError, RecursionError):
+                    line = json.loads(data)
+                    if isinstance(line, dict) and isinstance(line.get("track"), str):
+                        yield line
+    except OSError:
+        return
+
+
+def noted_outputs(folder: Path) -> frozenset[str]:
+    """Absolute paths of the files that a folder's journal says are stems; none where there is no journal."""
+    found: set[str] = set()
+    with contextlib.suppress(OutputError):  # a link or a pipe, which no run has written
+        for line in _lines(folder, None):
+            if isinstance(outputs := line.get("outputs"), dict):
+                found.update(os.path.abspath(folder / name) for name in outputs)
+    return frozenset(found)
+
+
+def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:
+    """Delete the temporary files that killed runs have left in these folders; returns how many.
+
+    Folders that lie behind a link below ``root``, the output folder, are left alone.
+
+    Those that somebody writes stay: who writes one holds a lock on it, and until then its process is there, by the
+    number in the name. (A container has numbers of its own, and a number is given out again; a lock is the file's.)
+    """
+    swept = 0
+    for folder in folders:
+        with contextlib.suppress(OSError, OutputError), OpenFolder(folder, root, make=False) as opened:
+            for name, status in opened.files():
+                found = _PART.fullmatch(name)
+                if found and _is_left_behind(opened, name, status, int(found[1])):
+                    with contextlib.suppress(OSError):
+                        opened.unlink(name)
+                        swept += 1
+    return swept
+
+
+def _is_left_behind(folder: OpenFolder, name: str, status: os.stat_result, process: int) -> bool:
+    if is_locked(folder, name):
+        return False
+    return not _is_alive(process) or time.time() - status.st_mtime > SETTLED
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there, asking would end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _identity(track: Track) -> str:
+    return os.path.abspath(track.path)
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and time of the last change: what tells a file from another under its name."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return [found.st_size, found.st_mtime_ns]
+    return None
+
+
+def _size(path: Path) -> int | None:
+    """Of a regular file; a link is none, where a file was written."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return None
+
+
+def _ends_with_newline(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    if not size:
+        return True
+    os.lseek(descriptor, -1, os.SEEK_END)
+    return os.read(descriptor, 1) == b"\n"

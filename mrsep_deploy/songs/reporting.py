@@ -1,0 +1,185 @@
+"""Who is told how far a run is: people by bars and lines, programs by JSON, or nobody."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from mrsep_deploy.errors import one_line
+from mrsep_deploy.songs.outcome import Outcome, Summary
+from mrsep_deploy.songs.track import Track
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+JSON_STEP = 0.01
+"""Share of a song after which a program is told again."""
+
+
+class Quiet:
+    """Says nothing but why something failed, and that only where others have not.
+
+    Args:
+        single: there is one song; its error ends the program, which says it.
+    """
+
+    def __init__(self, single: bool) -> None:
+        self._single = single
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def begin(self, model: str, engine: str | None, tracks: int) -> None:
+        """The run begins; without an engine, if there is nothing for one to do."""
+
+    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
+        """A song has come so far."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """A song has ended."""
+        if outcome.status == "failed" and not self._single:
+            line = one_line(f"mrsep-deploy: {outcome.track.path}: {outcome.reason}")
+            print(line, file=sys.stderr, flush=True)
+
+    def summary(self, summary: Summary) -> None:
+        """The run has ended."""
+        failed = summary.of("failed")
+        if failed and not self._single:
+            names = ", ".join(str(outcome.track.path) for outcome in failed)
+            line = one_line(f"{len(failed)} of {len(summary.outcomes)} failed: {names}")
+            print(line, file=sys.stderr, flush=True)
+
+
+class Bars(Quiet):
+    """For people: a bar for the song, one for all of them, and a line for each that is done.
+
+    Args:
+        rate: the model's sample rate.
+        to_stderr: the lines go there, because stdout is taken.
+    """
+
+    def __init__(self, single: bool, rate: int, to_stderr: bool = False) -> None:
+        super().__init__(single)
+        self._to_stderr = to_stderr
+        self._rate = rate
+        self._bars: Progress | None = None
+        self._current: Track | None = None
+        self._tracks = self._ended = 0
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def begin(self, model: str, engine: str | None, tracks: int) -> None:
+        self._tracks = tracks
+        self._bars = bars = _bars()
+        self._all = bars.add_task("all", total=tracks, visible=tracks > 1, of=f"0/{tracks}", speed="")
+        self._one = bars.add_task("", total=None, of="", speed="")
+        bars.start()
+
+    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
+        assert self._bars is not None
+        if track != self._current:
+            self._current = track
+            self._bars.reset(self._one, description=one_line(track.path.name), total=total)
+        speed = f"{done / self._rate / elapsed:.2f} x realtime" if elapsed else ""
+        self._bars.update(self._one, completed=done, total=total, speed=speed)
+        self._bars.update(self._all, completed=min(self._ended + done / total, self._tracks))
+
+    def ended(self, outcome: Outcome) -> None:
+        super().ended(outcome)
+        self._ended += 1
+        if self._bars is not None:
+            self._bars.update(self._all, completed=self._ended, of=f"{self._ended}/{self._tracks}")
+        for remark in outcome.remarks:
+            print(one_line(f"mrsep-deploy: {outcome.track.path} {remark}"), file=sys.stderr, flush=True)
+        if outcome.status == "done":
+            what = f"{outcome.seconds:.1f} s in {outcome.elapsed:.1f} s, {outcome.speed:.2f} x realtime"
+            gain = f", {outcome.gain} to keep from clipping" if outcome.gain else ""
+            self._print(f"{one_line(_together(outcome))}  {what}{gain}")
+        elif outcome.status == "skipped":
+            self._print(f"{one_line(_together(outcome))}  done already")
+
+    def _print(self, line: str) -> None:
+        # Looked up now: on a terminal the bars have put themselves in the streams' place.
+        print(line, file=sys.stderr if self._to_stderr else sys.stdout, flush=True)
+
+    def summary(self, summary: Summary) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        super().summary(summary)
+        if not self._single:
+            print(str(summary), file=sys.stderr, flush=True)
+
+
+class JsonLines(Quiet):
+    """For programs: one JSON object a line, the kind in ``event``."""
+
+    def __init__(self, single: bool, rate: int, stream: IO[str]) -> None:
+        super().__init__(single)
+        self._stream = stream
+        self._rate = rate
+        self._told: tuple[Track | None, float] = (None, 0.0)
+
+    def begin(self, model: str, engine: str | None, tracks: int) -> None:
+        self._say(event="begin", model=model, engine=engine, tracks=tracks)
+
+    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
+        known, before = self._told
+        share = done / total
+        if track != known or share >= before + JSON_STEP or done == total:
+            self._told = track, share
+            seconds = {"done": round(done / self._rate, 3), "total": round(total / self._rate, 3)}
+            self._say(event="progress", track=str(track.path), **seconds)
+
+    def ended(self, outcome: Outcome) -> None:
+        self._say(event="ended", **outcome.as_json())
+
+    def summary(self, summary: Summary) -> None:
+        counts = {name: value for name, value in summary.as_json().items() if name != "tracks"}
+        self._say(event="summary", **counts)
+
+    def _say(self, **fields: object) -> None:
+        # ASCII: a terminal's encoding has no say in what a program reads.
+        print(json.dumps(fields), file=self._stream, flush=True)
+
+
+def _together(outcome: Outcome) -> str:
+    """``folder/{drums,bass}.wav`` where the names allow it, else the first and how many more."""
+    first = outcome.outputs[0]
+    if all((path.parent, path.suffix) == (first.parent, first.suffix) for path in outcome.outputs):
+        names = ",".join(path.stem for path in outcome.outputs)
+        return str(first.parent / (f"{{{names}}}{first.suffix}" if len(outcome.outputs) > 1 else first.name))
+    return f"{first} and {len(outcome.outputs) - 1} more"
+
+
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[of]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,  # in a file, bars are blank lines
+        # What goes to a pipe has to stay there; on a terminal lines go above the bars.
+        redirect_stdout=sys.stdout.isatty(),
+        transient=True,
+    )

@@ -1,0 +1,180 @@
+"""One song out: its outputs resampled, written side by side, and finished one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mrsep_deploy.audio import (
+    AnyEncoding,
+    Clip,
+    Resampler,
+    Samples,
+    StemWriter,
+    WrittenStem,
+    bytes_needed,
+    resampled_length,
+)
+from mrsep_deploy.errors import OutputError
+from mrsep_deploy.files.open_folder import OpenFolder
+from mrsep_deploy.files.parts import sync_folder
+from mrsep_deploy.separation.shifts import take_samples
+from mrsep_deploy.songs.loading import LoadedSong
+from mrsep_deploy.songs.naming import Naming
+from mrsep_deploy.songs.stems import Output
+
+RateChoice = Literal["input", "model"] | int
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What outputs a song has, and how they are written.
+
+    Attributes:
+        sample_rate: of the files: the song's own, the model's, or a number of Hz.
+        tags: carry over what the song says of itself.
+    """
+
+    naming: Naming
+    outputs: tuple[Output, ...]
+    encoding: AnyEncoding
+    clip: Clip = "rescale"
+    sample_rate: RateChoice = "input"
+    tags: bool = True
+
+    def rate_of(self, song: LoadedSong) -> int:
+        """Of a song's files, in Hz."""
+        if self.sample_rate == "input":
+            return song.source.info.sample_rate
+        return song.source.sample_rate if self.sample_rate == "model" else self.sample_rate
+
+
+class MixBuffer:
+    """Passes a song's blocks on and keeps them until its stems have come as far."""
+
+    def __init__(self, blocks: Iterator[Samples], wanted: bool) -> None:
+        self._blocks = blocks
+        self._wanted = wanted
+        self._held: deque[Samples] = deque()
+
+    def __iter__(self) -> Iterator[Samples]:
+        for block in self._blocks:
+            if self._wanted:
+                self._held.append(block)
+            yield block
+
+    def take(self, count: int) -> Samples | None:
+        """The next ``count`` samples of the mix, if anybody wants it."""
+        return take_samples(self._held, count) if self._wanted else None
+
+
+class SongWriter:
+    """Writes the outputs of one song.
+
+    Raises:
+        OutputError: a file cannot be written there, or the disk has no room for all of them.
+    """
+
+    def __init__(self, song: LoadedSong, options: WriteOptions, cancel: threading.Event) -> None:
+        self.paths = options.naming.paths(song.track, options.outputs)
+        self._root = options.naming.root
+        self._outputs = options.outputs
+        model_rate, channels = song.source.sample_rate, song.source.channels
+        rate = options.rate_of(song)
+        # A song that comes back to its own rate is as long as it was, to the sample.
+        own = rate == song.source.info.sample_rate
+        self._frames = song.frames if own else resampled_length(song.statistics.frames, model_rate, rate)
+        _require_space(self.paths, self._frames, channels, options)
+        self._new_folders = _missing_folders(self.paths)
+        self._resamplers = [Resampler(model_rate, rate, channels) for _ in self._outputs]
+        self.writers: list[StemWriter] = []
+        tags = song.tags if options.tags else None
+        try:
+            for path in self.paths:
+                writer = StemWriter(
+                    path, rate, channels, options.encoding, options.clip, tags, cancel, self._root
+                )
+                self.writers.append(writer)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, stems: Samples, mix: Samples | None) -> None:
+        """Append stems ``[S, C, n]`` and, for outputs that need it, the mix ``[C, n]``."""
+        for output, resampler, writer in zip(self._outputs, self._resamplers, self.writers, strict=True):
+            writer.write(resampler.push(output.make(stems, mix)))
+
+    def flush(self) -> None:
+        """Write what the resamplers have kept; closing the writers is what is left then."""
+        for resampler, writer in zip(self._resamplers, self.writers, strict=True):
+            tail = resampler.finish(self._frames)
+            if tail.shape[1]:
+                writer.write(tail)
+
+    def finish(self, index: int) -> WrittenStem:
+        """Encode one output and put it under its name, after ``flush``: only then the song's peak is known."""
+        return self.writers[index].close(max(writer.peak for writer in self.writers))
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """What each finished output was multiplied by, in dB."""
+        pairs = zip(self._outputs, self.writers, strict=True)
+        return {
+            output.name: writer.written.decibels for output, writer in pairs if writer.written is not None
+        }
+
+    def sync(self) -> None:
+        """Force the names of the finished files to the disk, and those of the folders made for them."""
+        for folder in {path.parent for path in (*self.paths, *self._new_folders)}:
+            with contextlib.suppress(OSError):
+                sync_folder(folder)
+
+    def abort(self) -> None:
+        """Remove what is not finished, and the folders that were made for it."""
+        for writer in self.writers:
+            writer.abort()
+        for folder in self._new_folders:
+            with contextlib.suppress(OSError, OutputError):
+                _remove_folder(folder, self._root)
+
+
+def _remove_folder(folder: Path, root: Path) -> None:
+    """Remove an empty folder: one below the output folder never behind a link, one above it by its name."""
+    if not folder.is_relative_to(root.absolute()) or folder == root.absolute():
+        os.rmdir(folder)
+        return
+    with OpenFolder(folder.parent, root.absolute(), make=False) as parent:
+        parent.rmdir(folder.name)
+
+
+def _missing_folders(paths: Sequence[Path]) -> list[Path]:
+    """Folders that have to be made for these files, the innermost first."""
+    folders = {folder for path in paths for folder in path.absolute().parents}
+    return sorted((f for f in folders if not f.exists()), key=lambda f: len(f.parts), reverse=True)
+
+
+def _require_space(paths: Sequence[Path], frames: int, channels: int, options: WriteOptions) -> None:
+    """Refuse at once what would fill the disk hours from now."""
+    needed = len(paths) * bytes_needed(frames, channels, options.encoding, options.clip)
+    folder = paths[0].parent
+    free = _free_bytes(folder)
+    if free is not None and free < needed:
+        raise OutputError(
+            f"the stems need {needed / 1e6:,.0f} MB while they are written, {folder} has {free / 1e6:,.0f} MB free",
+            "Free some space, or choose another place with -o DIR.",
+        )
+
+
+def _free_bytes(folder: Path) -> int | None:
+    place = folder.absolute()
+    for existing in (p for p in (place, *place.parents) if p.exists()):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(existing).free
+    return None
