@@ -29,7 +29,7 @@ from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.export.exporter import export_model
 from mrsep_deploy.export.load import load_model
 from mrsep_deploy.files.strict_json import finite
-from mrsep_deploy.precision.convert import convert_bundle
+from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.plan import default_plan
 from mrsep_deploy.separation.segments import SongStatistics
 from mrsep_deploy.verification.reference import BundleReference

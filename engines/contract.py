@@ -15,18 +15,18 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import Device, Memory, Stream, TensorView
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.runtime.schedule import Schedule
 
 Tensors = Mapping[str, TensorView]
-Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
-from mrsep_deploy.engines.contract import Availability, Engine, Precision, Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, Runner, Tensors
 from mrsep_deploy.errors import EngineError
-from mrsep_deploy.precision.choice import require_onnx
+from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.requested import require_onnx
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
 from mrsep_deploy.process.machine import cpu_budget

@@ -16,9 +16,10 @@ from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Precision, Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import EngineError
+from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
 from mrsep_deploy.process.machine import cpu_budget

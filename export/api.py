@@ -17,7 +17,8 @@ from mrsep_deploy.bundle import Bundle, check_bundle_place, registry
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.errors import ExportError, UsageError
 from mrsep_deploy.files import paths
-from mrsep_deploy.precision.choice import AskedPrecision, chosen_plan
+from mrsep_deploy.precision.names import AskedPrecision
+from mrsep_deploy.precision.requested import chosen_plan
 
 if TYPE_CHECKING:
     from mrsep_deploy.export.exporter import Progress
@@ -85,7 +86,7 @@ def export(
     if lower is None:
         bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)
     else:
-        from mrsep_deploy.precision.convert import convert_bundle
+        from mrsep_deploy.precision.convert_bundle import convert_bundle
 
         with tempfile.TemporaryDirectory(prefix="mrsep-deploy-export-") as folder:
             exported = export_model(loaded, name, Path(folder) / name, options, progress=report)

@@ -31,7 +31,6 @@ from mrsep_deploy.bundle import Bundle, registry, shipped
 from mrsep_deploy.commands import bench as command
 from mrsep_deploy.commands import main
 from mrsep_deploy.commands import output_files as kinds
-from mrsep_deploy.precision.choice import ASKED
 from mrsep_deploy.runtime.schedule import MODES
 
 TESTS = Path(__file__).parent
@@ -204,7 +203,6 @@ def test_tables(measured: tuple[Result, Path]) -> None:
 def test_what_the_command_offers_is_what_there_is() -> None:
     assert tuple(AGAINST) == command.AGAINST
     assert command.MODES == MODES
-    assert command.PRECISIONS == ASKED
 
 
 def test_every_key_of_the_file_is_documented(measured: tuple[Result, Path]) -> None:

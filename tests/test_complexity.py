@@ -40,7 +40,7 @@ from mrsep_deploy.inspection.complexity import (
     to_plain,
 )
 from mrsep_deploy.inspection.paper import PaperModel, paper_models
-from mrsep_deploy.precision.cost import node_macs
+from mrsep_deploy.precision.work import node_macs
 from mrsep_deploy.terminal import tables
 
 GOLDENS = ("htdemucs", "htdemucs_nf")

@@ -12,7 +12,7 @@ from goldens import Export
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
-from mrsep_deploy.precision.convert import convert_bundle
+from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.plan import PrecisionPlan, default_plan, read_plan, write_plan
 from mrsep_deploy.verification.bisect import Bisection, bisect
 from mrsep_deploy.verification.reference import BundleReference

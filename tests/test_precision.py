@@ -10,15 +10,16 @@ import pytest
 from bundles import tiny_bundle
 from click.testing import CliRunner, Result
 
-import mrsep_deploy.precision.choice
+import mrsep_deploy.precision.requested
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import register
 from mrsep_deploy.commands import main
 from mrsep_deploy.engines import EngineOptions, engine_class
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, MrsepError, UsageError
-from mrsep_deploy.precision.choice import ASKED, AskedPrecision, arithmetic, in_precision, is_mixed
-from mrsep_deploy.precision.convert import convert_bundle
+from mrsep_deploy.precision.convert_bundle import convert_bundle
+from mrsep_deploy.precision.names import ASKED, AskedPrecision, arithmetic
 from mrsep_deploy.precision.plan import PrecisionPlan, default_plan, write_plan
+from mrsep_deploy.precision.requested import in_precision, is_mixed
 from mrsep_deploy.separation.separator import Separator
 
 
@@ -97,7 +98,7 @@ def test_a_plan_needs_a_float32_bundle(bundle: Bundle, plan: Path) -> None:
 
 def test_without_onnx(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     half = in_precision(bundle, "fp16")
-    monkeypatch.setattr(mrsep_deploy.precision.choice.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(mrsep_deploy.precision.requested.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(
         EngineUnavailableError, match=r'needs onnx, which is not installed\. pip install "onnx'
     ):

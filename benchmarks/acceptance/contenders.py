@@ -15,8 +15,8 @@ from mrsep_deploy.bench.ceilings_cuda import tf32
 from mrsep_deploy.bench.torch_contenders import GraphedModel
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
-from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.separation.separator import Separator
 

@@ -19,11 +19,11 @@ from acceptance.rows import Ledger, Row, RowTimeoutError, Unavailable, Values, f
 from mrsep_deploy.bench.ceilings_cuda import timed_event
 from mrsep_deploy.bench.floor import floor_seconds, times_floor
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.measuring.rounds import Turn
 from mrsep_deploy.measuring.rounds import race as take_turns
 from mrsep_deploy.measuring.statistics import ratio_interval, verdict
-from mrsep_deploy.precision.choice import in_precision
+from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.requested import in_precision
 from mrsep_deploy.runtime.schedule import Mode
 
 BASELINE = "torch eager"

@@ -17,9 +17,9 @@ from acceptance.groups import Group
 from acceptance.rows import Ledger, Values
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import engine_class
-from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.measuring.deviation import Deviation
-from mrsep_deploy.precision.choice import in_precision
+from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.requested import in_precision
 from mrsep_deploy.runtime.schedule import MODES, Mode
 
 GPU_ENGINES = ("ort-cuda", "ort-trt", "trt", "trt-rtx")

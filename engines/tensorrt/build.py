@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrsep_deploy.bundle.manifest import STEMS, Manifest, Stage
-from mrsep_deploy.engines.contract import BuildOptions, Precision
+from mrsep_deploy.engines.contract import BuildOptions
 from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.engines.tensorrt.timing import TimingCache
 from mrsep_deploy.errors import EngineError, UsageError
+from mrsep_deploy.precision.names import Precision
 
 HEAVY_LAYERS = frozenset(
     ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION", "ATTENTION_INPUT")

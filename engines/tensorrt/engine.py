@@ -22,7 +22,6 @@ from mrsep_deploy.engines.contract import (
     BuiltStage,
     Engine,
     EngineOptions,
-    Precision,
     Runner,
 )
 from mrsep_deploy.engines.side_car import EngineKey
@@ -33,7 +32,7 @@ from mrsep_deploy.engines.tensorrt.memory import share_workspaces
 from mrsep_deploy.engines.tensorrt.runner import NotLoadable, TensorRtRunner
 from mrsep_deploy.engines.tensorrt.timing import TimingCache
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
-from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.precision.names import Precision, arithmetic
 from mrsep_deploy.runtime.schedule import Schedule
 
 log = logging.getLogger(__name__)

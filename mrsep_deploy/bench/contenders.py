@@ -18,7 +18,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.precision.choice import AskedPrecision
+from mrsep_deploy.precision.names import AskedPrecision
 from mrsep_deploy.runtime.schedule import Mode
 
 Float32 = NDArray[np.float32]

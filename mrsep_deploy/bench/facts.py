@@ -16,7 +16,7 @@ from mrsep_deploy.bench.floor import FAULTY, floor_seconds, stage_macs, times_fl
 from mrsep_deploy.bench.results import Result, Row
 from mrsep_deploy.bench.workloads import SEGMENTS
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.precision.names import arithmetic
 from mrsep_deploy.separation.segments import stride_of
 
 GPU_SECONDS = 300.0

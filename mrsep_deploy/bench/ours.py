@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import EngineOptions, choose_engine
-from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.precision.names import arithmetic
 from mrsep_deploy.separation.separator import Separator
 
 

@@ -16,7 +16,8 @@ from mrsep_deploy.devices import cuda_status
 from mrsep_deploy.engines import ENGINE_NAMES, engine_class
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.inspection.inspect import is_checkpoint
-from mrsep_deploy.precision.choice import AskedPrecision, arithmetic, chosen_plan, in_precision
+from mrsep_deploy.precision.names import AskedPrecision, arithmetic
+from mrsep_deploy.precision.requested import chosen_plan, in_precision
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.separation.separator import DEFAULT_OVERLAP

@@ -36,7 +36,7 @@ from mrsep_deploy.bench.workloads import make_workloads
 from mrsep_deploy.engines import EngineOptions, engine_class
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.measuring.surroundings import machine_info
-from mrsep_deploy.precision.choice import arithmetic
+from mrsep_deploy.precision.names import arithmetic
 from mrsep_deploy.runtime.timeline import overhead
 from mrsep_deploy.runtime.trace import TraceEvent
 from mrsep_deploy.separation.separator import Separator

@@ -11,8 +11,9 @@ import click
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import ENGINE_NAMES
 from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
-from mrsep_deploy.commands.precision_options import PRECISIONS, least_snr, plan_for_mixed
+from mrsep_deploy.commands.precision_options import least_snr, plan_for_mixed
 from mrsep_deploy.errors import FAILED, PARTIAL
+from mrsep_deploy.precision.names import ASKED
 
 if TYPE_CHECKING:
     from mrsep_deploy.bench.results import Result
@@ -71,8 +72,8 @@ Exit codes: 0 done, 1 no row was measured with right stems, 2 wrong usage, 3 som
 @click.argument("models", nargs=-1, metavar="[BUNDLE|NAME|CKPT]...", shell_complete=completing.models)
 @click.option("--engine", "engines", metavar="NAME,...", callback=_names(ENGINE_NAMES),
               help=f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]")  # fmt: skip
-@click.option("--precision", "precisions", metavar="NAME,...", callback=_names(PRECISIONS),
-              help=f"Of {', '.join(PRECISIONS)}.  [default: each bundle's own]")  # fmt: skip
+@click.option("--precision", "precisions", metavar="NAME,...", callback=_names(ASKED),
+              help=f"Of {', '.join(ASKED)}.  [default: each bundle's own]")  # fmt: skip
 @plan_for_mixed
 @click.option("--mode", "modes", metavar="NAME,...", callback=_names(MODES), default="sequential", show_default=True,
               help=f"Of {', '.join(MODES)}.")  # fmt: skip

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.manifest import Stage
     from mrsep_deploy.engines import BuildOptions, BuildsEngines, BuiltStage
-    from mrsep_deploy.precision.choice import AskedPrecision
+    from mrsep_deploy.precision.names import AskedPrecision
 
 Report = Callable[[str, str], None]
 """Called with a stage and what has become of it."""
@@ -97,7 +97,9 @@ def build(
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands.build_manner import MEASURED, measure_manner, refuse_gpu_options
     from mrsep_deploy.engines import BuildOptions, BuildsEngines, EngineOptions, engine_class
-    from mrsep_deploy.precision.choice import arithmetic, costs_to_json, in_precision, read_costs
+    from mrsep_deploy.precision.costs import costs_to_json, read_costs
+    from mrsep_deploy.precision.names import arithmetic
+    from mrsep_deploy.precision.requested import in_precision
 
     if name in MEASURED:
         refuse_gpu_options(name, targets, level, workspace, output)
@@ -233,8 +235,7 @@ def _plain(stage: BuiltStage) -> dict[str, object]:
 
 
 def _print(screen: Console, built: list[BuiltStage], folder: Path, bundle: Bundle) -> None:
-    from mrsep_deploy.precision.choice import read_costs
-    from mrsep_deploy.precision.table import print_costs
+    from mrsep_deploy.precision.costs import print_costs, read_costs
     from mrsep_deploy.terminal.tables import file_size, table
 
     made = table("stage", "build", "", "engine", "in and out", "layers", "key", right=("build", "engine"))

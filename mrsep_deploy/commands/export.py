@@ -13,7 +13,8 @@ import click
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
 from mrsep_deploy.commands.html_option import given_files
-from mrsep_deploy.commands.precision_options import PRECISIONS, plan_for_mixed
+from mrsep_deploy.commands.precision_options import plan_for_mixed
+from mrsep_deploy.precision.names import ASKED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from mrsep_deploy.bundle.manifest import Layout
     from mrsep_deploy.export.load import LoadedModel
     from mrsep_deploy.inspection.inspect import Inspection
-    from mrsep_deploy.precision.choice import AskedPrecision, GraphCost
+    from mrsep_deploy.precision.costs import GraphCost
+    from mrsep_deploy.precision.names import AskedPrecision
 
 # Spelled out because the module that defines it imports torch; a test holds them equal.
 REWRITES = ("dconv", "glu", "crop", "embedding", "positions", "attention", "shares", "fusion")
@@ -44,7 +46,7 @@ Examples:
               help="Segments one run takes.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["split", "whole"]), default="split", show_default=True,
               help="A graph for every stage, or one for the whole.")  # fmt: skip
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32",
+@click.option("--precision", type=click.Choice(ASKED), default="fp32",
               show_default=True,
               help="Of the bundle's graphs. run and build convert float32 ones when asked to.")  # fmt: skip
 @plan_for_mixed
@@ -94,7 +96,7 @@ def export(
     from mrsep_deploy.commands.output_files import refuse_inputs
     from mrsep_deploy.export.api import export as export_checkpoint
     from mrsep_deploy.inspection.inspect import inspect_bundle
-    from mrsep_deploy.precision.choice import read_costs
+    from mrsep_deploy.precision.costs import read_costs
     from mrsep_deploy.terminal.progress import console, step_progress
 
     started = time.perf_counter()
@@ -127,7 +129,7 @@ def _untrained(family: str, seed: int, arguments: dict[str, object]) -> LoadedMo
 
 def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float) -> str:
     from mrsep_deploy.inspection.as_json import to_plain
-    from mrsep_deploy.precision.choice import costs_to_json
+    from mrsep_deploy.precision.costs import costs_to_json
 
     result = {
         **to_plain(found),
@@ -143,7 +145,7 @@ def _print(
 ) -> None:
     from mrsep_deploy.bundle.registry import default_model
     from mrsep_deploy.inspection.report import SNR_NOTE, stage_table, untrained_note
-    from mrsep_deploy.precision.table import print_costs
+    from mrsep_deploy.precision.costs import print_costs
 
     default = default_model()
     screen.print(stage_table(found))

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import click
 
-# Spelled out because --help imports nothing heavy; a test holds them equal to mrsep_deploy.precision.choice.ASKED.
-PRECISIONS = ("fp32", "fp16", "bf16", "mixed")
+from mrsep_deploy.precision.names import ASKED
 
 converted_precision = click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(ASKED),
     help="Of the arithmetic; a float32 bundle is converted and kept in the cache.  [default: the bundle's own]",
 )
 plan_for_mixed = click.option(

@@ -14,7 +14,7 @@ from mrsep_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from mrsep_deploy.audio import AnyEncoding, Clip
-    from mrsep_deploy.precision.choice import AskedPrecision
+    from mrsep_deploy.precision.names import AskedPrecision
     from mrsep_deploy.runtime.schedule import Mode
     from mrsep_deploy.songs.loading import RawForm
     from mrsep_deploy.songs.stems import OtherMethod, Output

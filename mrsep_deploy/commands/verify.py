@@ -11,12 +11,13 @@ import click
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
 from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
-from mrsep_deploy.commands.precision_options import PRECISIONS, least_snr
+from mrsep_deploy.commands.precision_options import least_snr
 from mrsep_deploy.errors import FAILED, UsageError
+from mrsep_deploy.precision.names import ASKED
 
 if TYPE_CHECKING:
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.precision.choice import AskedPrecision
+    from mrsep_deploy.precision.names import AskedPrecision
     from mrsep_deploy.verification.job import Job, Request
     from mrsep_deploy.verification.results import Verification
 
@@ -37,7 +38,7 @@ Exit codes: 0 passed, 1 failed, 2 wrong usage.
 @click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]),
               help=f"What runs the bundle.  [default: {AUTO}; for lower precision ort, which rounds on the CPU "
               "after every operator, as a GPU does]")  # fmt: skip
-@click.option("--precision", type=click.Choice(PRECISIONS),
+@click.option("--precision", type=click.Choice(ASKED),
               help="Derive a bundle of this precision and verify that; mixed is as --plan says.  "
               "[default: the bundle's own]")  # fmt: skip
 @click.option("--plan", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -185,7 +186,7 @@ def _write_page(path: Path, result: dict[str, object], found: Verification) -> N
 
 
 def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
-    from mrsep_deploy.precision.choice import require_onnx
+    from mrsep_deploy.precision.requested import require_onnx
 
     require_onnx("calibrating")
     from mrsep_deploy.precision.plan import default_plan

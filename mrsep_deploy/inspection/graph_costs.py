@@ -17,7 +17,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.errors import BundleError
 from mrsep_deploy.inspection.complexity import ModelCost, StageCost
-from mrsep_deploy.precision.cost import node_macs
+from mrsep_deploy.precision.work import node_macs
 
 COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operators that multiply and accumulate; what torch's exporter makes of the network has no other."""

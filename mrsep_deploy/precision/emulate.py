@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from mrsep_deploy.precision.graph import MOVEMENT
 from mrsep_deploy.precision.numbers import LOW_TYPES
-from mrsep_deploy.precision.view import MOVEMENT
 
 
 def rounded_graph(data: bytes) -> bytes:

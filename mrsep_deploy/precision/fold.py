@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from mrsep_deploy.precision.view import GraphView, drop_unused
+from mrsep_deploy.precision.graph import GraphView, drop_unused
 
 _OUTPUTS, _INPUTS = "fold.outputs", "fold.inputs"
 """Names of the constants that say which axes of the products are a convolution's output and input channels."""

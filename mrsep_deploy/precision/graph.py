@@ -1,271 +1,168 @@
-"""A float32 graph in lower precision: every node has a type, and casts stand only where types meet."""
+"""An ONNX graph with the questions precision asks of it: types, sizes, who computes and who reads what."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections import defaultdict
+from collections.abc import Iterator
 
+import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, numpy_helper, shape_inference
 
 from mrsep_deploy.errors import BundleError
-from mrsep_deploy.precision.cost import bytes_moved, node_macs
-from mrsep_deploy.precision.fold import centred_view
-from mrsep_deploy.precision.numbers import ELEMENT_TYPES, low_tensor, type_name
-from mrsep_deploy.precision.plan import PrecisionPlan, matching_nodes
-from mrsep_deploy.precision.rules import flushed, kept_by_rules
-from mrsep_deploy.precision.types import node_types
-from mrsep_deploy.precision.view import MOVEMENT, GraphView
 
-BFLOAT16_OPSET, BFLOAT16_IR = 22, 10
-"""The first opset, and the format it is written in, whose convolutions take bfloat16. None of the operators
-that exported graphs use means anything else in it than in opset 20."""
+MOVEMENT = frozenset(
+    (
+        *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
+        *("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    )
+)
+"""Operators that only move numbers: they are exact in every type."""
 
+ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Neg", "Abs", "Gelu", "Sigmoid", "Tanh", "Relu", "Elu", "Erf"))
+"""Operators that compute each element on its own, without harm to its relative precision."""
 
-@dataclass(frozen=True)
-class TypedGraph:
-    """A graph in lower precision, and what it costs beside the float32 one.
-
-    Attributes:
-        data: the ONNX model.
-        casts: how many were inserted.
-        kept: names of the nodes that compute in float32.
-        nodes: how many compute numbers at all.
-        macs, kept_macs: multiply-accumulates of one run, and those of them in float32.
-        bytes_moved: bytes that the kernels of one run read and write (``precision_cost.bytes_moved``).
-        original_size, original_bytes_moved: of the float32 graph; its size is in bytes.
-        flushed: by constant, how many of its numbers are zero or subnormal now and were neither before.
-    """
-
-    data: bytes
-    casts: int
-    kept: tuple[str, ...]
-    nodes: int
-    macs: int
-    kept_macs: int
-    bytes_moved: int
-    original_size: int
-    original_bytes_moved: int
-    flushed: Mapping[str, int]
+PRODUCTS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
+"""Where the arithmetic is."""
 
 
-class ReadGraph:
-    """A float32 graph that is read once, to be converted by several plans.
+class GraphView:
+    """A float32 graph as exported: one scope, static shapes, node names that differ.
+
+    Nodes without a name get one from their operator and place; those that nothing reads are left out.
 
     Attributes:
-        size: of the serialised graph in bytes.
-        exported: as it was exported.
+        stage: whose it is, for messages.
+        model: the graph itself; nobody changes it.
+        nodes: in an order in which they can run.
+        constants: initialisers by name.
+        inputs, outputs: names.
 
     Raises:
-        BundleError: it is no float32 graph with static shapes.
+        BundleError: the bytes are no such graph; the message names the stage.
     """
 
     def __init__(self, data: bytes, stage: str) -> None:
-        self.size = len(data)
-        self.exported = GraphView(data, stage)
+        self.stage = stage
+        self.model = _inferred(data, stage)
+        graph = self.model.graph
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = tuple(value.name for value in graph.input)
+        self.outputs = tuple(value.name for value in graph.output)
+        self.types, self.shapes = types_and_shapes(graph)
+        self.producer: dict[str, NodeProto] = {out: node for node in self.nodes for out in node.output if out}
+        self._readers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self._readers[name].append(node)
+        self._check()
 
-    @cached_property
-    def centred(self) -> GraphView:
-        """With folded norms in a form that rounding does not harm."""
-        return centred_view(self.exported)
+    def readers(self, name: str) -> list[NodeProto]:
+        """The nodes that read a tensor."""
+        return self._readers.get(name, [])
 
-    @cached_property
-    def bytes_moved(self) -> int:
-        """By the kernels of one run of the exported graph."""
-        return bytes_moved(self.exported.model)
+    def elements(self, name: str) -> int:
+        return math.prod(self.shapes[name])
 
+    def is_float(self, name: str) -> bool:
+        return self.types.get(name) == TensorProto.FLOAT
 
-def node_names(data: bytes) -> tuple[str, ...]:
-    """Names of the nodes a plan may name: those that compute floating-point numbers, in the graph's order.
+    def is_computed(self, name: str) -> bool:
+        """Whether a tensor depends on the graph's inputs: it is no constant."""
+        return bool(name) and name not in self.constants
 
-    Raises:
-        BundleError: the bytes are no float32 graph.
-    """
-    return _computing(ReadGraph(data, "graph").centred)
+    def data(self, node: NodeProto) -> list[str]:
+        """The computed float tensors that a node reads."""
+        return [name for name in node.input if self.is_computed(name) and self.is_float(name)]
 
+    def floats(self) -> Iterator[NodeProto]:
+        """Nodes with a floating-point result."""
+        return (node for node in self.nodes if self.is_float(node.output[0]))
 
-def typed_graph(
-    graph: bytes | ReadGraph,
-    stage: str,
-    plan: PrecisionPlan,
-    inputs: Mapping[str, str],
-    outputs: Mapping[str, str],
-) -> TypedGraph:
-    """A stage's graph in lower precision.
+    def sources(self, node: NodeProto) -> Iterator[NodeProto]:
+        """The nodes that compute what a node reads, with nothing but movement in between."""
+        for name in self.data(node):
+            origin = self.producer.get(name)
+            if origin is not None and origin.op_type in MOVEMENT:
+                yield from self.sources(origin)
+            elif origin is not None:
+                yield origin
 
-    Args:
-        graph: the float32 graph, or a :class:`ReadGraph` of it.
-        stage: its name; ``plan.keep`` speaks of stages.
-        plan: what stays in float32.
-        inputs, outputs: element types at the graph's border, by tensor name; float32 for what is not named.
+    def users(self, node: NodeProto) -> Iterator[NodeProto]:
+        """The nodes that compute with a node's results, with nothing but movement in between."""
+        for name in node.output:
+            for reader in self.readers(name):
+                if reader.op_type in MOVEMENT:
+                    yield from self.users(reader)
+                else:
+                    yield reader
 
-    Returns:
-        A valid, strongly typed ONNX model: operators take one floating-point type each, every cast is there
-        once for each tensor and type, none casts another's result, and constants are converted, not cast.
+    def value(self, name: str) -> NDArray[np.generic]:
+        """A constant's numbers."""
+        return np.asarray(numpy_helper.to_array(self.constants[name]))
 
-    Raises:
-        BundleError: it is no float32 graph with static shapes.
-        UsageError: the plan names nodes that are not there.
-    """
-    read = ReadGraph(graph, stage) if isinstance(graph, bytes) else graph
-    view = read.centred if "fold" in plan.rules else read.exported
-    names = _computing(view)
-    kept = set(kept_by_rules(view, plan.rules, plan.precision, stage))
-    # plans may be written for either form of a folded norm
-    kept |= matching_nodes(plan, stage, dict.fromkeys((*names, *_computing(read.exported))))
-    borders = _border(view, inputs), _border(view, outputs)
-    types = node_types(view, kept, ELEMENT_TYPES[plan.precision], *borders)
-    model, casts = _Converter(view, plan, types, *borders).convert()
-    checked = _checked(model, stage)
-    in_float32 = tuple(name for name in names if types[name] == TensorProto.FLOAT)
-    macs = {node.name: node_macs(node, view.shapes) for node in view.nodes}
-    return TypedGraph(
-        data=model.SerializeToString(deterministic=True),
-        casts=casts,
-        kept=in_float32,
-        nodes=len(names),
-        macs=sum(macs.values()),
-        kept_macs=sum(macs[name] for name in in_float32),
-        bytes_moved=bytes_moved(checked),
-        original_size=read.size,
-        original_bytes_moved=read.bytes_moved,
-        flushed=_flushed(view, model, plan),
-    )
-
-
-def _computing(view: GraphView) -> tuple[str, ...]:
-    return tuple(node.name for node in view.floats() if node.op_type not in MOVEMENT)
-
-
-def _border(view: GraphView, types: Mapping[str, str]) -> dict[str, int]:
-    """ONNX's element types of the graph's floating-point inputs and outputs."""
-    ends = [name for name in (*view.inputs, *view.outputs) if view.is_float(name)]
-    return {name: ELEMENT_TYPES[types.get(name, "float32")] for name in ends}
+    def _check(self) -> None:
+        stage = self.stage
+        if not self.nodes:
+            raise _refused(stage, "computes nothing")
+        names = [node.name for node in self.nodes]
+        if len(set(names)) != len(names):
+            raise _refused(stage, "has two nodes of one name")
+        for node in self.nodes:
+            if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+                raise _refused(stage, f"has a graph inside the node {node.name}")
+            for name in node.output:
+                if name and (name not in self.shapes or not all(self.shapes[name])):
+                    raise _refused(stage, f"has no static shape for {name}")
+        low = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        if any(kind in low for kind in self.types.values()):
+            raise _refused(stage, "is of lower precision already, expected float32")
 
 
-def _flushed(view: GraphView, model: onnx.ModelProto, plan: PrecisionPlan) -> dict[str, int]:
-    suffix = f".{plan.precision}"
-    low = [t.name.removesuffix(suffix) for t in model.graph.initializer if t.name.endswith(suffix)]
-    counts = {name: flushed(view.value(name), plan.precision) for name in low if name in view.constants}
-    return {name: count for name, count in counts.items() if count}
-
-
-def _checked(model: onnx.ModelProto, stage: str) -> onnx.ModelProto:
-    """The model with inferred shapes; raises where it is not valid."""
+def _inferred(data: bytes, stage: str) -> onnx.ModelProto:
     try:
-        onnx.checker.check_model(model, full_check=True)
-        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BundleError(
-            f"stage {stage} gave an invalid graph in lower precision: {str(error).splitlines()[0]}",
-            "Use the float32 bundle, and report this.",
-        ) from error
+        model = onnx.load_model_from_string(data)
+        for index, node in enumerate(model.graph.node):
+            node.name = node.name or f"{node.op_type}#{index}"
+        drop_unused(model.graph)
+        return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # protobuf and onnx raise types of their own, without a common base
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _refused(stage, f"is not valid ONNX: {first}") from error
 
 
-class _Converter:
-    """Writes the nodes again, one after the other, with casts before their first use."""
-
-    def __init__(
-        self,
-        view: GraphView,
-        plan: PrecisionPlan,
-        types: Mapping[str, int],
-        inputs: Mapping[str, int],
-        outputs: Mapping[str, int],
-    ) -> None:
-        self.view, self.plan, self.types = view, plan, types
-        self.inputs, self.outputs = inputs, outputs
-        self.low = ELEMENT_TYPES[plan.precision]
-        self.found: dict[str, int] = {name: inputs[name] for name in view.inputs if view.is_float(name)}
-        self.names: dict[str, str] = {}
-        self.casts: dict[tuple[str, int], str] = {}
-        self.constants: dict[str, TensorProto] = {}
-        self.nodes: list[NodeProto] = []
-
-    def convert(self) -> tuple[onnx.ModelProto, int]:
-        for node in self.view.nodes:
-            self._write(node)
-        for name in self.view.outputs:
-            if name in self.view.constants:
-                self.constants[name] = self.view.constants[name]
-        graph = self.view.model.graph
-        made = helper.make_graph(
-            self.nodes, graph.name,
-            [_retyped(value, self.inputs) for value in graph.input],
-            [_retyped(value, self.outputs) for value in graph.output],
-            list(self.constants.values()),
-        )  # fmt: skip
-        source = self.view.model
-        opset, ir_version = source.opset_import, source.ir_version
-        if self.plan.precision == "bfloat16":
-            opset, ir_version = [helper.make_opsetid("", BFLOAT16_OPSET)], max(ir_version, BFLOAT16_IR)
-        model = helper.make_model(
-            made, opset_imports=opset, ir_version=ir_version, producer_name=source.producer_name
-        )
-        return model, len(self.casts)
-
-    def _write(self, node: NodeProto) -> None:
-        made = NodeProto()
-        made.CopyFrom(node)
-        kind = self.types.get(node.name, TensorProto.FLOAT)
-        for index, name in enumerate(node.input):
-            if name:
-                # scales of Resize are float32 whatever it resizes
-                wanted = TensorProto.FLOAT if node.op_type == "Resize" and index in (1, 2) else kind
-                made.input[index] = self._read(name, wanted)
-        self.nodes.append(made)
-        for index, name in enumerate(node.output):
-            if self.view.is_float(name):
-                self.found[name] = kind
-                border = self.outputs.get(name, kind) if name in self.view.outputs else kind
-                if border != kind:
-                    self._end(made, index, name, kind, border)
-
-    def _end(self, made: NodeProto, index: int, name: str, kind: int, border: int) -> None:
-        """An output of the graph that is computed in another type than the border's."""
-        inner = self._free(name, kind)
-        made.output[index] = inner
-        self.names[name] = inner
-        self.casts[name, border] = name
-        self.nodes.append(_cast(inner, name, border))
-
-    def _read(self, name: str, kind: int) -> str:
-        """The name under which a tensor is there in a type."""
-        if name in self.view.constants:
-            return self._constant(name, kind)
-        if not self.view.is_float(name) or self.found[name] == kind:
-            return self.names.get(name, name)
-        key = (name, kind)
-        if key not in self.casts:
-            self.casts[key] = self._free(name, kind)
-            self.nodes.append(_cast(self.names.get(name, name), self.casts[key], kind))
-        return self.casts[key]
-
-    def _constant(self, name: str, kind: int) -> str:
-        tensor = self.view.constants[name]
-        if not self.view.is_float(name) or kind == TensorProto.FLOAT:
-            self.constants[name] = tensor
-            return name
-        low = self._free(name, kind)
-        if low not in self.constants:
-            self.constants[low] = low_tensor(tensor, low, self.plan.precision)
-        return low
-
-    def _free(self, name: str, kind: int) -> str:
-        made = f"{name}.{type_name(kind)}"
-        while made in self.view.types:
-            made += "_"
-        return made
+def types_and_shapes(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """ONNX's element type and the shape of every tensor, by name, of a graph whose shapes were inferred."""
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        types[value.name] = tensor.elem_type
+        shapes[value.name] = tuple(size.dim_value for size in tensor.shape.dim)
+    return types, shapes
 
 
-def _cast(source: str, target: str, kind: int) -> NodeProto:
-    return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind)
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initialisers that nothing reads any more."""
+    used = {value.name for value in graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if any(name in used for name in node.output):
+            used.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    constants = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
 
 
-def _retyped(value: ValueInfoProto, types: Mapping[str, int]) -> ValueInfoProto:
-    made = ValueInfoProto()
-    made.CopyFrom(value)
-    if value.name in types:
-        made.type.tensor_type.elem_type = types[value.name]
-    return made
+def _refused(stage: str, reason: str) -> BundleError:
+    return BundleError(
+        f"the graph of stage {stage} {reason}, so its precision cannot be changed",
+        "Give a float32 bundle that `mrsep-deploy export` wrote.",
+    )

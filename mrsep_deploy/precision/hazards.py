@@ -10,13 +10,14 @@ import numpy as np
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.precision.convert_graph import typed_graph
 from mrsep_deploy.precision.fold import centred_view
-from mrsep_deploy.precision.graph import typed_graph
+from mrsep_deploy.precision.graph import MOVEMENT, GraphView
+from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.numbers import rounded, smallest_normal
-from mrsep_deploy.precision.plan import Low, PrecisionPlan
+from mrsep_deploy.precision.plan import PrecisionPlan
 from mrsep_deploy.precision.ranges import Calibration, Range
 from mrsep_deploy.precision.rules import survives
-from mrsep_deploy.precision.view import MOVEMENT, GraphView
 
 Kind = Literal["overflow", "near overflow", "underflow", "constant", "cancellation"]
 KINDS: dict[Kind, str] = {

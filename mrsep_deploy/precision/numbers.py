@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from mrsep_deploy.precision.plan import Low
+from mrsep_deploy.precision.names import Low
 
 ELEMENT_TYPES: Mapping[str, int] = {
     "float32": TensorProto.FLOAT,

@@ -17,19 +17,18 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.files.parts import write_file
 from mrsep_deploy.files.strict_json import MAX_BYTES, Record, parse, shown
+from mrsep_deploy.precision.names import Low
 
 FORMAT = "mrsep-deploy precision plan"
 FORMAT_VERSION = 1
 MAX_STAGES = 64
 MAX_PATTERNS = 4096
 MAX_PATTERN = 512
-
-Low = Literal["float16", "bfloat16"]
 
 RULES: Mapping[str, str] = {
     "norms": "norms, from their statistics and epsilons to scale and shift",

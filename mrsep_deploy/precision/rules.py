@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from mrsep_deploy.precision.graph import ELEMENTWISE, MOVEMENT, PRODUCTS, GraphView
+from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.numbers import rounded, smallest_normal
-from mrsep_deploy.precision.plan import Low
-from mrsep_deploy.precision.view import ELEMENTWISE, MOVEMENT, PRODUCTS, GraphView
 
 REDUCTIONS = ("Reduce",)
 """How operators begin that make one number of many."""

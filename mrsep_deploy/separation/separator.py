@@ -18,7 +18,8 @@ from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.devices.interface import Device
 from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose, parse_device
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.precision.choice import AskedPrecision, arithmetic, in_precision
+from mrsep_deploy.precision.names import AskedPrecision, arithmetic
+from mrsep_deploy.precision.requested import in_precision
 from mrsep_deploy.process.interrupts import breakable
 from mrsep_deploy.runtime.lanes import Lanes
 from mrsep_deploy.runtime.plan import Manner, manner_of
@@ -61,7 +62,7 @@ class Separator:
         lanes: how many segments are computed side by side, each on its share of the threads; 0 for what
             ``build`` has found, or else one. For engines on a CPU.
         checkpoint: for the torch engine, the checkpoint if it has moved since the export.
-        precision: one of ``mrsep_deploy.precision.choice.ASKED``, by default the bundle's own. A float32 bundle is
+        precision: one of ``mrsep_deploy.precision.names.ASKED``, by default the bundle's own. A float32 bundle is
             converted, once, and kept in the cache (``bundle`` then is that one).
         plan: for ``mixed``, the file of a plan.
         trace: note who runs when, for ``scheduler.trace``.

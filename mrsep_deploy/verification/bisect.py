@@ -24,7 +24,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import STEMS, Stage
 from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.precision.convert import convert_bundle
+from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.plan import PrecisionPlan
 from mrsep_deploy.verification.chain import Chain
 from mrsep_deploy.verification.isolated import IsolatedStages

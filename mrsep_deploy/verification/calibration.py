@@ -23,9 +23,9 @@ from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.engines.onnxruntime import first_line
 from mrsep_deploy.errors import EngineError, ExportError, UsageError
 from mrsep_deploy.precision.fold import centred_view
+from mrsep_deploy.precision.graph import MOVEMENT, PRODUCTS, GraphView
 from mrsep_deploy.precision.numbers import smallest_normal
 from mrsep_deploy.precision.ranges import Calibration, Range, require_folder, store
-from mrsep_deploy.precision.view import MOVEMENT, PRODUCTS, GraphView
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.verification.batches import batches, groups, spread, stacked
 from mrsep_deploy.verification.chain import Chain

@@ -17,9 +17,9 @@ from mrsep_deploy.bundle.manifest_json import to_json
 from mrsep_deploy.bundle.places import Folder
 from mrsep_deploy.engines import Engine
 from mrsep_deploy.engines.cache import EngineCache
-from mrsep_deploy.precision.graph import ReadGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.convert_graph import ReadGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.graph import MOVEMENT
 from mrsep_deploy.precision.plan import PrecisionPlan
-from mrsep_deploy.precision.view import MOVEMENT
 from mrsep_deploy.verification.chain import StageRunner
 
 

@@ -12,7 +12,8 @@ from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose_engine
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.precision.choice import ARITHMETIC, AskedPrecision, arithmetic, chosen_plan, require_onnx
+from mrsep_deploy.precision.names import ARITHMETIC, AskedPrecision, arithmetic
+from mrsep_deploy.precision.requested import chosen_plan, require_onnx
 from mrsep_deploy.verification.reference import (
     BundleReference,
     Reference,
@@ -38,7 +39,7 @@ class Request:
     Attributes:
         bundle: to verify, or in float32 to derive the candidate from.
         engine: a name, or None for the default: ``auto`` for float32, else ``ort``, which stands in for a GPU.
-        precision: of the candidate, one of ``mrsep_deploy.precision.choice.ASKED``; None for the bundle's own.
+        precision: of the candidate, one of ``mrsep_deploy.precision.names.ASKED``; None for the bundle's own.
         plan: file of a precision plan, or None for the default plan.
         against: the reference: a checkpoint, or a float32 bundle.
         audio: files to listen to; none for the built-in signals.
@@ -88,7 +89,7 @@ class Job:
     def _candidate(self, plan: PrecisionPlan | None) -> Bundle:
         if plan is None:
             return self.bundle
-        from mrsep_deploy.precision.convert import derived_bundle
+        from mrsep_deploy.precision.convert_bundle import derived_bundle
 
         return derived_bundle(self.bundle, plan)
 

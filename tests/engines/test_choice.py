@@ -19,8 +19,8 @@ from mrsep_deploy.engines import (
     choose_engine,
     engine_class,
 )
-from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
+from mrsep_deploy.precision.names import Precision
 
 GPU = ("trt", "trt-rtx", "ort-cuda")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mrsep_deploy.export.families.demucs.attention import LinearAttention
 from mrsep_deploy.export.graphs.trace import export_graph
+from mrsep_deploy.precision.convert_graph import typed_graph
 from mrsep_deploy.precision.emulate import rounded_graph
-from mrsep_deploy.precision.graph import typed_graph
 from mrsep_deploy.precision.plan import default_plan
 
 TOKENS = 4000

@@ -32,14 +32,19 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class
-from mrsep_deploy.engines.contract import Precision
 from mrsep_deploy.errors import OutputError, UsageError
 from mrsep_deploy.files import paths
-from mrsep_deploy.precision.choice import arithmetic, read_costs
-from mrsep_deploy.precision.convert import convert_bundle, convert_report, derived_bundle, tensors_between
-from mrsep_deploy.precision.plan import Low, PrecisionPlan, default_plan
+from mrsep_deploy.precision.convert_bundle import (
+    convert_bundle,
+    convert_report,
+    derived_bundle,
+    tensors_between,
+)
+from mrsep_deploy.precision.costs import read_costs
+from mrsep_deploy.precision.graph import GraphView
+from mrsep_deploy.precision.names import Low, Precision, arithmetic
+from mrsep_deploy.precision.plan import PrecisionPlan, default_plan
 from mrsep_deploy.precision.rules import kept_by_rules
-from mrsep_deploy.precision.view import GraphView
 from mrsep_deploy.separation.separator import Separator
 
 LEAST_SNR: dict[Low, float] = {"float16": 33.0, "bfloat16": 15.0}

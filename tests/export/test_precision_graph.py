@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.precision.convert_graph import TypedGraph, node_names, typed_graph
 from mrsep_deploy.precision.emulate import rounded_graph
 from mrsep_deploy.precision.fold import centre_folds
-from mrsep_deploy.precision.graph import TypedGraph, node_names, typed_graph
+from mrsep_deploy.precision.graph import GraphView
 from mrsep_deploy.precision.plan import PrecisionPlan, default_plan
-from mrsep_deploy.precision.view import GraphView
 
 Array = NDArray[Any]
 SHAPE = (1, 8, 2, 16)

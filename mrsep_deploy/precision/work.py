@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import onnx
 from onnx import NodeProto, helper
 
+from mrsep_deploy.precision.graph import ELEMENTWISE, types_and_shapes
 from mrsep_deploy.precision.numbers import item_bytes
-from mrsep_deploy.precision.view import ELEMENTWISE, types_and_shapes
 
 _VIEWS = frozenset(("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 """Operators that change a shape and no byte."""

@@ -1,103 +1,34 @@
-"""Which precision a bundle has, what it costs, and how to get the one that was asked for.
+"""The bundle in the precision that was asked for.
 
-    fp32    the float32 bundle as exported
-    fp16    float16, with the default plan's rules in float32
-    bf16    bfloat16, likewise
-    mixed   what a plan says: the rules, and nodes in float32 beyond them
-
-``mixed`` takes a plan's file, or a bundle that was exported with one.
-
-A float32 bundle is converted when another precision is asked for, once, and kept in the cache. A bundle
-of lower precision is what it is: the weights' last bits are gone, so nothing leads back.
+A float32 bundle is converted when another precision is asked for, once, and kept in the cache. ``mixed`` takes
+the file of a plan, or a bundle that was exported with one. A bundle of lower precision stays as it is: the last
+bits of its weights are gone.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
+from mrsep_deploy.precision.names import ELEMENTS, AskedPrecision, arithmetic
 
 if TYPE_CHECKING:
-    from mrsep_deploy.engines.contract import Precision
     from mrsep_deploy.precision.plan import PrecisionPlan
-
-AskedPrecision = Literal["fp32", "fp16", "bf16", "mixed"]
-ASKED: tuple[AskedPrecision, ...] = ("fp32", "fp16", "bf16", "mixed")
-
-_ELEMENTS: Mapping[str, Literal["float16", "bfloat16"]] = {"fp16": "float16", "bf16": "bfloat16"}
-ARITHMETIC: Mapping[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-"""What engines call an element type."""
 
 INSTALL_ONNX = 'pip install "onnx>=1.19"'
 
 
-@dataclass(frozen=True)
-class GraphCost:
-    """A stage's graph in lower precision beside the float32 one.
-
-    Attributes:
-        size, original_size: bytes of the ONNX files.
-        casts: inserted.
-        nodes, kept: how many compute numbers, and how many of them do so in float32.
-        macs, kept_macs: multiply-accumulates of one run, and those of them in float32.
-        bytes_moved, original_bytes_moved: what the kernels of one run read and write, predicted.
-        flushed: numbers in constants that are zero or subnormal and were neither in float32.
-    """
-
-    size: int
-    original_size: int
-    casts: int
-    nodes: int
-    kept: int
-    macs: int
-    kept_macs: int
-    bytes_moved: int
-    original_bytes_moved: int
-    flushed: int
-
-
-def arithmetic(manifest: Manifest) -> Precision:
-    """What engines call the precision of a bundle's graphs.
-
-    Raises:
-        UsageError: it is none that engines know.
-    """
-    if manifest.precision not in ARITHMETIC:
-        raise UsageError(
-            f"{manifest.name} is of precision {manifest.precision}, expected one of {', '.join(ARITHMETIC)}",
-            "Export the checkpoint again.",
-        )
-    return ARITHMETIC[manifest.precision]
-
-
-def costs_to_json(costs: Mapping[str, GraphCost]) -> dict[str, object]:
-    """Costs by stage as plain values, as ``provenance`` and ``--json`` hold them."""
-    return {stage: asdict(cost) for stage, cost in costs.items()}
-
-
-def read_costs(manifest: Manifest) -> dict[str, GraphCost]:
-    """The costs that a converted bundle's ``provenance`` tells of; of any other, none."""
-    graphs = _mapping(_mapping(manifest.provenance, "precision"), "graphs")
-    names = [field.name for field in fields(GraphCost)]
-    found: dict[str, GraphCost] = {}
-    for stage in manifest.graph_stages:
-        values = [_mapping(graphs, stage.name).get(name) for name in names]
-        numbers = [value for value in values if isinstance(value, int) and value >= 0]
-        if len(numbers) == len(names):
-            found[stage.name] = GraphCost(*numbers)
-    return found
-
-
 def is_mixed(manifest: Manifest) -> bool:
     """Whether a bundle was made with a plan that keeps more in float32 than the rules do."""
-    plan = _mapping(_mapping(manifest.provenance, "precision"), "plan")
-    return bool(_mapping(plan, "keep"))
+    found: object = manifest.provenance
+    for key in ("precision", "plan", "keep"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return bool(found)
 
 
 def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None = None) -> Bundle:
@@ -127,7 +58,7 @@ def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None
     if chosen is None:
         return bundle
     require_onnx("converting a bundle")
-    from mrsep_deploy.precision.convert import derived_bundle
+    from mrsep_deploy.precision.convert_bundle import derived_bundle
 
     return derived_bundle(bundle, chosen)
 
@@ -148,7 +79,7 @@ def chosen_plan(asked: AskedPrecision | None, plan: Path | None) -> PrecisionPla
     from mrsep_deploy.precision.plan import default_plan, read_plan
 
     if asked != "mixed":
-        return default_plan(_ELEMENTS[asked])
+        return default_plan(ELEMENTS[asked])
     if plan is None:
         raise UsageError(
             "--precision mixed was given without a plan, expected --plan FILE",
@@ -171,9 +102,9 @@ def _require_equal(manifest: Manifest, asked: AskedPrecision | None, plan: Path 
                 f"{manifest.name} holds {found} graphs without a plan of its own, expected such a plan for mixed",
                 f"Choose --precision {arithmetic(manifest)}, or export with --precision mixed --plan FILE.",
             )
-    elif asked is not None and _ELEMENTS.get(asked) != found:
+    elif asked is not None and ELEMENTS.get(asked) != found:
         raise UsageError(
-            f"{manifest.name} holds {found} graphs, expected {_ELEMENTS.get(asked, 'float32')} for {asked}",
+            f"{manifest.name} holds {found} graphs, expected {ELEMENTS.get(asked, 'float32')} for {asked}",
             f"Choose --precision {arithmetic(manifest)}, or export the checkpoint with --precision {asked}.",
         )
 
@@ -182,8 +113,3 @@ def require_onnx(what: str) -> None:
     """Raise ``EngineUnavailableError`` with the line that installs it unless ``onnx`` is there."""
     if importlib.util.find_spec("onnx") is None:
         raise EngineUnavailableError(f"{what} needs onnx, which is not installed", INSTALL_ONNX)
-
-
-def _mapping(found: Mapping[str, object], key: str) -> Mapping[str, object]:
-    value = found.get(key)
-    return value if isinstance(value, Mapping) else {}

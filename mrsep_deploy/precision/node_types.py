@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from onnx import NodeProto, TensorProto
 
-from mrsep_deploy.precision.view import MOVEMENT, GraphView
+from mrsep_deploy.precision.graph import MOVEMENT, GraphView
 
 _FIXED = frozenset(("Cast", "Constant", "ConstantOfShape", "EyeLike", "Range", "RandomNormal"))
 """Operators whose result has a type of its own, whatever they read."""

@@ -17,9 +17,10 @@ from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
-from mrsep_deploy.precision.choice import GraphCost, costs_to_json
-from mrsep_deploy.precision.graph import BFLOAT16_OPSET, TypedGraph, typed_graph
-from mrsep_deploy.precision.plan import Low, PrecisionPlan, check_stages
+from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, TypedGraph, typed_graph
+from mrsep_deploy.precision.costs import GraphCost, costs_to_json
+from mrsep_deploy.precision.names import Low
+from mrsep_deploy.precision.plan import PrecisionPlan, check_stages
 
 VERSION = 2
 """Of the conversion: bundles in the cache that another version made are not taken."""
