@@ -25,7 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mrsep_deploy.engines.side_car import FIX, MAX_SIDE_CAR_BYTES, EngineKey, SideCar, from_json, to_json
-from mrsep_deploy.errors import BundleError, OutputError
+from mrsep_deploy.errors import FormatError, OutputError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import explained, make_folder, write_file
 
@@ -124,7 +124,7 @@ class EngineCache:
         """The engine of a key if it is there and whole. Needs neither the lock nor a writable disk."""
         try:
             side_car, data = self._load(key.name)
-        except (OSError, BundleError):
+        except (OSError, FormatError):
             return None
         if side_car.key != key:
             return None
@@ -199,11 +199,11 @@ class EngineCache:
         return from_json(_read(self._side_car(name), MAX_SIDE_CAR_BYTES), name)
 
     def _load(self, name: str) -> tuple[SideCar, bytes]:
-        """Side-car and bytes; raises OSError or BundleError unless the one confirms the other."""
+        """Side-car and bytes; raises OSError or FormatError unless the one confirms the other."""
         side_car = self._read_side_car(name)
         data = _read(self._engine(name), side_car.bytes)
         if len(data) != side_car.bytes or hashlib.sha256(data).hexdigest() != side_car.sha256:
-            raise BundleError(f"{name}.engine is not what its side-car describes", FIX)
+            raise FormatError(f"{name}.engine is not what its side-car describes", FIX)
         return side_car, data
 
     def _entry(self, name: str, hashed: bool) -> Entry | None:
@@ -228,7 +228,7 @@ class EngineCache:
             return replace(entry, problem=f"{Path(error.filename).name} is missing")
         except OSError as error:
             return replace(entry, problem=error.strerror or str(error))
-        except BundleError as error:
+        except FormatError as error:
             return replace(entry, problem=error.message)
         return entry
 

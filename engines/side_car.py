@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from mrsep_deploy.errors import BundleError
+from mrsep_deploy.errors import FormatError
 from mrsep_deploy.files.strict_json import Record, parse
 
 FORMAT = "mrsep-deploy engine"
@@ -89,12 +89,12 @@ def from_json(data: bytes, name: str) -> SideCar:
     """Read a side-car back.
 
     Raises:
-        BundleError: it is damaged, of another version, or its key does not belong to this name.
+        FormatError: it is damaged, of another version, or its key does not belong to this name.
     """
     try:
         tree = parse(data.decode("utf-8"), "side-car", FIX)
     except UnicodeDecodeError as error:
-        raise BundleError(f"side-car is not UTF-8 text: {error}", FIX) from error
+        raise FormatError(f"side-car is not UTF-8 text: {error}", FIX) from error
     fields = ("format", "format_version", "key", "sha256", "bytes", "created", "milliseconds", "details")
     top = Record(tree, "side-car", FIX, fields)
     top.choice("format", (FORMAT,))
@@ -108,7 +108,7 @@ def from_json(data: bytes, name: str) -> SideCar:
         details=top.mapping("details"),
     )
     if found.key.name != name:
-        raise BundleError(f"side-car belongs to the engine {found.key.name}, not to {name}", FIX)
+        raise FormatError(f"side-car belongs to the engine {found.key.name}, not to {name}", FIX)
     return found
 
 

@@ -6,6 +6,7 @@
     │   └── UnsafeCheckpointError    1   a checkpoint that names code; nothing of it was run
     ├── ExportError                  1   a model that does not survive the way to a bundle
     ├── BundleError                  1   a bundle that is damaged, foreign or of another format version
+    ├── FormatError                  1   a JSON file that is damaged or of another version: registry, side-car
     ├── AudioError                   1   audio that cannot be read
     ├── OutputError                  1   a result that cannot be written
     ├── EvaluationError              1   separated music that cannot be scored
@@ -73,6 +74,10 @@ class ExportError(MrsepError):
 
 class BundleError(MrsepError):
     """A bundle is missing, damaged, foreign, or written in a format this version does not read."""
+
+
+class FormatError(MrsepError):
+    """A JSON file is damaged or of another version, or holds a field that does not fit."""
 
 
 class AudioError(MrsepError):

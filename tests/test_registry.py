@@ -13,7 +13,7 @@ import pytest
 from bundles import tiny_bundle
 
 from mrsep_deploy.bundle import Bundle, registry, shipped, write_archive
-from mrsep_deploy.errors import BundleError, OutputError, UsageError
+from mrsep_deploy.errors import BundleError, FormatError, OutputError, UsageError
 from mrsep_deploy.files import paths
 
 
@@ -293,7 +293,7 @@ def test_registry_that_names_paths_is_refused(home: Path, tmp_path: Path, name: 
     tree = json.loads(paths.registry_file().read_text())
     tree["models"][name] = {**tree["models"]["a"], "path": str(paths.models_dir() / name)}
     paths.registry_file().write_text(json.dumps(tree))
-    with pytest.raises(BundleError, match="has a name that is none"):
+    with pytest.raises(FormatError, match="has a name that is none"):
         registry.remove(name)
     assert home.is_dir()
 
@@ -309,7 +309,7 @@ def test_damaged_registry_is_left_alone(home: Path, content: bytes) -> None:
     bundle = managed("a")
     paths.registry_file().write_bytes(content)
     for use in (registry.list_models, lambda: registry.register(bundle), lambda: registry.resolve("a")):
-        with pytest.raises(BundleError, match=r"registry.*json") as caught:
+        with pytest.raises(FormatError, match=r"registry.*json") as caught:
             use()
         assert str(paths.registry_file()) in caught.value.fix
     assert paths.registry_file().read_bytes() == content
@@ -335,7 +335,7 @@ def test_registry_with_a_wrong_field(home: Path, key: str, value: object) -> Non
     managed("a")
     tree = json.loads(paths.registry_file().read_text())
     paths.registry_file().write_text(json.dumps({**tree, key: value}))
-    with pytest.raises(BundleError, match=key):
+    with pytest.raises(FormatError, match=key):
         registry.list_models()
 
 

@@ -29,7 +29,7 @@ from mrsep_deploy.bundle.manifest import (
 )
 from mrsep_deploy.bundle.manifest_check import FIX, MAX_FILE_BYTES, check, check_file_name, check_model
 from mrsep_deploy.errors import BundleError
-from mrsep_deploy.files.strict_json import Record, as_numbers, parse, shown
+from mrsep_deploy.files.strict_json import Record, as_numbers, parse, raised_as, shown
 
 MAX_LINE = 100
 MAX_COUNT = 2**63 - 1
@@ -50,6 +50,7 @@ def to_json(manifest: Manifest) -> str:
     return _pretty(_plain(_tree(manifest), "manifest"), 0) + "\n"
 
 
+@raised_as(BundleError)
 def from_json(text: str) -> Manifest:
     """The manifest that a text holds.
 
@@ -79,6 +80,7 @@ def from_json(text: str) -> Manifest:
     return manifest
 
 
+@raised_as(BundleError)
 def require_model(model: ModelInfo) -> None:
     """Raise ``BundleError``, as reading a manifest would, if none can hold this model; ask before exporting."""
     check_model(_model(_plain(vars(model), "model")))

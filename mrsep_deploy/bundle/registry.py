@@ -80,7 +80,7 @@ def register(bundle: Bundle, name: str | None = None) -> None:
 
     Raises:
         UsageError: not a valid name, or one whose managed bundle would be lost from sight.
-        BundleError: the registry file is damaged.
+        FormatError: the registry file is damaged.
         OutputError: the registry cannot be written.
     """
     name = validate_name(bundle.manifest.name if name is None else name)

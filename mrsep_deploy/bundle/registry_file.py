@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from mrsep_deploy.bundle import shipped
-from mrsep_deploy.errors import BundleError
+from mrsep_deploy.errors import FormatError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import write_file
 from mrsep_deploy.files.strict_json import MAX_BYTES, Record, parse, shown
@@ -87,7 +87,7 @@ def load() -> Registry:
     except FileNotFoundError:
         return Registry()
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"the registry {path} cannot be read: {error}", fix) from error
+        raise FormatError(f"the registry {path} cannot be read: {error}", fix) from error
     what = f"registry {path}"
     top = Record(
         parse(text, what, fix), what, fix, ("format", "format_version", "last", "models"), ("chosen",)
@@ -107,7 +107,7 @@ def load() -> Registry:
 def _read_entry(name: str, value: object, fix: str) -> Entry:
     where = f"registry.models[{shown(name)}]"
     if NAME.fullmatch(name) is None:
-        raise BundleError(f"{where} has a name that is none, expected {NAME_RULE}", fix)
+        raise FormatError(f"{where} has a name that is none, expected {NAME_RULE}", fix)
     record = Record(value, where, fix, ("path", "digest", "registered"))
     return Entry(
         path=record.text("path", _PATH, "a path"),

@@ -1,9 +1,9 @@
 """Strict JSON: bounded, without duplicate keys or NaN, and read field by field.
 
-``parse`` turns text into plain values and refuses what JSON parsers usually let pass. ``Record`` reads
-one object of the result; whatever does not fit is a ``BundleError`` that names the field, shows what
-was found and says what was expected. Neither knows about bundles: the manifest and the registry are
-both read with them.
+``parse`` turns text into plain values and refuses what JSON parsers usually let pass. ``typed`` turns plain
+values into a dataclass or ``msgspec.Struct`` by its annotations; ``Record`` reads one object field by field.
+What does not fit is a ``FormatError`` that names the field, shows what was found and says what was expected.
+``raised_as`` turns it into the error of what is read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
-from mrsep_deploy.errors import BundleError
+import msgspec
+
+from mrsep_deploy.errors import FormatError, MrsepError
 
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 48
@@ -24,6 +27,9 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 NAME_RULE = "up to 128 of A-Z a-z 0-9 _ . - that do not begin with . or -"
 
 Choice = TypeVar("Choice", bound=str)
+Kind = TypeVar("Kind")
+
+_STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
 def parse(text: str, what: str, fix: str) -> object:
@@ -35,10 +41,10 @@ def parse(text: str, what: str, fix: str) -> object:
         fix: what to do when it is damaged.
 
     Raises:
-        BundleError: syntax, duplicate keys, NaN or infinity, nesting deeper than 48, lone surrogates.
+        FormatError: syntax, duplicate keys, NaN or infinity, nesting deeper than 48, lone surrogates.
     """
     if len(text) > MAX_BYTES:
-        raise BundleError(f"{what} has {len(text)} characters, expected at most {MAX_BYTES}", fix)
+        raise FormatError(f"{what} has {len(text)} characters, expected at most {MAX_BYTES}", fix)
     try:
         value: object = json.loads(
             text,
@@ -48,11 +54,80 @@ def parse(text: str, what: str, fix: str) -> object:
             parse_int=_short_integer,
         )
     except RecursionError as error:
-        raise BundleError(f"{what} is nested deeper than {MAX_DEPTH} levels", fix) from error
+        raise FormatError(f"{what} is nested deeper than {MAX_DEPTH} levels", fix) from error
     except ValueError as error:
-        raise BundleError(f"{what} is not valid JSON: {error}", fix) from error
+        raise FormatError(f"{what} is not valid JSON: {error}", fix) from error
     _check_tree(value, what, fix)
     return value
+
+
+@contextmanager
+def raised_as(error: type[MrsepError]) -> Iterator[None]:
+    """Raises a ``FormatError`` as another error, with the same message; a ``with`` block or a decorator."""
+    try:
+        yield
+    except FormatError as found:
+        raise error(found.message, found.fix) from found
+
+
+def typed(value: object, kind: type[Kind], what: str, fix: str) -> Kind:
+    """Returns plain values as an object of the type ``kind``; no value is converted to another type.
+
+    Args:
+        value: what ``parse`` returned, or a part of it.
+        kind: a dataclass, a ``msgspec.Struct`` (with ``forbid_unknown_fields``, to refuse other keys), or any
+            other type that msgspec can check.
+        what: the subject of messages, in front of the field's path.
+        fix: what to do when a field does not fit.
+
+    Raises:
+        FormatError: the first field that does not fit, what was found and what was expected.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        expected, _, path = str(error).partition(" - at `$")
+        place, found = _at(value, kind, path.removesuffix("`"), str(error))
+        expected = expected.replace("`", "")
+        if expected.startswith("Expected "):  # "Expected `int`, got `str`"
+            expected = f"is {shown(found)}, expected {expected[9:].partition(', got ')[0]}"
+        elif expected.startswith("Object "):  # "Object missing required field `x`"
+            expected = expected.replace("Object missing required", "has no").replace("Object contains", "has")
+        else:
+            expected = f"is {shown(found)}, {expected[0].lower()}{expected[1:]}"
+        raise FormatError(f"{what}{place} {expected}", fix) from error
+
+
+def _at(value: object, kind: type[object], path: str, message: str) -> tuple[str, object]:
+    """Returns msgspec's path of an error with the keys of mappings, which it leaves out, and the value there."""
+    place, found = "", value
+    for name, index in _STEP.findall(path):
+        if name and isinstance(found, dict):
+            place, found = f"{place}.{name}", found[name]
+        elif isinstance(found, dict):
+            key = _failing_key(value, kind, found, message)
+            place, found = f"{place}[{shown(key)}]", found[key]
+        elif isinstance(found, list):
+            place, found = f"{place}[{index}]", found[int(index)]
+    return place, found
+
+
+def _failing_key(value: object, kind: type[object], mapping: dict[str, object], message: str) -> str:
+    """Returns the key without which the error would be another one: the first that fails."""
+    entries = dict(mapping)
+    try:
+        for key in entries:
+            del mapping[key]
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                if str(error) == message:
+                    continue
+            return key
+    finally:
+        mapping.clear()
+        mapping.update(entries)
+    raise AssertionError(message)
 
 
 def dumped(value: object) -> str:
@@ -106,11 +181,11 @@ def _check_tree(value: object, what: str, fix: str) -> None:
             elif isinstance(item, list):
                 below.extend(item)
             elif isinstance(item, str) and not is_unicode(item):
-                raise BundleError(f"{what} holds text that is not Unicode: {shown(item)}", fix)
+                raise FormatError(f"{what} holds text that is not Unicode: {shown(item)}", fix)
         if not below:
             return
         level = below
-    raise BundleError(f"{what} is nested deeper than {MAX_DEPTH} levels", fix)
+    raise FormatError(f"{what} is nested deeper than {MAX_DEPTH} levels", fix)
 
 
 def is_unicode(text: str) -> bool:
@@ -145,15 +220,15 @@ class Record:
         self.where = where
         self.fix = fix
         if not isinstance(value, dict):
-            raise BundleError(f"{where} is {shown(value)}, expected an object", fix)
+            raise FormatError(f"{where} is {shown(value)}, expected an object", fix)
         required, optional = tuple(required), tuple(optional)
         for key in required:
             if key not in value:
-                raise BundleError(f"{where} has no field {key!r}", fix)
+                raise FormatError(f"{where} has no field {key!r}", fix)
         for key in value:
             if key not in required and key not in optional:
                 expected = ", ".join(required + optional)
-                raise BundleError(f"{where} has an unknown field {shown(key)}, expected {expected}", fix)
+                raise FormatError(f"{where} has an unknown field {shown(key)}, expected {expected}", fix)
         self._fields: dict[str, object] = value
 
     def __contains__(self, key: str) -> bool:
@@ -165,7 +240,7 @@ class Record:
 
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Raise the error that says ``key`` is not what was expected."""
-        raise BundleError(f"{self.where}.{key} is {shown(self._fields[key])}, expected {expected}", self.fix)
+        raise FormatError(f"{self.where}.{key} is {shown(self._fields[key])}, expected {expected}", self.fix)
 
     def text(self, key: str, rule: re.Pattern[str], expected: str) -> str:
         """A string that the rule matches whole."""
@@ -240,7 +315,7 @@ class Record:
             self.wrong(key, "a list")
         if not least <= len(value) <= most:
             message = f"{self.where}.{key} has {len(value)} entries, expected {least} to {most}"
-            raise BundleError(message, self.fix)
+            raise FormatError(message, self.fix)
         return value
 
 
@@ -249,7 +324,7 @@ def as_numbers(value: object, where: str, fix: str) -> tuple[float, ...]:
     if not isinstance(value, list) or any(
         isinstance(item, bool) or not isinstance(item, (int, float)) for item in value
     ):
-        raise BundleError(f"{where} is {shown(value)}, expected a list of numbers", fix)
+        raise FormatError(f"{where} is {shown(value)}, expected a list of numbers", fix)
     return tuple(float(item) for item in value)
 
 

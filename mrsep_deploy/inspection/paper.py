@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.files.strict_json import MAX_BYTES, parse
+from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as
 from mrsep_deploy.inspection.complexity import ModelCost, configuration_cost
 
 RESOLUTIONS: Mapping[int, tuple[int, ...]] = {
@@ -186,7 +186,8 @@ def read_object(path: Path) -> dict[str, object]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path} has more than {MAX_BYTES} bytes, expected a short table", fix)
-        found = parse(path.read_text(encoding="utf-8"), str(path), fix)
+        with raised_as(UsageError):
+            found = parse(path.read_text(encoding="utf-8"), str(path), fix)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", fix) from error
     if not isinstance(found, dict):

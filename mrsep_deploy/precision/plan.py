@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.errors import UsageError
 from mrsep_deploy.files.parts import write_file
-from mrsep_deploy.files.strict_json import MAX_BYTES, Record, parse, shown
+from mrsep_deploy.files.strict_json import MAX_BYTES, Record, parse, raised_as, shown
 from mrsep_deploy.precision.names import Low
 
 FORMAT = "mrsep-deploy precision plan"
@@ -78,10 +78,8 @@ class PrecisionPlan:
         Raises:
             UsageError: a field is missing, unknown or of another kind; says which one and what was expected.
         """
-        try:
+        with raised_as(UsageError):
             return _read(value, where)
-        except BundleError as error:  # the reader of strict JSON knows only of bundles
-            raise UsageError(error.message, error.fix) from error
 
 
 def default_plan(precision: Low = "float16") -> PrecisionPlan:
@@ -103,10 +101,8 @@ def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
         raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}", _FIX) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"the plan {path} is not UTF-8 text: {error}", _FIX) from error
-    try:
+    with raised_as(UsageError):
         value = parse(text, f"the plan {path}", _FIX)
-    except BundleError as error:
-        raise UsageError(error.message, error.fix) from error
     return PrecisionPlan.from_json(value, f"the plan {path}")
 
 

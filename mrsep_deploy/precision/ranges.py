@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, replace
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, RANGES_FILE, Bundle, write_bundle
 from mrsep_deploy.errors import BundleError, UsageError
-from mrsep_deploy.files.strict_json import Record, parse
+from mrsep_deploy.files.strict_json import Record, parse, raised_as
 
 FORMAT = "mrsep-deploy ranges"
 FORMAT_VERSION = 1
@@ -114,6 +114,7 @@ def _stages(ranges: Ranges) -> str:
     return "{\n" + ",\n".join(stages) + "\n  }"
 
 
+@raised_as(BundleError)
 def from_json(text: str) -> Calibration:
     """The calibration that a text holds.
 

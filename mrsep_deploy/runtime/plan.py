@@ -13,7 +13,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.engines.side_car import EngineKey
-from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.files.strict_json import Record, parse
 from mrsep_deploy.process.machine import cpu_model
 from mrsep_deploy.runtime.schedule import MODES, Mode
@@ -78,7 +78,7 @@ def measured_manner(bundle: Bundle, engine: Engine) -> Manner | None:
     try:
         record = Record(parse(found.data.decode(), "manner", _FIX), "manner", _FIX, ("mode", "lanes"))
         return Manner(record.choice("mode", MODES), record.integer("lanes", 1, MAX_LANES), measured=True)
-    except (BundleError, UnicodeDecodeError):  # of a version that wrote something else
+    except (FormatError, UnicodeDecodeError):  # of a version that wrote something else
         return None
 
 

@@ -1,0 +1,91 @@
+"""Strict JSON: what it refuses, how it names the place of an error, and which error it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+import pytest
+from msgspec import Meta
+
+from mrsep_deploy.errors import BundleError, FormatError, UsageError
+from mrsep_deploy.files.strict_json import MAX_DEPTH, parse, raised_as, typed
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    size: Annotated[int, Meta(ge=1, le=8)]
+    kind: Literal["a", "b"] = "a"
+    name: Annotated[str, Meta(pattern=r"^[a-z]+\Z")] = "x"
+
+
+@dataclass(frozen=True)
+class Whole:
+    parts: tuple[Part, ...]
+    gains: Mapping[str, float]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"a": 1, "a": 2}',
+        "[NaN]",
+        "[1e999]",
+        "[" + "1" * 50 + "]",
+        '["\\ud800"]',
+        "[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2),
+        "[" * 100_000,
+    ],
+)
+def test_what_other_parsers_let_pass_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match="thing") as caught:
+        parse(text, "thing", "Mend it.")
+    assert caught.value.fix == "Mend it."
+
+
+def test_a_tree_becomes_an_object_of_its_type() -> None:
+    tree = {"parts": [{"size": 3}, {"size": 8, "kind": "b"}], "gains": {"x": 1, "y": 0.5}}
+    assert typed(tree, Whole, "thing", "") == Whole((Part(3), Part(8, "b")), {"x": 1.0, "y": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (3, "thing is 3, expected object"),
+        ({"parts": []}, "thing has no field gains"),
+        ({"parts": [{"size": 9}], "gains": {}}, "thing.parts[0].size is 9, expected int <= 8"),
+        ({"parts": [{"size": True}], "gains": {}}, "thing.parts[0].size is True, expected int"),
+        ({"parts": [{"size": "1"}], "gains": {}}, "thing.parts[0].size is '1', expected int"),
+        ({"parts": [{"size": 1, "z": 1}], "gains": {}}, "thing.parts[0] has unknown field z"),
+        (
+            {"parts": [{"size": 1}, {"size": 1, "kind": "c"}], "gains": {}},
+            "thing.parts[1].kind is 'c', invalid enum value 'c'",
+        ),
+        ({"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}, "thing.gains['y'] is '2', expected float"),
+        (
+            {"parts": [{"size": 1, "name": "A"}], "gains": {}},
+            r"thing.parts[0].name is 'A', expected str matching regex '^[a-z]+\\Z'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(tree: object, message: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        typed(tree, Whole, "thing", "Mend it.")
+    assert caught.value.message == message
+    assert caught.value.fix == "Mend it."
+
+
+def test_finding_the_key_leaves_the_tree_as_it_was() -> None:
+    tree = {"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}
+    with pytest.raises(FormatError):
+        typed(tree, Whole, "thing", "")
+    assert tree == {"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}
+
+
+@pytest.mark.parametrize("error", [BundleError, UsageError])
+def test_a_reader_raises_its_own_error(error: type[BundleError | UsageError]) -> None:
+    with pytest.raises(error, match=r"thing is not valid JSON.*Mend it\."), raised_as(error):
+        parse("{", "thing", "Mend it.")
