@@ -123,7 +123,7 @@ PAGES: Mapping[Path, Callable[[], str]] = {
     README: figures,
     ROOT / "docs" / "benchmarking.md": benchmarking,
     ROOT / "docs" / "cpu.md": cpu,
-    ROOT / "mrsep_deploy" / "shipped" / "MODEL_CARD.md": card,
+    ROOT / "mrsep_deploy" / "bundle" / "shipped" / "MODEL_CARD.md": card,
 }
 """What stands between the comments of each page."""
 

@@ -38,7 +38,9 @@ def test_runs_in_a_terminal() -> None:
 def python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run code that has the signals of the command line."""
     start = (
-        "import os, signal, sys, threading, time\nfrom mrsep_deploy.process import interrupts\ninterrupts.install()\n"
+        "import os, signal, sys, threading, time\n"
+        "from mrsep_deploy.process import interrupts\n"
+        "interrupts.install()\n"
     )
     command = [sys.executable, "-c", start + code]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
