@@ -13,7 +13,7 @@ from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
 from mrsep_deploy.engines.contract import Availability, Engine, Runner, Tensors
-from mrsep_deploy.errors import EngineError
+from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.precision.requested import require_onnx
 from mrsep_deploy.process.interrupts import aside
@@ -159,8 +159,3 @@ def _place(tensor: TensorView) -> tuple[str, int, Any, tuple[int, ...], int]:
     """Device, index, element type, shape and address; given an array, a binding would keep it alive."""
     array = cast("NDArray[Any]", tensor)
     return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, or the error's type where it has none."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -19,8 +19,8 @@ from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import cuda_status, open_cuda
 from mrsep_deploy.devices.interface import Device, DeviceTensor, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
-from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, first_line
-from mrsep_deploy.errors import EngineError
+from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY
+from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
 from mrsep_deploy.process.libraries import library

@@ -18,7 +18,7 @@ from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
 from mrsep_deploy.engines.side_car import EngineKey
-from mrsep_deploy.errors import EngineError
+from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
@@ -207,4 +207,4 @@ def reason(error: Exception) -> str:
     """What went wrong, out of OpenVINO's message, which begins with places in its source."""
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return telling[0] if telling else lines[0] if lines else type(error).__name__
+    return telling[0] if telling else first_line(error)

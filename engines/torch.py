@@ -13,7 +13,7 @@ from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
-from mrsep_deploy.errors import EngineError
+from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
 from mrsep_deploy.process.machine import cpu_budget
@@ -85,9 +85,7 @@ class _TorchRunner:
             with torch.inference_mode():
                 results = self.part(*given)
         except RuntimeError as error:
-            raise EngineError(
-                f"PyTorch failed in stage {self.stage.name}: {str(error).splitlines()[0]}"
-            ) from error
+            raise EngineError(f"PyTorch failed in stage {self.stage.name}: {first_line(error)}") from error
         for name, result in zip(self.stage.outputs, results, strict=True):
             np.copyto(cast("NDArray[Any]", outputs[name]), result.numpy())
 

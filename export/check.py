@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mrsep_deploy.bundle.manifest import STEMS, Branch, Stage, TensorSpec
-from mrsep_deploy.errors import ExportError
+from mrsep_deploy.errors import ExportError, first_line
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.transforms.host import host_runner
@@ -77,7 +77,7 @@ class GraphChecker:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise ExportError(
-                f"ONNX Runtime refuses the graph of stage {stage.name}: {str(error).splitlines()[0]}"
+                f"ONNX Runtime refuses the graph of stage {stage.name}: {first_line(error)}"
             ) from error
 
         def run(inputs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

@@ -35,6 +35,18 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 
+def first_line(error: BaseException, otherwise: str = "") -> str:
+    """The first line of an error's message; of an empty one, ``otherwise`` or else the name of the error's type."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else otherwise or type(error).__name__
+
+
+def named_line(error: BaseException) -> str:
+    """The type of an error and the first line of its message: ``ValueError: ...``, or the type alone."""
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error).strip() else name
+
+
 class MrsepError(Exception):
     """Base of every error this package raises on purpose.
 

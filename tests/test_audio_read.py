@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrsep_deploy.audio import AudioSource, Samples, audio_streams, open_audio, resample, resampled_length
-from mrsep_deploy.audio.read import _reblock
+from mrsep_deploy.audio.blocks import reblock
 from mrsep_deploy.errors import AudioError
 
 RATE = 44100
@@ -245,7 +245,7 @@ def test_length_of_short_songs(frames: int, rate: int) -> None:
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40))
 def test_any_pieces_make_the_same_blocks(lengths: list[int], frames: int) -> None:
     song = np.arange(2 * sum(lengths), dtype=np.float32).reshape(2, -1)
-    blocks = list(_reblock(np.split(song, np.cumsum(lengths), axis=1), frames))
+    blocks = list(reblock(np.split(song, np.cumsum(lengths), axis=1), frames))
     assert all(block.shape[1] == frames for block in blocks[:-1])
     assert [block.shape[1] for block in blocks[-1:]] == [((sum(lengths) - 1) % frames) + 1] * bool(blocks)
     np.testing.assert_array_equal(np.concatenate([song[:, :0], *blocks], axis=1), song)

@@ -15,10 +15,11 @@ from acceptance.contenders import Contender, OurContender
 from acceptance.figures import spread
 from acceptance.groups import Group, reference
 from acceptance.parity import Field, open_all
-from acceptance.rows import Ledger, Row, RowTimeoutError, Unavailable, Values, first_line
+from acceptance.rows import Ledger, Row, RowTimeoutError, Unavailable, Values
 from mrsep_deploy.bench.ceilings_cuda import timed_event
 from mrsep_deploy.bench.floor import floor_seconds, times_floor
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.errors import named_line
 from mrsep_deploy.measuring.rounds import Turn
 from mrsep_deploy.measuring.rounds import race as take_turns
 from mrsep_deploy.measuring.statistics import ratio_interval, verdict
@@ -130,7 +131,7 @@ def _turn(
 
 
 def _drop(lanes: Field, failed: dict[str, str], name: str, error: Exception) -> None:
-    failed[name] = first_line(error)
+    failed[name] = named_line(error)
     lanes.times.pop(name, None)
     with contextlib.suppress(Exception):
         lanes.ready.pop(name).close()

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from mrsep_deploy.errors import named_line
+
 Status = Literal["ok", "unavailable", "failed", "skipped"]
 Values = Mapping[str, Any]
 
@@ -167,12 +169,12 @@ class Ledger:
             with time_limit(allowed):
                 values = work()
         except self.unavailable as error:
-            text = getattr(error, "message", "") or first_line(error)
+            text = getattr(error, "message", "") or named_line(error)
             self.add(
                 Row(section, name, "unavailable", {}, text, getattr(error, "fix", ""), _since(began)),
             )
         except Exception as error:  # whatever one row raises, the others go on
-            took, reason = _since(began), first_line(error)
+            took, reason = _since(began), named_line(error)
             if took >= allowed and not isinstance(error, RowTimeoutError):
                 reason = f"it took longer than {allowed:.0f} s, and ended with {reason}"
             self.add(Row(section, name, "failed", {}, reason, getattr(error, "fix", ""), took))
@@ -189,12 +191,6 @@ class Ledger:
         self.journal.add(row)
         self.known[row.section, row.name] = row
         print(f"[{row.section}] {row.name}: {row.status} {row.reason}".rstrip(), flush=True)
-
-
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _since(began: float) -> float:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
-from mrsep_deploy.errors import EngineUnavailableError
+from mrsep_deploy.errors import EngineUnavailableError, first_line
 from mrsep_deploy.process.libraries import library
 
 Flavour = Literal["trt", "trt-rtx"]
@@ -123,7 +123,7 @@ def _import(flavour: Flavour) -> ModuleType:
         found: ModuleType = library(name)
         return found
     except (ImportError, OSError, RuntimeError) as error:  # one of its shared libraries does not load
-        reason = (str(error).splitlines() or ["no reason given"])[0]
+        reason = first_line(error, "no reason given")
         message = f"{_TITLES[flavour]} is installed but does not load: {reason}"
         raise EngineUnavailableError(message, INSTALL[flavour]) from error
 

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from mrsep_deploy.errors import ExportError
+from mrsep_deploy.errors import ExportError, first_line
 from mrsep_deploy.export.families.demucs.parts import Part
 
 OPSET = 20
@@ -51,10 +51,7 @@ def export_graph(
                 verbose=False,
             )
     except Exception as error:  # the exporter raises whatever its passes meet
-        first = str(error).strip().splitlines()
-        raise ExportError(
-            f"stage {stage} cannot be exported: {first[0] if first else type(error).__name__}"
-        ) from error
+        raise ExportError(f"stage {stage} cannot be exported: {first_line(error)}") from error
     if program is None:
         raise ExportError(f"stage {stage} cannot be exported: torch returned no program")
     model = program.model_proto
@@ -117,9 +114,7 @@ def _check(model: onnx.ModelProto, stage: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"stage {stage} gave an invalid ONNX graph: {str(error).splitlines()[0]}"
-        ) from error
+        raise ExportError(f"stage {stage} gave an invalid ONNX graph: {first_line(error)}") from error
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
         if not all(d.HasField("dim_value") and d.dim_value > 0 for d in dims):

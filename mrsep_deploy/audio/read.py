@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mrsep_deploy.audio.blocks import first_nonfinite, reblock
 from mrsep_deploy.audio.decode_av import AvDecoder, count_streams
 from mrsep_deploy.audio.decode_soundfile import SoundfileDecoder, Unsupported
 from mrsep_deploy.audio.downmix import Downmix
@@ -109,7 +110,7 @@ class AudioSource:
         reduced = self._counted(_finite(map(self._reduce, self._decoder.pieces()), self.info))
         resampled = resample_stream(reduced, self.info.sample_rate, self.sample_rate, kept)
         empty = True
-        for block in _reblock(resampled, frames):
+        for block in reblock(resampled, frames):
             empty = False
             yield block if kept == self.channels else np.repeat(block, self.channels, axis=0)
         if empty:
@@ -183,34 +184,11 @@ def _finite(pieces: Iterable[Samples], info: AudioInfo) -> Iterator[Samples]:
     """Pass the samples on; NaN or infinity anywhere would spread over every stem."""
     done = 0
     for piece in pieces:
-        bad = ~np.isfinite(piece).all(axis=0)
-        if bad.any():
-            at = done + int(bad.argmax())
+        if (place := first_nonfinite(piece)) is not None:
+            at = done + place
             raise AudioError(
                 f"{info.path} holds NaN or infinity at {at / info.sample_rate:.3f} s (frame {at})",
                 "Export it again, as 16-bit or 24-bit WAV",
             )
         done += piece.shape[1]
         yield piece
-
-
-def _reblock(pieces: Iterable[Samples], frames: int) -> Iterator[Samples]:
-    """Cut ``[channels, n]`` pieces of any n into ``[channels, frames]`` blocks; the last is shorter."""
-    held: list[Samples] = []
-    count = 0
-    for piece in pieces:
-        start = 0
-        while start < piece.shape[1]:
-            part = piece[:, start : start + frames - count]
-            held.append(part)
-            start += part.shape[1]
-            count += part.shape[1]
-            if count == frames:
-                yield _join(held)
-                held, count = [], 0
-    if count:
-        yield _join(held)
-
-
-def _join(parts: list[Samples]) -> Samples:
-    return np.ascontiguousarray(np.concatenate(parts, axis=1))  # decoders give interleaved samples

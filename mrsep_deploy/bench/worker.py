@@ -62,7 +62,7 @@ class Worker:
 
     def answer(self, order: Mapping[str, Any]) -> dict[str, Any]:
         """What came of an order, or ``error`` with ``fix`` and ``kind``."""
-        from mrsep_deploy.errors import EngineUnavailableError, UsageError
+        from mrsep_deploy.errors import EngineUnavailableError, UsageError, named_line
 
         orders: Mapping[str, Callable[..., dict[str, Any]]] = {
             "open": self.open,
@@ -77,7 +77,7 @@ class Worker:
         try:
             answer = orders[order["do"]](**given)
         except Exception as error:  # whatever a contender raises is its own row's business
-            text = getattr(error, "message", "") or _first_line(error)
+            text = getattr(error, "message", "") or named_line(error)
             kind = "unavailable" if isinstance(error, (EngineUnavailableError, UsageError)) else "failed"
             answer = {"error": text, "fix": getattr(error, "fix", ""), "kind": kind}
         return {**answer, "number": order["number"], "cpu_seconds": time.process_time()}
@@ -194,11 +194,6 @@ def peak_memory() -> int | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 if __name__ == "__main__":

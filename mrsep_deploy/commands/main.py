@@ -18,7 +18,7 @@ import click
 
 from mrsep_deploy import __version__
 from mrsep_deploy.commands.html_option import ARGUMENTS
-from mrsep_deploy.errors import FAILED, MrsepError, OutputError
+from mrsep_deploy.errors import FAILED, MrsepError, OutputError, first_line
 from mrsep_deploy.process import interrupts
 from mrsep_deploy.process.muted import separate_stderr
 from mrsep_deploy.terminal.stdout import explained_stdout
@@ -140,7 +140,7 @@ def _never_fail_to_print() -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    first = (str(error).splitlines() or ["no message"])[0]
+    first = first_line(error, "no message")
     return f"{type(error).__name__}: {first}. This is a bug; {DEBUG_VARIABLE}=1 shows where"
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from mrsep_deploy.errors import BundleError
+from mrsep_deploy.errors import BundleError, first_line
 from mrsep_deploy.precision.fold import centred_view
 from mrsep_deploy.precision.graph import MOVEMENT, GraphView
 from mrsep_deploy.precision.node_types import node_types
@@ -158,7 +158,7 @@ def _checked(model: onnx.ModelProto, stage: str) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BundleError(
-            f"stage {stage} gave an invalid graph in lower precision: {str(error).splitlines()[0]}",
+            f"stage {stage} gave an invalid graph in lower precision: {first_line(error)}",
             "Use the float32 bundle, and report this.",
         ) from error
 

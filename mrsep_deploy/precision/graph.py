@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper, shape_inference
 
-from mrsep_deploy.errors import BundleError
+from mrsep_deploy.errors import BundleError, first_line
 
 MOVEMENT = frozenset(
     (
@@ -131,8 +131,7 @@ def _inferred(data: bytes, stage: str) -> onnx.ModelProto:
         drop_unused(model.graph)
         return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:  # protobuf and onnx raise types of their own, without a common base
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _refused(stage, f"is not valid ONNX: {first}") from error
+        raise _refused(stage, f"is not valid ONNX: {first_line(error)}") from error
 
 
 def types_and_shapes(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.engines.contract import Engine, Runner
-from mrsep_deploy.errors import EngineError, MrsepError
+from mrsep_deploy.errors import EngineError, MrsepError, named_line
 from mrsep_deploy.process.machine import release_heap
 from mrsep_deploy.runtime.schedule import Mode, Schedule, Step
 from mrsep_deploy.transforms.host import host_runner
@@ -76,6 +76,4 @@ def named(stage: Stage) -> Iterator[None]:
     except MrsepError:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-        raise EngineError(f"stage {stage.name} failed: {reason}") from error
+        raise EngineError(f"stage {stage.name} failed: {named_line(error)}") from error

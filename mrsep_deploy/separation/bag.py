@@ -17,7 +17,6 @@ import json
 import math
 import random
 import sys
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import resolve
-from mrsep_deploy.errors import MrsepError, UsageError
+from mrsep_deploy.errors import MrsepError, UsageError, first_line
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.separation.shifts import draw_leads, take_samples
+from mrsep_deploy.separation.shifts import draw_leads
 from mrsep_deploy.separation.stream import Separated, Song
 
 Float32 = NDArray[np.float32]
@@ -119,8 +119,7 @@ def _parsed(path: Path) -> Mapping[str, Any]:
     except MrsepError:
         raise
     except Exception as error:  # yaml raises whatever making a date or a number of a text raises
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the bag {path} cannot be read: {first}", _fix(path)) from error
+        raise UsageError(f"the bag {path} cannot be read: {first_line(error)}", _fix(path)) from error
     if len(data) > MAX_BYTES or not isinstance(content, dict):
         raise UsageError(f"{path} is no bag", _fix(path))
     return content
@@ -244,15 +243,15 @@ class BagSeparator:
             separator.separate_measured(blocks, song.statistics)
             for separator, blocks in zip(self.separators, copies, strict=True)
         ]
-        held: list[deque[Float32]] = [deque() for _ in running]
+        held = [BlockQueue() for _ in running]
         left = song.statistics.frames
         while left:
             for stems, queue in zip(running, held, strict=True):
-                if not queue:
-                    queue.append(next(stems))
-            count = min(sum(block.shape[-1] for block in queue) for queue in held)
+                if not len(queue):
+                    queue.push(next(stems))
+            count = min(map(len, held))
             left -= count
-            yield self._weighted([take_samples(queue, count) for queue in held])
+            yield self._weighted([queue.take(count) for queue in held])
         for stems in running:
             next(stems, None)  # its own end
 

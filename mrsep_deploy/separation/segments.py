@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.errors import UsageError
 
 Float32 = NDArray[np.float32]
@@ -81,28 +82,20 @@ def cut_segments(blocks: Iterable[Float32], segment: int, stride: int) -> Iterat
         stride: samples between the starts of segments.
     """
     source = iter(blocks)
-    held: Float32 | None = None
-    origin = 0
-    start = 0
-    ended = False
+    held = BlockQueue()
+    origin = start = 0
     while True:
-        pieces = [] if held is None else [held]
-        have = origin + sum(p.shape[-1] for p in pieces)
-        while not ended and have < start + segment:
-            piece = next(source, None)
-            if piece is None:
-                ended = True
-            elif piece.shape[-1]:
-                pieces.append(piece)
-                have += piece.shape[-1]
-        if not pieces or have <= start:
+        while origin + len(held) < start + segment and (block := next(source, None)) is not None:
+            held.push(block)
+        end = origin + len(held)
+        if end <= start:
             return
-        held = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
-        yield _segment_at(held, origin, have, start, segment)
+        yield _segment_at(held.first(end - origin), origin, end, start, segment)
         start += stride
         # A last, short segment reaches back by up to half a segment for context.
         keep = max(origin, start - segment)
-        held, origin = held[:, keep - origin :], keep
+        held.drop(keep - origin)
+        origin = keep
 
 
 def _segment_at(held: Float32, origin: int, end: int, start: int, segment: int) -> Segment:

@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.audio.blocks import first_nonfinite
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.bundle.registry import resolve
@@ -199,9 +200,8 @@ class Separator:
                 raise UsageError(
                     f"a block has the shape {list(block.shape)}, expected [{self.audio_channels}, samples]"
                 )
-            bad = ~np.isfinite(block).all(axis=0)
-            if bad.any():
-                at = done + int(bad.argmax())
+            if (place := first_nonfinite(block)) is not None:
+                at = done + place
                 raise UsageError(
                     f"the mix holds NaN or infinity at sample {at} ({at / self.sample_rate:.3f} s)",
                     "Mend or leave out those samples; every stem would be NaN.",

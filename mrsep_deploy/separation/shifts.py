@@ -8,11 +8,11 @@ after the normalised song, which is then read from a random point of the first h
 from __future__ import annotations
 
 import random
-from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.errors import UsageError
 
 Float32 = NDArray[np.float32]
@@ -48,7 +48,7 @@ class TakeAverage:
 
     def __init__(self, leads: tuple[int, ...]) -> None:
         self._early = list(leads)
-        self._held: list[deque[Float32]] = [deque() for _ in leads]
+        self._held = [BlockQueue() for _ in leads]
 
     def add(self, take: int, done: Float32) -> Float32 | None:
         """Append samples ``[S, C, n]`` to a take; returns the average of what all takes have, if any."""
@@ -59,26 +59,13 @@ class TakeAverage:
             return None
         if len(self._held) == 1:
             return done
-        self._held[take].append(done)
-        ready = min(sum(block.shape[-1] for block in held) for held in self._held)
+        self._held[take].push(done)
+        ready = min(map(len, self._held))
         return self._average(ready) if ready else None
 
     def _average(self, count: int) -> Float32:
-        total = take_samples(self._held[0], count)
-        for held in self._held[1:]:
-            total += take_samples(held, count)
+        total, *others = (held.take(count) for held in self._held)
+        for other in others:
+            total += other
         total /= len(self._held)
         return total
-
-
-def take_samples(held: deque[Float32], count: int) -> Float32:
-    """The first ``count`` samples of a queue of blocks ``[..., n]``, as an array of their own."""
-    parts = []
-    while count:
-        block = held.popleft()
-        if block.shape[-1] > count:
-            held.appendleft(block[..., count:])
-            block = block[..., :count]
-        parts.append(block)
-        count -= block.shape[-1]
-    return np.concatenate(parts, axis=-1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mrsep_deploy.errors import DONE, FAILED, PARTIAL, MrsepError
+from mrsep_deploy.errors import DONE, FAILED, PARTIAL, MrsepError, first_line
 from mrsep_deploy.songs.track import Track
 
 Status = Literal["done", "failed", "skipped", "unfinished"]
@@ -56,7 +56,7 @@ class Outcome:
             return ""
         if isinstance(self.error, MrsepError):
             return str(self.error)
-        first = (str(self.error).splitlines() or ["no message"])[0]
+        first = first_line(self.error, "no message")
         return f"{type(self.error).__name__}: {first}. This is a bug; a run of this file alone shows more"
 
     def as_json(self) -> dict[str, object]:

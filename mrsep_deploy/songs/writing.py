@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ from mrsep_deploy.audio import (
     bytes_needed,
     resampled_length,
 )
+from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.files.parts import sync_folder
-from mrsep_deploy.separation.shifts import take_samples
 from mrsep_deploy.songs.loading import LoadedSong
 from mrsep_deploy.songs.naming import Naming
 from mrsep_deploy.songs.stems import Output
@@ -62,17 +61,17 @@ class MixBuffer:
     def __init__(self, blocks: Iterator[Samples], wanted: bool) -> None:
         self._blocks = blocks
         self._wanted = wanted
-        self._held: deque[Samples] = deque()
+        self._held = BlockQueue()
 
     def __iter__(self) -> Iterator[Samples]:
         for block in self._blocks:
             if self._wanted:
-                self._held.append(block)
+                self._held.push(block)
             yield block
 
     def take(self, count: int) -> Samples | None:
         """The next ``count`` samples of the mix, if anybody wants it."""
-        return take_samples(self._held, count) if self._wanted else None
+        return self._held.take(count) if self._wanted else None
 
 
 class SongWriter:

@@ -20,8 +20,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.engines import EngineOptions, choose_engine
-from mrsep_deploy.engines.onnxruntime import first_line
-from mrsep_deploy.errors import EngineError, ExportError, UsageError
+from mrsep_deploy.errors import EngineError, ExportError, UsageError, first_line
 from mrsep_deploy.precision.fold import centred_view
 from mrsep_deploy.precision.graph import MOVEMENT, PRODUCTS, GraphView
 from mrsep_deploy.precision.numbers import smallest_normal
