@@ -27,7 +27,7 @@ from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.families.demucs.variants import build_model
 
 FAMILY = "mrhdemucs"
-KLASS = "mrsep_deploy.export.families.demucs.MRHDemucs"
+KLASS = "mrsep_deploy.export.models.MRHDemucs"
 ARGUMENTS: dict[str, Any] = {
     "nfft_list": [2048, 4096, 8192],
     "channels": 32,

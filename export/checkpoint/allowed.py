@@ -38,7 +38,7 @@ KNOWN_CLASSES: Mapping[str, str] = MappingProxyType(
         "demucs.htdemucs_nn.HTDemucs_nn": "htdemucs_nn",
         "demucs.htdemucs_2nn.HTDemucs_2nn": "htdemucs_2nn",
         "demucs.htdemucs_dnf.HTDemucs_dnf": "htdemucs_dnf",
-        "mrsep_deploy.export.families.demucs.MRHDemucs": "mrhdemucs",
+        "mrsep_deploy.export.models.MRHDemucs": "mrhdemucs",
     }
 )
 
