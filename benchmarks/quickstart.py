@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.separation.separator import Separator
 
 MODEL = "quickstart"
-CHECKPOINT = ROOT / "mrsep_deploy" / "shipped" / "mrsep-small.th"
+CHECKPOINT = ROOT / "mrsep_deploy" / "bundle" / "shipped" / "mrsep-small.th"
 ROUNDS = 3
 
 

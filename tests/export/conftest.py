@@ -1,17 +1,5 @@
-"""One thread and no gradients: the models are so small that threads only wait for each other."""
+"""Models here are so small that threads only wait for each other."""
 
-from __future__ import annotations
+from quiet_torch import quiet_torch
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def _quiet_torch() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
+__all__ = ["quiet_torch"]

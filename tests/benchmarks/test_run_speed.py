@@ -1,0 +1,48 @@
+"""benchmarks/run_speed.py: what it writes is what the README's figures are made of."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from goldens import checkpoint
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import figures
+import run_speed
+
+
+@pytest.mark.slow
+def test_the_figures_can_be_made_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    music = np.random.default_rng(0).standard_normal((2, 200_000)).astype(np.float32) * 0.1
+
+    def write(name: str, result: Mapping[str, object]) -> Path:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(result, allow_nan=False))
+        return path
+
+    monkeypatch.setattr(
+        run_speed, "songs", lambda: [SimpleNamespace(name=run_speed.SONG, read=lambda _s: music)]
+    )
+    monkeypatch.setattr(run_speed, "trained_htdemucs", lambda: checkpoint("htdemucs"))
+    monkeypatch.setattr(run_speed, "write_result", write)
+    run_speed.main(["--engines", "ort,openvino", "--modes", "sequential,concurrent", "--rounds", "2"])
+    found: Any = json.loads((tmp_path / "run_speed_trained.json").read_text())
+    assert set(found["seconds"]) == {
+        "torch", "demucs", "ort", "ort concurrent", "openvino", "openvino concurrent"
+    }  # fmt: skip
+    ratio = found["times_faster"]["openvino than demucs"]
+    assert ratio["min"] <= ratio["low"] <= ratio["median"] <= ratio["high"] <= ratio["max"]
+    assert all(snr > 90 for snr in found["snr_against_float64"].values())
+    monkeypatch.setattr(figures, "result", lambda _name: found)
+    lines = list(figures._speed())
+    assert lines[0].startswith("Seconds for one segment of music on")
+    assert sum(line.startswith("| HTDemucs") for line in lines) == 4
