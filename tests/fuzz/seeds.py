@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "export")]
+sys.path.insert(0, str(TESTS))
 
 FRAMES = 300
 

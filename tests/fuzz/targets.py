@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "export")]
+sys.path.insert(0, str(TESTS))
 
 GRAPH = "branch.16.onnx"
 RATE, CHANNELS = 44100, 2
