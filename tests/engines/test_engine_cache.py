@@ -216,7 +216,7 @@ print("cached" if found.from_cache else "built")
 
 
 def child(cache: EngineCache, mark: Path, how: str) -> subprocess.Popen[str]:
-    code = CHILD.format(tests=str(Path(__file__).parents[1]))
+    code = CHILD.format(tests=str(Path(__file__).parent))
     return subprocess.Popen(
         [sys.executable, "-c", code, str(cache.folder), str(mark), how],
         stdout=subprocess.PIPE,
