@@ -14,7 +14,6 @@ from mrsep_deploy.engines.contract import (
     BuiltStage,
     Engine,
     EngineOptions,
-    Runner,
 )
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
 
@@ -29,7 +28,6 @@ __all__ = [
     "Choice",
     "Engine",
     "EngineOptions",
-    "Runner",
     "choose",
     "choose_engine",
     "engine_class",

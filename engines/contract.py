@@ -1,32 +1,26 @@
 """What an engine promises: to say whether it works here, and to turn a graph stage into a runner.
 
-    availability()                    works here? which version and device? if not, the line that fixes it
-    prepare(bundle, stage, threads)   -> runner, built or loaded from the cache
-    runner(inputs, outputs, stream)   fills the given output tensors from the given inputs
-
-Tensors are contiguous and of the shapes the manifest declares, arrays on a CPU and addresses on CUDA. A
-runner allocates no result of its own and keeps no reference to either side after it returns. On a CPU
-it returns when the outputs are there; on CUDA it has enqueued its work on ``stream`` and nowhere else.
+availability()                           works here? which version and device? if not, the line that fixes it
+prepare(bundle, stage, threads, stream)  -> runner, built or loaded from the cache
+runner(tensors)                          fills the stage's outputs from its inputs, on that stream
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Device, Memory, Stream, TensorView
+from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.machine import cpu_budget
-from mrsep_deploy.runtime.schedule import Schedule
-
-Tensors = Mapping[str, TensorView]
 
 
 @dataclass(frozen=True)
@@ -70,16 +64,6 @@ class EngineOptions:
         return self.threads or cpu_budget()
 
 
-class Runner(Protocol):
-    """One prepared stage."""
-
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
-        """Compute ``outputs`` from ``inputs``, both by tensor name."""
-
-    def close(self) -> None:
-        """Let go of sessions and memory. Idempotent."""
-
-
 class Engine(abc.ABC):
     """Base of all engines.
 
@@ -119,32 +103,27 @@ class Engine(abc.ABC):
         """Where runners compute; opened at the first use."""
 
     @abc.abstractmethod
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         """Make a graph stage ready to run.
 
         Args:
             bundle: where the graph lies.
             stage: which one.
             threads: CPU threads this stage may use (engines on a GPU ignore it).
+            stream: where it always runs; of this engine's device. It outlives the runner.
 
         Raises:
             EngineError: the stage cannot be built; the message names stage and operator.
         """
 
-    def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
-        """Runners of one stage that may run at the same time, each on so many threads; see :meth:`prepare`.
+    def prepare_lanes(
+        self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
+    ) -> list[Runner]:
+        """Runners of one stage that may run at the same time, one for each stream; see :meth:`prepare`.
 
-        Here each is prepared by itself. Engines whose runners can share weights do.
+        Here each is prepared by itself. Engines whose runners can share weights override this.
         """
-        return [self.prepare(bundle, stage, threads) for _ in range(lanes)]
-
-    def share_workspaces(self, runners: Mapping[str, Runner], schedule: Schedule) -> Memory | None:
-        """Give runners their scratch memory, one block in which stages that never overlap share.
-
-        Called once, after every stage is prepared and before the first runs; whoever calls closes the
-        block. Engines whose runners bring their own scratch memory have nothing to do.
-        """
-        return None
+        return [self.prepare(bundle, stage, threads, stream) for stream in streams]
 
 
 @dataclass(frozen=True)

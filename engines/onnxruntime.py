@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
-from mrsep_deploy.engines.contract import Availability, Engine, Runner, Tensors
+from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.precision.requested import require_onnx
@@ -50,15 +52,17 @@ class OnnxRuntimeEngine(Engine):
             return Availability(False, reason=reason, fix="pip install onnxruntime")
         return Availability(True, onnxruntime.__version__, f"CPU, {cpu_budget()} threads")
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return _OrtRunner(self.session(bundle, stage, threads), stage)
 
-    def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
+    def prepare_lanes(
+        self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
+    ) -> list[Runner]:
         # A session's threads are one pool, which runs that overlap would fight for; with one thread there is none.
         if threads > 1:
-            return super().prepare_lanes(bundle, stage, threads, lanes)
+            return super().prepare_lanes(bundle, stage, threads, streams)
         session = self.session(bundle, stage, threads)
-        return [_OrtRunner(session, stage) for _ in range(lanes)]
+        return [_OrtRunner(session, stage) for _ in streams]
 
     def session(self, bundle: Bundle, stage: Stage, threads: int) -> Any:
         """A stage's session, loaded.
@@ -132,19 +136,19 @@ def _make_arena() -> None:
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT), None)
 
 
-class _OrtRunner:
+class _OrtRunner(Runner):
     def __init__(self, session: Any, stage: Stage) -> None:
         self.session = session
         self.stage = stage
         self.binding = session.io_binding()
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+    def __call__(self, tensors: Tensors) -> None:
         binding = self.binding
         try:
             for name in self.stage.inputs:
-                binding.bind_input(name, *_place(inputs[name]))
+                binding.bind_input(name, *_place(tensors[name]))
             for name in self.stage.outputs:
-                binding.bind_output(name, *_place(outputs[name]))
+                binding.bind_output(name, *_place(tensors[name]))
             self.session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(

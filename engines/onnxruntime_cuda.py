@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import cuda_status, open_cuda
-from mrsep_deploy.devices.interface import Device, DeviceTensor, Stream
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.devices.interface import Device, DeviceTensor, Stream, TensorView
+from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.files import paths
@@ -87,14 +88,41 @@ class _OrtGpuEngine(Engine):
         """What else the provider needs and does not find, and the line that installs it."""
         return None
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         if stage.file is None:
             raise EngineError(
                 f"{bundle.manifest.name} has no graph for stage {stage.name}, expected one for every stage",
                 "Export the checkpoint again.",
             )
-        _ = self.device  # sessions live in its context
-        return OrtGpuRunner(self, bundle, stage)
+        session = self._session(bundle, stage, stream)
+        return OrtGpuRunner(session, stage, self.options.device)
+
+    def _session(self, bundle: Bundle, stage: Stage, stream: Stream) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        # What is no session's: a warning that the provider is not one of the plug-ins, once a session.
+        ort.set_default_logger_severity(ERRORS_ONLY)
+        # Without it a provider that fails to load, or lacks an operator, is a slow run on the CPU.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        ort.preload_dlls()  # CUDA's and cuDNN's libraries out of pip's packages
+        graph = str(bundle.graph_path(stage))
+        providers = self.providers(bundle, stage, stream.handle)
+        try:
+            session = ort.InferenceSession(graph, options, providers=providers)
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime cannot load stage {stage.name} on {self.provider}: {first_line(error)}",
+                "Run mrsep-deploy doctor.",
+            ) from error
+        found = session.get_providers()
+        if found[:1] != [self.provider]:
+            raise EngineError(
+                f"ONNX Runtime put stage {stage.name} on {found[0]}, not {self.provider}",
+                "Run mrsep-deploy doctor.",
+            )
+        return session
 
     @abc.abstractmethod
     def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
@@ -165,32 +193,22 @@ class OrtTensorRtEngine(_OrtGpuEngine):
         return [(TENSORRT, options), (CUDA, self.cuda_options(stream))]
 
 
-class OrtGpuRunner:
-    """One stage: a session for the stream it runs on, bound to addresses at every run.
+class OrtGpuRunner(Runner):
+    """One stage: a session that was made for its stream, bound to addresses at every run."""
 
-    The stream is an option of the session, and known only at the first run; so that is when the session
-    is made. A stage always runs on the same stream, and its first run is never captured.
-    """
-
-    def __init__(self, engine: _OrtGpuEngine, bundle: Bundle, stage: Stage) -> None:
-        self.engine, self.bundle, self.stage = engine, bundle, stage
-        self.graph = str(bundle.graph_path(stage))
-        self.sessions: dict[int, tuple[Any, Any]] = {}
+    def __init__(self, session: Any, stage: Stage, device: int) -> None:
+        self.session, self.stage, self.device = session, stage, device
+        self.binding = session.io_binding()
         self.runs = 0
         self.enqueueing, self.collecting = _run_options("1"), _run_options("0")
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
-        handle = stream.handle
-        if handle not in self.sessions:
-            session = self._session(handle)
-            self.sessions[handle] = session, session.io_binding()
-        session, binding = self.sessions[handle]
+    def __call__(self, tensors: Tensors) -> None:
         try:
             for name in self.stage.inputs:
-                binding.bind_input(name, *self._place(inputs, name))
+                self.binding.bind_input(name, *self._place(tensors[name]))
             for name in self.stage.outputs:
-                binding.bind_output(name, *self._place(outputs, name))
-            session.run_with_iobinding(binding, self._options())
+                self.binding.bind_output(name, *self._place(tensors[name]))
+            self.session.run_with_iobinding(self.binding, self._options())
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise EngineError(
                 f"ONNX Runtime failed in stage {self.stage.name}: {first_line(error)}"
@@ -204,41 +222,13 @@ class OrtGpuRunner:
         self.runs += 1
         return self.enqueueing if self.runs % COLLECT_EVERY else self.collecting
 
-    def _place(self, tensors: Tensors, name: str) -> tuple[str, int, Any, tuple[int, ...], int]:
-        """Device, index, element type, shape and address of a tensor."""
-        tensor = tensors[name]
+    def _place(self, tensor: TensorView) -> tuple[str, int, Any, tuple[int, ...], int]:
+        """Device, index, element type, shape and address."""
         assert isinstance(tensor, DeviceTensor)
-        return "cuda", self.engine.options.device, tensor.dtype.type, tensor.shape, tensor.pointer
-
-    def _session(self, handle: int) -> Any:
-        import onnxruntime as ort
-
-        stage, provider = self.stage, self.engine.provider
-        options = ort.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
-        # What is no session's: a warning that the provider is not one of the plug-ins, once a session.
-        ort.set_default_logger_severity(ERRORS_ONLY)
-        # Without it a provider that fails to load, or lacks an operator, is a slow run on the CPU.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        ort.preload_dlls()  # CUDA's and cuDNN's libraries out of pip's packages
-        providers = self.engine.providers(self.bundle, stage, handle)
-        try:
-            session = ort.InferenceSession(self.graph, options, providers=providers)
-        except Exception as error:
-            raise EngineError(
-                f"ONNX Runtime cannot load stage {stage.name} on {provider}: {first_line(error)}",
-                "Run mrsep-deploy doctor.",
-            ) from error
-        found = session.get_providers()
-        if found[:1] != [provider]:
-            raise EngineError(
-                f"ONNX Runtime put stage {stage.name} on {found[0]}, not {provider}",
-                "Run mrsep-deploy doctor.",
-            )
-        return session
+        return "cuda", self.device, tensor.dtype.type, tensor.shape, tensor.pointer
 
     def close(self) -> None:
-        self.sessions.clear()
+        self.binding = self.session = None
 
 
 def _run_options(enqueue_only: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -15,8 +15,9 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
@@ -66,12 +67,14 @@ class OpenVinoEngine(Engine):
         """OpenVINO itself."""
         return _core()
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
-        return self.prepare_lanes(bundle, stage, threads, 1)[0]
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
+        return self.prepare_lanes(bundle, stage, threads, [stream])[0]
 
-    def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
-        compiled = self._compiled(bundle, stage, self.settings(threads, lanes))
-        return [OpenVinoRunner(compiled, bundle.manifest, stage) for _ in range(lanes)]
+    def prepare_lanes(
+        self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
+    ) -> list[Runner]:
+        compiled = self._compiled(bundle, stage, self.settings(threads, len(streams)))
+        return [OpenVinoRunner(compiled, bundle.manifest, stage) for _ in streams]
 
     def _compiled(self, bundle: Bundle, stage: Stage, settings: Mapping[str, object]) -> Any:
         """A stage out of the cache, or compiled and kept there."""
@@ -154,7 +157,7 @@ def _core() -> Any:
     return aside(make)
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(Runner):
     """One compiled stage, with one request that is bound anew at every run.
 
     Raises:
@@ -169,12 +172,11 @@ class OpenVinoRunner:
         self.tensor = _library().Tensor
         self.request = compiled.create_infer_request()
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+    def __call__(self, tensors: Tensors) -> None:
         try:
-            for names, tensors in ((self.stage.inputs, inputs), (self.stage.outputs, outputs)):
-                for name in names:
-                    view = borrowed(cast("NDArray[Any]", tensors[name]))
-                    self.request.set_tensor(name, self.tensor(view, shared_memory=True))
+            for name in (*self.stage.inputs, *self.stage.outputs):
+                view = borrowed(cast("NDArray[Any]", tensors[name]))
+                self.request.set_tensor(name, self.tensor(view, shared_memory=True))
             # Without sharing, the results would be copied once more.
             self.request.infer(share_outputs=True)
         except RuntimeError as error:

@@ -12,7 +12,8 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
@@ -46,7 +47,7 @@ class TorchEngine(Engine):
             return Availability(False, reason=f"torch cannot be imported ({error})", fix=INSTALL)
         return Availability(True, torch.__version__, f"CPU, {cpu_budget()} threads")
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         model, makers = aside(lambda: self._model(bundle))
         return _TorchRunner(makers[stage.name](model), stage, threads)
 
@@ -68,26 +69,26 @@ class TorchEngine(Engine):
         return self._models[bundle.digest]
 
 
-class _TorchRunner:
+class _TorchRunner(Runner):
     def __init__(self, part: Any, stage: Stage, threads: int) -> None:
         self.part = part
         self.stage = stage
         self.threads = threads
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+    def __call__(self, tensors: Tensors) -> None:
         import torch
 
         # The setting belongs to the calling thread, which is the stream's worker.
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        given = [torch.from_numpy(inputs[name]) for name in self.stage.inputs]
+        given = [torch.from_numpy(tensors[name]) for name in self.stage.inputs]
         try:
             with torch.inference_mode():
                 results = self.part(*given)
         except RuntimeError as error:
             raise EngineError(f"PyTorch failed in stage {self.stage.name}: {first_line(error)}") from error
         for name, result in zip(self.stage.outputs, results, strict=True):
-            np.copyto(cast("NDArray[Any]", outputs[name]), result.numpy())
+            np.copyto(cast("NDArray[Any]", tensors[name]), result.numpy())
 
     def close(self) -> None:
         self.part = None

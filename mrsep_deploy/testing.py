@@ -22,7 +22,8 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 
 __all__ = ["Arrays", "Compute", "FakeEngine", "identity"]
 
@@ -69,20 +70,20 @@ class FakeEngine(Engine):
     def availability(cls) -> Availability:
         return Availability(True, np.__version__, "no device")
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         self.prepared[stage.name] = threads
         return _FakeRunner(self, stage)
 
 
-class _FakeRunner:
+class _FakeRunner(Runner):
     def __init__(self, engine: FakeEngine, stage: Stage) -> None:
         self.engine, self.stage = engine, stage
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+    def __call__(self, tensors: Tensors) -> None:
         self.engine.calls.append(self.stage.name)
         given, wanted = (
             {name: cast("NDArray[Any]", tensors[name]) for name in names}
-            for tensors, names in ((inputs, self.stage.inputs), (outputs, self.stage.outputs))
+            for names in (self.stage.inputs, self.stage.outputs)
         )
         self.engine.compute(self.stage, given, wanted)
 

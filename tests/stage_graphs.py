@@ -28,7 +28,8 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
 from mrsep_deploy.bundle.manifest_check import check
 from mrsep_deploy.devices.interface import Device, Stream
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 from mrsep_deploy.errors import EngineError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -245,54 +246,52 @@ class WatchingEngine(Engine):
     def availability(cls) -> Availability:
         return Availability(True)
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         self.threads[stage.name] = threads
         readers = [name for other in bundle.manifest.stages for name in other.inputs]
         scratch = [n for n in stage.inputs if n.startswith("estimate") and readers.count(n) == 1]
-        return _WatchingRunner(self, stage, scratch)
+        return _WatchingRunner(self, stage, scratch, stream)
 
     def duration(self, stage: Stage) -> float:
         return self.slow.get(stage.name, self._random.random() * self.nap)
 
 
-class _WatchingRunner:
-    def __init__(self, engine: WatchingEngine, stage: Stage, scratch: list[str]) -> None:
-        self.engine, self.stage, self.scratch = engine, stage, scratch
-        self.streams: list[Stream] = []
+class _WatchingRunner(Runner):
+    def __init__(self, engine: WatchingEngine, stage: Stage, scratch: list[str], stream: Stream) -> None:
+        self.engine, self.stage, self.scratch, self.stream = engine, stage, scratch, stream
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+    def __call__(self, tensors: Tensors) -> None:
         engine, stage, driver = self.engine, self.stage, self.engine.driver
         engine.calls.append(stage.name)
         if stage.name in engine.failing:
             engine.failing[stage.name]()
         if driver is None:
-            self._run(inputs, outputs)  # type: ignore[arg-type]
+            self._run(tensors)  # type: ignore[arg-type]
             return
-        touched = {name: inputs[name] for name in (*stage.inputs, *stage.outputs)}
+        touched = {name: tensors[name] for name in (*stage.inputs, *stage.outputs)}
 
         def kernel() -> None:
             arrays = {name: driver.array(tensor) for name, tensor in touched.items()}
-            self._run(arrays, arrays)
+            self._run(arrays)
 
-        self.streams.append(stream)
-        driver.launch(stream.handle, kernel, touched.values())
+        driver.launch(self.stream.handle, kernel, touched.values())
 
-    def _run(self, inputs: Arrays, outputs: Arrays) -> None:
-        before = self._tags(inputs)
+    def _run(self, arrays: Arrays) -> None:
+        before = self._tags(arrays)
         self._expect(before[0][0] if before else 0.0, before)
         for name in self.stage.outputs:
-            outputs[name].reshape(-1)[:2] = np.nan  # whoever reads now reads nothing good
+            arrays[name].reshape(-1)[:2] = np.nan  # whoever reads now reads nothing good
         seconds = self.engine.duration(self.stage)
         if seconds:
             time.sleep(seconds)
-        compute(self.stage, inputs, outputs)
-        if self._tags(inputs) != before:
+        compute(self.stage, arrays, arrays)
+        if self._tags(arrays) != before:
             self.engine.violations.append(f"an input of {self.stage.name} changed while it ran")
         for name in self.scratch:
-            inputs[name].fill(np.nan)  # as an inverse transform uses its estimate
+            arrays[name].fill(np.nan)  # as an inverse transform uses its estimate
 
-    def _tags(self, inputs: Arrays) -> list[tuple[float, float]]:
-        return [(float(a[0]), float(a[1])) for a in (inputs[n].reshape(-1) for n in self.stage.inputs)]
+    def _tags(self, arrays: Arrays) -> list[tuple[float, float]]:
+        return [(float(a[0]), float(a[1])) for a in (arrays[n].reshape(-1) for n in self.stage.inputs)]
 
     def _expect(self, number: float, found: list[tuple[float, float]]) -> None:
         for name, (segment_number, tensor_tag) in zip(self.stage.inputs, found, strict=True):
@@ -305,12 +304,13 @@ class _WatchingRunner:
         if self.stage.name in self.engine.closed:
             return
         self.engine.closed.append(self.stage.name)
-        for stream in self.streams:
-            # A session of ONNX Runtime still uses its stream when it goes.
-            with contextlib.suppress(EngineError):
-                if stream.handle:
-                    continue
-            self.engine.violations.append(f"the runner of {self.stage.name} outlived its stream")
+        if self.engine.driver is None:
+            return
+        # A session of ONNX Runtime still uses its stream when it goes.
+        with contextlib.suppress(EngineError):
+            if self.stream.handle:
+                return
+        self.engine.violations.append(f"the runner of {self.stage.name} outlived its stream")
 
 
 def names_of(manifest: Manifest) -> list[str]:

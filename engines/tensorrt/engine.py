@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Device, Memory
+from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines.cache import CachedEngine, EngineCache, NewEngine
 from mrsep_deploy.engines.contract import (
     Availability,
@@ -22,18 +22,15 @@ from mrsep_deploy.engines.contract import (
     BuiltStage,
     Engine,
     EngineOptions,
-    Runner,
 )
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
 from mrsep_deploy.engines.tensorrt.device import Gpu, find_gpu
 from mrsep_deploy.engines.tensorrt.library import Flavour, Library, find_library
-from mrsep_deploy.engines.tensorrt.memory import share_workspaces
 from mrsep_deploy.engines.tensorrt.runner import NotLoadable, TensorRtRunner
 from mrsep_deploy.engines.tensorrt.timing import TimingCache
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.precision.names import Precision, arithmetic
-from mrsep_deploy.runtime.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -104,20 +101,17 @@ class TensorRtEngine(Engine):
             timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
         return _built(stage, self.cache.get_or_build(key, make, fresh=fresh))
 
-    def prepare(self, bundle: Bundle, stage: Stage, threads: int) -> Runner:
+    def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         _ = self.device  # engines are loaded into its context
         built = self._built_last(bundle, stage) or self.build(bundle, stage, BuildOptions())
         try:
-            return TensorRtRunner(self.library, built.data, bundle.manifest, stage)
+            return TensorRtRunner(self.library, built.data, bundle.manifest, stage, stream)
         except NotLoadable as error:
             if not built.from_cache:
                 raise
             log.warning("the cached engine is built anew: %s", error)
         built = self.build(bundle, stage, BuildOptions(), fresh=True)
-        return TensorRtRunner(self.library, built.data, bundle.manifest, stage)
-
-    def share_workspaces(self, runners: Mapping[str, Runner], schedule: Schedule) -> Memory | None:
-        return share_workspaces(runners, schedule, self.device)
+        return TensorRtRunner(self.library, built.data, bundle.manifest, stage, stream)
 
     def _graph(self, bundle: Bundle, stage: Stage) -> str:
         """The hash of the stage's graph; raises where the bundle has none that would do."""

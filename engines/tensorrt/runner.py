@@ -1,12 +1,12 @@
-"""A loaded engine and its one execution context, run on the stream it is given."""
+"""A loaded engine and its one execution context, run on one stream."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mrsep_deploy.bundle.manifest import Manifest, Stage
-from mrsep_deploy.devices.interface import DeviceTensor, Stream
-from mrsep_deploy.engines.contract import Tensors
+from mrsep_deploy.devices.interface import DeviceTensor, Stream, TensorView
+from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.tensorrt.build import check_tensors, engine_tensors
 from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.errors import EngineError
@@ -16,23 +16,25 @@ class NotLoadable(EngineError):
     """The library refuses the bytes of an engine."""
 
 
-class TensorRtRunner:
+class TensorRtRunner(Runner):
     """One stage. A context runs one segment at a time: its runs must be in order, as one stream's are.
 
-    The context's scratch memory is the caller's (``set_workspace``), so that stages which never overlap
-    can share it.
-
     Args:
+        library: a TensorRT that is installed.
         data: the serialised engine.
+        manifest, stage: what its inputs and outputs must be.
+        stream: where it runs.
 
     Raises:
         NotLoadable: the library refuses it.
         EngineError: its inputs and outputs are not the manifest's, or there is no context to be had.
     """
 
-    def __init__(self, library: Library, data: bytes, manifest: Manifest, stage: Stage) -> None:
+    def __init__(
+        self, library: Library, data: bytes, manifest: Manifest, stage: Stage, stream: Stream
+    ) -> None:
         trt = library.module
-        self._library, self._stage = library, stage
+        self._library, self._stage, self._stream = library, stage, stream
         library.last_error()  # forget what earlier stages left
         self._runtime: Any = trt.Runtime(library.logger)
         self._engine: Any = self._runtime.deserialize_cuda_engine(data)
@@ -47,11 +49,13 @@ class TensorRtRunner:
 
     @property
     def workspace_bytes(self) -> int:
-        """Scratch memory a run needs."""
         return int(self._engine.device_memory_size_v2)
 
-    def set_workspace(self, memory: DeviceTensor) -> None:
-        """Use this memory from the next run on; it must outlive the runner's last."""
+    def set_workspace(self, memory: TensorView) -> None:
+        if not isinstance(memory, DeviceTensor):
+            raise EngineError(
+                f"the workspace of stage {self._stage.name} lies in host memory, expected the GPU's"
+            )
         if memory.nbytes < self.workspace_bytes:
             raise EngineError(
                 f"stage {self._stage.name} was given {memory.nbytes} bytes of workspace, "
@@ -60,13 +64,12 @@ class TensorRtRunner:
         self._context.set_device_memory(memory.pointer, memory.nbytes)
         self._workspace = memory
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
+    def __call__(self, tensors: Tensors) -> None:
         if self._workspace is None and self.workspace_bytes:
             raise EngineError(f"stage {self._stage.name} was run before it was given its workspace")
-        for names, tensors in ((self._stage.inputs, inputs), (self._stage.outputs, outputs)):
-            for name in names:
-                self._bind(name, tensors)
-        if not self._context.execute_async_v3(stream.handle):
+        for name in (*self._stage.inputs, *self._stage.outputs):
+            self._bind(name, tensors)
+        if not self._context.execute_async_v3(self._stream.handle):
             raise self._failed("failed in")
 
     def _bind(self, name: str, tensors: Tensors) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import Stream
+from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.cache import EngineCache
-from mrsep_deploy.engines.contract import Engine, EngineOptions, Runner, Tensors
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from mrsep_deploy.engines.openvino import OpenVinoEngine
 from mrsep_deploy.errors import EngineError
@@ -121,22 +122,25 @@ class ProfilingOpenVino(OpenVinoEngine, NodeClock):
     def settings(self, threads: int, lanes: int = 1) -> dict[str, object]:
         return {**super().settings(threads, lanes), "PERF_COUNT": "YES"}
 
-    def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int) -> list[Runner]:
+    def prepare_lanes(
+        self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
+    ) -> list[Runner]:
         runs = self.runs.setdefault(stage.name, [])
-        return [_CountingRunner(each, runs) for each in super().prepare_lanes(bundle, stage, threads, lanes)]
+        runners = super().prepare_lanes(bundle, stage, threads, streams)
+        return [_CountingRunner(runner, runs) for runner in runners]
 
     def stage_runs(self, stage: str) -> Runs:
         return self.runs[stage]
 
 
-class _CountingRunner:
+class _CountingRunner(Runner):
     """A runner of OpenVINO's that reads the request's counters after every run."""
 
     def __init__(self, inner: Any, runs: Runs) -> None:
         self.inner, self.runs = inner, runs
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream) -> None:
-        self.inner(inputs, outputs, stream)
+    def __call__(self, tensors: Tensors) -> None:
+        self.inner(tensors)
         self.runs.append(
             [
                 NodeTime(info.node_name, info.node_type, info.exec_type, info.real_time.total_seconds())

@@ -1,17 +1,22 @@
-"""Runners of all stages: who runs what, with how many threads."""
+"""Runners of all stages, and the threads they share out among them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.engines.contract import Engine, Runner
+from mrsep_deploy.devices.interface import Stream
+from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import EngineError, MrsepError, named_line
 from mrsep_deploy.process.machine import release_heap
-from mrsep_deploy.runtime.schedule import Mode, Schedule, Step
+from mrsep_deploy.runtime.memory import place_workspaces
+from mrsep_deploy.runtime.schedule import HEAD, TAIL, Schedule, Step
 from mrsep_deploy.transforms.host import host_runner
 
 
@@ -27,50 +32,97 @@ def prepare_runners(
     bundle: Bundle,
     engine: Engine,
     schedule: Schedule,
-    mode: Mode,
     budget: int,
+    lanes: Sequence[Mapping[str, Stream]],
     stack: contextlib.ExitStack,
-    lanes: int = 1,
 ) -> list[dict[str, Prepared]]:
-    """A runner for every stage, by name, for each of several lanes with ``budget`` threads; ``stack`` closes them.
+    """Prepare every stage of a schedule, once for each of several segments in parallel.
+
+    Args:
+        bundle: where the graphs lie.
+        engine: what runs them.
+        schedule: which stages, and on which stream each.
+        budget: CPU threads for one segment.
+        lanes: the streams of each segment, by the schedule's names.
+        stack: closes the runners, then their scratch memory; it closes the streams later.
+
+    Returns:
+        For each segment its runners, by the names of their stages.
 
     Raises:
         EngineError: a stage cannot be prepared.
     """
     side_by_side = len({step.stream for step in schedule.steps if step.part == "body" and not step.exclusive})
     share = max(1, budget // max(side_by_side, 1))
-    prepared: list[dict[str, Prepared]] = [{} for _ in range(lanes)]
+    workspaces = stack.enter_context(contextlib.ExitStack())
+    prepared: list[dict[str, Prepared]] = [{} for _ in lanes]
     for step in schedule.steps:
-        threads = _threads(step, mode, budget, share)
-        for lane, runner in zip(prepared, _runners(bundle, engine, step.stage, threads, lanes), strict=True):
+        threads = _threads(step, budget, share)
+        streams = [lane[step.stream] for lane in lanes]
+        for found, runner in zip(
+            prepared, _runners(bundle, engine, step.stage, threads, streams), strict=True
+        ):
             stack.callback(runner.close)
-            lane[step.stage.name] = Prepared(runner, threads)
-    for lane in prepared:
-        workspace = engine.share_workspaces({name: each.runner for name, each in lane.items()}, schedule)
-        if workspace is not None:
-            stack.callback(workspace.close)
+            found[step.stage.name] = Prepared(runner, threads)
+    for found in prepared:
+        runners = {name: each.runner for name, each in found.items()}
+        place_workspaces(engine.device, schedule, runners, workspaces)
     release_heap()  # before the buffers and the first run
     return prepared
 
 
-def _threads(step: Step, mode: Mode, budget: int, share: int) -> int:
-    """All where nothing runs beside it; heads and tails run beside other segments' bodies and get one."""
-    if mode == "sequential":
-        return budget
-    if step.part != "body":
+def _threads(step: Step, budget: int, share: int) -> int:
+    """All where nothing runs beside it; heads and tails with streams of their own run beside bodies and get one."""
+    if step.stream in (HEAD, TAIL):
         return 1
     return budget if step.exclusive else share
 
 
-def _runners(bundle: Bundle, engine: Engine, stage: Stage, threads: int, lanes: int) -> Sequence[Runner]:
+def _runners(
+    bundle: Bundle, engine: Engine, stage: Stage, threads: int, streams: Sequence[Stream]
+) -> Sequence[Runner]:
     if stage.kind == "graph" or engine.graph_transforms:
-        return engine.prepare_lanes(bundle, stage, threads, lanes)
-    return [host_runner(stage, bundle.manifest.branches, threads) for _ in range(lanes)]
+        return engine.prepare_lanes(bundle, stage, threads, streams)
+    return [host_runner(stage, bundle.manifest.branches, threads) for _ in streams]
+
+
+class Cores:
+    """A CPU's thread budget, shared by stages that run side by side.
+
+    First come, first served: otherwise a stage that needs every core would wait as long as small ones of other
+    segments keep coming. A stage that holds cores waits for nothing else, and none gets more than there are, so
+    there is no deadlock.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = self._free = count
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+
+    @contextlib.contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Hold ``count`` cores, or all of them if there are fewer."""
+        count = min(count, self._count)
+        place = object()
+        with self._changed:
+            self._queue.append(place)
+            try:
+                self._changed.wait_for(lambda: self._queue[0] is place and self._free >= count)
+                self._free -= count
+            finally:  # an interrupted wait gives its place up, too
+                self._queue.remove(place)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += count
+                self._changed.notify_all()
 
 
 @contextlib.contextmanager
 def named(stage: Stage) -> Iterator[None]:
-    """Raise what is not this package's own error as one that names the stage."""
+    """Raise errors that are not this package's own as one that names the stage."""
     try:
         yield
     except MrsepError:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Manifest, Stage
-from mrsep_deploy.runtime.buffers import data_dependencies, happens_before
 
 Mode = Literal["sequential", "concurrent", "graph"]
 MODES: tuple[Mode, ...] = ("sequential", "concurrent", "graph")
@@ -56,12 +55,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of one segment, in an order in which they can be enqueued."""
+    """The steps of one segment, in an order in which they can be enqueued.
+
+    Attributes:
+        steps: one for each stage.
+        streams: names of the streams, ``main`` first.
+        before: for every stage, all stages that are over when it starts.
+        slot_tensors: tensors outside the body, which every slot has for itself.
+        mode: how it was made.
+    """
 
     steps: tuple[Step, ...]
     streams: tuple[str, ...]
     before: Mapping[str, frozenset[str]]
     slot_tensors: frozenset[str]
+    mode: Mode = "sequential"
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.stage.name == name)
@@ -93,7 +101,30 @@ def make_schedule(manifest: Manifest, mode: Mode) -> Schedule:
         for stage in stages
     )
     used = tuple(dict.fromkeys([MAIN, *streams.values()]))
-    return Schedule(steps, used, before, _slot_tensors(stages, parts))
+    return Schedule(steps, used, before, _slot_tensors(stages, parts), mode)
+
+
+def happens_before(stages: Sequence[Stage], waits: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
+    """For every stage, all stages that are over when it starts.
+
+    Args:
+        stages: in an order in which they can run.
+        waits: the stages each one waits for directly.
+    """
+    before: dict[str, frozenset[str]] = {}
+    for stage in stages:
+        direct = waits.get(stage.name, ())
+        before[stage.name] = frozenset(direct).union(*(before[name] for name in direct))
+    return before
+
+
+def data_dependencies(stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """For every stage, the stages whose outputs it reads."""
+    producer = {name: stage.name for stage in stages for name in stage.outputs}
+    return {
+        stage.name: list(dict.fromkeys(producer[name] for name in stage.inputs if name in producer))
+        for stage in stages
+    }
 
 
 def part_of(stage: Stage) -> Part:

@@ -1,4 +1,4 @@
-"""Who ran when: stages on streams, for pictures and for finding where the time goes."""
+"""Which stage ran when and on which stream: for pictures, and for finding where the time goes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class _Timers:
     """The events around one stage in one slot; every segment in that slot records them anew."""
 
     step: Step
+    label: str
     before: Event
     after: Event
 
@@ -62,23 +63,24 @@ class Trace:
                 stream.record(self._origin_event)
 
     @contextlib.contextmanager
-    def span(self, segment: int, slot: int, step: Step, stream: Stream) -> Iterator[None]:
-        """Around one stage's run, on the stream it runs on."""
+    def span(self, segment: int, slot: int, step: Step, label: str, stream: Stream) -> Iterator[None]:
+        """Note one stage's run, around which this is; ``label`` is put before the stream's name."""
         if self._device.kind == "cpu":
             start = time.perf_counter()
             yield
-            self._add(segment, step, start, time.perf_counter(), self._origin or 0.0)
+            self._add(segment, step, label, start, time.perf_counter(), self._origin or 0.0)
             return
-        timers = self._timers_of(slot, step)
+        timers = self._timers_of(slot, step, label)
         stream.record(timers.before)
         yield
         stream.record(timers.after)
 
-    def _timers_of(self, slot: int, step: Step) -> _Timers:
+    def _timers_of(self, slot: int, step: Step, label: str) -> _Timers:
         timers = self._timers.setdefault(slot, {})
         name = step.stage.name
         if name not in timers:
-            timers[name] = _Timers(step, self._device.event(timed=True), self._device.event(timed=True))
+            before, after = (self._device.event(timed=True) for _ in range(2))
+            timers[name] = _Timers(step, label, before, after)
         return timers[name]
 
     def finished(self, segment: int, slot: int) -> None:
@@ -87,14 +89,14 @@ class Trace:
             return
         for timers in self._timers.get(slot, {}).values():
             start = timers.before.seconds_since(self._origin_event)
-            self._add(segment, timers.step, start, start + timers.after.seconds_since(timers.before), 0.0)
+            end = start + timers.after.seconds_since(timers.before)
+            self._add(segment, timers.step, timers.label, start, end, 0.0)
 
-    def _add(self, segment: int, step: Step, start: float, end: float, origin: float) -> None:
+    def _add(self, segment: int, step: Step, label: str, start: float, end: float, origin: float) -> None:
         if segment >= self._end:
             return
-        event = TraceEvent(
-            segment, step.stage.name, step.stage.branch, step.stream, start - origin, end - origin
-        )
+        stage, stream = step.stage, f"{label}{step.stream}"
+        event = TraceEvent(segment, stage.name, stage.branch, stream, start - origin, end - origin)
         with self._lock:
             self._found.append(event)
 
@@ -102,11 +104,6 @@ class Trace:
         """All runs so far, by start; call it when the segments of interest have been collected."""
         with self._lock:
             return sorted(self._found, key=lambda e: e.start)
-
-    @property
-    def origin(self) -> float | None:
-        """When the clock was started, by ``time.perf_counter``; None before the first segment."""
-        return self._origin
 
     def clear(self) -> None:
         """Forget everything; the next segment starts the clock anew."""

@@ -22,8 +22,7 @@ from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import in_precision
 from mrsep_deploy.process.interrupts import breakable
-from mrsep_deploy.runtime.lanes import Lanes
-from mrsep_deploy.runtime.plan import Manner, manner_of
+from mrsep_deploy.runtime.plan import manner_of
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import Scheduler
 from mrsep_deploy.separation.occupancy import Occupancy
@@ -110,7 +109,7 @@ class Separator:
             self.engine, self.engine_reason = chosen.engine, chosen.reason
         try:
             self.manner = manner_of(self.bundle, self.engine, mode, lanes)
-            self._scheduler = _scheduler(self.bundle, self.engine, self.manner, trace)
+            self._scheduler = Scheduler(self.bundle, self.engine, self.manner.mode, self.manner.lanes, trace)
         except BaseException:
             self.engine.device.close()
             raise
@@ -138,7 +137,7 @@ class Separator:
         return self.engine.name
 
     @property
-    def scheduler(self) -> Scheduler | Lanes:
+    def scheduler(self) -> Scheduler:
         """What runs the segments; its ``trace`` tells where the last one's time went."""
         return self._scheduler
 
@@ -244,7 +243,7 @@ class Separator:
         self.close()
 
 
-def _close(scheduler: Scheduler | Lanes, device: Device, process: int) -> None:
+def _close(scheduler: Scheduler, device: Device, process: int) -> None:
     """Let go of everything. In a process that was forked off, the threads to be ended are not there."""
     if os.getpid() != process:
         return
@@ -263,12 +262,6 @@ def _readable_twice(blocks: Blocks | Iterable[Float32]) -> Blocks:
             "Give a list of blocks, or a function that begins again.",
         )
     return lambda: blocks
-
-
-def _scheduler(bundle: Bundle, engine: Engine, manner: Manner, trace: bool) -> Scheduler | Lanes:
-    if manner.lanes == 1:
-        return Scheduler(bundle, engine, manner.mode, trace)
-    return Lanes(bundle, engine, manner.lanes, manner.mode, trace)
 
 
 def _segment_samples(manifest: Manifest, seconds: float | None) -> int:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import ModelInfo
-from mrsep_deploy.runtime.lanes import Lanes
 from mrsep_deploy.runtime.scheduler import Scheduler, Ticket
 from mrsep_deploy.separation.segments import (
     SONG_EPS,
@@ -146,7 +145,7 @@ def _after_silence(lead: int, blocks: Iterable[Float32]) -> Iterator[Float32]:
 class SongStream:
     """Separates songs one after the other; see :meth:`run`."""
 
-    def __init__(self, scheduler: Scheduler | Lanes, model: ModelInfo, batch: int, cutting: Cutting) -> None:
+    def __init__(self, scheduler: Scheduler, model: ModelInfo, batch: int, cutting: Cutting) -> None:
         self._scheduler = scheduler
         self._model = model
         self._batch = batch

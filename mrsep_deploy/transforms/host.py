@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import Branch, Stage
-from mrsep_deploy.devices.interface import Stream, TensorView
-from mrsep_deploy.engines.contract import Tensors
+from mrsep_deploy.devices.interface import TensorView
+from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.transforms.spectrogram import analyse, denormalise, normalise, statistics, synthesise
 
 
@@ -41,14 +40,10 @@ def _array(tensor: TensorView) -> NDArray[Any]:
     return cast("NDArray[Any]", tensor)
 
 
-class HostStage(abc.ABC):
-    """A runner (see the engine contract) of a stage that is not a graph; it needs no stream and no closing."""
+class HostStage(Runner):
+    """A runner of a stage that is not a graph; the stream that calls it is the one it runs on."""
 
-    @abc.abstractmethod
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
-        """Fill ``outputs`` from ``inputs``, both by tensor name."""
-
-    def close(self) -> None:  # noqa: B027  (nothing to let go of, in any of them)
+    def close(self) -> None:
         """Host stages hold neither sessions nor memory."""
 
 
@@ -58,9 +53,9 @@ class _Spectrogram(HostStage):
     def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
         self.stage, self.branch, self.workers = stage, branch, workers
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
-        spectrogram, stats = (_array(outputs[name]) for name in self.stage.outputs)
-        mix = _array(inputs[self.stage.inputs[0]])
+    def __call__(self, tensors: Tensors) -> None:
+        spectrogram, stats = (_array(tensors[name]) for name in self.stage.outputs)
+        mix = _array(tensors[self.stage.inputs[0]])
         analyse(mix, self.branch.n_fft, self.branch.hop, out=spectrogram, workers=self.workers)
         found = statistics(spectrogram)
         stats[:] = found
@@ -73,9 +68,9 @@ class _Normalize(HostStage):
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
-        waveform, stats = (_array(outputs[name]) for name in self.stage.outputs)
-        waveform[:] = _array(inputs[self.stage.inputs[0]])
+    def __call__(self, tensors: Tensors) -> None:
+        waveform, stats = (_array(tensors[name]) for name in self.stage.outputs)
+        waveform[:] = _array(tensors[self.stage.inputs[0]])
         found = statistics(waveform)
         stats[:] = found
         normalise(waveform, found)
@@ -90,9 +85,9 @@ class _Inverse(HostStage):
     def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
         self.stage, self.branch, self.workers = stage, branch, workers
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
-        estimate, stats = (_array(inputs[name]) for name in self.stage.inputs)
-        signal = _array(outputs[self.stage.outputs[0]])
+    def __call__(self, tensors: Tensors) -> None:
+        estimate, stats = (_array(tensors[name]) for name in self.stage.inputs)
+        signal = _array(tensors[self.stage.outputs[0]])
         branch = self.branch
         channels, length = signal.shape[-2:]
         pairs = estimate.reshape(-1, 2, branch.bins, branch.frames)
@@ -112,9 +107,9 @@ class _Denormalize(HostStage):
     def __init__(self, stage: Stage, branch: Branch) -> None:
         self.stage, self.branch = stage, branch
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
-        estimate, stats = (_array(inputs[name]) for name in self.stage.inputs)
-        signal = _array(outputs[self.stage.outputs[0]])
+    def __call__(self, tensors: Tensors) -> None:
+        estimate, stats = (_array(tensors[name]) for name in self.stage.inputs)
+        signal = _array(tensors[self.stage.outputs[0]])
         signal[:] = estimate.reshape(signal.shape)
         denormalise(signal, stats.astype(np.float64), self.branch.gains)
 
@@ -125,9 +120,9 @@ class _Sum(HostStage):
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
 
-    def __call__(self, inputs: Tensors, outputs: Tensors, stream: Stream | None = None) -> None:
-        stems = _array(outputs[self.stage.outputs[0]])
-        first, *rest = (_array(inputs[name]) for name in self.stage.inputs)
+    def __call__(self, tensors: Tensors) -> None:
+        stems = _array(tensors[self.stage.outputs[0]])
+        first, *rest = (_array(tensors[name]) for name in self.stage.inputs)
         stems[:] = first
         for signal in rest:
             stems += signal

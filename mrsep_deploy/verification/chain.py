@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import MIX, Manifest, Stage, TensorSpec
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
-from mrsep_deploy.engines.contract import Engine, Runner
+from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.runtime.runners import named, prepare_runners
-from mrsep_deploy.runtime.schedule import make_schedule
+from mrsep_deploy.runtime.schedule import MAIN, make_schedule
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -28,7 +29,7 @@ class StageRunner:
         runner: of the stage; closed by whoever made it.
         stage: which one.
         manifest: shapes and element types of its tensors.
-        device, stream: where it runs.
+        device, stream: where it runs; the runner was made for this stream.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class StageRunner:
             views = {name: self._on_device(array, memory) for name, array in {**given, **results}.items()}
             for name, array in given.items():
                 self._copy(views[name], array)
-            self.stream.enqueue(lambda: self.runner(views, views, self.stream))
+            self.stream.enqueue(lambda: self.runner(views))
             for name, array in results.items():
                 self._copy(array, views[name])
             self.stream.synchronize()
@@ -92,9 +93,9 @@ class Chain:
         schedule = make_schedule(self.manifest, "sequential")
         budget = engine.options.budget
         with contextlib.ExitStack() as stack:
-            prepared = prepare_runners(bundle, engine, schedule, "sequential", budget, stack)[0]
             stream = engine.device.stream("verify")
             stack.callback(stream.close)
+            prepared = prepare_runners(bundle, engine, schedule, budget, [{MAIN: stream}], stack)[0]
             self.runners = {
                 stage.name: StageRunner(
                     prepared[stage.name].runner, stage, self.manifest, engine.device, stream

@@ -20,6 +20,8 @@ from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.precision.convert_graph import ReadGraph, TypedGraph, typed_graph
 from mrsep_deploy.precision.graph import MOVEMENT
 from mrsep_deploy.precision.plan import PrecisionPlan
+from mrsep_deploy.runtime.runners import prepare_runners
+from mrsep_deploy.runtime.schedule import MAIN, make_schedule
 from mrsep_deploy.verification.chain import StageRunner
 
 
@@ -66,11 +68,13 @@ class IsolatedStages:
         others = tuple(name for name in self.computing[stage.name] if name not in wanted)
         typed = self._typed(stage, replace(self.plan, keep={**self.plan.keep, stage.name: others}))
         with contextlib.ExitStack() as stack:
-            bundle = self._only(stage, typed.data, stack)
-            runner = self.engine.prepare(bundle, stage, self.engine.options.budget)
-            stack.callback(runner.close)
+            bundle, budget = self._only(stage, typed.data, stack), self.engine.options.budget
             stream = self.engine.device.stream("bisect")
             stack.callback(stream.close)
+            schedule = make_schedule(bundle.manifest, "sequential")
+            alone = replace(schedule, steps=(schedule.step(stage.name),))
+            (prepared,) = prepare_runners(bundle, self.engine, alone, budget, [{MAIN: stream}], stack)
+            runner = prepared[stage.name].runner
             yield StageRunner(runner, stage, bundle.manifest, self.engine.device, stream)
 
     def _typed(self, stage: Stage, plan: PrecisionPlan) -> TypedGraph:

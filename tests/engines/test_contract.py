@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import weakref
@@ -21,7 +22,7 @@ from onnx import TensorProto, helper
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES, EngineOptions, choose_engine, engine_class
-from mrsep_deploy.engines.contract import Engine, Runner
+from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.families.demucs.chain import reference_stage
@@ -83,14 +84,21 @@ def given(manifest: Manifest, stage: Stage, seed: int = 0) -> Values:
 class Bench:
     """One prepared stage with tensors of its own on the engine's device."""
 
-    def __init__(self, engine: Engine, runner: Runner, manifest: Manifest, stage: Stage) -> None:
-        self.device, self.runner, self.stage = engine.device, runner, stage
+    def __init__(self, engine: Engine, bundle: Bundle, stage: Stage, threads: int = 1) -> None:
+        self.device, self.stage, manifest = engine.device, stage, bundle.manifest
+        self.stack = contextlib.ExitStack()
         self.stream = self.device.stream("test")
+        self.stack.callback(self.stream.close)
+        self.runner = engine.prepare(bundle, stage, threads, self.stream)
+        self.stack.callback(self.runner.close)
+        self.stack.callback(self.runner.close)
         specs = [manifest.tensor(name) for name in (*stage.inputs, *stage.outputs)]
         self.memory = [self.device.allocate(4 * spec.elements) for spec in specs]
         self.tensors = {
             s.name: m.tensor(0, s.shape, s.dtype) for s, m in zip(specs, self.memory, strict=True)
         }
+        for memory in self.memory:
+            self.stack.callback(memory.close)
         self.host = {spec.name: self.device.pinned(spec.shape, spec.dtype) for spec in specs}
 
     def run(self, inputs: Values, poison: float = np.nan) -> dict[str, NDArray[np.float32]]:
@@ -101,7 +109,7 @@ class Bench:
             self.host[name][...] = value
         for name, tensor in self.tensors.items():
             self.device.copy(tensor, self.host[name], self.stream)
-        self.stream.enqueue(lambda: self.runner(self.tensors, self.tensors, self.stream))
+        self.stream.enqueue(lambda: self.runner(self.tensors))
         for name, tensor in self.tensors.items():
             self.device.copy(self.host[name], tensor, self.stream)
         self.stream.synchronize()
@@ -110,11 +118,7 @@ class Bench:
         return {name: self.host[name].copy() for name in self.stage.outputs}
 
     def close(self) -> None:
-        self.stream.close()
-        self.runner.close()
-        self.runner.close()
-        for memory in self.memory:
-            memory.close()
+        self.stack.close()
 
 
 @pytest.fixture
@@ -122,7 +126,7 @@ def bench(engine: Engine, bundle: Bundle) -> Iterator[Callable[[Stage], Bench]]:
     made: list[Bench] = []
 
     def make(stage: Stage, threads: int = 1) -> Bench:
-        made.append(Bench(engine, engine.prepare(bundle, stage, threads), bundle.manifest, stage))
+        made.append(Bench(engine, bundle, stage, threads))
         return made[-1]
 
     yield make
@@ -215,11 +219,12 @@ def test_tensors_are_let_go(engine: Engine, bundle: Bundle) -> None:
     if engine.device.kind != "cpu":
         pytest.skip("device tensors own nothing")
     stage = stage_of(bundle, "encoder.time")
-    runner, stream = engine.prepare(bundle, stage, 1), engine.device.stream("test")
+    stream = engine.device.stream("test")
+    runner = engine.prepare(bundle, stage, 1, stream)
     tensors: dict[str, Any] = dict(given(bundle.manifest, stage))
     tensors |= {n: np.zeros(bundle.manifest.tensor(n).shape, np.float32) for n in stage.outputs}
     alive = [weakref.ref(array) for array in tensors.values()]
-    runner(tensors, tensors, stream)
+    runner(tensors)
     tensors.clear()
     gc.collect()
     assert not any(ref() is not None for ref in alive)
@@ -283,7 +288,7 @@ def test_a_wrong_graph_is_an_error_that_names_the_stage(tmp_path: Path, name: st
     engine = choose_engine(name, EngineOptions(threads=1))
     stage = next(s for s in manifest.stages if s.name == "branch.time")
     with pytest.raises(EngineError, match=r"branch\.time"):
-        Bench(engine, engine.prepare(bundle, stage, 1), manifest, stage).run(given(manifest, stage))
+        Bench(engine, bundle, stage).run(given(manifest, stage))
     engine.device.close()
 
 
@@ -293,7 +298,7 @@ def test_torch_on_a_bundle_whose_checkpoint_nobody_knows(tmp_path: Path) -> None
     bundle = tiny_bundle(tmp_path)
     engine = choose_engine("torch", EngineOptions())
     with pytest.raises(MrsepError, match="checkpoint"):
-        engine.prepare(bundle, bundle.manifest.graph_stages[0], 1)
+        engine.prepare(bundle, bundle.manifest.graph_stages[0], 1, engine.device.stream("test"))
 
 
 # --- availability ------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def tensors(bundle: Bundle, base: int) -> dict[str, DeviceTensor]:
 
 def run_once(engine: Any, bundle: Bundle, handle: int = 77) -> None:
     memory = tensors(bundle, 2**40)
-    engine.prepare(bundle, first_stage(bundle), 1)(memory, memory, stream(handle))
+    engine.prepare(bundle, first_stage(bundle), 1, stream(handle))(memory)
 
 
 # --- sessions
@@ -215,10 +215,10 @@ def test_the_host_waits_for_nothing(ort: FakeOrt, bundle: Bundle) -> None:
 
 
 def test_now_and_then_a_run_waits_and_gives_staged_memory_back(ort: FakeOrt, bundle: Bundle) -> None:
-    runner = OrtCudaEngine(EngineOptions()).prepare(bundle, first_stage(bundle), 1)
+    runner = OrtCudaEngine(EngineOptions()).prepare(bundle, first_stage(bundle), 1, stream(77))
     memory = tensors(bundle, 2**40)
     for _ in range(3 * module.COLLECT_EVERY):
-        runner(memory, memory, stream(77))
+        runner(memory)
     waits = [
         options.entries["disable_synchronize_execution_providers"] for _, options in ort.sessions[0].runs
     ]
@@ -228,10 +228,10 @@ def test_now_and_then_a_run_waits_and_gives_staged_memory_back(ort: FakeOrt, bun
 def test_tensors_are_bound_by_address_at_every_run(ort: FakeOrt, bundle: Bundle) -> None:
     """Two slots take turns: one session, other addresses."""
     engine, stage = OrtCudaEngine(EngineOptions(device=1)), first_stage(bundle)
-    runner = engine.prepare(bundle, stage, 1)
+    runner = engine.prepare(bundle, stage, 1, stream(77))
     for base in (2**40, 2**41, 2**40):
         memory = tensors(bundle, base)
-        runner(memory, memory, stream(77))
+        runner(memory)
         binding, _ = ort.sessions[0].runs[-1]
         for names, bound in ((stage.inputs, binding.inputs), (stage.outputs, binding.outputs)):
             expected = {n: (1, memory[n].shape, memory[n].pointer) for n in names}
@@ -240,14 +240,14 @@ def test_tensors_are_bound_by_address_at_every_run(ort: FakeOrt, bundle: Bundle)
 
 
 def test_another_stream_gets_a_session_of_its_own(ort: FakeOrt, bundle: Bundle) -> None:
-    runner = OrtCudaEngine(EngineOptions()).prepare(bundle, first_stage(bundle), 1)
-    memory = tensors(bundle, 2**40)
-    for handle in (5, 6, 5):
-        runner(memory, memory, stream(handle))
+    engine, memory = OrtCudaEngine(EngineOptions()), tensors(bundle, 2**40)
+    first, second = (engine.prepare(bundle, first_stage(bundle), 1, stream(handle)) for handle in (5, 6))
+    for runner in (first, second, first):
+        runner(memory)
     assert [s.providers[CUDA]["user_compute_stream"] for s in ort.sessions] == ["5", "6"]
     assert [len(s.runs) for s in ort.sessions] == [2, 1]
-    runner.close()
-    runner.close()
+    first.close()
+    first.close()
 
 
 def test_transforms_run_as_graphs(bundle: Bundle) -> None:
@@ -256,7 +256,7 @@ def test_transforms_run_as_graphs(bundle: Bundle) -> None:
     spectrogram = bundle.manifest.stages[0]
     assert spectrogram.file is None
     with pytest.raises(EngineError, match=r"spectrogram\.16"):
-        OrtCudaEngine(EngineOptions()).prepare(bundle, spectrogram, 1)
+        OrtCudaEngine(EngineOptions()).prepare(bundle, spectrogram, 1, stream(77))
 
 
 def test_half_precision_is_refused() -> None:

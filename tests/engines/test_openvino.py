@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from goldens import Export, golden
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines import EngineOptions
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.openvino import OpenVinoEngine, OpenVinoRunner, borrowed, reason
@@ -48,7 +49,7 @@ def first_stage(bundle: Bundle) -> Stage:
 
 
 def prepared(engine: OpenVinoEngine, bundle: Bundle, threads: int = 1) -> OpenVinoRunner:
-    runner = engine.prepare(bundle, first_stage(bundle), threads)
+    runner = engine.prepare(bundle, first_stage(bundle), threads, cast("Stream", None))
     assert isinstance(runner, OpenVinoRunner)
     return runner
 
@@ -57,7 +58,7 @@ def run(runner: OpenVinoRunner, bundle: Bundle, value: float = 1.0) -> dict[str,
     stage = runner.stage
     tensors = {n: np.full(bundle.manifest.tensor(n).shape, value, np.float32) for n in stage.inputs}
     tensors |= {n: np.full(bundle.manifest.tensor(n).shape, np.nan, np.float32) for n in stage.outputs}
-    runner(tensors, tensors, None)  # type: ignore[arg-type]
+    runner(tensors)
     return tensors
 
 
@@ -90,7 +91,7 @@ def test_results_land_in_the_given_memory(engine: OpenVinoEngine, bundle: Bundle
     for _ in range(3):
         block = np.full(target.elements + 32, 7.0, np.float32)
         place = block[16:-16].reshape(target.shape)
-        runner({source.name: given}, {target.name: place}, None)  # type: ignore[arg-type]
+        runner({source.name: given, target.name: place})
         np.testing.assert_array_equal(place, 1 + np.float32(OFFSET))
         assert (block[:16] == 7).all()
         assert (block[-16:] == 7).all()
@@ -225,7 +226,7 @@ def test_a_failing_run_names_the_stage(engine: OpenVinoEngine, bundle: Bundle) -
     stage = runner.stage
     wrong = {n: np.zeros((1, 1), np.float32) for n in (*stage.inputs, *stage.outputs)}
     with pytest.raises(EngineError, match=stage.name.replace(".", r"\.")):
-        runner(wrong, wrong, None)  # type: ignore[arg-type]
+        runner(wrong)
 
 
 # --- exactness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor, Stream
+from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class
 from mrsep_deploy.engines.tensorrt import device
 from mrsep_deploy.engines.tensorrt import engine as tensorrt_engine
@@ -25,6 +27,7 @@ from mrsep_deploy.engines.tensorrt.engine import TensorRtEngine
 from mrsep_deploy.engines.tensorrt.runner import TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
 from mrsep_deploy.export.graphs.transforms import transform_graph
+from mrsep_deploy.runtime.memory import place_workspaces
 from mrsep_deploy.runtime.schedule import Mode, make_schedule
 from mrsep_deploy.runtime.scheduler import Scheduler
 
@@ -94,7 +97,7 @@ def with_transforms(bundle: Bundle) -> Bundle:
 
 
 def ready(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> TensorRtRunner:
-    runner = engine.prepare(bundle, stage, 1)
+    runner = engine.prepare(bundle, stage, 1, _Stream())
     assert isinstance(runner, TensorRtRunner)
     memory = engine.device.allocate(runner.workspace_bytes)
     workspace = memory.tensor(0, (runner.workspace_bytes,), "uint8")
@@ -112,7 +115,7 @@ def test_a_runner_computes_the_stage(make: Make, library: FakeTensorRt, bundle: 
     tensors = tensors_of(engine, bundle, stage)
     given, wanted = (host_array(tensors[name]) for name in (stage.inputs[0], stage.outputs[0]))
     given[...] = np.random.default_rng(1).standard_normal(given.shape)
-    runner(tensors, tensors, _Stream())
+    runner(tensors)
     np.testing.assert_array_equal(wanted, np.concatenate([given, given], axis=1) + np.float32(OFFSET))
 
 
@@ -123,7 +126,7 @@ def test_every_address_is_set_before_it_runs(
     runner = ready(engine, bundle, stage)
     for _ in range(2):  # a second segment lies elsewhere
         tensors = tensors_of(engine, bundle, stage)
-        runner(tensors, tensors, _Stream())
+        runner(tensors)
         stream, addresses = library.of("execute")[-1]
         assert stream == 4711
         assert addresses == {name: tensor.pointer for name, tensor in tensors.items()}
@@ -138,10 +141,10 @@ def test_the_context_brings_no_memory_of_its_own(
 
 def test_it_does_not_run_without_its_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
     engine = make()
-    runner = engine.prepare(bundle, stage, 1)
+    runner = engine.prepare(bundle, stage, 1, _Stream())
     tensors = tensors_of(engine, bundle, stage)
     with pytest.raises(EngineError, match="run before it was given its workspace"):
-        runner(tensors, tensors, _Stream())
+        runner(tensors)
 
 
 def test_a_stage_that_needs_no_workspace_runs_without(
@@ -150,12 +153,12 @@ def test_a_stage_that_needs_no_workspace_runs_without(
     library.workspace = 0
     engine = make()
     tensors = tensors_of(engine, bundle, stage)
-    engine.prepare(bundle, stage, 1)(tensors, tensors, _Stream())
+    engine.prepare(bundle, stage, 1, _Stream())(tensors)
     assert len(library.of("execute")) == 1
 
 
 def test_too_small_a_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
-    runner = make().prepare(bundle, stage, 1)
+    runner = make().prepare(bundle, stage, 1, _Stream())
     assert isinstance(runner, TensorRtRunner)
     with pytest.raises(EngineError, match="was given 999 bytes of workspace, expected 1000"):
         runner.set_workspace(DeviceTensor(256, (999,), np.dtype("uint8")))
@@ -173,46 +176,58 @@ def test_a_call_that_fails(
     library.fails.add(call)
     tensors = tensors_of(engine, bundle, stage)
     with pytest.raises(EngineError, match=message):
-        runner(tensors, tensors, _Stream())
+        runner(tensors)
 
 
 def test_host_memory_is_refused(make: Make, bundle: Bundle, stage: Stage) -> None:
     runner = ready(make(), bundle, stage)
     arrays = {name: np.zeros(1) for name in (*stage.inputs, *stage.outputs)}
     with pytest.raises(EngineError, match="lies in host memory"):
-        runner(arrays, arrays, _Stream())
+        runner(arrays)
 
 
 def test_no_context(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
     library.fails.add("context")
     with pytest.raises(EngineError, match=r"makes no execution context for stage branch\.16"):
-        make().prepare(bundle, stage, 1)
+        make().prepare(bundle, stage, 1, _Stream())
 
 
 def test_closing_twice(make: Make, bundle: Bundle, stage: Stage) -> None:
-    runner = make().prepare(bundle, stage, 1)
+    runner = make().prepare(bundle, stage, 1, _Stream())
     runner.close()
     runner.close()
 
 
+@pytest.mark.parametrize(("mode", "shared"), [("sequential", 1), ("concurrent", 2)])
 def test_stages_that_never_overlap_share_a_workspace(
-    make: Make, library: FakeTensorRt, bundle: Bundle
+    make: Make, library: FakeTensorRt, bundle: Bundle, mode: Mode, shared: int
 ) -> None:
     engine = make()
-    for mode, shared in (("sequential", 1), ("concurrent", 2)):
-        library.calls.clear()
-        runners = {stage.name: engine.prepare(bundle, stage, 1) for stage in bundle.manifest.graph_stages}
-        memory = engine.share_workspaces(runners, make_schedule(bundle.manifest, mode))  # type: ignore[arg-type]
-        assert memory is not None
-        assert memory.size == 1024 * shared
+    runners = {stage.name: runner for stage, runner in unplaced(engine, bundle)}
+    with contextlib.ExitStack() as stack:
+        place_workspaces(engine.device, make_schedule(bundle.manifest, mode), runners, stack)
         assert len({pointer for _, pointer, _ in library.of("memory")}) == shared
 
 
-def test_nobody_needs_a_workspace(make: Make, library: FakeTensorRt, bundle: Bundle) -> None:
+def test_no_stage_needs_a_workspace(make: Make, library: FakeTensorRt, bundle: Bundle) -> None:
     library.workspace = 0
     engine = make()
-    runners = {stage.name: engine.prepare(bundle, stage, 1) for stage in bundle.manifest.graph_stages}
-    assert engine.share_workspaces(runners, make_schedule(bundle.manifest, "sequential")) is None
+    runners = {stage.name: runner for stage, runner in unplaced(engine, bundle)}
+    with contextlib.ExitStack() as stack:
+        place_workspaces(engine.device, make_schedule(bundle.manifest, "sequential"), runners, stack)
+    assert library.of("memory") == []
+
+
+def unplaced(engine: TensorRtEngine, bundle: Bundle) -> list[tuple[Stage, Runner]]:
+    """Runners of all graph stages, before they are given their workspaces."""
+    stages = bundle.manifest.graph_stages
+    return [(stage, engine.prepare(bundle, stage, 1, _Stream())) for stage in stages]
+
+
+def test_host_memory_is_no_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
+    runner = make().prepare(bundle, stage, 1, _Stream())
+    with pytest.raises(EngineError, match=r"the workspace of stage .* lies in host memory"):
+        runner.set_workspace(np.zeros(1000, np.uint8))
 
 
 @pytest.mark.parametrize("mode", ["sequential", "concurrent"])
@@ -256,7 +271,7 @@ def test_options_reach_the_library(make: Make, library: FakeTensorRt, bundle: Bu
 def test_it_builds_once(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
     first = make().build(bundle, stage, BuildOptions())
     again = make().build(bundle, stage, BuildOptions())
-    make().prepare(bundle, stage, 1)
+    make().prepare(bundle, stage, 1, _Stream())
     assert (first.from_cache, again.from_cache) == (False, True)
     assert (first.key, first.data, first.details) == (again.key, again.data, again.details)
     assert len(library.of("build")) == 1
@@ -267,24 +282,24 @@ def test_running_takes_what_was_built_last(
 ) -> None:
     """Whatever options it was built with: they were asked for by whoever called ``build``."""
     make().build(bundle, stage, BuildOptions(optimization_level=5))
-    make().prepare(bundle, stage, 1)
+    make().prepare(bundle, stage, 1, _Stream())
     assert len(library.of("build")) == 1
 
 
 def test_another_driver_device_or_library_builds_again(
     make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make().prepare(bundle, stage, 1)
+    make().prepare(bundle, stage, 1, _Stream())
     for gpu in (
         Gpu("Fake GPU", "sm_86", "13.1"),
         Gpu("Other GPU", "sm_86", "13.0"),
         Gpu("Fake GPU", "sm_89", "13.0"),
     ):
         monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index, gpu=gpu: gpu)
-        make().prepare(bundle, stage, 1)
+        make().prepare(bundle, stage, 1, _Stream())
     assert len(library.of("build")) == 4
     library.__version__ = "10.13.3.9"
-    make().prepare(bundle, stage, 1)
+    make().prepare(bundle, stage, 1, _Stream())
     assert len(library.of("build")) == 5
 
 
@@ -305,7 +320,7 @@ def test_a_new_engine_that_does_not_load_is_an_error(
     with pytest.raises(
         EngineError, match=r"cannot load stage branch\.16: The engine plan file is not compatible"
     ):
-        make().prepare(bundle, stage, 1)
+        make().prepare(bundle, stage, 1, _Stream())
 
 
 @pytest.mark.parametrize(
@@ -335,7 +350,7 @@ def test_a_bundle_without_graphs_for_its_transforms(make: Make, bundle: Bundle) 
     with pytest.raises(
         EngineError, match=r"tiny has no graph for stage spectrogram\.16.*Export the checkpoint again"
     ):
-        make().prepare(bundle, spectrogram, 1)
+        make().prepare(bundle, spectrogram, 1, _Stream())
 
 
 def test_timings_are_kept_and_merged(make: Make, library: FakeTensorRt, bundle: Bundle) -> None:

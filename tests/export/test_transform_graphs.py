@@ -186,7 +186,7 @@ def test_same_as_the_host(n_fft: int, overlap: int) -> None:
         stage = model.stages[kind]
         found = on_onnxruntime(model.graph(kind), {name: arrays[name] for name in stage.inputs})
         host = {name: np.empty(model.tensors[name].shape, np.float32) for name in stage.outputs}
-        host_runner(stage, model.branches)({name: arrays[name].copy() for name in stage.inputs}, host, None)
+        host_runner(stage, model.branches)({**{name: arrays[name].copy() for name in stage.inputs}, **host})
         for name in stage.outputs:
             assert Deviation.between(found[name], host[name]).snr >= SNR
         arrays.update(found)

@@ -16,14 +16,8 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Stage, TensorSpec
 from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.runtime.buffers import (
-    ALIGNMENT,
-    BufferPlan,
-    aligned_bytes,
-    data_dependencies,
-    happens_before,
-    plan_buffers,
-)
+from mrsep_deploy.runtime.memory import ALIGNMENT, BufferPlan, aligned_bytes, plan_buffers
+from mrsep_deploy.runtime.schedule import data_dependencies, happens_before
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from mrsep_deploy.runtime.cores import Cores
+import pytest
+
+from mrsep_deploy.runtime.runners import Cores
 
 
 def test_no_more_than_there_are() -> None:
@@ -68,3 +70,36 @@ def test_a_stage_that_needs_all_is_not_overtaken() -> None:
 def test_more_than_there_are_is_all() -> None:
     with Cores(2).taken(5):
         pass
+
+
+def test_an_interrupted_wait_gives_up_its_place() -> None:
+    """A stage that waits and is interrupted is not waited for by those behind it."""
+    cores, begun, release, passed = Cores(2), threading.Event(), threading.Event(), threading.Event()
+
+    def holding() -> None:
+        with cores.taken(1):
+            begun.set()
+            release.wait(20)
+
+    holder = threading.Thread(target=holding)
+    holder.start()
+    begun.wait(20)
+
+    def interrupted(_predicate: object) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cores._changed, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt), cores.taken(2):
+            raise AssertionError("there are not two cores")
+
+    def small() -> None:
+        with cores.taken(1):
+            passed.set()
+
+    behind = threading.Thread(target=small, daemon=True)
+    behind.start()
+    assert passed.wait(10)
+    release.set()
+    holder.join(20)
+    behind.join(20)

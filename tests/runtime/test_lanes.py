@@ -19,7 +19,6 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
 from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.measuring.deviation import Deviation
-from mrsep_deploy.runtime.lanes import Lanes
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import Scheduler, Ticket
 from mrsep_deploy.separation.separator import Separator
@@ -90,7 +89,7 @@ def test_lanes_run_at_the_same_time(bundle: Bundle) -> None:
             meeting.wait(timeout=60)
         identity(stage, inputs, outputs)
 
-    with closing(Lanes(bundle, FakeEngine(meets, EngineOptions(threads=2)), 2)) as lanes:
+    with closing(Scheduler(bundle, FakeEngine(meets, EngineOptions(threads=2)), lanes=2)) as lanes:
         tickets = [lanes.submit(segment(seed)) for seed in range(2)]
         for ticket in tickets:
             lanes.result(ticket)
@@ -98,7 +97,7 @@ def test_lanes_run_at_the_same_time(bundle: Bundle) -> None:
 
 def test_threads_are_shared_out(bundle: Bundle) -> None:
     engine = FakeEngine(options=EngineOptions(threads=7))
-    with closing(Lanes(bundle, engine, 3)):
+    with closing(Scheduler(bundle, engine, lanes=3)):
         assert set(engine.prepared.values()) == {2}
 
 
@@ -110,7 +109,7 @@ def test_a_failure_ends_what_is_under_way_in_every_lane(bundle: Bundle) -> None:
             raise ValueError("worn out")
         identity(stage, inputs, outputs)
 
-    with closing(Lanes(bundle, FakeEngine(fails, EngineOptions(threads=2)), 2)) as lanes:
+    with closing(Scheduler(bundle, FakeEngine(fails, EngineOptions(threads=2)), lanes=2)) as lanes:
         expected = lanes.run(segment(0)).copy()
         broken.set()
         tickets: list[Ticket] = [lanes.submit(segment(seed)) for seed in range(4)]
@@ -124,7 +123,7 @@ def test_a_failure_ends_what_is_under_way_in_every_lane(bundle: Bundle) -> None:
 
 
 def test_a_wrong_segment_costs_the_others_nothing(bundle: Bundle) -> None:
-    with closing(Lanes(bundle, FakeEngine(options=EngineOptions(threads=2)), 2)) as lanes:
+    with closing(Scheduler(bundle, FakeEngine(options=EngineOptions(threads=2)), lanes=2)) as lanes:
         ticket = lanes.submit(segment(0))
         with pytest.raises(UsageError, match="shape"):
             lanes.submit(np.zeros((1, CHANNELS, SAMPLES + 1), np.float32))
@@ -132,7 +131,9 @@ def test_a_wrong_segment_costs_the_others_nothing(bundle: Bundle) -> None:
 
 
 def test_the_trace_has_every_lane_on_one_clock(bundle: Bundle) -> None:
-    with closing(Lanes(bundle, FakeEngine(options=EngineOptions(threads=2)), 2, trace=True)) as lanes:
+    with closing(
+        Scheduler(bundle, FakeEngine(options=EngineOptions(threads=2)), lanes=2, trace=True)
+    ) as lanes:
         for seed in range(4):
             lanes.run(segment(seed))
         assert lanes.trace is not None
@@ -149,7 +150,7 @@ def test_the_trace_has_every_lane_on_one_clock(bundle: Bundle) -> None:
 
 def test_closing_gives_everything_back(bundle: Bundle) -> None:
     engine = FakeEngine(options=EngineOptions(threads=2))
-    lanes = Lanes(bundle, engine, 2)
+    lanes = Scheduler(bundle, engine, lanes=2)
     with closing(Scheduler(bundle, FakeEngine())) as one:
         assert lanes.buffer_bytes == engine.device.memory_used() == 2 * one.buffer_bytes
     lanes.close()
@@ -173,4 +174,4 @@ def test_no_lanes_on_a_gpu(bundle: Bundle) -> None:
             return found
 
     with pytest.raises(UsageError, match="do not run side by side"):
-        Lanes(bundle, OnGpu(options=EngineOptions(threads=2)), 2)
+        Scheduler(bundle, OnGpu(options=EngineOptions(threads=2)), lanes=2)

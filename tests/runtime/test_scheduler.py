@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import FileInfo, Stage
+from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines import EngineOptions, choose_engine
 from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.runtime.schedule import Mode
@@ -385,10 +386,10 @@ def test_a_stage_that_cannot_be_prepared(bundle: Bundle, mode: Mode) -> None:
     """The error comes through, what was made before it is let go, and no thread is left behind."""
 
     class Broken(FakeEngine):
-        def prepare(self, bundle: Bundle, stage: Stage, threads: int):  # type: ignore[no-untyped-def]
+        def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream):  # type: ignore[no-untyped-def]
             if stage.name == "branch.time":
                 raise EngineError(f"cannot build stage {stage.name}")
-            return super().prepare(bundle, stage, threads)
+            return super().prepare(bundle, stage, threads, stream)
 
     engine = Broken()
     before = threading.active_count()

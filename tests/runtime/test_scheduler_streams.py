@@ -33,6 +33,7 @@ from mrsep_deploy.devices.interface import Device
 from mrsep_deploy.errors import EngineError, MrsepError, UsageError
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import SLOTS, Scheduler
+from mrsep_deploy.verification.chain import Chain
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -80,7 +81,7 @@ def opened(
         device: Device = CpuDevice() if kind == "cpu" else open_cuda(0, kind)
         engine = WatchingEngine(device, driver, threads=threads, nap=nap, seed=seed)
         manifest = random_manifest(seed, batch)
-        with closing(Scheduler(bundle_of(manifest), engine, mode, trace)) as scheduler:
+        with closing(Scheduler(bundle_of(manifest), engine, mode, trace=trace)) as scheduler:
             yield Case(manifest, engine, device, driver, scheduler)
         del scheduler
         if driver is not None and driver.lost:
@@ -363,7 +364,7 @@ def test_a_gpu_that_is_lost(place: Place) -> None:
     with opened(place, seed=8) as case:
         case.scheduler.run(case.mix(1))
         assert case.driver is not None
-        stream = case.scheduler._streams["main"].handle
+        stream = case.scheduler._pipelines[0].streams["main"].handle
         case.driver.launch(stream, raising(Strange, "a kernel crashed"))
         for _ in range(2):
             with pytest.raises(EngineError, match="LaunchFailure"):
@@ -397,3 +398,20 @@ def test_an_engine_that_cannot_be_captured_is_not() -> None:
             bundle = bundle_of(random_manifest(1, 1))
             with pytest.raises(UsageError, match=r"watching cannot be captured.*of the moment.*sequential"):
                 Scheduler(bundle, Uncapturable(device), "graph")
+
+
+@pytest.mark.parametrize("kind", [CUDA_PYTHON, PYCUDA])
+def test_a_chain_closes_its_runners_before_their_stream(kind: str) -> None:
+    """A session that still used its stream when it went has ended a process on a GPU."""
+    driver = FakeDriver(seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(driver))
+        patch.setitem(sys.modules, "pycuda.driver", fake_pycuda(driver))
+        with closing(open_cuda(0, kind)) as device:
+            manifest, engine = random_manifest(1, 1), WatchingEngine(device, driver)
+            with Chain(bundle_of(manifest), engine) as chain:
+                mix = segment(1, manifest, 1)
+                np.testing.assert_array_equal(chain.run(mix)[STEMS], reference(manifest, mix))
+            assert sorted(engine.closed) == sorted(names_of(manifest))
+            assert engine.violations == driver.violations == []
+            assert device.memory_used() == 0

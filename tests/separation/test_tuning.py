@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +18,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.bundle.registry import register
 from mrsep_deploy.commands import main
+from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.errors import EngineError
@@ -142,10 +143,10 @@ def test_what_is_no_faster_does_not_win(bundle: Bundle, times_faster: float) -> 
 
 def test_a_manner_that_cannot_run_is_passed_over(bundle: Bundle) -> None:
     class Narrow(FakeEngine):
-        def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, lanes: int):  # type: ignore[no-untyped-def]
-            if lanes > 1:
+        def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]):  # type: ignore[no-untyped-def]
+            if len(streams) > 1:
                 raise EngineError("there is no memory for two")
-            return super().prepare_lanes(bundle, stage, threads, lanes)
+            return super().prepare_lanes(bundle, stage, threads, streams)
 
     trials = tuned(bundle, Narrow, times_faster=2)
     assert trials[-1].seconds is None
@@ -155,7 +156,7 @@ def test_a_manner_that_cannot_run_is_passed_over(bundle: Bundle) -> None:
 
 def test_a_bundle_that_does_not_run_is_an_error(bundle: Bundle) -> None:
     class Broken(FakeEngine):
-        def prepare(self, bundle: Bundle, stage: Stage, threads: int):  # type: ignore[no-untyped-def]
+        def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream):  # type: ignore[no-untyped-def]
             raise EngineError("nothing works")
 
     with pytest.raises(EngineError, match="nothing works"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
+import numpy as np
 import pytest
 from bundles import tiny_manifest
 from fake_tensorrt import FakeCuda
@@ -11,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import DeviceTensor
-from mrsep_deploy.engines.tensorrt.memory import plan_workspaces, share_workspaces
-from mrsep_deploy.errors import EngineError
-from mrsep_deploy.runtime.buffers import ALIGNMENT
+from mrsep_deploy.devices.interface import DeviceTensor, TensorView
+from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.runtime.memory import ALIGNMENT, place_workspaces, plan_workspaces
 from mrsep_deploy.runtime.schedule import Schedule, Step, make_schedule
+from mrsep_deploy.testing import FakeEngine
 
 
 @st.composite
@@ -76,35 +77,44 @@ def test_one_stream_needs_as_much_as_its_neediest_stage(sizes: list[int]) -> Non
     assert plan.total_bytes == -(-max(sizes) // ALIGNMENT) * ALIGNMENT
 
 
-class Needy:
+class Needy(Runner):
     """A runner that only needs a workspace."""
+
+    workspace_bytes = 0
 
     def __init__(self, size: int) -> None:
         self.workspace_bytes = size
-        self.given: DeviceTensor | None = None
+        self.given: TensorView | None = None
 
-    def set_workspace(self, memory: DeviceTensor) -> None:
+    def set_workspace(self, memory: TensorView) -> None:
         self.given = memory
+
+    def __call__(self, tensors: Tensors) -> None:
+        raise AssertionError("it is not run")
+
+    def close(self) -> None:
+        raise AssertionError("the caller closes it")
 
 
 def test_every_needy_runner_is_given_its_part() -> None:
     schedule = make_schedule(tiny_manifest(), "concurrent")
-    runners: dict[str, object] = {
-        "branch.16": Needy(300),
-        "branch.time": Needy(100),
-        "fusion": Needy(0),
-        "x": object(),
-    }
-    memory = share_workspaces(runners, schedule, FakeCuda())
-    assert memory is not None
-    assert memory.size == 512 + 256
-    given = [runner.given for runner in runners.values() if isinstance(runner, Needy)]
-    assert [tensor.nbytes for tensor in given if tensor] == [300, 100]
-    assert given[2] is None
+    runners = {"branch.16": Needy(300), "branch.time": Needy(100), "fusion": Needy(0)}
+    device = FakeCuda()
+    with contextlib.ExitStack() as stack:
+        place_workspaces(device, schedule, runners, stack)
+        given = [runner.given for runner in runners.values()]
+        tensors = [tensor for tensor in given if isinstance(tensor, DeviceTensor)]
+        assert [tensor.nbytes for tensor in tensors] == [300, 100]
+        assert tensors[1].pointer - tensors[0].pointer == 512
+        assert given[2] is None
 
 
-def test_host_memory_is_no_workspace() -> None:
-    device = CpuDevice()
-    with pytest.raises(EngineError, match="expected a GPU"):
-        share_workspaces({"fusion": Needy(1)}, make_schedule(tiny_manifest(), "sequential"), device)
-    assert device.memory_used() == 0
+def test_a_runner_that_needs_none_takes_none() -> None:
+    engine, manifest = FakeEngine(), tiny_manifest()
+    stream = engine.device.stream("test")
+    runner = engine.prepare(None, manifest.graph_stages[0], 1, stream)  # type: ignore[arg-type]
+    assert runner.workspace_bytes == 0
+    with pytest.raises(ValueError, match="needs no workspace, found 8 bytes"):
+        runner.set_workspace(np.zeros(2, np.float32))
+    runner.close()
+    stream.close()

@@ -1,0 +1,197 @@
+"""Memory planned once: where tensors and scratch memory lie, so that running a segment allocates nothing.
+
+Two blocks may share memory when everything that touches the one is certainly over before the other is written.
+What is certain depends on the order: a total order (one stage at a time) lets a skip connection's memory be used
+again as soon as its decoder has run; a partial order (branches side by side) only where one stage waits, directly
+or not, for the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle.manifest import MIX, STEMS, Manifest, Stage, TensorSpec
+from mrsep_deploy.devices.interface import Device, Event, Graph, TensorView
+from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.runtime.schedule import Schedule, Step
+
+ALIGNMENT = 256
+"""Bytes; what CUDA's allocator gives, and more than a CPU's vector units need."""
+
+
+@dataclass(frozen=True)
+class BufferPlan:
+    """Offset of every tensor in one block of memory, bytes."""
+
+    offsets: Mapping[str, int]
+    total_bytes: int
+
+
+@dataclass
+class Slot:
+    """Memory for one segment under way.
+
+    Attributes:
+        index: of the slot among all of a scheduler's.
+        tensors: every tensor of the segment; those of the body are the same in all slots of a pipeline.
+        mix, stems: where the host writes and reads, on a CPU the tensors themselves.
+        done: everything of the segment is over.
+        number: which segment is in the slot, -1 for none; stages of any other leave it alone.
+        under_way: the segment has been submitted and not been waited for.
+        error: what a stage raised while it was being enqueued.
+        graph: the slot's captured graph, once there is one.
+    """
+
+    index: int
+    tensors: dict[str, TensorView]
+    mix: NDArray[Any]
+    stems: NDArray[Any]
+    done: Event
+    number: int = -1
+    under_way: bool = False
+    error: Exception | None = None
+    graph: Graph | None = None
+
+
+def make_slots(
+    device: Device,
+    manifest: Manifest,
+    schedule: Schedule,
+    indices: Sequence[int],
+    stack: contextlib.ExitStack,
+) -> tuple[list[Slot], int]:
+    """Allocate slots that share the body's tensors, and say how many bytes they take; ``stack`` frees them."""
+    total = 0
+
+    def block(tensors: list[TensorSpec]) -> dict[str, TensorView]:
+        nonlocal total
+        plan = plan_buffers(manifest.stages, tensors, schedule.before)
+        memory = device.allocate(plan.total_bytes)
+        stack.callback(memory.close)
+        total += memory.size
+        return {t.name: memory.tensor(plan.offsets[t.name], t.shape, t.dtype) for t in tensors}
+
+    def host_side(tensor: TensorView) -> NDArray[Any]:
+        return tensor if isinstance(tensor, np.ndarray) else device.pinned(tensor.shape, tensor.dtype.name)
+
+    body = block([t for t in manifest.tensors if t.name not in schedule.slot_tensors])
+    slots = []
+    for index in indices:
+        tensors = {**body, **block([t for t in manifest.tensors if t.name in schedule.slot_tensors])}
+        done = device.event()
+        stack.callback(done.close)
+        slots.append(Slot(index, tensors, host_side(tensors[MIX]), host_side(tensors[STEMS]), done))
+    return slots, total
+
+
+def place_workspaces(
+    device: Device, schedule: Schedule, runners: Mapping[str, Runner], stack: contextlib.ExitStack
+) -> None:
+    """Give runners the scratch memory they need, one block in which stages that never overlap share.
+
+    Args:
+        device: where the block is allocated.
+        schedule: of one segment.
+        runners: by the names of their stages.
+        stack: frees the block; it must do so after the runners are closed.
+    """
+    sizes = {name: runner.workspace_bytes for name, runner in runners.items() if runner.workspace_bytes}
+    if not sizes:
+        return
+    plan = plan_workspaces(schedule, sizes)
+    memory = device.allocate(plan.total_bytes)
+    stack.callback(memory.close)
+    for name, size in sizes.items():
+        runners[name].set_workspace(memory.tensor(plan.offsets[name], (size,), "uint8"))
+
+
+def plan_workspaces(schedule: Schedule, sizes: Mapping[str, int]) -> BufferPlan:
+    """Where each stage's scratch memory lies.
+
+    Two stages may share if they run on one stream, which keeps them in order over all segments; or if both are of
+    the same part (head, body, tail) and one waits for the other. Parts overlap with other parts of neighbouring
+    segments, so order inside a segment says nothing about them.
+
+    Args:
+        schedule: of one segment.
+        sizes: bytes each stage needs; stages that are not named need none.
+    """
+    steps = {step.stage.name: step for step in schedule.steps}
+
+    def may_share(first: str, second: str) -> bool:
+        return _never_overlap(steps[first], steps[second], schedule.before)
+
+    return place({name: aligned(size) for name, size in sizes.items() if size}, may_share)
+
+
+def _never_overlap(first: Step, second: Step, before: Mapping[str, frozenset[str]]) -> bool:
+    if first.stream == second.stream:
+        return True
+    a, b = first.stage.name, second.stage.name
+    return first.part == second.part and (a in before[b] or b in before[a])
+
+
+def plan_buffers(
+    stages: Sequence[Stage], tensors: Sequence[TensorSpec], before: Mapping[str, frozenset[str]]
+) -> BufferPlan:
+    """Where each tensor lies.
+
+    Args:
+        stages: in an order in which they can run.
+        tensors: the ones to place; the stages may use others, which lie elsewhere.
+        before: for every stage, what is over when it starts (``schedule.happens_before``).
+
+    ``mix`` and ``stems`` keep memory of their own: the caller fills the one and reads the other
+    outside the stages.
+    """
+    writer = {name: stage.name for stage in stages for name in stage.outputs}
+    users: dict[str, set[str]] = {spec.name: set() for spec in tensors}
+    for stage in stages:
+        for name in (*stage.inputs, *stage.outputs):
+            if name in users:
+                users[name].add(stage.name)
+
+    def over_before(first: str, second: str) -> bool:
+        """All that touches ``first`` is over when ``second`` is first written."""
+        if MIX in (first, second) or STEMS in (first, second):
+            return False
+        return users[first] <= before[writer[second]]
+
+    sizes = {spec.name: aligned_bytes(spec) for spec in tensors}
+    return place(sizes, lambda a, b: over_before(a, b) or over_before(b, a))
+
+
+def place(sizes: Mapping[str, int], may_share: Callable[[str, str], bool]) -> BufferPlan:
+    """Place blocks, largest first, each at the lowest offset that is free of all it must not share with.
+
+    Args:
+        sizes: bytes of every block, multiples of the alignment.
+        may_share: whether two blocks are never in use at the same time; symmetric.
+    """
+    placed: list[tuple[int, int, str]] = []
+    for name, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        taken = sorted((start, end) for start, end, other in placed if not may_share(name, other))
+        offset = 0
+        for start, end in taken:
+            if offset + size <= start:
+                break
+            offset = max(offset, end)
+        placed.append((offset, offset + size, name))
+    total = max((end for _, end, _ in placed), default=0)
+    return BufferPlan({name: start for start, _, name in placed}, total)
+
+
+def aligned_bytes(spec: TensorSpec) -> int:
+    """Size of a tensor rounded up to the alignment."""
+    return aligned(spec.elements * np.dtype(spec.dtype).itemsize)
+
+
+def aligned(size: int) -> int:
+    """Bytes rounded up to the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
