@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stage_graphs import WatchingEngine, bundle_of, names_of, random_manifest, reference, segment
 
-from mrsep_deploy.bundle.manifest import Manifest
+from mrsep_deploy.bundle.manifest import STEMS, Manifest
 from mrsep_deploy.devices import CUDA_PYTHON, PYCUDA, open_cuda
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device
