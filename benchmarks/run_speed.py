@@ -144,7 +144,10 @@ def outside(row: Row, graphs: Sequence[Any]) -> dict[str, float]:
 
 
 def worst_snr(row: Row) -> float | None:
-    return None if row.parity is None else round(min(row.parity.snr.values()), 1)
+    """SNR in dB of the worst stem that is loud enough to be judged."""
+    if row.parity is None or row.parity.worst is None:
+        return None
+    return round(row.parity.snr[row.parity.worst], 1)
 
 
 def times_the_floor(row: Row) -> float | None:

@@ -88,8 +88,8 @@ class Noise:
         return not self.remarks
 
     def plain(self) -> dict[str, object]:
-        """For JSON."""
-        return {**asdict(self), "drift": dict(self.drift), "remarks": list(self.remarks), "quiet": self.quiet}
+        """Returns the fields as JSON has them."""
+        return {**asdict(self), "remarks": list(self.remarks), "quiet": self.quiet}
 
 
 def noise_between(

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.files.strict_json import finite
+from mrsep_deploy.measuring.decibels import level_db
 from mrsep_deploy.measuring.deviation import Deviation
-from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit
+from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit, worst_stem
 
 Stems = NDArray[Any]
 
@@ -67,17 +67,22 @@ class Parity:
         return not self.mark
 
     @property
+    def worst(self) -> str | None:
+        """The stem that stands for all of them, :func:`mrsep_deploy.measuring.limits.worst_stem`."""
+        return worst_stem(self.snr, self.limit)
+
+    @property
     def reason(self) -> str:
         """All that is wrong, in words; empty if nothing is."""
         return f"{self.mark} ({self.where})" if self.mark else ""
 
     def plain(self) -> dict[str, object]:
-        """For JSON, which has no infinity."""
+        """Returns the fields as JSON has them."""
         return {
             "reference": self.reference,
-            "snr_db": {name: finite(value) for name, value in self.snr.items()},
+            "snr_db": self.snr,
             "exact": [name for name, value in self.snr.items() if value == math.inf],
-            "limit_db": dict(self.limit),
+            "limit_db": self.limit,
             "passes": self.passes,
             "reason": self.reason,
         }
@@ -100,7 +105,7 @@ def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: L
     for index, name in enumerate(sources):
         exact = reference.stems[..., index, :, :]
         snr[name] = Deviation.between(stems[..., index, :, :], exact).snr
-        audible = level(exact) + 20 * math.log10(reference.scale) >= AUDIBLE_DBFS
+        audible = level_db(exact) + 20 * math.log10(reference.scale) >= AUDIBLE_DBFS
         limits[name] = allowed(limit, reference, reference.yardstick.get(name)) if audible else None
     if not np.isfinite(stems).all():
         return Parity(reference.title, snr, limits, f"{WRONG}: no finite numbers", "some values at least")
@@ -113,12 +118,6 @@ def allowed(limit: Limit, reference: Reference, yardstick: float | None) -> floa
     if reference.exact or yardstick is None:
         return least
     return min(least, yardstick - 20 * math.log10(LOSS_FACTOR + 1))
-
-
-def level(samples: Stems) -> float:
-    """RMS in dB relative to 1; minus infinity for silence."""
-    power = float(np.mean(np.square(samples, dtype=np.float64)))
-    return 10 * math.log10(power) if power else -math.inf
 
 
 def _complaint(

@@ -1,242 +1,237 @@
-"""A benchmark for people and for spreadsheets: on the terminal, as Markdown, as CSV."""
+"""The tables and lines of a benchmark, from its plain values; the terminal, Markdown, CSV and pages all show these."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from mrsep_deploy.bench.floor import FAULTY
+from mrsep_deploy.bench.floor import FAULTY, times_floor
 from mrsep_deploy.bench.noise import rough
-from mrsep_deploy.bench.profile_report import print_profiles, profile_remarks, profile_tables, profile_title
-from mrsep_deploy.bench.results import TAILS, Race, Result, Row, tails_remark
+from mrsep_deploy.bench.profile_report import profile_part
+from mrsep_deploy.bench.results import TAILS, Result, tails_remark
 from mrsep_deploy.files.strict_json import dumped
-from mrsep_deploy.measuring.statistics import CONFIDENCE, spread, tail
-from mrsep_deploy.terminal.markdown import escaped, table_lines
-from mrsep_deploy.terminal.tables import decibels, duration, file_size, table
+from mrsep_deploy.measuring.limits import WORST_STEM, worst_stem
+from mrsep_deploy.measuring.statistics import CONFIDENCE
+from mrsep_deploy.terminal.markdown import document
+from mrsep_deploy.terminal.tables import (
+    NOTHING,
+    Part,
+    Table,
+    decibels,
+    duration,
+    file_size,
+    optional,
+    print_parts,
+    without_empty,
+)
+
+Plain = Mapping[str, Any]
 
 COLUMNS = (
     "contender", "seconds", "quartiles", "p95", "p99", "× realtime", "× baseline", "× floor", "first stems", "memory",
-    "energy", "SNR", "failed",
+    "energy", "SNR", "limit", "failed",
 )  # fmt: skip
-NOTHING = "–"
-
+RATIO_NOTE = (
+    "× baseline above 1 is faster than the baseline, below 1 slower. × floor: times the least that the arithmetic or "
+    "the memory traffic could take here."
+)
+OF_A_ROW = (
+    "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "lanes", "batch",
+    "audio_seconds", "status", "mark", "reason", "median", "p25", "p75", "min", "max", "p95", "p99", "realtime",
+)  # fmt: skip
 CSV_COLUMNS = (
-    "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "lanes", "batch", "audio_seconds",
-    "status", "mark", "reason", "rounds", "median", "p25", "p75", "min", "max", "p95", "p99", "realtime", "baseline",
-    "ratio", "ratio_low", "ratio_high", "floor", "times_floor", "cold_start", "warm_start", "loaded_bytes",
-    "peak_bytes", "device_bytes", "joules_cpu", "joules_gpu", "worst_snr_db",
+    *OF_A_ROW[:14], "rounds", *OF_A_ROW[14:], "baseline", "ratio", "ratio_low", "ratio_high", "floor", "times_floor",
+    "cold_start", "warm_start", "loaded_bytes", "peak_bytes", "device_bytes", "joules_cpu", "joules_gpu",
+    "worst_snr_db",
 )  # fmt: skip
 
 
 def print_result(screen: Console, result: Result) -> None:
-    """A table a race, and what has to be known to read it."""
-    for race in result.races:
-        screen.print(title(race, result), style="bold")
-        made = table(*_used(race), right=_used(race)[1:])
-        made.columns[0].no_wrap = True  # who it is stays readable where figures have to fold
-        for row in race.rows:
-            made.add_row(*(cells(row, race)[column] for column in _used(race)))
-        screen.print(made)
-        for remark in remarks(race, result.cores):
-            screen.print(remark, soft_wrap=True)
-        screen.print()
-    print_profiles(screen, result.profiles)
-    for remark in general_remarks(result):
+    """Prints a table for each race and profile, and what has to be known to read it."""
+    found = result.plain()
+    print_parts(screen, _parts(found))
+    for remark in general_remarks(found):
         screen.print(remark, soft_wrap=True)
 
 
 def to_markdown(result: Result) -> str:
-    """The same as a page."""
-    return "\n".join(_markdown(result)) + "\n"
+    """Returns the same tables and lines as Markdown."""
+    found = result.plain()
+    measured = Part("How it was measured", (), tuple(general_remarks(found)))
+    return document("Benchmark", (), [*_parts(found), measured])
 
 
-def _markdown(result: Result) -> Iterator[str]:
-    yield "# Benchmark"
-    for race in result.races:
-        used = _used(race)
-        values = [[cells(row, race)[column] for column in used] for row in race.rows]
-        yield from ("", f"## {escaped(title(race, result))}", "", *table_lines(used, values))
-        for remark in remarks(race, result.cores):
-            yield from ("", escaped(remark))
-    for found in result.profiles:
-        yield from ("", f"## {escaped(profile_title(found))}")
-        if found["status"] != "ok":
-            continue
-        for columns, rows in profile_tables(found):
-            yield from ("", *table_lines(columns, rows))
-        for remark in profile_remarks(found):
-            yield from ("", escaped(remark))
-    yield from ("", "## How it was measured")
-    for remark in general_remarks(result):
-        yield from ("", escaped(remark))
+def to_json(result: Result) -> str:
+    """Returns everything; ``mrsep_deploy.bench.results`` says what is what."""
+    return f"{dumped(result.plain())}\n"
 
 
-def title(race: Race, result: Result) -> str:
-    """What was run."""
-    batch = race.rows[0].batch if race.rows else 1
-    facts: Mapping[str, Any] = result.models[race.model]
-    if race.rows and race.workload == "segments":
-        count = "a segment" if batch == 1 else f"{batch} segments at once, each"
-        what = f"{count} of {facts['segment_seconds']:.3g} s"
-    else:
-        what = race.workload
-    return f"{race.model}: {what}"
+def to_csv(result: Result) -> str:
+    """Returns a line for each row, numbers unrounded."""
+    text, found = io.StringIO(), result.plain()
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for race in found["races"]:
+        writer.writerows(_csv_row(row, race) for row in rows_of(found, race))
+    return text.getvalue()
 
 
-def _used(race: Race) -> list[str]:
-    """Columns without those in which nothing stands."""
-    found = [cells(row, race) for row in race.rows]
-    return [c for c in COLUMNS if c == "contender" or any(each[c] != NOTHING for each in found)]
+def _parts(found: Plain) -> Iterator[Part]:
+    for race in found["races"]:
+        rows = rows_of(found, race)
+        remarks = [*_failures(rows), *race_remarks(race, rows), *_noise(found, race)]
+        yield Part(race_title(found, race), [race_table(rows, race)], remarks)
+    yield from map(profile_part, found["profiles"])
 
 
-def cells(row: Row, race: Race) -> dict[str, str]:
-    """One row of a table, by column."""
-    made = dict.fromkeys(COLUMNS, NOTHING)
-    made["contender"] = row.label
-    made["SNR"] = _snr(row)
-    if not row.seconds:
-        return {**made, "seconds": row.status}
-    found = spread(row.seconds)
-    baseline = race.row(race.baseline)
-    ratio = None if baseline is None or baseline is row else row.ratio_to(baseline)
-    tails = {percent: tail(row.seconds, percent) for percent in TAILS}
-    joules = [sum(spread(values)["median"] for values in row.joules.values())] if row.joules else []
+def rows_of(found: Plain, race: Plain) -> list[Plain]:
+    """Returns the rows of a race, the baseline first."""
+    key = race["model"], race["workload"]
+    return [row for row in found["rows"] if (row["model"], row["workload"]) == key]
+
+
+def race_title(found: Plain, race: Plain) -> str:
+    """Returns the model and what it ran on: ``htdemucs: a segment of 7.8 s``."""
+    rows = rows_of(found, race)
+    if not rows or race["workload"] != "segments":
+        return f"{race['model']}: {race['workload']}"
+    batch, seconds = rows[0]["batch"], found["models"][race["model"]]["segment_seconds"]
+    count = "a segment" if batch == 1 else f"{batch} segments at once, each"
+    return f"{race['model']}: {count} of {seconds:.3g} s"
+
+
+def race_table(rows: Sequence[Plain], race: Plain) -> Table:
+    """Returns the figures of a race, a row for each contender, without the columns in which nothing stands."""
+    cells = [[_cells(row, race)[column] for column in COLUMNS] for row in rows]
+    return without_empty(Table("All figures", COLUMNS, cells))
+
+
+def _cells(row: Plain, race: Plain) -> dict[str, str]:
+    snr, limit = _worst_stem(row)
+    made = {**dict.fromkeys(COLUMNS, NOTHING), "contender": row["label"], "SNR": snr, "limit": limit}
+    if not row["seconds"]:
+        return {**made, "seconds": row["status"]}
+    joules = [meter["median"] for meter in row["energy"].values() if meter["median"] is not None]
+    peak = row["memory"].get("peak_bytes")
+    ratio = row["ratios"].get(race["baseline"])
     return {
         **made,
-        "seconds": duration(found["median"]),
-        "quartiles": f"{duration(found['p25'])} to {duration(found['p75'])}",
-        **{f"p{percent}": NOTHING if value is None else duration(value) for percent, value in tails.items()},
-        "× realtime": NOTHING if row.realtime is None else f"{row.realtime:.2f}",
-        "× baseline": "1" if row is baseline else _ratio(ratio),
-        "× floor": NOTHING
-        if row.floor is None or row.floor["times"] is None
-        else f"{row.floor['times']:.1f}",
-        "first stems": duration(row.start_up["warm"]["total"]) if row.start_up else NOTHING,
-        "memory": _bytes(row.memory.get("peak_bytes")),
-        "energy": f"{joules[0]:.3g} J" if joules else NOTHING,
-        "failed": row.mark or NOTHING,
+        "seconds": duration(row["median"]),
+        "quartiles": f"{duration(row['p25'])} to {duration(row['p75'])}",
+        **{p: NOTHING if row[p] is None else duration(row[p]) for p in (f"p{percent}" for percent in TAILS)},
+        "× realtime": optional(row["realtime"], "{:.2f}"),
+        "× baseline": "1" if row["label"] == race["baseline"] else short_ratio(ratio) or NOTHING,
+        "× floor": optional(_times_floor(row), "{:.1f}"),
+        "first stems": duration(row["start_up"]["warm"]["total"]) if row["start_up"] else NOTHING,
+        "memory": NOTHING if peak is None else file_size(peak),
+        "energy": f"{sum(joules):.3g} J" if joules else NOTHING,
+        "failed": row["mark"] or NOTHING,
     }
 
 
-def _ratio(found: Mapping[str, float] | None) -> str:
-    return NOTHING if found is None else f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def short_ratio(found: Mapping[str, float] | None) -> str:
+    """Returns how many times faster, with its interval: ``1.50 [1.40, 1.60]``; empty where there is no ratio."""
+    return "" if found is None else f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def _snr(row: Row) -> str:
-    if row.parity is None or not row.parity.snr:
-        return NOTHING
-    return decibels(min(row.parity.snr.values()))
+def _times_floor(row: Plain) -> float | None:
+    return None if row["floor"] is None or row["median"] is None else times_floor(row["median"], row["floor"])
 
 
-def _bytes(value: int | None) -> str:
-    return NOTHING if value is None else file_size(value)
+def _snr(parity: Plain) -> dict[str, float]:
+    """Returns the SNR by stem: JSON has None for stems that are equal and for those that are no numbers."""
+    values = {stem: -math.inf if value is None else value for stem, value in parity["snr_db"].items()}
+    return {**values, **dict.fromkeys(parity["exact"], math.inf)}
 
 
-def remarks(race: Race, cores: int) -> Iterator[str]:
-    """What has to be known of a race on a machine with so many cores."""
-    for row in race.rows:
-        if row.status != "ok":
-            reason = f"{row.reason}. {row.fix}".rstrip(". ")
-            yield f"{row.label} {row.status}: {reason}."
-    if race.rounds:
-        word = "round" if race.rounds == 1 else "rounds"
-        order = f"{race.rounds} {word} in an order drawn anew each time; medians"
-        yield f"{order}, baseline {race.baseline or 'none'}, brackets hold the ratio with {CONFIDENCE:.0%}."
-        if tails_remark(race.rounds):
-            yield f"No percentile that the rounds cannot carry: {tails_remark(race.rounds)}."
-    faulty = [row.label for row in race.rows if row.floor is not None and row.floor["reason"]]
+def _worst_stem(row: Plain) -> tuple[str, str]:
+    """Returns the cells of the worst stem that is judged: its SNR with its name, and its limit."""
+    parity = row["parity"]
+    worst = None if parity is None else worst_stem(_snr(parity), parity["limit_db"])
+    if worst is None:
+        return NOTHING, NOTHING
+    snr, limit = _snr(parity)[worst], f"{parity['limit_db'][worst]:.0f} dB"
+    if math.isinf(snr):
+        return decibels(snr) if snr > 0 else "no number", limit
+    return f"{decibels(snr)} dB, {worst}", limit
+
+
+def _failures(rows: Sequence[Plain]) -> Iterator[str]:
+    for row in rows:
+        if row["status"] != "ok":
+            reason = f"{row['reason']}. {row['fix']}".rstrip(". ")
+            yield f"{row['label']} {row['status']}: {reason}."
+
+
+def race_remarks(race: Plain, rows: Sequence[Plain]) -> Iterator[str]:
+    """Returns what has to be known to read the figures of a race."""
+    if race["rounds"]:
+        word = "round" if race["rounds"] == 1 else "rounds"
+        order = f"{race['rounds']} {word} in an order drawn anew each time; medians"
+        baseline = race["baseline"] or "none"
+        yield f"{order}, baseline {baseline}, brackets hold the ratio with {CONFIDENCE:.0%}."
+        tails = tails_remark(race["rounds"])
+        if tails:
+            yield f"No percentile that the rounds cannot carry: {tails}."
+    faulty = [
+        row["label"]
+        for row in rows
+        if row["floor"] and row["floor"]["floor"] and row["median"] and _times_floor(row) is None
+    ]
     if faulty:
         yield f"Not shown, × floor of {', '.join(faulty)}: {FAULTY}."
-    reference = next((row.parity.reference for row in race.rows if row.parity is not None), "")
-    if reference and race.no_exact_reference:
-        yield f"Stems are compared with those of {reference}, not with PyTorch in float64: {race.no_exact_reference}."
-    if race.noise is not None and not race.noise.quiet:
-        yield f"{rough(race.noise.plain(), cores)}. Seen: {'; '.join(race.noise.remarks)}."
-    missing = {
-        f"{meter['source']}: {meter['reason']}"
-        for row in race.rows
-        for meter in row.meters.values()
-        if meter["reason"]
-    }
+    reference = next((row["parity"]["reference"] for row in rows if row["parity"] is not None), "")
+    if reference and race["no_exact_reference"]:
+        why = race["no_exact_reference"]
+        yield f"Stems are compared with those of {reference}, not with PyTorch in float64: {why}."
+    meters = [meter for row in rows for meter in row["energy"].values()]
+    missing = {f"{meter['source']}: {meter['reason']}" for meter in meters if meter["reason"]}
     if missing:
         yield f"Energy not available ({'; '.join(sorted(missing))})."
 
 
-def general_remarks(result: Result) -> Iterator[str]:
-    """What holds for all of it."""
-    if result.interrupted:
+def _noise(found: Plain, race: Plain) -> Iterator[str]:
+    noise = race["noise"]
+    if noise is not None and not noise["quiet"]:
+        yield f"{rough(noise, int(found['machine']['cores']))}. Seen: {'; '.join(noise['remarks'])}."
+
+
+def general_remarks(found: Plain) -> Iterator[str]:
+    """Returns what holds for all of it."""
+    if found["interrupted"]:
         yield "Interrupted: what was measured before stands."
-    machine: Mapping[str, Any] = result.machine
+    machine = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    threads = result.settings["threads"]
+    threads = found["settings"]["threads"]
     yield f"{machine['cpu']}, {threads} of {machine['cores']} cores; {versions}; {machine['date']}."
-    for device, found in result.ceilings.items():
-        rates: Any = found
+    for device, rates in found["ceilings"].items():
         if "bytes_per_second" in rates:
             rate, moved = rates["flop_per_second"].get("fp32", math.nan), rates["bytes_per_second"]
             yield f"Measured at best, {device}: {rate / 1e9:.0f} GFLOP/s in float32, {moved / 1e9:.1f} GB/s."
-    if not result.races:
-        return
-    yield (
-        "Seconds are from a mix in memory to stems in memory; first stems: from the start of a process, engine "
-        "built before, to the first ones; memory: the most that process held; SNR: of the worst stem, in dB."
-    )
+    if found["races"]:
+        yield (
+            "Seconds are from a mix in memory to stems in memory; first stems: from the start of a process, engine "
+            f"built before, to the first ones; memory: the most that process held; SNR: {WORST_STEM}, in dB."
+        )
 
 
-def to_json(result: Result) -> str:
-    """Everything; ``mrsep_deploy.bench.results`` says what is what."""
-    return f"{dumped(strict(result.plain()))}\n"
-
-
-def strict(value: Any) -> Any:
-    """The same with numbers that JSON has no word for as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): strict(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(each) for each in value]
-    return value
-
-
-def to_csv(result: Result) -> str:
-    """A line a row, numbers unrounded."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for race in result.races:
-        for row in race.rows:
-            writer.writerow(_csv_row(row, race))
-    return text.getvalue()
-
-
-def _csv_row(row: Row, race: Race) -> dict[str, object]:
-    contender = row.contender
-    baseline = race.row(race.baseline)
-    ratio = row.ratio_to(baseline) if baseline is not None and baseline is not row else None
-    made: dict[str, object] = {
-        "model": row.model, "workload": row.workload, "label": row.label, "engine": contender.engine,
-        "mode": contender.mode if contender.engine else "", "precision": contender.precision,
-        "device": contender.device, "threads": contender.threads, "lanes": contender.lanes, "batch": row.batch,
-        "audio_seconds": row.audio_seconds, "status": row.status, "mark": row.mark, "reason": row.reason,
-        "rounds": len(row.seconds), "realtime": row.realtime, "baseline": race.baseline,
-        **row.memory,
-    }  # fmt: skip
-    if row.seconds:
-        made.update(spread(row.seconds))
-        made.update({f"p{percent}": tail(row.seconds, percent) for percent in TAILS})
+def _csv_row(row: Plain, race: Plain) -> dict[str, object]:
+    ratio = row["ratios"].get(race["baseline"])
+    parity = row["parity"]
+    worst = None if parity is None else worst_stem(_snr(parity), parity["limit_db"])
+    made: dict[str, object] = {name: row[name] for name in OF_A_ROW}
+    made.update(mode=row["mode"] if row["engine"] else "", rounds=len(row["seconds"]), **row["memory"])
+    made.update(baseline=race["baseline"], worst_snr_db=None if worst is None else _snr(parity)[worst])
     if ratio is not None:
         made.update(ratio=ratio["median"], ratio_low=ratio["low"], ratio_high=ratio["high"])
-    if row.floor is not None:
-        made.update(floor=row.floor["floor"], times_floor=row.floor["times"])
-    if row.start_up:
-        made.update(cold_start=row.start_up["cold"]["total"], warm_start=row.start_up["warm"]["total"])
-    made.update({f"joules_{name}": spread(values)["median"] for name, values in row.joules.items()})
-    if row.parity is not None and row.parity.snr:
-        made["worst_snr_db"] = min(row.parity.snr.values())
+    if row["floor"] is not None:
+        made.update(floor=row["floor"]["floor"], times_floor=row["floor"]["times"])
+    if row["start_up"]:
+        made.update({f"{name}_start": seconds["total"] for name, seconds in row["start_up"].items()})
+    made.update({f"joules_{name}": meter["median"] for name, meter in row["energy"].items()})
     return made

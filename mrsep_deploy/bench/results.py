@@ -50,6 +50,7 @@ from typing import Any, Literal
 from mrsep_deploy.bench.contenders import Contender
 from mrsep_deploy.bench.noise import Noise
 from mrsep_deploy.bench.parity import Parity
+from mrsep_deploy.files.strict_json import plain
 from mrsep_deploy.measuring.statistics import ratio_interval, rounds_for, spread, tail
 
 FORMAT = "mrsep-deploy bench"
@@ -149,74 +150,54 @@ class Result:
     command: str = ""
 
     @property
-    def cores(self) -> int:
-        """Of the machine."""
-        return int(str(self.machine["cores"]))
-
-    @property
     def rows(self) -> list[Row]:
         return [row for race in self.races for row in race.rows]
 
-    def plain(self) -> dict[str, object]:
-        """For JSON, numbers unrounded."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "machine": self.machine,
-            "command": self.command,
-            "settings": self.settings,
-            "interrupted": self.interrupted,
-            "ceilings": self.ceilings,
-            "models": self.models,
-            "races": [_plain_race(race) for race in self.races],
-            "rows": [_plain_row(row, race) for race in self.races for row in race.rows],
-            "profiles": self.profiles,
-        }
+    def plain(self) -> dict[str, Any]:
+        """Returns everything as JSON has it, numbers unrounded."""
+        found: dict[str, Any] = plain(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "machine": self.machine,
+                "command": self.command,
+                "settings": self.settings,
+                "interrupted": self.interrupted,
+                "ceilings": self.ceilings,
+                "models": self.models,
+                "races": [_plain_race(race) for race in self.races],
+                "rows": [_plain_row(row, race) for race in self.races for row in race.rows],
+                "profiles": self.profiles,
+            }
+        )
+        return found
+
+
+OF_A_RACE = ("model", "workload", "audio_seconds", "baseline", "rounds", "no_exact_reference")
+OF_A_CONTENDER = ("label", "opener", "engine", "mode", "precision", "device", "threads", "lanes")
+OF_A_ROW = (
+    "batch", "audio_seconds", "status", "mark", "reason", "fix", "seconds", "realtime", "floor", "start_up", "memory",
+    "timeline",
+)  # fmt: skip
 
 
 def _plain_race(race: Race) -> dict[str, object]:
-    return {
-        "model": race.model,
-        "workload": race.workload,
-        "audio_seconds": race.audio_seconds,
-        "baseline": race.baseline,
-        "rounds": race.rounds,
-        "no_exact_reference": race.no_exact_reference,
-        "noise": None if race.noise is None else race.noise.plain(),
-    }
+    noise = None if race.noise is None else race.noise.plain()
+    return {**{name: getattr(race, name) for name in OF_A_RACE}, "noise": noise}
 
 
 def _plain_row(row: Row, race: Race) -> dict[str, object]:
-    contender = row.contender
     return {
         "model": row.model,
         "workload": row.workload,
-        "label": row.label,
-        "opener": contender.opener,
-        "engine": contender.engine,
-        "mode": contender.mode,
-        "precision": contender.precision,
-        "device": contender.device,
-        "threads": contender.threads,
-        "lanes": contender.lanes,
-        "batch": row.batch,
-        "audio_seconds": row.audio_seconds,
-        "status": row.status,
-        "mark": row.mark,
-        "reason": row.reason,
-        "fix": row.fix,
-        "seconds": row.seconds,
+        **{name: getattr(row.contender, name) for name in OF_A_CONTENDER},
+        **{name: getattr(row, name) for name in OF_A_ROW},
         **(spread(row.seconds) if row.seconds else dict.fromkeys(("median", "p25", "p75", "min", "max"))),
         **{f"p{percent}": tail(row.seconds, percent) for percent in TAILS},
         "tails": tails_remark(len(row.seconds)),
-        "realtime": row.realtime,
         "ratios": ratios(row, race),
-        "floor": row.floor,
-        "start_up": row.start_up,
-        "memory": row.memory,
         "energy": {name: _energy(row, name) for name in row.meters},
         "parity": None if row.parity is None else row.parity.plain(),
-        "timeline": row.timeline,
     }
 
 

@@ -252,11 +252,10 @@ def _write(
         if path is not None:
             write_file(path, make(result).encode())
     if html_file is not None:
-        from mrsep_deploy.bench.report import strict
         from mrsep_deploy.pages.bench_page import bench_page
         from mrsep_deploy.pages.page import render
 
-        write_file(html_file, render(bench_page(strict(result.plain()))).encode())
+        write_file(html_file, render(bench_page(result.plain())).encode())
     if not quiet:
         print_result(console(), result)
 

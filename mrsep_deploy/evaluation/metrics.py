@@ -10,7 +10,6 @@ mdx       the Music Demixing Challenge 2021 (Mitsufuji et al., 2022): 10 lg of t
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.errors import EvaluationError
+from mrsep_deploy.measuring.decibels import ratio_db
 
 Float32 = NDArray[np.float32]
 
@@ -44,7 +44,7 @@ def mdx_sdr(estimate: Float32, truth: Float32) -> float:
     exact = truth.astype(np.float64)
     signal = float(np.sum(np.square(exact)))
     distortion = float(np.sum(np.square(exact - estimate)))
-    return 10 * math.log10((signal + MDX_EPSILON) / (distortion + MDX_EPSILON))
+    return ratio_db(signal + MDX_EPSILON, distortion + MDX_EPSILON)
 
 
 def bss_eval(

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -130,9 +132,37 @@ def _failing_key(value: object, kind: type[object], mapping: dict[str, object], 
     raise AssertionError(message)
 
 
+def plain(value: object) -> Any:
+    """Returns dataclasses and structs, and what holds them, as plain values that JSON can hold.
+
+    Infinities and NaN, for which JSON has no word, become None; paths and fractions become text.
+    """
+    return _without_infinities(msgspec.to_builtins(value, enc_hook=_encoded))
+
+
+def _encoded(value: object) -> object:
+    if isinstance(value, (Path, Fraction)):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, float):  # a number of NumPy's
+        return float(value)
+    raise TypeError(f"JSON cannot hold {type(value).__name__}")
+
+
+def _without_infinities(value: object) -> object:
+    if isinstance(value, float):
+        return finite(value)
+    if isinstance(value, dict):
+        return {key: _without_infinities(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(each) for each in value]
+    return value
+
+
 def dumped(value: object) -> str:
-    """Plain values as indented JSON that UTF-8 can hold: what it cannot, as in odd file names, is a JSON escape."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """Returns a value as indented JSON (:func:`plain`); what UTF-8 cannot hold, as in odd file names, is escaped."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

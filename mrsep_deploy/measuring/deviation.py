@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.measuring.decibels import ratio_db
+
 
 @dataclass(frozen=True)
 class Deviation:
@@ -18,7 +20,7 @@ class Deviation:
 
     @property
     def snr(self) -> float:
-        return math.inf if self.relative == 0 else -20 * math.log10(self.relative)
+        return ratio_db(1.0, self.relative**2)
 
     @classmethod
     def between(cls, value: NDArray[Any], reference: NDArray[Any]) -> Deviation:

@@ -1,7 +1,8 @@
-"""How far is too far: limits in dB, each with its reason."""
+"""Limits in dB, each with its reason, and the stem that stands for all stems of a separation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mrsep_deploy.errors import UsageError
@@ -15,6 +16,8 @@ LOSS_FACTOR = 3.0
 AUDIBLE_DBFS = -60.0
 """Stems below this level are reported, not judged: an error 60 dB below them is below 20 bits."""
 SDR_CHANGE_DB = 0.005
+WORST_STEM = f"of the worst stem above {AUDIBLE_DBFS:g} dBFS"
+"""How tables and pages describe the stem that :func:`worst_stem` returns."""
 
 _REASONS = {
     "float32": (
@@ -62,3 +65,14 @@ def limit_for(precision: str, asked: float | None = None) -> Limit:
             f"the bundle's precision is {precision}, limits are known for {known}", "Give --limit DB."
         )
     return Limit(*_REASONS[precision])
+
+
+def worst_stem(snr: Mapping[str, float], limits: Mapping[str, float | None]) -> str | None:
+    """Returns the stem with the lowest SNR of those loud enough to be judged; None if none is.
+
+    Args:
+        snr: in dB by stem; infinite where it is equal, minus infinity where values are not finite.
+        limits: the least that passes by stem; None for a stem too quiet to be judged.
+    """
+    judged = [stem for stem, limit in limits.items() if limit is not None]
+    return min(judged, key=lambda stem: snr[stem], default=None)

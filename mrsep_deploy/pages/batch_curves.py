@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mrsep_deploy.pages.blocks import Block, Curve, Curves, Table, Tick
+from mrsep_deploy.pages.blocks import Block, Curve, Curves, Tick
 from mrsep_deploy.pages.scales import Scale
+from mrsep_deploy.terminal.tables import Table
 
 Plain = Mapping[str, Any]
 Points = dict[int, float]

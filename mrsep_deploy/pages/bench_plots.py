@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mrsep_deploy.pages.blocks import Drawing, Key, Mark, Plot, Strip, Table
+from mrsep_deploy.bench.report import short_ratio
+from mrsep_deploy.pages.blocks import Drawing, Key, Mark, Plot, Strip
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.runtime.timeline import branch_order, timeline_svg
 from mrsep_deploy.runtime.trace import TraceEvent
-from mrsep_deploy.terminal.tables import duration, file_size
+from mrsep_deploy.terminal.tables import Table, duration, file_size
 
 Plain = Mapping[str, Any]
 
@@ -49,14 +50,10 @@ def _latency_strip(row: Plain, race: Plain, scale: Scale, first: bool) -> Strip:
         f"{row['label']}: median {duration(row['median'])}, quartiles {duration(row['p25'])} to "
         f"{duration(row['p75'])}, range {duration(row['min'])} to {duration(row['max'])}"
     )
-    note = "baseline" if row["label"] == race["baseline"] else short_ratio(row, race)
+    note = (
+        "baseline" if row["label"] == race["baseline"] else short_ratio(row["ratios"].get(race["baseline"]))
+    )
     return Strip(row["label"], marks, duration(row["median"]), said, note, strong=first)
-
-
-def short_ratio(row: Plain, race: Plain) -> str:
-    """Times the baseline with its interval; empty where there is none."""
-    found = row["ratios"].get(race["baseline"])
-    return "" if found is None else f"{found['median']:.2f} × [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def memory(rows: Sequence[Plain]) -> Iterator[Plot]:

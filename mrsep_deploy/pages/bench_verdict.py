@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mrsep_deploy.bench.noise import rough
+from mrsep_deploy.bench.report import race_title, rows_of
 from mrsep_deploy.pages.blocks import Tone, Verdict
 
 Plain = Mapping[str, Any]
@@ -13,22 +14,7 @@ Plain = Mapping[str, Any]
 
 def race_rows(result: Plain, race: Plain) -> list[Plain]:
     """The rows of a race: those with times first, the fastest at the top."""
-    rows = [row for row in result["rows"] if (row["model"], row["workload"]) == _key(race)]
-    return sorted(rows, key=lambda row: (row["status"] != "ok", row["median"] or 0.0))
-
-
-def _key(race: Plain) -> tuple[str, str]:
-    return race["model"], race["workload"]
-
-
-def race_title(result: Plain, race: Plain) -> str:
-    """What was run."""
-    facts, rows = result["models"][race["model"]], race_rows(result, race)
-    if race["workload"] != "segments" or not rows:
-        return f"{race['model']}, {race['workload']}"
-    batch = rows[0]["batch"]
-    count = "a segment" if batch == 1 else f"{batch} segments at once, each"
-    return f"{race['model']}, {count} of {facts['segment_seconds']:.3g} s"
+    return sorted(rows_of(result, race), key=lambda row: (row["status"] != "ok", row["median"] or 0.0))
 
 
 def race_verdict(result: Plain, race: Plain) -> Verdict:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from mrsep_deploy.terminal.tables import Table
+
 MarkKind = Literal["bar", "line", "dot", "round", "limit"]
 Tone = Literal["good", "bad", "plain"]
 
@@ -118,23 +120,6 @@ class Curves:
     y_ticks: Sequence[Tick]
     curves: Sequence[Curve]
     described: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the columns in ``text_columns`` are words, the others figures.
-
-    Attributes:
-        strong: rows to stand out.
-    """
-
-    kind: ClassVar[str] = "table"
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: Sequence[int] = (0,)
-    strong: Sequence[int] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True)

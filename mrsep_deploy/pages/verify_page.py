@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plot, Section, Strip, Table, Text, Verdict
+from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plot, Section, Strip, Text, Verdict
 from mrsep_deploy.pages.environment import day, install_steps, machine_facts
 from mrsep_deploy.pages.eval_page import UNTRAINED
 from mrsep_deploy.pages.fusion import fusion_blocks
 from mrsep_deploy.pages.scales import Scale
+from mrsep_deploy.terminal.tables import Table
 
 Plain = Mapping[str, Any]
 

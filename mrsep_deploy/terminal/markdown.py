@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from mrsep_deploy.terminal.tables import Part
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -32,6 +34,25 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterat
     yield _line(columns)
     yield "|" + "---|" * len(columns)
     yield from map(_line, rows)
+
+
+def document(title: str, lead: Iterable[str], parts: Iterable[Part]) -> str:
+    """Returns a page: its title, lines below it, then every part under a heading of its own.
+
+    Args:
+        title: text; it is escaped, as are headings, cells and remarks.
+        lead: lines of Markdown.
+        parts: in order.
+    """
+    lines = [f"# {escaped(title)}", *(("", *lead) if lead else ())]
+    for part in parts:
+        lines += ["", f"## {escaped(part.title)}"]
+        for table in part.tables:
+            lines += ["", *table_lines(table.columns, table.rows)]
+            lines += ["", escaped(table.note)] if table.note else []
+        for remark in part.remarks:
+            lines += ["", escaped(remark)]
+    return "\n".join(lines) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:

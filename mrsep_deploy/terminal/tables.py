@@ -3,10 +3,85 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from rich.table import Table
+from rich import table as rich_table
+from rich.console import Console
 from rich.text import Text
+
+NOTHING = "–"
+"""A cell without a value."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that every medium can show: the terminal, Markdown and HTML.
+
+    Attributes:
+        rows: cells as text.
+        text_columns: columns of words; the others hold figures.
+        strong, bad: rows to stand out, and rows that failed.
+        note: how to read it.
+    """
+
+    kind: ClassVar[str] = "table"  # of a block of a page
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: Sequence[int] = (0,)
+    strong: Sequence[int] = ()
+    note: str = ""
+    bad: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading with tables and, below them, lines of text."""
+
+    title: str
+    tables: Sequence[Table] = ()
+    remarks: Sequence[str] = ()
+
+
+def without_empty(found: Table) -> Table:
+    """Returns the table without the columns in which no cell has a value; the first one stays."""
+    used = [
+        number
+        for number in range(len(found.columns))
+        if not number or any(row[number] not in (NOTHING, "") for row in found.rows)
+    ]
+    return replace(
+        found,
+        columns=[found.columns[number] for number in used],
+        rows=[[row[number] for number in used] for row in found.rows],
+        text_columns=[place for place, number in enumerate(used) if number in found.text_columns],
+    )
+
+
+def print_table(screen: Console, found: Table) -> None:
+    """Prints the rows and, below them, the note; the first column does not fold."""
+    right = [name for number, name in enumerate(found.columns) if number not in found.text_columns]
+    made = table(*found.columns, right=right)
+    made.columns[0].no_wrap = True  # the name of a row stays readable where figures have to fold
+    for number, row in enumerate(found.rows):
+        style = "red" if number in found.bad else "bold" if number in found.strong else None
+        made.add_row(*map(Text, row), style=style)
+    screen.print(made)
+    if found.note:
+        screen.print(found.note, style="dim", soft_wrap=True)
+
+
+def print_parts(screen: Console, parts: Iterable[Part]) -> None:
+    """Prints every part with an empty line after it."""
+    for part in parts:
+        screen.print(part.title, style="bold", soft_wrap=True)
+        for found in part.tables:
+            print_table(screen, found)
+        for remark in part.remarks:
+            screen.print(remark, soft_wrap=True)
+        screen.print()
 
 
 def count(number: int) -> str:
@@ -37,15 +112,22 @@ def shape(sizes: Sequence[int]) -> str:
 
 
 def decibels(snr: float | None) -> str:
-    """A signal-to-noise ratio to a tenth of a dB; a dash if there is none."""
+    """A level or a ratio to a tenth of a dB: ``-13.4``, ``exact``, ``-∞``; a dash if there is none."""
     if snr is None:
-        return "–"
-    return "exact" if math.isinf(snr) and snr > 0 else f"{snr:.1f}"
+        return NOTHING
+    if math.isinf(snr):
+        return "exact" if snr > 0 else "-∞"
+    return f"{snr:.1f}"
 
 
-def table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:
-    """An empty table without lines; the columns named in ``right`` hold numbers."""
-    made = Table(
+def optional(value: float | None, form: str) -> str:
+    """A value in a format such as ``{:.2f} dB``; a dash if there is none."""
+    return NOTHING if value is None else form.format(value)
+
+
+def table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> rich_table.Table:
+    """Returns an empty table for a terminal, without lines; the columns named in ``right`` hold numbers."""
+    made = rich_table.Table(
         box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
     )
     for column in columns:

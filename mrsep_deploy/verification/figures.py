@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.measuring.decibels import ratio_db
+
 Samples = NDArray[Any]
 
 
@@ -108,15 +110,6 @@ class Difference:
             return ratio_db(self.signal, self.error)
         along = self.cross / self.signal
         return ratio_db((1 + along) ** 2 * self.signal, max(self.error - along * self.cross, 0.0))
-
-
-def ratio_db(signal: float, noise: float) -> float:
-    """``10 lg(signal / noise)`` of two energies: infinite without noise, minus infinity without signal."""
-    if noise == 0:
-        return math.inf
-    if signal == 0 or math.isinf(noise):
-        return -math.inf
-    return 10 * math.log10(signal / noise)
 
 
 def _saturated(value: Samples) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import SAMPLES, tiny_bundle
+from bundles import SAMPLES, SOURCES, tiny_bundle
 from click.testing import CliRunner, Result
 from rich.console import Console
 
@@ -22,13 +22,14 @@ from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.benchmark import Settings, benchmark
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.plan import Entry
-from mrsep_deploy.bench.profile_report import print_profiles, profile_tables
-from mrsep_deploy.bench.report import print_result, strict, to_csv, to_json, to_markdown
+from mrsep_deploy.bench.profile_report import profile_part
+from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
 from mrsep_deploy.commands import main
 from mrsep_deploy.pages.bench_page import bench_page
 from mrsep_deploy.pages.bench_verdict import race_verdict
 from mrsep_deploy.pages.page import render
 from mrsep_deploy.precision.plan import PrecisionPlan, write_plan
+from mrsep_deploy.terminal.tables import print_parts
 
 TESTS = Path(__file__).parents[1]
 LOW = {"flop_per_second": 1e12, "bytes_per_second": 1e12}
@@ -61,11 +62,6 @@ def shown(found: results_module.Result) -> str:
     return screen.file.getvalue()
 
 
-def plain(found: results_module.Result) -> dict[str, Any]:
-    result: dict[str, Any] = strict(found.plain())
-    return result
-
-
 # --- wrong stems
 
 
@@ -84,7 +80,7 @@ def test_a_row_below_its_limit_keeps_its_time_and_is_marked(
         assert row.floor is not None
         assert row.memory["peak_bytes"]
         median = f"{1e3 * (row.median or 0.0):.3g} ms"
-        for text in (shown(found), to_markdown(found), render(bench_page(plain(found)))):
+        for text in (shown(found), to_markdown(found), render(bench_page(found.plain()))):
             assert mark in text
             assert median in text
     wrong = list(csv.DictReader(io.StringIO(to_csv(found))))[1]
@@ -105,7 +101,7 @@ def test_a_wrong_row_wins_nothing_however_fast(
     """Nor is it the baseline, nor the reference of a song."""
     found = measured(tmp_path, monkeypatch, "right", labels[0], lengths=(3 * SAMPLES / 8000,))
     found.rows[1].seconds = [1e-9] * 3
-    verdict = race_verdict(plain(found), plain(found)["races"][0])
+    verdict = race_verdict(found.plain(), found.plain()["races"][0])
     assert verdict.headline.startswith("right: ")
     assert any(text.startswith(f"{labels[0]} failed: wrong stems: ") for text in verdict.details)
 
@@ -114,11 +110,29 @@ def test_where_every_row_is_wrong_the_times_are_there_and_nobody_won(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = measured(tmp_path, monkeypatch, "NotFinite")
-    page = render(bench_page(plain(found)))
+    page = render(bench_page(found.plain()))
     assert "Nobody won: no row has right stems." in page
     assert f"{1e3 * (found.rows[0].median or 0.0):.3g} ms" in page
     assert "wrong stems: no finite numbers" in page
     assert found.races[0].baseline == ""
+
+
+def test_the_worst_stem_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the worst of those loud enough to be judged: a quiet stem that is farther off stands nowhere."""
+    found = measured(tmp_path, monkeypatch, "right")
+    parity = found.rows[0].parity
+    assert parity is not None
+    loud, quiet = SOURCES[:2]
+    snr, limit = {loud: 102.6, quiet: 93.8}, {loud: 100.0, quiet: None}
+    found.rows[0].parity = replace(parity, snr=snr, limit=limit)
+    assert found.rows[0].parity.worst == loud
+    page = render(bench_page(found.plain()))
+    for text in (shown(found), to_markdown(found), page.split("All figures</h3>")[1].split("</figure>")[0]):
+        assert f"102.6 dB, {loud}" in text
+        assert "93.8" not in text
+    assert "SNR: of the worst stem above -60 dBFS" in shown(found)
+    (line,) = csv.DictReader(io.StringIO(to_csv(found)))
+    assert line["worst_snr_db"] == "102.6"
 
 
 # --- limits and plans
@@ -133,7 +147,7 @@ def test_another_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is below 100 dB passes, and so does what is wrong in every way, if that is asked for."""
     found = measured(tmp_path, monkeypatch, "right", "Wrong", limit=-500.0)
     assert [row.status for row in found.rows] == ["ok", "ok"]
-    assert plain(found)["settings"]["limit"] == -500.0
+    assert found.plain()["settings"]["limit"] == -500.0
     found = measured(tmp_path / "b", monkeypatch, "right", "Wrong", limit=80.0)
     assert found.rows[1].mark.endswith("dB, limit 80")
 
@@ -197,7 +211,7 @@ def test_a_busy_machine_is_said_in_the_same_words_everywhere(
     remarks = ("the load average was 10.01 before the start",)
     found.races[0].noise = replace(noise, load_before=10.01, remarks=remarks)
     found.machine = {**found.machine, "cores": 2}
-    for text in (shown(found), to_markdown(found), render(bench_page(plain(found)))):
+    for text in (shown(found), to_markdown(found), render(bench_page(found.plain()))):
         assert "The machine was busy (load 10 on 2 cores): treat these times as rough" in text
         assert remarks[0] in text
 
@@ -212,20 +226,20 @@ def test_nothing_is_faster_than_its_floor(tmp_path: Path, monkeypatch: pytest.Mo
     assert row.floor is not None
     assert row.median is not None
     assert row.median < row.floor["floor"]
-    page = render(bench_page(plain(found)))
+    page = render(bench_page(found.plain()))
     for text in (shown(found), to_markdown(found), page):
         assert "floor was measured too high" in text
         assert not re.search(r"× floor(?! of right)", text.split("All figures")[-1].split("above 1 is")[0])
     (line,) = csv.DictReader(io.StringIO(to_csv(found)))
     assert line["times_floor"] == ""
-    (there,) = plain(found)["rows"]
+    (there,) = found.plain()["rows"]
     assert there["floor"]["times"] is None
     assert "measured too high" in there["floor"]["reason"]
 
 
 def test_a_floor_that_holds_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measured(tmp_path, monkeypatch, "right")
-    for text in (shown(found), to_markdown(found), render(bench_page(plain(found)))):
+    for text in (shown(found), to_markdown(found), render(bench_page(found.plain()))):
         assert "measured too high" not in text
         assert "× floor" in text
 
@@ -241,9 +255,9 @@ def test_a_profile_s_floors_too() -> None:
         "model": "m", "label": "ort", "status": "ok", "stages": [stage, slow], "operators": [], "seconds": 0.005,
         "batch": 1, "runs": 3, "outside_stages": 0.0,
     }  # fmt: skip
-    rows = next(iter(profile_tables(found)))[1]
+    rows = profile_part(found).tables[0].rows
     assert [row[6] for row in rows] == ["–", "2.0"]
     screen = Console(file=io.StringIO(), width=240)
-    print_profiles(screen, [found])
+    print_parts(screen, [profile_part(found)])
     assert isinstance(screen.file, io.StringIO)
     assert "× floor of fusion: the floor was measured too high" in screen.file.getvalue()
