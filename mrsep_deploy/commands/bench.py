@@ -10,7 +10,13 @@ import click
 
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import ENGINE_NAMES
-from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
+from mrsep_deploy.commands.html_option import (
+    command_line,
+    given_files,
+    html_option,
+    overwrite_option,
+    write_page,
+)
 from mrsep_deploy.commands.precision_options import least_snr, plan_for_mixed
 from mrsep_deploy.errors import FAILED, PARTIAL
 from mrsep_deploy.precision.names import ASKED
@@ -149,18 +155,24 @@ def bench(
     """
     if against is not None and NOTHING in against and len(against) > 1:
         raise click.UsageError(f"--against {NOTHING} and other names exclude each other.")
-    if html_file is not None:
-        from mrsep_deploy.pages.page import require_templates
+    from mrsep_deploy.commands import output_files as kinds
 
-        require_templates()
-    inputs = given_files(*models, audio, checkpoint)
-    _check(json_file, csv_file, markdown_file, html_file, inputs, overwrite)
+    files = kinds.wanted(
+        ("--json", json_file, kinds.BENCH_JSON),
+        ("--csv", csv_file, kinds.BENCH_CSV),
+        ("--markdown", markdown_file, kinds.BENCH_MARKDOWN),
+        ("--html", html_file, kinds.PAGE),
+    )
+    kinds.check_output_files(files, given_files(*models, audio, checkpoint), overwrite)
     import tempfile
 
     from mrsep_deploy.bench.benchmark import Settings, benchmark
     from mrsep_deploy.bench.plan import Request
     from mrsep_deploy.bench.plan import plan as list_entries
-    from mrsep_deploy.terminal.progress import step_progress
+    from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
+    from mrsep_deploy.files.parts import write_file
+    from mrsep_deploy.pages.bench_page import bench_page
+    from mrsep_deploy.terminal.progress import console, step_progress
 
     if profile:
         engines, against, modes, lanes = _profiled(engines), (NOTHING,), ("sequential",), (1,)
@@ -190,30 +202,15 @@ def bench(
         else:
             result = benchmark(entries, settings, progress)
     result.command = command_line()
-    _write(result, json_file, csv_file, markdown_file, html_file, quiet)
+    for path, make in ((json_file, to_json), (csv_file, to_csv), (markdown_file, to_markdown)):
+        if path is not None:
+            write_file(path, make(result).encode())
+    write_page(html_file, lambda: bench_page(result.plain()))
+    if not quiet:
+        print_result(console(), result)
     if result.interrupted:
         raise KeyboardInterrupt
     _exit(result)
-
-
-def _check(
-    json_file: Path | None,
-    csv_file: Path | None,
-    markdown_file: Path | None,
-    html_file: Path | None,
-    inputs: list[Path],
-    overwrite: bool,
-) -> None:
-    """Refuse, before anything is measured, files that cannot be written or would replace another."""
-    from mrsep_deploy.commands import output_files as kinds
-
-    files = kinds.wanted(
-        ("--json", json_file, kinds.BENCH_JSON),
-        ("--csv", csv_file, kinds.BENCH_CSV),
-        ("--markdown", markdown_file, kinds.BENCH_MARKDOWN),
-        ("--html", html_file, kinds.PAGE),
-    )
-    kinds.check_output_files(files, inputs, overwrite)
 
 
 def _profiled(engines: Names | None) -> Names:
@@ -234,30 +231,6 @@ def _profiled(engines: Names | None) -> Names:
             f"Give --engine {','.join(Profilers.makers)}.",
         )
     return engines or tuple(name for name in working_engines() if name in Profilers.makers)
-
-
-def _write(
-    result: Result,
-    json_file: Path | None,
-    csv_file: Path | None,
-    markdown_file: Path | None,
-    html_file: Path | None,
-    quiet: bool,
-) -> None:
-    from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
-    from mrsep_deploy.files.parts import write_file
-    from mrsep_deploy.terminal.progress import console
-
-    for path, make in ((json_file, to_json), (csv_file, to_csv), (markdown_file, to_markdown)):
-        if path is not None:
-            write_file(path, make(result).encode())
-    if html_file is not None:
-        from mrsep_deploy.pages.bench_page import bench_page
-        from mrsep_deploy.pages.page import render
-
-        write_file(html_file, render(bench_page(result.plain())).encode())
-    if not quiet:
-        print_result(console(), result)
 
 
 def _exit(result: Result) -> None:

@@ -9,7 +9,14 @@ import click
 
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
-from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
+from mrsep_deploy.commands.html_option import (
+    command_line,
+    given_files,
+    html_option,
+    overwrite_option,
+    say_remarks,
+    write_page,
+)
 from mrsep_deploy.errors import PARTIAL
 
 if TYPE_CHECKING:
@@ -90,10 +97,6 @@ def eval(
     because its own stream is coded by itself. A run that was interrupted goes on where it stopped: a track is
     done again only if its files, the model or the engine changed. museval needs the extra mrsep-deploy[eval].
     """
-    if html_file is not None:
-        from mrsep_deploy.pages.page import require_templates
-
-        require_templates()
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands import output_files as kinds
@@ -124,8 +127,9 @@ def eval(
     with step_progress(quiet or as_json) as progress:
         found = evaluate(request, progress)
     _write(found, dataset, html_file, quiet, as_json)
-    for name, reason in found.failed.items():
-        click.echo(f"mrsep-deploy: {name}: {reason}", err=True)
+    if not quiet:
+        say_remarks(found.remarks)
+    say_remarks(f"{name}: {reason}" for name, reason in found.failed.items())
     if found.failed:
         raise SystemExit(PARTIAL)
 
@@ -134,6 +138,7 @@ def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool
     from mrsep_deploy.evaluation.report import print_evaluation, to_markdown, to_plain
     from mrsep_deploy.files.parts import write_file
     from mrsep_deploy.files.strict_json import dumped
+    from mrsep_deploy.pages.eval_page import eval_page
     from mrsep_deploy.terminal.progress import console
 
     folder, place = found.request.out, dataset.absolute()
@@ -141,11 +146,7 @@ def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool
     text = dumped(plain)
     write_file(folder / JSON_NAME, f"{text}\n".encode())
     write_file(folder / MARKDOWN_NAME, to_markdown(found, place).encode())
-    if html_file is not None:
-        from mrsep_deploy.pages.eval_page import eval_page
-        from mrsep_deploy.pages.page import render
-
-        write_file(html_file, render(eval_page(plain)).encode())
+    write_page(html_file, lambda: eval_page(plain))
     if as_json:
         click.echo(text)
     elif not quiet:

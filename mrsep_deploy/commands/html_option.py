@@ -1,14 +1,19 @@
-"""``--html`` and ``--overwrite`` as the commands that write reports share them, and the command line as typed."""
+"""What the commands that write reports share: ``--html``, ``--overwrite``, the command line as it was typed."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from click.core import ParameterSource
+
+from mrsep_deploy.errors import one_line
+
+if TYPE_CHECKING:
+    from mrsep_deploy.pages.blocks import Page
 
 ARGUMENTS = "mrsep_deploy.arguments"
 """Where ``ctx.meta`` keeps what was typed."""
@@ -19,10 +24,39 @@ Command = TypeVar("Command")
 
 
 def html_option(command: Command) -> Command:
-    """``--html FILE``."""
-    return click.option("--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-                        help="Write a report: one page with plots, to be opened in a browser. Needs the extra "
-                        "mrsep-deploy[report].")(command)  # type: ignore[type-var]  # fmt: skip
+    """``--html FILE``; refused before anything is measured where no page can be made."""
+    return click.option(
+        "--html",
+        "html_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        callback=_require_templates,
+        help="Write a report: one page with plots, to be opened in a browser. Needs the extra "
+        "mrsep-deploy[report].",
+    )(command)  # type: ignore[type-var]
+
+
+def _require_templates(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        from mrsep_deploy.pages.page import require_templates
+
+        require_templates()
+    return path
+
+
+def write_page(path: Path | None, make: Callable[[], Page]) -> None:
+    """Writes the page that ``--html`` asked for, if it did."""
+    if path is not None:
+        from mrsep_deploy.files.parts import write_file
+        from mrsep_deploy.pages.page import render
+
+        write_file(path, render(make()).encode())
+
+
+def say_remarks(remarks: Iterable[str]) -> None:
+    """Prints how songs are heard otherwise than they are, as ``run`` does: on stderr, a line each."""
+    for remark in remarks:
+        click.echo(f"{PROGRAM}: {one_line(remark)}", err=True)
 
 
 def overwrite_option(command: Command) -> Command:

@@ -10,7 +10,14 @@ import click
 
 from mrsep_deploy.commands import completing
 from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
-from mrsep_deploy.commands.html_option import command_line, given_files, html_option, overwrite_option
+from mrsep_deploy.commands.html_option import (
+    command_line,
+    given_files,
+    html_option,
+    overwrite_option,
+    say_remarks,
+    write_page,
+)
 from mrsep_deploy.commands.precision_options import least_snr
 from mrsep_deploy.errors import FAILED, UsageError
 from mrsep_deploy.precision.names import ASKED
@@ -91,8 +98,8 @@ def verify(
         raise click.UsageError("--bisect needs --precision fp16 or bf16, or --plan FILE, and no --calibrate.")
     if output is not None and not search:
         raise click.UsageError("--output is where --bisect writes its plan; give --bisect, too.")
-    if html_file is not None:
-        _require_page(calibrate)
+    if html_file is not None and calibrate:
+        raise click.UsageError("--calibrate has no report; leave out --html.")
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands import output_files as kinds
@@ -110,14 +117,6 @@ def verify(
         raise SystemExit(FAILED)
 
 
-def _require_page(calibrate: bool) -> None:
-    if calibrate:
-        raise click.UsageError("--calibrate has no report; leave out --html.")
-    from mrsep_deploy.pages.page import require_templates
-
-    require_templates()
-
-
 def _plan_file(bundle: Bundle, output: Path | None) -> Path:
     """Where the plan goes; one that is there may have been edited by hand, so only a named one is replaced."""
     if output is not None:
@@ -131,6 +130,8 @@ def _plan_file(bundle: Bundle, output: Path | None) -> Path:
 def _verify(
     request: Request, plan_file: Path | None, html_file: Path | None, quiet: bool, as_json: bool
 ) -> bool:
+    from mrsep_deploy.pages.spectrograms import spectrogram_block
+    from mrsep_deploy.pages.verify_page import verify_page
     from mrsep_deploy.terminal.progress import console, step_progress
     from mrsep_deploy.verification.job import opened
     from mrsep_deploy.verification.plain import about, to_plain
@@ -138,6 +139,8 @@ def _verify(
 
     facts = about(request.bundle, command_line())
     with opened(request) as job:
+        if not quiet:
+            say_remarks(remark for track in job.tracks for remark in track.remarks)
         with step_progress(quiet or as_json) as progress:
             found = job.verify(progress=progress)
         if not as_json and not quiet:
@@ -146,8 +149,9 @@ def _verify(
         if plan_file is not None and not found.passes:
             passes, searched = _bisect(job, found, plan_file, quiet, as_json)
             result.update(searched)
-    if html_file is not None:
-        _write_page(html_file, result, found)
+    excerpt = found.excerpt
+    pictures = None if excerpt is None else spectrogram_block(excerpt)
+    write_page(html_file, lambda: verify_page(result, pictures))
     if as_json:
         click.echo(json.dumps(result, indent=2))
     return passes
@@ -173,16 +177,6 @@ def _bisect(
         "plan": str(plan_file),
         "with_plan": to_plain(after),
     }
-
-
-def _write_page(path: Path, result: dict[str, object], found: Verification) -> None:
-    from mrsep_deploy.files.parts import write_file
-    from mrsep_deploy.pages.page import render
-    from mrsep_deploy.pages.spectrograms import spectrogram_block
-    from mrsep_deploy.pages.verify_page import verify_page
-
-    pictures = None if found.excerpt is None else spectrogram_block(found.excerpt)
-    write_file(path, render(verify_page(result, pictures)).encode())
 
 
 def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import AUTO, EngineOptions, choose, engine_class
 from mrsep_deploy.errors import AudioError, EngineUnavailableError, EvaluationError, UsageError
-from mrsep_deploy.evaluation.dataset import EvalTrack, TrackFiles, read_track
 from mrsep_deploy.evaluation.metrics import bss_eval, mdx_sdr, require_metrics
 from mrsep_deploy.evaluation.scores import Conditions, TrackScores, read_scores, write_scores
 from mrsep_deploy.separation.separator import DEFAULT_OVERLAP, Separator
+from mrsep_deploy.verification.multitrack import Multitrack, TrackFiles, read_multitrack
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,6 +60,7 @@ class Evaluation:
         scores: by engine; the tracks that could be read, in the order of the request.
         kept: how many of the scores were there from an earlier run.
         failed: why, by the name of a track that could not be read.
+        remarks: how what was read differs from what is in the files, with their paths.
     """
 
     request: Request
@@ -67,6 +68,7 @@ class Evaluation:
     scores: Mapping[str, Sequence[TrackScores]]
     kept: int = 0
     failed: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
 
 def evaluate(request: Request, progress: Progress) -> Evaluation:
@@ -91,6 +93,7 @@ class _Run:
         self.done = 0
         self.kept = 0
         self.failed: dict[str, str] = {}
+        self.remarks: dict[str, None] = {}
         self._audio: dict[str, str] = {}
 
     def run(self) -> Evaluation:
@@ -103,7 +106,7 @@ class _Run:
             raise EvaluationError(
                 f"none of the tracks could be read; the first: {next(iter(self.failed.values()))}"
             )
-        return Evaluation(self.request, self.engines, readable, self.kept, self.failed)
+        return Evaluation(self.request, self.engines, readable, self.kept, self.failed, tuple(self.remarks))
 
     def _engine(self, engine: str) -> list[TrackScores]:
         """The scores of all tracks; the model is loaded when the first track needs it."""
@@ -121,7 +124,8 @@ class _Run:
                     if scores is not None:
                         self.kept += 1
                     else:
-                        heard = read_track(track, self.request.bundle.manifest.model)
+                        heard = read_multitrack(track, self.request.bundle.manifest.model, every_source=True)
+                        self.remarks.update(dict.fromkeys(heard.remarks))
                         separator = separator or self._separator(engine)
                         scores = self._score(separator, track, heard)
                         write_scores(self._place(engine, track), conditions, scores)
@@ -143,7 +147,7 @@ class _Run:
             checkpoint=request.checkpoint,
         )
 
-    def _score(self, separator: Separator, files: TrackFiles, track: EvalTrack) -> TrackScores:
+    def _score(self, separator: Separator, files: TrackFiles, track: Multitrack) -> TrackScores:
         began = time.perf_counter()
         stems = separator.separate(track.mix)
         elapsed = time.perf_counter() - began

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from mrsep_deploy import __version__
-from mrsep_deploy.evaluation.dataset import SUM
 from mrsep_deploy.evaluation.evaluate import Evaluation
 from mrsep_deploy.evaluation.scores import scores_to_plain
 from mrsep_deploy.evaluation.summary import ALL, differences, summarise
@@ -18,6 +17,7 @@ from mrsep_deploy.files.strict_json import finite
 from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.terminal.markdown import escaped, table_lines
 from mrsep_deploy.terminal.tables import table
+from mrsep_deploy.verification.multitrack import SUM
 
 TITLES = {
     "museval": "SDR, BSS Eval v4 (museval): median over 1 s windows, then median over tracks",

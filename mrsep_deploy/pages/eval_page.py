@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mrsep_deploy.evaluation.dataset import SUM
 from mrsep_deploy.evaluation.report import TITLES, difference, two_digits
 from mrsep_deploy.evaluation.summary import ALL
 from mrsep_deploy.pages.blocks import Block, Key, Mark, Page, Plot, Section, Strip, Verdict
 from mrsep_deploy.pages.environment import day, install_steps, machine_facts
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.terminal.tables import Table
+from mrsep_deploy.verification.multitrack import SUM
 
 Plain = Mapping[str, Any]
 

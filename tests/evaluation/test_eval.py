@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +26,14 @@ from mrsep_deploy.commands import main
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.errors import AudioError, EvaluationError, UsageError
 from mrsep_deploy.evaluation import metrics
-from mrsep_deploy.evaluation.dataset import FILE, SUM, TrackFiles, find_tracks, read_track
+from mrsep_deploy.evaluation.dataset import find_tracks
 from mrsep_deploy.evaluation.evaluate import Request, evaluate
 from mrsep_deploy.evaluation.metrics import BssScore, bss_eval, mdx_sdr
 from mrsep_deploy.evaluation.scores import Conditions, TrackScores, read_scores, write_scores
 from mrsep_deploy.evaluation.summary import ALL, differences, summarise
 from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.verification.multitrack import FILE, SUM, Multitrack, TrackFiles, read_multitrack
+from mrsep_deploy.verification.tracks import Track, read_tracks
 
 needs_museval = pytest.mark.skipif(importlib.util.find_spec("museval") is None, reason="pip install museval")
 
@@ -187,11 +190,11 @@ def test_a_missing_mixture_is_the_sum(tmp_path: Path) -> None:
     model = tiny_bundle(tmp_path).manifest.model
     with_mix, without = make_track(tmp_path / "a"), make_track(tmp_path / "b", mixture=False)
     write(without / "vocals.flac", noise(3))
-    found = read_track(TrackFiles("a", with_mix), model)
+    found = read_multitrack(TrackFiles("a", with_mix), model, every_source=True)
     assert found.mixture == FILE
     assert list(found.truth) == list(SOURCES)
     np.testing.assert_allclose(found.mix, sum(stems().values()), atol=1e-6)
-    found = read_track(TrackFiles("b", without), model)
+    found = read_multitrack(TrackFiles("b", without), model, every_source=True)
     assert found.mixture == SUM
     np.testing.assert_allclose(found.mix, sum(stems().values()) + noise(3), atol=1e-6)  # flac has 24 bits
     assert list(found.truth) == list(SOURCES)
@@ -207,9 +210,60 @@ def test_broken_tracks(tmp_path: Path) -> None:
     (alone / "other.wav").unlink()
     for folder, complaint in ((short, "different lengths"), (lacking, "no other.wav")):
         with pytest.raises(AudioError, match=complaint):
-            read_track(TrackFiles("x", folder), model)
+            read_multitrack(TrackFiles("x", folder), model, every_source=True)
     with pytest.raises(AudioError, match="only one stem"):
-        read_track(TrackFiles("x", alone), replace(model, sources=("drums",)))
+        read_multitrack(TrackFiles("x", alone), replace(model, sources=("drums",)), every_source=True)
+
+
+def write_stem_file(path: Path, streams: int) -> Path:
+    """A file of so many audio streams, all of them noise."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format="mp4") as container:
+        encoders = [container.add_stream("alac", rate=SAMPLE_RATE, layout="stereo") for _ in range(streams)]
+        for number, encoder in enumerate(encoders):
+            samples = np.round(noise(number, 0.5) * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16p", layout="stereo")
+            frame.sample_rate = SAMPLE_RATE
+            container.mux(encoder.encode(frame))
+            container.mux(encoder.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("streams", [2, 5])
+def test_verify_and_eval_read_a_stem_file_alike(tmp_path: Path, streams: int) -> None:
+    """With another number of streams it is an error in both, in one line; never silently a song."""
+    model = tiny_bundle(tmp_path).manifest.model
+    path = write_stem_file(tmp_path / "song.stem.mp4", streams)
+    readers: tuple[Callable[[], Multitrack | Track], ...] = (
+        lambda: read_multitrack(TrackFiles("song", path), model, every_source=True),
+        lambda: read_tracks([path], model)[0],
+    )
+    for read in readers:
+        if streams == 5:
+            assert set(read().truth) == set(SOURCES)
+        else:
+            with pytest.raises(
+                AudioError, match=r"song\.stem\.mp4 has 2 audio streams, expected 5: mixture, "
+            ) as caught:
+                read()
+            assert "\n" not in str(caught.value)
+
+
+def test_remarks_are_said_as_run_says_them(tmp_path: Path) -> None:
+    """Songs that are heard otherwise than they are: by eval and verify, with their files, on stderr."""
+    tiny_bundle(tmp_path)
+    song = make_track(tmp_path / "songs" / "a")
+    wide = np.zeros((6, noise(0).shape[1]), np.float32) + noise(0)[:1]
+    write(song / "drums.wav", wide)
+    remark = f"mrsep-deploy: {song / 'drums.wav'} has 6 channels"
+    for given in (
+        ("eval", str(tmp_path / "songs"), "-n", str(tmp_path / "tiny"), "--engine", "ort", "--metric", "mdx",
+         "-o", str(tmp_path / "out")),
+        ("verify", str(tmp_path / "tiny"), "--against", str(tmp_path / "tiny"), "--audio", str(song / "drums.wav")),
+    ):  # fmt: skip
+        found = CliRunner().invoke(main.main, given, prog_name=main.PROGRAM)
+        assert remark in found.stderr, found.output
+        assert found.stderr.count(remark) == 1
 
 
 def test_the_digest_is_that_of_what_is_read(tmp_path: Path) -> None:
@@ -235,7 +289,7 @@ def request_(tmp_path: Path) -> Request:
 
 def test_scores_are_those_of_the_stems(request_: Request) -> None:
     found = evaluate(request_, lambda *_: None)
-    track = read_track(request_.tracks[0], request_.bundle.manifest.model)
+    track = read_multitrack(request_.tracks[0], request_.bundle.manifest.model, every_source=True)
     with Separator(request_.bundle, engine="ort") as separator:
         separated = separator.separate(track.mix)
     expected = {source: mdx_sdr(separated[source], track.truth[source]) for source in SOURCES}

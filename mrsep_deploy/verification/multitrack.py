@@ -1,0 +1,163 @@
+"""Reads a track with its true stems: a folder of audio files, or a ``.stem.mp4``.
+
+    TRACK/{mixture,drums,bass,other,vocals}.wav     or .flac; a missing mixture is the sum of the stems
+    TRACK.stem.mp4                                  MUSDB18: mixture, drums, bass, other, vocals as streams
+
+The mixture of a ``.stem.mp4`` is always the sum of its stems: its own stream went through the codec by itself and
+differs from their sum by far more than anything that is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrsep_deploy.audio import audio_streams, open_audio
+from mrsep_deploy.bundle.manifest import ModelInfo
+from mrsep_deploy.errors import AudioError
+from mrsep_deploy.export.checkpoint.files import sha256
+
+Float32 = NDArray[np.float32]
+
+MIXTURE = "mixture"
+STEM_STREAMS = ("drums", "bass", "other", "vocals")
+"""Streams of a ``.stem.mp4`` after the mixture, in the order of MUSDB18."""
+STEM_SUFFIX = ".stem.mp4"
+SUFFIXES = (".wav", ".flac")
+SUM = "sum of the stems"
+FILE = "file"
+
+
+@dataclass(frozen=True)
+class TrackFiles:
+    """The folder or file of a track. ``name`` is ``TRACK``, or ``test/TRACK`` where a dataset has subsets."""
+
+    name: str
+    path: Path
+
+    @property
+    def is_stem_file(self) -> bool:
+        return self.path.name.endswith(STEM_SUFFIX)
+
+    def file(self, stem: str) -> Path | None:
+        """The file of a stem, or of the mixture, in a folder."""
+        return next((p for s in SUFFIXES if (p := self.path / f"{stem}{s}").is_file()), None)
+
+    def read_files(self, sources: Sequence[str]) -> dict[str, Path]:
+        """The files that are read: mixture and sources, or without a mixture all stems, which add up to it."""
+        names = (MIXTURE, *sources) if self.file(MIXTURE) else dict.fromkeys((*sources, *STEM_STREAMS))
+        return {name: path for name in names if (path := self.file(name)) is not None}
+
+    def digest(self, model: ModelInfo) -> str:
+        """SHA-256 of every audio file that is read."""
+        files = [self.path] if self.is_stem_file else self.read_files(model.sources).values()
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(f"{path.name} {_sha256(path)}\n".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Multitrack:
+    """A track in memory.
+
+    Attributes:
+        mix: ``[C, samples]`` at the model's rate.
+        truth: true stems of the model's sources, each as long as the mix.
+        mixture: ``FILE``, or ``SUM`` where the mix was added up from the stems.
+        remarks: how what was read differs from what is in the files, with their paths.
+    """
+
+    mix: Float32
+    truth: Mapping[str, Float32]
+    mixture: str
+    remarks: tuple[str, ...] = ()
+
+
+def read_multitrack(track: TrackFiles, model: ModelInfo, every_source: bool) -> Multitrack:
+    """Reads a track at the model's sample rate and channels.
+
+    Args:
+        track: the folder or file.
+        model: whose sources are read.
+        every_source: whether every source of the model has to be there; else one is enough.
+
+    Raises:
+        AudioError: a file is missing or cannot be read, or the stems have different lengths.
+    """
+    places = _streams(track) if track.is_stem_file else _files(track, model.sources)
+    missing = [source for source in model.sources if source not in places]
+    if missing and every_source:
+        names = missing if track.is_stem_file else [f"{source}.wav" for source in missing]
+        raise AudioError(
+            f"{track.path} holds no {' and no '.join(names)}, which the model separates",
+            f"Evaluate a model of its stems; this one has {', '.join(model.sources)}.",
+        )
+    sources = {
+        name: open_audio(path, model.sample_rate, model.audio_channels, stream)
+        for name, (path, stream) in places.items()
+    }
+    stems = {name: source.read() for name, source in sources.items()}
+    _require_one_length(track.path, stems)
+    remarks = dict.fromkeys(f"{s.info.path} {remark}" for s in sources.values() for remark in s.remarks)
+    mixture = FILE if MIXTURE in stems else SUM
+    mix = stems.pop(MIXTURE) if MIXTURE in stems else _sum(list(stems.values()))
+    truth = {source: stems[source] for source in model.sources if source in stems}
+    return Multitrack(mix, truth, mixture, tuple(remarks))
+
+
+def _sum(stems: list[Float32]) -> Float32:
+    mix: Float32 = np.sum(stems, axis=0, dtype=np.float32)
+    return mix
+
+
+def _streams(track: TrackFiles) -> dict[str, tuple[Path, int | None]]:
+    found, names = audio_streams(track.path), (MIXTURE, *STEM_STREAMS)
+    if found != len(names):
+        raise AudioError(
+            f"{track.path} has {found} audio streams, expected {len(names)}: {', '.join(names)}",
+            "Give a file of MUSDB18, or a folder of stems.",
+        )
+    return {name: (track.path, stream) for stream, name in enumerate(STEM_STREAMS, start=1)}
+
+
+def _files(track: TrackFiles, sources: Sequence[str]) -> dict[str, tuple[Path, int | None]]:
+    found = track.read_files(sources)
+    expected = f"expected {MIXTURE}.wav and true stems ({', '.join(f'{s}.wav' for s in sources)})"
+    if not found:
+        raise AudioError(
+            f"{track.path} holds no {MIXTURE}.wav and no stem, {expected}", "Name the audio files."
+        )
+    if not set(sources) & set(found):
+        raise AudioError(
+            f"{track.path} holds no stem of this model, {expected}", "Name the audio file itself."
+        )
+    if len(found) == 1:
+        raise AudioError(
+            f"{track.path} holds no {MIXTURE}.wav and only one stem, {next(iter(found))}",
+            "Add the mixture, or the other stems.",
+        )
+    return {name: (path, None) for name, path in found.items()}
+
+
+def _require_one_length(path: Path, stems: Mapping[str, Float32]) -> None:
+    lengths = {name: stem.shape[-1] for name, stem in stems.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise AudioError(
+            f"{path} has stems of different lengths in samples ({found})",
+            "Cut all of them to the same length.",
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as audio:
+            return sha256(audio)
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror or error}", "Check the file.") from error
