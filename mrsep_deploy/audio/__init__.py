@@ -40,7 +40,6 @@ from mrsep_deploy.audio.write import (
     WrittenStem,
     bytes_needed,
 )
-from mrsep_deploy.files.output import is_locked
 
 __all__ = [
     "CLIP_MODES",
@@ -70,7 +69,6 @@ __all__ = [
     "bytes_needed",
     "check_file",
     "flac",
-    "is_locked",
     "mp3",
     "ogg",
     "open_audio",

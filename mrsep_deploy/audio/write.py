@@ -19,7 +19,8 @@ from mrsep_deploy.audio.encode import WAV_16, WAV_FLOAT, Encoding
 from mrsep_deploy.audio.info import Samples
 from mrsep_deploy.audio.tags import Tags, info_chunk
 from mrsep_deploy.errors import OutputError, UsageError
-from mrsep_deploy.files.output import explained, lock, open_place, part_name
+from mrsep_deploy.files.abandoned import lock
+from mrsep_deploy.files.parts import open_place, output_error, part_of
 
 Clip: TypeAlias = Literal["rescale", "rescale-each", "clamp", "none"]
 CLIP_MODES: tuple[Clip, ...] = ("rescale", "rescale-each", "clamp", "none")
@@ -132,7 +133,7 @@ class StemWriter:
             self._file.write(self._working.header(sample_rate, channels, 0))
 
     def _new_part(self) -> Path:
-        part = self.path.with_name(part_name(self.path.name))
+        part = part_of(self.path)
         self._parts.append(part)
         return part
 
@@ -281,7 +282,7 @@ class StemWriter:
         except OSError as error:
             self.abort()
             needed = bytes_needed(self._frames, self.channels, self.encoding, self.clip)
-            raise explained(error, self.path, needed) from error
+            raise output_error(error, self.path, needed) from error
         except BaseException:
             self.abort()
             raise

@@ -49,7 +49,7 @@ def check_bundle_place(directory: str | os.PathLike[str], *, overwrite: bool) ->
     """Raise ``OutputError``, as ``write_bundle`` would, if it may not take this place."""
     place = Path(os.path.abspath(directory))
     with explained(place):
-        _check_place(place, overwrite)
+        _require_free(place, overwrite)
 
 
 def write_archive(
@@ -89,8 +89,8 @@ def _members(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
         yield name, data
 
 
-def _check_place(place: Path, overwrite: bool) -> None:
-    """Raise unless a new folder may take this place."""
+def _require_free(place: Path, overwrite: bool) -> None:
+    """Raises ``OutputError`` unless a new folder may take this place."""
     if place.is_symlink():
         raise OutputError(f"{place} is a link, expected a place for a folder", "Name the folder itself.")
     if not place.exists():

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrsep_deploy.errors import OutputError, UsageError
-from mrsep_deploy.files.parts import check_place
+from mrsep_deploy.files.open_folder import kind_of
+from mrsep_deploy.files.parts import require_writable
 from mrsep_deploy.songs.tracks import same_place
 
 READ = 1 << 20
@@ -88,7 +89,7 @@ def check_output_files(
         places[place] = f"{file.option} {file.path}"
         _refuse_other_file(file, overwrite)
         if probe:
-            check_place(file.path)
+            require_writable(file.path)
 
 
 def refuse_inputs(option: str, target: Path, inputs: Iterable[Path]) -> None:
@@ -117,11 +118,12 @@ def _refuse_file_inside(file: OutputFile, folder: Path) -> None:
 def _refuse_other_file(file: OutputFile, overwrite: bool | None) -> None:
     try:
         mode = os.stat(file.path).st_mode
-    except OSError:  # check_place says more
+    except OSError:  # require_writable says more
         return
     if not stat.S_ISREG(mode):
-        what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise OutputError(f"{file.option} {file.path} is {what}, expected a place for a file", _ELSEWHERE)
+        raise OutputError(
+            f"{file.option} {file.path} is {kind_of(mode)}, expected a place for a file", _ELSEWHERE
+        )
     if not overwrite and not _is_ours(file):
         raise UsageError(
             f"{file.path} exists and was not written by mrsep-deploy as {file.option}",

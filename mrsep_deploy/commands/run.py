@@ -107,7 +107,7 @@ def _separate(
     writing: WriteOptions,
     journal: Journal | None,
 ) -> Summary:
-    from mrsep_deploy.songs.journal import sweep_parts
+    from mrsep_deploy.files.abandoned import sweep_parts
 
     if options.resume:
         folders = {path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)}

@@ -11,13 +11,13 @@ file.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
 
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.files.reading import read_start, toml
 
 MAX_BYTES = 2**20
 
@@ -47,13 +47,8 @@ def read_settings(path: Path, command: Callable[[str], click.Command | None]) ->
 
 
 def _parsed(path: Path) -> Mapping[str, object]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_start(path, MAX_BYTES)
     except OSError as error:
         raise UsageError(
             f"the settings {path} cannot be read: {error.strerror or error}", _fix(path)
@@ -61,7 +56,7 @@ def _parsed(path: Path) -> Mapping[str, object]:
     if len(data) > MAX_BYTES:
         raise UsageError(f"the settings {path} have more than {MAX_BYTES} bytes", _fix(path))
     try:
-        return tomllib.loads(data.decode())
+        return toml(data)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the settings {path} are not TOML: {error}", _fix(path)) from error
 

@@ -189,7 +189,13 @@ def _linked(path: Path) -> OutputError:
     )
 
 
-def _no_file(path: Path, mode: int) -> OutputError:
+def kind_of(mode: int) -> str:
+    """Returns in words what is no regular file, by its mode."""
     kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a directory"))
-    what = next((name for is_kind, name in kinds if is_kind(mode)), "a pipe or a device")
-    return OutputError(f"{path} is {what}, expected a regular file", "Remove it, or choose another folder")
+    return next((name for is_kind, name in kinds if is_kind(mode)), "a pipe or a device")
+
+
+def _no_file(path: Path, mode: int) -> OutputError:
+    return OutputError(
+        f"{path} is {kind_of(mode)}, expected a regular file", "Remove it, or choose another folder"
+    )

@@ -21,6 +21,7 @@ from typing import get_args
 
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.files.parts import write_file
+from mrsep_deploy.files.reading import read_start
 from mrsep_deploy.files.strict_json import MAX_BYTES, Record, parse, raised_as, shown
 from mrsep_deploy.precision.names import Low
 
@@ -94,9 +95,7 @@ def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
         UsageError: it cannot be read, or is no plan.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8")
+        text = read_start(path, MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}", _FIX) from error
     except UnicodeDecodeError as error:

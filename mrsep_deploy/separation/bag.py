@@ -1,11 +1,7 @@
 """Bags: several models that separate a song together, each with a weight for every source.
 
-    models = ["f7e0c4bc", "d12395a8"]           # exported models by name, or bundles by their path from here
-    weights = [[1, 0, 0, 0], [0, 1, 1, 1]]      # for each model, one for each source; all equal if left out
-    segment = 6                                 # seconds; the models' own if left out
-
-is a bag in TOML. Demucs' own bags, in YAML, have the same keys; their signatures stand for models exported under
-these names.
+The file of a bag (``bundle.bag_file``) names exported models, or bundles by their path from it. In Demucs' own bags
+the signatures stand for models exported under these names.
 """
 
 from __future__ import annotations
@@ -14,10 +10,8 @@ import contextlib
 import hashlib
 import itertools
 import json
-import math
 import random
-import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,18 +22,14 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.bag_file import SUFFIXES, Weights, read_bag_file
 from mrsep_deploy.bundle.registry import resolve
-from mrsep_deploy.errors import MrsepError, UsageError, first_line
+from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.separation.shifts import draw_leads
 from mrsep_deploy.separation.stream import Separated, Song
 
 Float32 = NDArray[np.float32]
-
-SUFFIXES = (".toml", ".yaml", ".yml")
-MAX_BYTES = 2**16
-MAX_MODELS = 64
-KEYS = ("models", "weights", "segment")
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Bag:
 
     name: str
     bundles: tuple[Bundle, ...]
-    weights: tuple[tuple[float, ...], ...]
+    weights: Weights
     segment: float | None = None
 
     @property
@@ -81,67 +71,27 @@ def open_bag(path: str | Path, verify: bool = True) -> Bag:
         BundleError: a bundle is damaged.
     """
     path = Path(path)
-    content = _parsed(path)
-    names = content.get("models")
-    if not isinstance(names, list) or not 1 <= len(names) <= MAX_MODELS or not set(content) <= set(KEYS):
-        raise UsageError(
-            f"{path} is no bag, expected a list of models, and maybe weights and a segment", _fix(path)
-        )
-    if not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{path} has a model that is no text", f"Put the names in quotes. {_fix(path)}")
-    bundles = tuple(Bundle.open(_place(path, name), verify=verify) for name in names)
+    try:
+        found = read_bag_file(path)
+    except FormatError as error:
+        raise UsageError(f"the bag {path} cannot be read: {error.message}", error.fix) from error
+    bundles = tuple(Bundle.open(_place(path, name), verify=verify) for name in found.models)
     first = bundles[0].manifest.model
-    for name, bundle in zip(names, bundles, strict=True):
+    for name, bundle in zip(found.models, bundles, strict=True):
         model = bundle.manifest.model
         same = ("sources", "sample_rate", "audio_channels")
         if any(getattr(model, key) != getattr(first, key) for key in same):
             raise UsageError(
-                f"the models {names[0]} and {name} of {path} differ in sources, sample rate or channels",
+                f"the models {found.models[0]} and {name} of {path} differ in sources, sample rate or channels",
                 "A bag is made of models that separate the same.",
             )
-    weights = _weights(path, content.get("weights"), len(bundles), len(first.sources))
-    segment = content.get("segment")
-    if segment is not None and not _is_number(segment):
-        raise UsageError(f"{path} has the segment {segment!r}, expected seconds", _fix(path))
-    return Bag(path.stem, bundles, weights, segment)
-
-
-def _parsed(path: Path) -> Mapping[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
+    sources = len(first.sources)
+    weights = found.weights or ((1.0,) * sources,) * len(bundles)
+    if len(weights[0]) != sources:
         raise UsageError(
-            f"the bag {path} cannot be read: {error.strerror or error}", "Check the path."
-        ) from error
-    try:
-        content = _toml(data) if path.suffix.lower() == ".toml" else _yaml(data)
-    except MrsepError:
-        raise
-    except Exception as error:  # yaml raises whatever making a date or a number of a text raises
-        raise UsageError(f"the bag {path} cannot be read: {first_line(error)}", _fix(path)) from error
-    if len(data) > MAX_BYTES or not isinstance(content, dict):
-        raise UsageError(f"{path} is no bag", _fix(path))
-    return content
-
-
-def _toml(data: bytes) -> object:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(data.decode())
-
-
-def _yaml(data: bytes) -> object:
-    try:
-        import yaml
-    except ImportError as error:
-        raise UsageError(
-            "a bag in YAML needs the package pyyaml, not installed here",
-            "Run pip install pyyaml, or use TOML.",
-        ) from error
-    return yaml.safe_load(data)
+            f"the weights of {path} are not {len(bundles)} rows of {sources} numbers", f"Correct {path}."
+        )
+    return Bag(path.stem, bundles, weights, found.segment)
 
 
 def _place(path: Path, name: str) -> Path:
@@ -156,28 +106,6 @@ def _place(path: Path, name: str) -> Path:
             f"the bag {path} has the model {name}, which is not exported",
             f"Export it: mrsep-deploy export CHECKPOINT --name {name}",
         ) from error
-
-
-def _weights(path: Path, found: object, models: int, sources: int) -> tuple[tuple[float, ...], ...]:
-    if found is None:
-        return ((1.0,) * sources,) * models
-    rows = found if isinstance(found, list) else []
-    fits = len(rows) == models and all(
-        isinstance(row, list) and len(row) == sources and all(map(_is_number, row)) for row in rows
-    )
-    if not fits:
-        raise UsageError(f"the weights of {path} are not {models} rows of {sources} numbers", _fix(path))
-    if not all(sum(column) > 0 for column in zip(*rows, strict=True)):
-        raise UsageError(f"the weights of {path} give a source to no model", _fix(path))
-    return tuple(tuple(float(number) for number in row) for row in rows)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _fix(path: Path) -> str:
-    return f"Correct {path}."
 
 
 class BagSeparator:

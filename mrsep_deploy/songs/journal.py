@@ -11,14 +11,11 @@ import errno
 import hashlib
 import json
 import os
-import re
 import stat
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mrsep_deploy.audio import is_locked
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.files.parts import explained
@@ -26,9 +23,6 @@ from mrsep_deploy.songs.track import Track
 
 NAME = ".mrsep-deploy-journal.jsonl"
 MAX_LINE = 1 << 16
-SETTLED = 60.0
-"""Seconds after which a file that is not locked is nobody's, even if its process seems to live."""
-_PART = re.compile(r"\..{1,40}\.([0-9]{1,10})\.[0-9a-f]{8}\.part", re.DOTALL)
 
 Line = Mapping[str, object]
 
@@ -121,44 +115,6 @@ def noted_outputs(folder: Path) -> frozenset[str]:
             if isinstance(outputs := line.get("outputs"), dict):
                 found.update(os.path.abspath(folder / name) for name in outputs)
     return frozenset(found)
-
-
-def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:
-    """Delete the temporary files that killed runs have left in these folders; returns how many.
-
-    Folders that lie behind a link below ``root``, the output folder, are left alone.
-
-    Those that somebody writes stay: who writes one holds a lock on it, and until then its process is there, by the
-    number in the name. (A container has numbers of its own, and a number is given out again; a lock is the file's.)
-    """
-    swept = 0
-    for folder in folders:
-        with contextlib.suppress(OSError, OutputError), OpenFolder(folder, root, make=False) as opened:
-            for name, status in opened.files():
-                found = _PART.fullmatch(name)
-                if found and _is_left_behind(opened, name, status, int(found[1])):
-                    with contextlib.suppress(OSError):
-                        opened.unlink(name)
-                        swept += 1
-    return swept
-
-
-def _is_left_behind(folder: OpenFolder, name: str, status: os.stat_result, process: int) -> bool:
-    if is_locked(folder, name):
-        return False
-    return not _is_alive(process) or time.time() - status.st_mtime > SETTLED
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":
-        return True  # there, asking would end it
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _identity(track: Track) -> str:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.songs.journal import NAME, Journal, settings_digest, sweep_parts
+from mrsep_deploy.files.abandoned import sweep_parts
+from mrsep_deploy.songs.journal import NAME, Journal, settings_digest
 from mrsep_deploy.songs.naming import Naming, require_distinct
 from mrsep_deploy.songs.stems import OTHER_METHODS, Output, choose_outputs
 from mrsep_deploy.songs.track import Track
@@ -280,6 +281,7 @@ def test_two_runs_write_one_journal(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
+from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.songs.journal import Journal
 from mrsep_deploy.songs.track import Track
 folder = Path(sys.argv[1])

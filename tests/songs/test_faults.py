@@ -23,7 +23,8 @@ from mrsep_deploy.audio import StemWriter
 from mrsep_deploy.bundle import Bundle, write_archive
 from mrsep_deploy.commands import run as run_module
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
-from mrsep_deploy.files import output
+from mrsep_deploy.files import abandoned
+from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.songs import journal, writing
 from mrsep_deploy.songs.writing import SongWriter
 
@@ -378,11 +379,11 @@ def test_only_what_nobody_writes_is_swept(tmp_path: Path, monkeypatch: pytest.Mo
         path.touch()
     os.utime(old, (0, 0))
     with open(kept, "rb") as file:  # as another machine's, or another container's
-        output.lock(file)
-        assert journal.sweep_parts([tmp_path]) == 2
+        abandoned.lock(file)
+        assert sweep_parts([tmp_path]) == 2
     assert sorted(path.name for path in tmp_path.glob(".*.part")) == sorted([kept.name, writer._part.name])
     writer.abort()
-    assert journal.sweep_parts([tmp_path]) == 1
+    assert sweep_parts([tmp_path]) == 1
 
 
 # --- homes and caches --------------------------------------------------------------------------------------
@@ -483,5 +484,5 @@ def test_an_error_of_the_disk_says_what_to_do(tmp_path: Path) -> None:
     writer = StemWriter(tmp_path / "gone/a.wav", SAMPLE_RATE, 2)
     writer.write(np.zeros((2, 100), np.float32))
     shutil.rmtree(tmp_path / "gone")
-    with pytest.raises(OutputError, match=r"cannot be written: No such file.* Choose another output"):
+    with pytest.raises(OutputError, match=r"cannot be written: No such file.* Choose another place"):
         writer.close()

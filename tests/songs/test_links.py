@@ -19,6 +19,7 @@ from mrsep_deploy.audio.encode import WAV_16
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import DONE, FAILED, OutputError
 from mrsep_deploy.files import open_folder
+from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.songs import journal
 from mrsep_deploy.songs.naming import Naming
@@ -156,7 +157,7 @@ def test_parts_are_swept_behind_no_link(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "out/song" / name.replace("b", "c", 1))
     (tmp_path / "out/song" / name.replace("b", "d", 1)).symlink_to(elsewhere / name)
     root = tmp_path / "out"
-    assert journal.sweep_parts([root / "song", root / "linked"], root) == 1
+    assert sweep_parts([root / "song", root / "linked"], root) == 1
     assert (elsewhere / name).exists()
     assert not (root / "song" / name).exists()
 

@@ -1,0 +1,85 @@
+"""Part files that killed processes have left: told from those that somebody writes, and deleted.
+
+Whoever writes a part file holds a lock on it, and until the file is locked its process is there, by the number in
+the file's name. (A container has numbers of its own, and a number is given out again; a lock is the file's.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from mrsep_deploy.errors import OutputError
+from mrsep_deploy.files.open_folder import OpenFolder
+
+try:
+    fcntl: Any = importlib.import_module("fcntl")
+except ImportError:  # Windows
+    fcntl = None
+
+SETTLED = 60.0
+"""Seconds after which a file that is not locked is nobody's, even if a process has its number."""
+_PART = re.compile(r"\..{1,40}\.([0-9]{1,10})\.[0-9a-f]{8}\.part", re.DOTALL)
+"""A name that ``parts.part_of`` gives."""
+
+
+def lock(file: IO[bytes]) -> None:
+    """Tells other processes that this file is being written, until it is closed; nothing where there are no locks."""
+    if fcntl is not None:
+        with suppress(OSError):  # not every file system has them
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(folder: OpenFolder, name: str) -> bool:
+    """Returns whether another opened file holds a ``lock`` on this one; False where it cannot be known."""
+    if fcntl is None:
+        return False
+    try:
+        with open(folder.path / name, "rb", opener=folder.opener) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, OutputError):
+        return False
+    return False
+
+
+def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:
+    """Deletes the part files in these folders that nobody writes any more, and returns how many there were.
+
+    Folders that lie behind a link below ``root``, the output folder, are left alone.
+    """
+    swept = 0
+    for folder in folders:
+        with suppress(OSError, OutputError), OpenFolder(folder, root, make=False) as opened:
+            for name, status in opened.files():
+                found = _PART.fullmatch(name)
+                if found and _is_left_behind(opened, name, status, int(found[1])):
+                    with suppress(OSError):
+                        opened.unlink(name)
+                        swept += 1
+    return swept
+
+
+def _is_left_behind(folder: OpenFolder, name: str, status: os.stat_result, process: int) -> bool:
+    if is_locked(folder, name):
+        return False
+    return not _is_alive(process) or time.time() - status.st_mtime > SETTLED
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there, asking would end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
