@@ -141,10 +141,11 @@ def trained_htdemucs() -> Path:
 
     from mrsep_deploy.errors import CheckpointError
     from mrsep_deploy.export.checkpoint.read import read_checkpoint
+    from mrsep_deploy.export.families import known_classes
 
     def is_right(package: Path) -> bool:
         try:
-            return weights_digest(read_checkpoint(package).state) == WEIGHTS_SHA256
+            return weights_digest(read_checkpoint(package, known_classes()).state) == WEIGHTS_SHA256
         except CheckpointError:
             return False
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from unittest import mock
 
 from machine_info import machine_info, write_result
 from run_speed import MODELS, figures, load, rounded, write_song
+from torch import nn
 
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.noise import noise_between, snapshot
@@ -30,13 +30,14 @@ from mrsep_deploy.bench.workloads import make_workloads
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.export import exporter
 from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.export.families.demucs.model import SeparationModel
-from mrsep_deploy.export.families.demucs.rewrites import REWRITES, applicable
+from mrsep_deploy.export.families import FAMILIES, family_of
+from mrsep_deploy.export.families.demucs.family import Demucs
 from mrsep_deploy.measuring.rounds import Turn, race
 from mrsep_deploy.measuring.statistics import ratio_interval
 from mrsep_deploy.process.machine import cpu_budget
 
 ALL, PLAIN = "all", "plain"
+DESCRIBED = {name: text for family in FAMILIES.values() for name, text in family.rewrites.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "model": options.model,
             "threads": threads,
             "rounds": options.rounds,
-            "rewrites": dict(REWRITES),
+            "rewrites": DESCRIBED,
             "engines": found,
         },
     )
@@ -71,21 +72,28 @@ def export_variants(model: str, folder: Path, chosen: Collection[str]) -> dict[s
 
     Rewrites that find nothing to do in the model are left out.
     """
-    known = [name for name in applicable(load(model).model) if name in chosen]
-    kept = {name: tuple(other for other in REWRITES if other != name) for name in known}
-    for name, rewrites in {ALL: tuple(REWRITES), **kept}.items():
+    known = [name for name in applicable(model) if name in chosen]
+    for name in (ALL, *known):
         if not (folder / name).exists():
             print(f"exporting {name if name == ALL else f'without {name}'}", flush=True)
-            export_model(load(model), model, folder / name, ExportOptions(rewrites=rewrites))
+            export_model(
+                load(model), model, folder / name, ExportOptions(without=() if name == ALL else (name,))
+            )
     if not (folder / PLAIN).exists():
         print("exporting plain", flush=True)
-        with mock.patch.object(exporter, "rewrite", _as_it_is), mock.patch.object(exporter, "require"):
+        with mock.patch.object(Demucs, "rewrite", _nothing), mock.patch.object(exporter, "require"):
             export_model(load(model), model, folder / PLAIN, ExportOptions(layout="whole"))
     return {name: Bundle.open(folder / name) for name in (ALL, *known, PLAIN)}
 
 
-def _as_it_is(model: SeparationModel, _enabled: Collection[str]) -> SeparationModel:
-    return copy.deepcopy(model).eval().requires_grad_(False)
+def applicable(model: str) -> tuple[str, ...]:
+    """The rewrites that find something to do in a model."""
+    loaded = load(model)
+    return family_of(loaded.variant).applicable(loaded.model)
+
+
+def _nothing(_family: Demucs, model: nn.Module, _enabled: Collection[str]) -> None:
+    model.requires_grad_(False)
 
 
 def take_turns(
@@ -136,7 +144,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=MODELS, default="trained")
     parser.add_argument("--engines", type=lambda text: text.split(","), default=["ort", "openvino"])
-    parser.add_argument("--rewrites", type=lambda text: text.split(","), default=list(REWRITES))
+    parser.add_argument("--rewrites", type=lambda text: text.split(","), default=list(DESCRIBED))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--bundles", type=Path, help="keep the exports here, or take those of an earlier run")
     return parser.parse_args(arguments)

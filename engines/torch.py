@@ -33,7 +33,7 @@ class TorchEngine(Engine):
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
-        self._models: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._modules: dict[str, dict[str, Any]] = {}
 
     @functools.cached_property
     def device(self) -> Device:
@@ -48,25 +48,24 @@ class TorchEngine(Engine):
         return Availability(True, torch.__version__, f"CPU, {cpu_budget()} threads")
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
-        model, makers = aside(lambda: self._model(bundle))
-        return _TorchRunner(makers[stage.name](model), stage, threads)
+        return _TorchRunner(aside(lambda: self._graphs(bundle))[stage.name], stage, threads)
 
-    def _model(self, bundle: Bundle) -> tuple[Any, dict[str, Any]]:
-        from mrsep_deploy.export.families.demucs.stages import Splitter
+    def _graphs(self, bundle: Bundle) -> dict[str, Any]:
+        """The module of every graph stage, by name."""
         from mrsep_deploy.export.load import reload
 
-        if bundle.digest not in self._models:
-            model = reload(bundle.manifest.provenance, self.options.checkpoint).model
-            plans = Splitter(model).split(bundle.manifest.layout)
-            makers = {plan.stage.name: plan.part for plan in plans if plan.part is not None}
-            expected = {stage.name for stage in bundle.manifest.graph_stages}
-            if set(makers) != expected:
+        if bundle.digest not in self._modules:
+            manifest = bundle.manifest
+            staged = reload(manifest.provenance, self.options.checkpoint).staged(manifest.layout)
+            graphs = {s.stage.name: s.module for s in staged.stages if s.stage.kind == "graph"}
+            expected = {stage.name for stage in manifest.graph_stages}
+            if set(graphs) != expected:
                 raise EngineError(
-                    f"the checkpoint splits into {len(makers)} graphs, the bundle has {len(expected)}",
+                    f"the checkpoint splits into {len(graphs)} graphs, the bundle has {len(expected)}",
                     "Export the checkpoint again.",
                 )
-            self._models[bundle.digest] = (model, makers)
-        return self._models[bundle.digest]
+            self._modules[bundle.digest] = graphs
+        return self._modules[bundle.digest]
 
 
 class _TorchRunner(Runner):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mrsep_deploy.bundle import Bundle, check_bundle_place, registry
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.errors import ExportError, UsageError
+from mrsep_deploy.export.families import rewrites
 from mrsep_deploy.files import paths
 from mrsep_deploy.precision.names import AskedPrecision
 from mrsep_deploy.precision.requested import chosen_plan
@@ -68,13 +69,12 @@ def export(
     """
     require_extra("exporting a checkpoint")
     from mrsep_deploy.export.exporter import ExportOptions, export_model
-    from mrsep_deploy.export.families.demucs.rewrites import REWRITES
     from mrsep_deploy.export.load import LoadedModel, load_model
 
-    unknown = sorted(set(without) - set(REWRITES))
+    unknown = sorted(set(without) - set(rewrites()))
     if unknown:
-        raise UsageError(f"there is no rewrite {', '.join(unknown)}", f"There are {', '.join(REWRITES)}.")
-    options = ExportOptions(layout, batch, tuple(r for r in REWRITES if r not in without))
+        raise UsageError(f"there is no rewrite {', '.join(unknown)}", f"There are {', '.join(rewrites())}.")
+    options = ExportOptions(layout, batch, tuple(without))
     name = registry.validate_name(default_name(checkpoint) if name is None else name)
     target = Path(os.path.abspath(paths.models_dir() / name if output is None else output))
     # The export takes minutes, so whatever would stop its last step is found before its first.
@@ -107,7 +107,7 @@ def default_name(checkpoint: str | os.PathLike[str] | LoadedModel) -> str:
         stem = Path(checkpoint).stem
     else:
         origin = checkpoint.origin.get("checkpoint")
-        stem = f"{checkpoint.config.family}-untrained"
+        stem = f"{checkpoint.variant}-untrained"
         if isinstance(origin, dict):
             stem = Path(str(origin["path"])).stem
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")[:64]

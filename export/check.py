@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from mrsep_deploy.errors import ExportError, first_line
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.transforms.host import host_runner
+
+Array = NDArray[Any]
 
 RELATIVE_LIMIT = 1e-5
 """Relative L2 a float32 result may be from float64: 100 dB, far below what can be heard."""
@@ -29,20 +32,91 @@ def limit(pytorch: Deviation) -> float:
 
 @dataclass(frozen=True)
 class StageCheck:
-    """Deviation of one stage on exact inputs from PyTorch float64, and PyTorch float32's own."""
+    """One stage on exact inputs: how far its graph, and PyTorch's own float32, are from PyTorch in float64.
+
+    Attributes:
+        exported, pytorch: of the worst whole tensor, for people.
+        worst: what part of which tensor is nearest to its limit, or furthest beyond it.
+        part_exported, part_pytorch: of that part.
+    """
 
     exported: Deviation
     pytorch: Deviation
+    worst: str
+    part_exported: Deviation
+    part_pytorch: Deviation
 
     @property
-    def passes(self) -> bool:
-        return self.exported.relative <= limit(self.pytorch)
+    def excess(self) -> float:
+        """Deviation of the worst part relative to its limit; the check passes up to 1."""
+        return self.part_exported.relative / limit(self.part_pytorch)
 
     def to_json(self) -> dict[str, float]:
         return {
             "relative_l2": self.exported.relative,
             "pytorch_float32_relative_l2": self.pytorch.relative,
         }
+
+
+class Comparison:
+    """Compares tensors of a segment with exact ones, for every item of the batch and every source alone.
+
+    A quiet stem beside loud ones, or a quiet item, has limits of its own.
+
+    Args:
+        exact: every tensor of one segment in float64, by name.
+        stages: of the manifest to be; they tell which tensors have an axis of sources.
+        sources: their names.
+    """
+
+    def __init__(self, exact: Mapping[str, Tensor], stages: Sequence[Stage], sources: Sequence[str]) -> None:
+        self.exact, self.sources = exact, sources
+        ends = [stage for stage in stages if stage.kind in ("inverse", "denormalize")]
+        self.by_source = {STEMS, *(name for stage in ends for name in (stage.inputs[0], *stage.outputs))}
+
+    def check(
+        self, names: Sequence[str], exported: Sequence[Array], pytorch: Sequence[Array], where: str
+    ) -> StageCheck:
+        """The check of one stage, or of the whole.
+
+        Raises:
+            ExportError: a tensor holds NaN or infinity; the message begins with ``where``.
+        """
+        whole: list[tuple[Deviation, Deviation]] = []
+        parts: list[tuple[float, str, Deviation, Deviation]] = []
+        for name, found, single in zip(names, exported, pytorch, strict=True):
+            exact = self.exact[name].numpy()
+            for title, values in (("PyTorch in float64 gives", exact), ("the exported graph gives", found)):
+                if not np.isfinite(values).all():
+                    raise ExportError(
+                        f"{where}: {title} NaN or infinity in {name}, expected finite numbers",
+                        "Nothing was written.",
+                    )
+            whole.append((Deviation.between(found, exact), Deviation.between(single, exact)))
+            for part, index in self._parts(name, exact.shape):
+                cut = [self._split(name, values)[index] for values in (found, single, exact)]
+                ours, theirs = Deviation.between(cut[0], cut[2]), Deviation.between(cut[1], cut[2])
+                parts.append((ours.relative / limit(theirs), part, ours, theirs))
+        _, worst, ours, theirs = max(parts, key=lambda each: each[0])
+        return StageCheck(
+            max((a for a, _ in whole), key=lambda d: d.relative),
+            max((b for _, b in whole), key=lambda d: d.relative),
+            worst, ours, theirs,
+        )  # fmt: skip
+
+    def _split(self, name: str, values: Array) -> Array:
+        """With an axis of sources behind that of items, where the tensor has one."""
+        if name not in self.by_source:
+            return values
+        return values.reshape(len(values), len(self.sources), -1)
+
+    def _parts(self, name: str, shape: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for item in range(shape[0]):
+            if name not in self.by_source:
+                yield f"{name}, item {item + 1}", (item,)
+                continue
+            for index, source in enumerate(self.sources):
+                yield f"{name}, item {item + 1}, {source}", (item, index)
 
 
 class GraphChecker:
@@ -64,9 +138,9 @@ class GraphChecker:
         self.stages = stages
         self.branches = branches
         self.tensors = tensors
-        self.graphs: dict[str, Callable[[Sequence[NDArray[np.float32]]], list[NDArray[np.float32]]]] = {}
+        self.graphs: dict[str, Callable[[Sequence[Array]], list[Array]]] = {}
 
-    def add(self, stage: Stage, graph: bytes) -> list[NDArray[np.float32]]:
+    def add(self, stage: Stage, graph: bytes) -> list[Array]:
         """Load a stage's graph and run it on the exact inputs; returns its outputs."""
         import onnxruntime as ort
 
@@ -80,8 +154,8 @@ class GraphChecker:
                 f"ONNX Runtime refuses the graph of stage {stage.name}: {first_line(error)}"
             ) from error
 
-        def run(inputs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-            result: list[NDArray[np.float32]] = session.run(
+        def run(inputs: Sequence[Array]) -> list[Array]:
+            result: list[Array] = session.run(
                 list(stage.outputs), dict(zip(stage.inputs, inputs, strict=True))
             )
             return result
@@ -89,13 +163,13 @@ class GraphChecker:
         self.graphs[stage.name] = run
         return run([self.exact[name].float().numpy() for name in stage.inputs])
 
-    def whole(self, device: bool = False) -> Deviation:
-        """From ``mix`` to ``stems`` through the graphs and the host's own transforms.
+    def whole(self, device: bool = False) -> Array:
+        """The stems that ``mix`` gives, through the graphs and the host's own transforms.
 
         Args:
             device: through the graphs of the transforms instead, as engines on a device run them.
         """
-        arrays: dict[str, NDArray[np.float32]] = {"mix": self.exact["mix"].float().numpy()}
+        arrays: dict[str, Array] = {"mix": self.exact["mix"].float().numpy()}
         for stage in self.stages:
             if stage.kind == "graph" or device:
                 results = self.graphs[stage.name]([arrays[name] for name in stage.inputs])
@@ -104,31 +178,20 @@ class GraphChecker:
             for name in stage.outputs:
                 arrays[name] = np.empty(self.tensors[name].shape, self.tensors[name].dtype)
             host_runner(stage, self.branches, cpu_budget())(arrays)
-        return Deviation.between(arrays[STEMS], self.exact[STEMS].numpy())
-
-
-def compare(
-    values: Sequence[NDArray[np.float32]], names: Sequence[str], exact: Mapping[str, Tensor]
-) -> Deviation:
-    """The worst deviation among several tensors."""
-    return max(
-        (Deviation.between(v, exact[n].numpy()) for v, n in zip(values, names, strict=True)),
-        key=lambda d: d.relative,
-    )
+        return arrays[STEMS]
 
 
 def require(checks: Mapping[str, StageCheck]) -> None:
     """Refuse the export if a stage strays.
 
     Raises:
-        ExportError: names the worst stage, what it reaches and what was expected.
+        ExportError: names the worst stage, the tensor, item and source, what it reaches and what was expected.
     """
-    failed = {name: check for name, check in checks.items() if not check.passes}
-    if failed:
-        name = max(failed, key=lambda n: failed[n].exported.relative)
-        check = failed[name]
+    name, check = max(checks.items(), key=lambda named: named[1].excess)
+    if check.excess > 1:
         raise ExportError(
-            f"the exported {name} differs from PyTorch by {check.exported.relative:.1e} relative L2, "
-            f"expected at most {limit(check.pytorch):.1e} (PyTorch's own float32 loses {check.pytorch.relative:.1e})",
+            f"the exported {name} differs from PyTorch by {check.part_exported.relative:.1e} relative L2 "
+            f"({check.worst}), expected at most {limit(check.part_pytorch):.1e} "
+            f"(PyTorch's own float32 loses {check.part_pytorch.relative:.1e})",
             "Nothing was written.",
         )

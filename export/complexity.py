@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from mrsep_deploy.bundle.manifest import MIX, Branch, Layout, Stage, TensorSpec
-from mrsep_deploy.export.families.demucs.config import ModelConfig
-from mrsep_deploy.export.families.demucs.parts import count_macs
-from mrsep_deploy.export.families.demucs.stages import Splitter
-from mrsep_deploy.export.families.demucs.variants import build_model
+from mrsep_deploy.bundle.manifest import MIX, Branch, Stage, TensorSpec
+from mrsep_deploy.export.families.family import Audio
+from mrsep_deploy.export.families.staged import StagedModel, parameter_count
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,51 @@ class Complexity:
     parameters: int
 
 
-class ActivationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, not ours
-    """Counts the elements that convolutions and matrix products put out while it is entered.
+def count_stages(staged: StagedModel, audio: Audio) -> Complexity:
+    """Counts every graph stage of a model; its weights, if it has any, are not touched."""
+    stages: list[Stage] = []
+    activations: dict[str, int] = {}
+    branches = {branch.name: branch for branch in staged.branches}
+    with torch.device("meta"), torch.no_grad():
+        tensors = {MIX: torch.empty(1, audio.channels, audio.segment_samples)}
+        for source in staged.stages:
+            stage = source.stage
+            if stage.kind == "graph":
+                inputs = [tensors[name] for name in stage.inputs]
+                counted = _Counter()
+                outputs = counted.call(source.module, inputs)
+                stage = replace(stage, macs=counted.macs)
+                activations[stage.name] = counted.elements
+            else:
+                outputs = _host_outputs(stage, audio, branches.get(stage.branch))
+            tensors.update(zip(stage.outputs, outputs, strict=True))
+            stages.append(stage)
+    specs = {name: TensorSpec(name, tuple(t.shape)) for name, t in tensors.items()}
+    return Complexity(tuple(stages), specs, activations, parameter_count([staged.model]))
 
-    That is the definition of activations in Radosavovic et al., "Designing Network Design Spaces" (2020),
-    with linear layers and attention's products beside convolutions. What counts is what torch's own
-    counter of operations has a formula for, so both see the same operators.
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, not ours
+    """Counts one call on shapes alone (the ``meta`` device), as torch's own counter sees it.
+
+    ``macs`` are multiply-accumulates of convolutions and matrix products; on shapes softmax attention is the
+    matrix products it consists of, while on a CPU it is a fused kernel, for which the counter has no formula.
+    ``elements`` are what these operators put out: activations as in Radosavovic et al., "Designing Network Design
+    Spaces" (2020), with linear layers and attention's products beside convolutions.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.elements = 0
+        self.elements = self.macs = 0
+
+    def call(self, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs of ``module``, tensors without values."""
+        shapes = {name: p.to("meta") for name, p in module.state_dict().items()}
+        with FlopCounterMode(display=False) as flops, self:
+            outputs: tuple[Tensor, ...] = torch.func.functional_call(
+                module, shapes, tuple(x.to("meta") for x in inputs)
+            )
+        self.macs = int(flops.get_total_flops() // 2)
+        return outputs
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -61,35 +93,10 @@ class ActivationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # 
         return result
 
 
-def count_stages(config: ModelConfig, branches: Sequence[Branch], layout: Layout) -> Complexity:
-    """Split a model of this structure and count every graph stage."""
-    stages: list[Stage] = []
-    activations: dict[str, int] = {}
-    with torch.device("meta"), torch.no_grad():
-        model = build_model(config)
-        tensors = {MIX: torch.empty(1, config.audio_channels, config.segment_samples)}
-        for plan in Splitter(model).split(layout):
-            stage = plan.stage
-            if plan.part is None:
-                outputs = _host_outputs(stage, config, branches)
-            else:
-                part, inputs = plan.part(model), [tensors[name] for name in stage.inputs]
-                stage = replace(stage, parameters=part.parameter_count, macs=count_macs(part, inputs))
-                with ActivationCounter() as counter:
-                    outputs = part(*inputs)
-                activations[stage.name] = counter.elements
-            tensors.update(zip(stage.outputs, outputs, strict=True))
-            stages.append(stage)
-    specs = {name: TensorSpec(name, tuple(t.shape)) for name, t in tensors.items()}
-    return Complexity(tuple(stages), specs, activations, sum(p.numel() for p in model.parameters()))
-
-
-def _host_outputs(stage: Stage, config: ModelConfig, branches: Sequence[Branch]) -> tuple[Tensor, ...]:
+def _host_outputs(stage: Stage, audio: Audio, branch: Branch | None) -> tuple[Tensor, ...]:
     """Empty tensors of the shapes a host stage gives: Fourier transforms do not run on ``meta``."""
-    channels, samples = config.audio_channels, config.segment_samples
-    if stage.kind == "spectrogram":
-        branch = next(b for b in branches if b.name == stage.branch)
-        return torch.empty(1, 2 * channels, branch.bins, branch.frames), torch.empty(1, 2)
+    if branch is not None and stage.kind == "spectrogram":
+        return torch.empty(1, 2 * audio.channels, branch.bins, branch.frames), torch.empty(1, 2)
     if stage.kind == "normalize":
-        return torch.empty(1, channels, samples), torch.empty(1, 2)
-    return (torch.empty(1, len(config.sources), channels, samples),)
+        return torch.empty(1, audio.channels, audio.segment_samples), torch.empty(1, 2)
+    return (torch.empty(1, len(audio.sources), audio.channels, audio.segment_samples),)

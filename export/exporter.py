@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import mrsep_deploy
@@ -18,18 +20,14 @@ from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
 from mrsep_deploy.bundle.manifest_json import require_model
 from mrsep_deploy.errors import BundleError, CheckpointError, UsageError
-from mrsep_deploy.export.check import GraphChecker, StageCheck, compare, require
+from mrsep_deploy.export.check import Comparison, GraphChecker, StageCheck, require
 from mrsep_deploy.export.complexity import count_stages
-from mrsep_deploy.export.describe import learnt_shares, model_info
-from mrsep_deploy.export.families.demucs.chain import reference_chain, reference_stage
-from mrsep_deploy.export.families.demucs.model import SeparationModel
-from mrsep_deploy.export.families.demucs.rewrites import REWRITES, rewrite
-from mrsep_deploy.export.families.demucs.stages import Splitter, StagePlan, make_branches
+from mrsep_deploy.export.families import family_of
+from mrsep_deploy.export.families.family import StageSource
 from mrsep_deploy.export.graphs.trace import OPSET, export_graph
 from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.load import LoadedModel
 from mrsep_deploy.export.probe import probe_signal
-from mrsep_deploy.measuring.deviation import Deviation
 
 MAX_BATCH = 64
 
@@ -48,12 +46,12 @@ class ExportOptions:
     Attributes:
         layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
         batch: segments one run takes.
-        rewrites: names out of ``REWRITES``.
+        without: names of rewrites to leave out.
     """
 
     layout: Layout = "split"
     batch: int = 1
-    rewrites: tuple[str, ...] = tuple(REWRITES)
+    without: tuple[str, ...] = ()
 
 
 def export_model(
@@ -87,7 +85,7 @@ def export_model(
 
 def _require_bundle_holds(loaded: LoadedModel) -> None:
     try:
-        require_model(model_info(loaded))
+        require_model(loaded.info())
     except BundleError as error:
         raise CheckpointError(
             f"no bundle can hold this model: {error.message}",
@@ -98,40 +96,41 @@ def _require_bundle_holds(loaded: LoadedModel) -> None:
 class _Export:
     def __init__(self, loaded: LoadedModel, name: str, options: ExportOptions, progress: Progress) -> None:
         self.loaded, self.name, self.options = loaded, name, options
-        self.model = loaded.model.eval()
-        self.config = loaded.config
-        self.plans = Splitter(self.model).split(options.layout)
-        self.branches = make_branches(self.model)
-        self.steps = len(self.plans) + 2
+        self.family = family_of(loaded.variant)
+        self.rewrites = [each for each in self.family.rewrites if each not in options.without]
+        self.staged = loaded.staged(options.layout)
+        self.branches = self.staged.branches
+        self.steps = len(self.staged.stages) + 2
         self.done = 0
         self.progress = progress
 
     def run(self, target: Path, overwrite: bool) -> Bundle:
         self._step("reference run in float64", 0)
-        config = self.config
-        shape = (self.options.batch, config.audio_channels, config.segment_samples)
-        mix = torch.from_numpy(probe_signal(*shape, config.samplerate))
-        exact = reference_chain(copy.deepcopy(self.model).double(), self.plans, self.branches, mix.double())
+        audio = self.loaded.audio
+        shape = (self.options.batch, audio.channels, audio.segment_samples)
+        mix = torch.from_numpy(probe_signal(*shape, audio.sample_rate))
+        exact = copy.deepcopy(self.staged).double().tensors(mix.double())
         tensors = _tensor_specs(exact)
-        checker = GraphChecker(exact, [p.stage for p in self.plans], self.branches, tensors)
-        rewritten = rewrite(self.model, self.options.rewrites)
-        complexity = count_stages(config, self.branches, self.options.layout)
-        counted = {stage.name: stage for stage in complexity.stages}
+        counted = count_stages(self.staged, audio).stages
+        checker = GraphChecker(exact, counted, self.branches, tensors)
+        comparison = Comparison(exact, counted, audio.sources)
+        rewritten = copy.deepcopy(self.staged)
+        self.family.rewrite(rewritten.model, self.rewrites)
         files: dict[str, bytes] = {}
         checks: dict[str, StageCheck] = {}
         stages: list[Stage] = []
-        for plan in self.plans:
-            self._step(f"exporting {plan.stage.name}")
-            file = f"{plan.stage.name}.onnx"
-            stage = replace(counted[plan.stage.name], file=file)
-            files[file] = self._graph(plan, rewritten, exact, tensors)
-            exported = compare(checker.add(stage, files[file]), stage.outputs, exact)
-            checks[stage.name] = StageCheck(exported, self._float32(plan, exact))
-            stages.append(stage)
+        for source, exported, stage in zip(self.staged.stages, rewritten.stages, counted, strict=True):
+            self._step(f"exporting {stage.name}")
+            file = f"{stage.name}.onnx"
+            files[file] = self._graph(exported, exact, tensors)
+            found = checker.add(stage, files[file])
+            single = self._float32(source, exact)
+            checks[stage.name] = comparison.check(stage.outputs, found, single, f"stage {stage.name}")
+            stages.append(replace(stage, file=file))
         self._step("checking the whole")
-        pytorch = self._whole_float32(mix, exact[STEMS])
-        checks["whole"] = StageCheck(checker.whole(), pytorch)
-        checks["whole_device"] = StageCheck(checker.whole(device=True), pytorch)
+        pytorch = self.staged.tensors(mix)[STEMS].numpy()
+        for check, device in (("whole", False), ("whole_device", True)):
+            checks[check] = comparison.check([STEMS], [checker.whole(device)], [pytorch], "the whole")
         require(checks)
         self._step("writing")
         manifest = self._manifest(stages, tensors, checks)
@@ -144,37 +143,28 @@ class _Export:
         self.done += advance
 
     def _graph(
-        self,
-        plan: StagePlan,
-        rewritten: SeparationModel,
-        exact: Mapping[str, Tensor],
-        tensors: Mapping[str, TensorSpec],
+        self, source: StageSource, exact: Mapping[str, Tensor], tensors: Mapping[str, TensorSpec]
     ) -> bytes:
         """The ONNX model of a stage: traced if it is part of the network, built if it is a transform."""
-        stage = plan.stage
-        if plan.part is None:
+        stage = source.stage
+        if stage.kind != "graph":
             return transform_graph(stage, self.branches, tensors)
         inputs = [exact[name].float() for name in stage.inputs]
-        return export_graph(plan.part(rewritten), inputs, stage.name, (stage.inputs, stage.outputs))
+        return export_graph(source.module, inputs, stage.name, (stage.inputs, stage.outputs))
 
-    def _float32(self, plan: StagePlan, exact: Mapping[str, Tensor]) -> Deviation:
-        """What PyTorch's own float32 loses in this stage, on exact inputs."""
-        part = plan.part(self.model) if plan.part is not None else None
-        inputs = [exact[name].float() for name in plan.stage.inputs]
+    def _float32(self, source: StageSource, exact: Mapping[str, Tensor]) -> list[NDArray[np.float32]]:
+        """What PyTorch's own float32 makes of exact inputs in this stage."""
         with torch.no_grad():
-            values = reference_stage(plan.stage, part, inputs, self.branches, self.config.segment_samples)
-        return compare([v.numpy() for v in values], plan.stage.outputs, exact)
-
-    def _whole_float32(self, mix: Tensor, stems: Tensor) -> Deviation:
-        with torch.no_grad():
-            return Deviation.between(self.model(mix).numpy(), stems.numpy())
+            return [
+                value.numpy() for value in source.module(*(exact[n].float() for n in source.stage.inputs))
+            ]
 
     def _manifest(
         self, stages: Sequence[Stage], tensors: Mapping[str, TensorSpec], checks: Mapping[str, StageCheck]
     ) -> Manifest:
         return Manifest(
             name=self.name,
-            model=model_info(self.loaded),
+            model=self.loaded.info(),
             branches=self.branches,
             tensors=tuple(tensors.values()),
             stages=tuple(stages),
@@ -183,14 +173,14 @@ class _Export:
             opset=OPSET,
             precision="float32",
             files={},
-            fusion=learnt_shares(self.loaded),
+            fusion=self.loaded.shares(),
             checks={
                 "signal": "seeded music-like probe, one segment; relative L2 against PyTorch float64",
                 **{stage: check.to_json() for stage, check in checks.items()},
             },
             provenance={
                 **self.loaded.origin,
-                "rewrites": list(self.options.rewrites),
+                "rewrites": self.rewrites,
                 "ignored_arguments": list(self.loaded.ignored),
                 "exported": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 "tools": _tools(),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from mrsep_deploy.bundle import shipped
+from mrsep_deploy.bundle.manifest import FusionShares, Layout, ModelInfo
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint.read import KNOWN_CLASSES, read_bag, read_checkpoint, require_fit
-from mrsep_deploy.export.families.demucs.config import ModelConfig, parse_config
-from mrsep_deploy.export.families.demucs.layers import LayerScale
-from mrsep_deploy.export.families.demucs.model import SeparationModel
-from mrsep_deploy.export.families.demucs.variants import IGNORED_STATE, build_model
+from mrsep_deploy.export.checkpoint.read import read_bag, read_checkpoint, require_fit
+from mrsep_deploy.export.families import family_of, known_classes
+from mrsep_deploy.export.families.family import Audio
+from mrsep_deploy.export.families.staged import StagedModel, parameter_count
 
 DEFAULT_SOURCES = ("drums", "bass", "other", "vocals")
 
@@ -26,19 +28,48 @@ DEFAULT_SOURCES = ("drums", "bass", "other", "vocals")
 class LoadedModel:
     """A model, and where its weights come from.
 
+    ``variant`` names it in ``FAMILIES``, ``config`` is its structure, a dataclass of its family.
     ``origin`` is what the manifest's provenance records; :func:`reload` makes the same model from it.
     ``ignored`` names constructor arguments that only steered training.
     """
 
-    model: SeparationModel
+    variant: str
+    config: Any
+    model: nn.Module
     origin: Mapping[str, object]
     trained: bool
     ignored: tuple[str, ...] = ()
     storage_dtypes: tuple[str, ...] = field(default=("float32",))
 
     @property
-    def config(self) -> ModelConfig:
-        return self.model.config
+    def audio(self) -> Audio:
+        return family_of(self.variant).audio(self.config)
+
+    def staged(self, layout: Layout = "split") -> StagedModel:
+        """The model cut into stages."""
+        return StagedModel(family_of(self.variant), self.model, layout)
+
+    def info(self) -> ModelInfo:
+        """What the model is, in the terms of a manifest."""
+        audio = self.audio
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.config).items()}
+        if "segment" in plain:
+            plain["segment"] = str(plain["segment"])
+        return ModelInfo(
+            family=self.variant,
+            sources=audio.sources,
+            sample_rate=audio.sample_rate,
+            audio_channels=audio.channels,
+            segment=Fraction(audio.segment_samples, audio.sample_rate),
+            segment_samples=audio.segment_samples,
+            trained=self.trained,
+            parameters=parameter_count([self.model]),
+            config=plain,
+        )
+
+    def shares(self) -> tuple[FusionShares, ...]:
+        """The learnt weights of the resolutions."""
+        return family_of(self.variant).shares(self.model)
 
 
 def load_model(path: str | os.PathLike[str]) -> LoadedModel:
@@ -50,11 +81,14 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     path = Path(path)
     if path.suffix.lower() in (".yaml", ".yml"):
         path = _only_model(path)
-    checkpoint = read_checkpoint(path)
-    config, ignored = parse_config(KNOWN_CLASSES[checkpoint.klass], checkpoint.args, checkpoint.kwargs)
-    model = _build(config)
+    classes = known_classes()
+    checkpoint = read_checkpoint(path, classes)
+    variant = classes[checkpoint.klass]
+    family = family_of(variant)
+    config, ignored = family.config(variant, checkpoint.args, checkpoint.kwargs)
+    model = meta_model(variant, config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
-    state = require_fit(expected, checkpoint, ignore=IGNORED_STATE)
+    state = require_fit(expected, checkpoint, ignore=family.ignored_state)
     # The tensors read become the parameters: no second copy of the weights.
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
@@ -66,7 +100,7 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
             "storage": list(checkpoint.storage_dtypes),
         }
     }
-    return LoadedModel(model, origin, True, tuple(ignored), checkpoint.storage_dtypes)
+    return LoadedModel(variant, config, model, origin, True, tuple(ignored), checkpoint.storage_dtypes)
 
 
 def _only_model(path: Path) -> Path:
@@ -80,10 +114,10 @@ def _only_model(path: Path) -> Path:
     return bag.models[0]
 
 
-def _build(config: ModelConfig) -> SeparationModel:
-    # Fresh weights are about to be replaced, so they are never drawn.
+def meta_model(variant: str, config: Any) -> nn.Module:
+    """A model whose parameters have shapes and no values: those of a checkpoint take their place, or none do."""
     with torch.device("meta"):
-        return build_model(config)
+        return family_of(variant).model(config)
 
 
 def untrained_model(family: str, seed: int, **kwargs: object) -> LoadedModel:
@@ -93,27 +127,27 @@ def untrained_model(family: str, seed: int, **kwargs: object) -> LoadedModel:
     everywhere and for good.
     """
     arguments = {"sources": list(DEFAULT_SOURCES), **kwargs}
-    config, ignored = parse_config(family, (), arguments)
-    model = _build(config)
+    config, ignored = family_of(family).config(family, (), arguments)
+    model = meta_model(family, config)
     model.to_empty(device="cpu")
     _draw(model, np.random.RandomState(seed))
     model.requires_grad_(False)
     origin = {"untrained": {"family": family, "seed": seed, "kwargs": _plain(arguments)}}
-    return LoadedModel(model, origin, False, tuple(ignored))
+    return LoadedModel(family, config, model, origin, False, tuple(ignored))
 
 
 def _plain(arguments: Mapping[str, object]) -> dict[str, object]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in arguments.items()}
 
 
-def _draw(model: SeparationModel, random: np.random.RandomState) -> None:
-    """Weights of variance ``1 / fan_in``, unit norms, layer scales of 0.1: every path carries signal."""
+def _draw(model: nn.Module, random: np.random.RandomState) -> None:
+    """Weights of variance ``1 / fan_in``, unit norms, modules with ``untrained`` at that: every path carries signal."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
                 value = np.full(parameter.shape, 1.0 if name == "weight" else 0.0)
-            elif isinstance(module, LayerScale):
-                value = np.full(parameter.shape, 0.1)
+            elif hasattr(module, "untrained"):
+                value = np.full(parameter.shape, module.untrained)
             elif isinstance(module, nn.Embedding) or parameter.dim() < 2 or name.endswith("fusion_weights"):
                 value = random.standard_normal(parameter.shape) * 0.1
             else:

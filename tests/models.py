@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
+from mrsep_deploy.bundle.manifest import Layout
+from mrsep_deploy.export.families import FAMILIES
 from mrsep_deploy.export.families.demucs.config import parse_config
 from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.families.demucs.variants import build_model
+from mrsep_deploy.export.families.staged import StagedModel
+
+DEMUCS = FAMILIES["demucs"]
 
 SOURCES = ["drums", "bass", "other", "vocals", "guitar", "piano"]
 
@@ -75,6 +83,18 @@ def make(family: str, arguments: dict[str, object], seed: int = 0) -> Separation
     model = model.to_empty(device="cpu")
     randomise(model, seed)
     return model.requires_grad_(False)
+
+
+def staged(model: SeparationModel, layout: Layout = "split") -> StagedModel:
+    """A model cut into stages."""
+    return StagedModel(DEMUCS, model, layout)
+
+
+def rewritten(model: SeparationModel, rewrites: Collection[str] = tuple(DEMUCS.rewrites)) -> SeparationModel:
+    """A copy with these rewrites in place."""
+    copied = copy.deepcopy(model)
+    DEMUCS.rewrite(copied, rewrites)
+    return copied
 
 
 def named(name: str) -> SeparationModel:

@@ -21,6 +21,7 @@ from parity_trained import REQUIRED_SNR, StemParity, parity, sdr, separate_publi
 from mrsep_deploy.audio import open_audio
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.export.checkpoint.read import read_checkpoint
+from mrsep_deploy.export.families import known_classes
 from mrsep_deploy.separation.separator import Separator
 
 pytest.importorskip("demucs", reason="the published reference; pip install demucs==4.1.0")
@@ -42,7 +43,7 @@ def excerpt(request: pytest.FixtureRequest) -> dict[str, NDArray[np.float32]]:
 
 
 def test_the_package_is_the_published_one() -> None:
-    checkpoint = read_checkpoint(trained_htdemucs())
+    checkpoint = read_checkpoint(trained_htdemucs(), known_classes())
     assert checkpoint.klass == "demucs.htdemucs.HTDemucs"
     assert len(checkpoint.state) == 533
     assert sum(value.numel() for value in checkpoint.state.values()) == 41_984_456

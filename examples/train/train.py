@@ -93,8 +93,9 @@ def train(options: argparse.Namespace, store: Path) -> bool:
         training.load(state)
     elif options.init:
         from mrsep_deploy.export.checkpoint.read import read_checkpoint
+        from mrsep_deploy.export.families import known_classes
 
-        training.start_from(read_checkpoint(options.init).state)
+        training.start_from(read_checkpoint(options.init, known_classes()).state)
     items = validation_items(read_entries(store, "held_out"), options.segment, 2)
     log.write(
         event="start", step=training.step, plan=vars(plan), mixing=describe(training.mixing),

@@ -20,27 +20,13 @@ Every other name is refused and reported. Nothing is imported, whatever the file
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
 from mrsep_deploy.export.checkpoint import recipes
 from mrsep_deploy.export.checkpoint.values import fraction, shown
-
-#: Qualified name of a model class -> short name of its family.
-KNOWN_CLASSES: Mapping[str, str] = MappingProxyType(
-    {
-        "demucs.htdemucs.HTDemucs": "htdemucs",
-        "demucs.hdemucs.HDemucs": "hdemucs",
-        "demucs.htdemucs_n.HTDemucs_n": "htdemucs_n",
-        "demucs.htdemucs_nf.HTDemucs_nf": "htdemucs_nf",
-        "demucs.htdemucs_nn.HTDemucs_nn": "htdemucs_nn",
-        "demucs.htdemucs_2nn.HTDemucs_2nn": "htdemucs_2nn",
-        "demucs.htdemucs_dnf.HTDemucs_dnf": "htdemucs_dnf",
-        "mrsep_deploy.export.models.MRHDemucs": "mrhdemucs",
-    }
-)
 
 #: Storage class -> name of its torch dtype.
 STORAGES: Mapping[str, str] = MappingProxyType(
@@ -137,8 +123,8 @@ def refuse(what: str, fix: str = UNTRUSTED + RESAVE) -> UnsafeCheckpointError:
     )
 
 
-def resolve(module: object, name: object) -> Name | str:
-    """The harmless stand-in for a global.
+def resolve(classes: Collection[str], module: object, name: object) -> Name | str:
+    """The harmless stand-in for a global; ``classes`` are the model classes that are known.
 
     Raises:
         CheckpointError: the name says the file holds something else than a known package.
@@ -150,12 +136,12 @@ def resolve(module: object, name: object) -> Name | str:
     if full in _DTYPES:
         return full
     # "a.b" + "c" and "a" + "b.c" read the same; only the first is a module and a name in it.
-    if "." not in name and (full in KNOWN_CLASSES or full in STORAGES or full in _CALLS):
+    if "." not in name and (full in classes or full in STORAGES or full in _CALLS):
         return Name(full)
-    raise _unknown(module, name)
+    raise _unknown(module, name, classes)
 
 
-def _unknown(module: str, name: str) -> CheckpointError:
+def _unknown(module: str, name: str, classes: Collection[str]) -> CheckpointError:
     full = f"{module}.{name}"
     for start, what in _UNSUPPORTED.items():
         if full.startswith(start):
@@ -163,8 +149,12 @@ def _unknown(module: str, name: str) -> CheckpointError:
     package = module.partition(".")[0]
     if package == "diffq":
         return CheckpointError(f"the weights are stored as DiffQ codes ({shown(full)})", DIFFQ_FIX)
-    if package == "demucs" and name.isidentifier() and name[0].isupper():
-        return unknown_class(full)
+    if (
+        any(known.startswith(f"{package}.") for known in classes)
+        and name.isidentifier()
+        and name[0].isupper()
+    ):
+        return unknown_class(full, classes)
     if module.startswith("torch.nn."):
         return refuse(f"{shown(full, 300)} (it holds a whole pickled module, not a package)")
     for start, fix in _OF_TRAINING.items():
@@ -173,15 +163,15 @@ def _unknown(module: str, name: str) -> CheckpointError:
     return refuse(shown(full, 300))
 
 
-def unknown_class(name: object) -> CheckpointError:
-    """The error for a class that is none of ``KNOWN_CLASSES``."""
+def unknown_class(name: object, classes: Collection[str]) -> CheckpointError:
+    """The error for a class that is none of the known ``classes``."""
     return CheckpointError(
-        f"the model class is {shown(name)}, expected one of {', '.join(KNOWN_CLASSES)}",
+        f"the model class is {shown(name)}, expected one of {', '.join(classes)}",
         "export a model of one of these classes",
     )
 
 
-def persistent(identity: object) -> StorageRef | Name:
+def persistent(classes: Collection[str], identity: object) -> StorageRef | Name:
     """What a persistent id declares, which is one of two things.
 
         ("storage", class, key, location, numel[, view])    a storage; its location is ignored: all is read to the CPU
@@ -194,7 +184,7 @@ def persistent(identity: object) -> StorageRef | Name:
     if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
         klass, *texts = identity[1:]
         plain = all(text is None or isinstance(text, str) for text in texts)
-        if plain and isinstance(klass, Name) and klass.qualified in KNOWN_CLASSES:
+        if plain and isinstance(klass, Name) and klass.qualified in classes:
             return klass
     if isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage":
         _, kind, key, _, numel = identity[:5]

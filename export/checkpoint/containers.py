@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
@@ -46,7 +46,7 @@ class Package:
     read: StorageReader
 
 
-def read_zip(file: BufferedReader, file_bytes: int) -> Package:
+def read_zip(file: BufferedReader, file_bytes: int, classes: Collection[str]) -> Package:
     """Read a package from an archive; ``file`` has to stay open as long as storages are read.
 
     Raises:
@@ -72,17 +72,17 @@ def read_zip(file: BufferedReader, file_bytes: int) -> Package:
         _check_length(storage, member.file_size)
         return _in_order(_contents(archive, member), storage, order)
 
-    return Package(unpickle(bytes(_contents(archive, pickle))).value, read)
+    return Package(unpickle(bytes(_contents(archive, pickle)), classes).value, read)
 
 
-def read_legacy(file: BufferedReader, file_bytes: int) -> Package:
+def read_legacy(file: BufferedReader, file_bytes: int, classes: Collection[str]) -> Package:
     """Read a package that ``torch.save`` wrote before 1.6 (or with its zip format switched off).
 
     Raises:
         CheckpointError: damaged, truncated, or a pickle that is no package.
         UnsafeCheckpointError: one of its pickles asks for code.
     """
-    pickles = _pickles(file)
+    pickles = _pickles(file, classes)
     if next(pickles).value != LEGACY_MAGIC:
         raise CheckpointError("the file is a pickle, but not one that torch.save wrote", RESAVE)
     version, system = next(pickles).value, next(pickles).value
@@ -219,12 +219,12 @@ def _in_order(contents: bytearray, storage: StorageRef, order: str) -> bytearray
     return contents
 
 
-def _pickles(file: BufferedReader) -> Iterator[Unpickled]:
+def _pickles(file: BufferedReader, classes: Collection[str]) -> Iterator[Unpickled]:
     """The pickles in a row from the start of ``file``, which is left at the end of the last one taken."""
     position = 0
     while True:
         file.seek(position)
-        pickled = unpickle(file.read(MAX_BYTES + 1))
+        pickled = unpickle(file.read(MAX_BYTES + 1), classes)
         position += pickled.length
         file.seek(position)
         yield pickled

@@ -4,9 +4,9 @@ A package names its model class, the arguments it was made with and its paramete
 name here: no module is imported for it. See ``allowed`` for what a file may ask for, ``packages`` for the
 containers and ``bags`` for several models used as one.
 
-    >>> checkpoint = read_checkpoint("955717e8-8726e21a.th")              # doctest: +SKIP
-    >>> KNOWN_CLASSES[checkpoint.klass], checkpoint.kwargs["segment"]     # doctest: +SKIP
-    ('htdemucs', Fraction(39, 5))
+    >>> checkpoint = read_checkpoint("955717e8-8726e21a.th", known_classes())   # doctest: +SKIP
+    >>> checkpoint.klass, checkpoint.kwargs["segment"]                          # doctest: +SKIP
+    ('demucs.htdemucs.HTDemucs', Fraction(39, 5))
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint import recipes
-from mrsep_deploy.export.checkpoint.allowed import KNOWN_CLASSES, RESAVE, Name, TensorSpec, unknown_class
+from mrsep_deploy.export.checkpoint.allowed import RESAVE, Name, TensorSpec, unknown_class
 from mrsep_deploy.export.checkpoint.bags import Bag, read_bag
 from mrsep_deploy.export.checkpoint.containers import read_legacy, read_zip
 from mrsep_deploy.export.checkpoint.files import AGAIN, about, opened, refuse_other_files, sha256
@@ -29,7 +29,7 @@ from mrsep_deploy.export.checkpoint.safetensors_file import looks_like_safetenso
 from mrsep_deploy.export.checkpoint.storages import is_state, read_state, refuse_quantised, states_in
 from mrsep_deploy.export.checkpoint.values import plain, plain_dict, shown
 
-__all__ = ["KNOWN_CLASSES", "Bag", "Checkpoint", "read_bag", "read_checkpoint", "require_fit"]
+__all__ = ["Bag", "Checkpoint", "read_bag", "read_checkpoint", "require_fit"]
 
 MAX_FILE = 4 * 2**30  # bytes; the largest published package has about 0.4e9
 _PACKAGE = "expected a package with klass, args, kwargs, state"
@@ -40,7 +40,7 @@ class Checkpoint:
     """A trained model as its package describes it.
 
     Attributes:
-        klass: qualified name of the class as in the file, one of ``KNOWN_CLASSES``.
+        klass: qualified name of the class as in the file, one of those known.
         args: positional constructor arguments.
         kwargs: named ones, in plain values; ``segment`` may be a ``Fraction``.
         state: parameters and buffers by name, on the CPU, contiguous, each with memory of its own; floating
@@ -61,11 +61,15 @@ class Checkpoint:
     storage_dtypes: tuple[str, ...]
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str]) -> Checkpoint:
     """Read a package: an archive or an older file of ``torch.save``, or a safetensors file.
 
     What kind of file it is, its first bytes tell, not its name. Takes as much memory as the parameters take
     in float32, and at most four times the size of the file.
+
+    Args:
+        path: the file.
+        classes: qualified names of the model classes that are known.
 
     Raises:
         UnsafeCheckpointError: the file asks for code to be imported or called; the message says which.
@@ -81,8 +85,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         file.seek(0)
         refuse_other_files(head)
         if looks_like_safetensors(head, file_bytes) or (path.suffix == ".safetensors" and head[:2] != b"PK"):
-            return _from_safetensors(path, head, file_bytes, digest)
-        return _from_package(path, file, head, file_bytes, digest)
+            return _from_safetensors(path, classes, head, file_bytes, digest)
+        return _from_package(path, classes, file, head, file_bytes, digest)
 
 
 def require_fit(
@@ -119,15 +123,17 @@ def require_fit(
     return {name: state[name] for name in expected}
 
 
-def _from_package(path: Path, file: BufferedReader, head: bytes, file_bytes: int, digest: str) -> Checkpoint:
+def _from_package(
+    path: Path, classes: Collection[str], file: BufferedReader, head: bytes, file_bytes: int, digest: str
+) -> Checkpoint:
     if head.startswith(b"PK\x03\x04"):
-        package = read_zip(file, file_bytes)
+        package = read_zip(file, file_bytes, classes)
     elif head.startswith((b"\x80", b"c", b"(")):  # how the pickles of protocol 2 and 0 begin
-        package = read_legacy(file, file_bytes)
+        package = read_legacy(file, file_bytes, classes)
     else:
         raise CheckpointError(f"truncated or not a torch package: it starts with {shown(head[:8])}", AGAIN)
     root = _package_dict(package.value, path)
-    klass = _klass(root["klass"])
+    klass = _klass(root["klass"], classes)
     args, kwargs = _arguments(root["args"], root["kwargs"])
     training_args = plain_dict(root.get("training_args") or {}, "training_args")
     specs = root["state"]
@@ -136,9 +142,11 @@ def _from_package(path: Path, file: BufferedReader, head: bytes, file_bytes: int
     return Checkpoint(klass, args, kwargs, state, training_args, path, digest, tuple(sorted(dtypes)))
 
 
-def _from_safetensors(path: Path, head: bytes, file_bytes: int, digest: str) -> Checkpoint:
+def _from_safetensors(
+    path: Path, classes: Collection[str], head: bytes, file_bytes: int, digest: str
+) -> Checkpoint:
     package = read_safetensors(path, head, file_bytes)
-    klass = _klass(package.klass)
+    klass = _klass(package.klass, classes)
     args, kwargs = _arguments(package.args, package.kwargs)
     dtypes = tuple(sorted(package.storage_dtypes))
     return Checkpoint(klass, args, kwargs, package.state, {}, path, digest, dtypes)
@@ -171,10 +179,10 @@ def _package_dict(value: object, path: Path) -> dict[object, object]:
     )
 
 
-def _klass(value: object) -> str:
+def _klass(value: object, classes: Collection[str]) -> str:
     name = value.qualified if isinstance(value, Name) else value
-    if not isinstance(name, str) or name not in KNOWN_CLASSES:
-        raise unknown_class(name if isinstance(name, str) else f"a {type(name).__name__}")
+    if not isinstance(name, str) or name not in classes:
+        raise unknown_class(name if isinstance(name, str) else f"a {type(name).__name__}", classes)
     return name
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from mrsep_deploy.errors import CheckpointError
@@ -49,14 +49,18 @@ class Unpickled:
     length: int
 
 
-def unpickle(data: bytes) -> Unpickled:
+def unpickle(data: bytes, classes: Collection[str]) -> Unpickled:
     """Read the pickle at the start of ``data``; bytes after its end are left alone.
+
+    Args:
+        data: the pickle.
+        classes: qualified names of the model classes that it may name.
 
     Raises:
         UnsafeCheckpointError: it names or calls something a package has no use for.
         CheckpointError: it is damaged, truncated or larger than any package.
     """
-    machine = _Machine()
+    machine = _Machine(classes)
     source = io.BytesIO(data[: MAX_BYTES + 1])
     try:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(source)):
@@ -82,7 +86,8 @@ def _too_long() -> CheckpointError:
 class _Machine:
     """The stack, the marks on it and the memo. An index that does not exist raises Index- or KeyError."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: Collection[str]) -> None:
+        self.classes = classes
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[object, object] = {}
@@ -107,7 +112,7 @@ class _Machine:
             "SETITEM": lambda: self.set_items(self.last(2)),
             "SETITEMS": lambda: self.set_items(self.since_mark()),
             "MEMOIZE": lambda: self.remember(len(self.memo)),
-            "STACK_GLOBAL": lambda: self.stack.append(resolve(*self.last(2))),
+            "STACK_GLOBAL": lambda: self.stack.append(resolve(self.classes, *self.last(2))),
             "REDUCE": lambda: self.stack.append(call(*self.last(2))),
             "BUILD": self.build,
             "BINPERSID": self.persistent,
@@ -125,7 +130,7 @@ class _Machine:
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
         elif name == "GLOBAL":
-            self.stack.append(resolve(*str(argument).split(" ", 1)))
+            self.stack.append(resolve(self.classes, *str(argument).split(" ", 1)))
         elif name not in _NOTHING:
             raise self.refusal(name, argument)
 
@@ -197,7 +202,7 @@ class _Machine:
         build(self.stack[-1], state)
 
     def persistent(self) -> None:
-        declared = persistent(*self.last(1))
+        declared = persistent(self.classes, *self.last(1))
         if isinstance(declared, StorageRef) and self.storages.setdefault(declared.key, declared) != declared:
             raise CheckpointError(f"the storage {shown(declared.key)} is declared in two different ways")
         self.stack.append(declared)

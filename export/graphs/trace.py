@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mrsep_deploy.errors import ExportError, first_line
-from mrsep_deploy.export.families.demucs.parts import Part
 
 OPSET = 20
 """Read by ONNX Runtime, OpenVINO and TensorRT from 10.9: Gelu is one operator (20), and there is no
@@ -22,7 +21,7 @@ GroupNormalization (21), which TensorRT 10.16 has computed as instance norm."""
 
 
 def export_graph(
-    part: Part, inputs: Sequence[Tensor], stage: str, names: tuple[Sequence[str], Sequence[str]]
+    part: nn.Module, inputs: Sequence[Tensor], stage: str, names: tuple[Sequence[str], Sequence[str]]
 ) -> bytes:
     """Export one part with static shapes.
 

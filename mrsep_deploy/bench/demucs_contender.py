@@ -90,7 +90,8 @@ def _arguments(
             return (), dict(untrained["kwargs"])
         if isinstance(recorded, Mapping):
             from mrsep_deploy.export.checkpoint.read import read_checkpoint
+            from mrsep_deploy.export.families import known_classes
 
-            found = read_checkpoint(checkpoint or recorded["path"])
+            found = read_checkpoint(checkpoint or recorded["path"], known_classes())
             return found.args, found.kwargs
     raise CheckpointError("the bundle does not say how its model was made")

@@ -7,7 +7,7 @@ transform reads a result back, which a capture forbids.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,7 +43,6 @@ class TorchEager(Opened):
         if cls.device == GPU and not torch.cuda.is_available():
             raise EngineUnavailableError(f"torch {torch.__version__} finds no GPU that it can use")
         from mrsep_deploy.export import load  # noqa: F401  what loading needs
-        from mrsep_deploy.export.families.demucs import stages  # noqa: F401  what loading needs
 
     def __init__(self, contender: Contender) -> None:
         import torch
@@ -55,7 +54,8 @@ class TorchEager(Opened):
         set_tf32(False, False)
         self.contender = contender
         self.manifest = Bundle.open(contender.bundle).manifest
-        model = reload(self.manifest.provenance, contender.checkpoint_path).model.eval().to(self.device)
+        staged = reload(self.manifest.provenance, contender.checkpoint_path).staged("whole")
+        model = staged.to(self.device)
         self.call: Callable[[Any], Any] | None = self._call(model)
 
     def _call(self, model: Any) -> Callable[[Any], Any]:
@@ -181,43 +181,33 @@ class GraphedModel:
     """A model whose graph stages are each captured into a CUDA graph.
 
     Args:
-        model: on the GPU.
+        model: a ``StagedModel`` on the GPU.
         mix: of the shape it will be called with, on the GPU.
     """
 
     def __init__(self, model: Any, mix: Any) -> None:
         import torch
 
-        from mrsep_deploy.export.families.demucs.stages import Splitter, make_branches
-
-        self.samples, self.branches = model.config.segment_samples, make_branches(model)
-        self.stages: list[tuple[Any, Callable[..., tuple[Any, ...]] | None]] = []
+        self.stages: list[tuple[Any, Callable[..., tuple[Any, ...]]]] = []
         tensors = {"mix": mix}
         with torch.inference_mode(), full_precision():
-            for plan in Splitter(model).split("whole"):
-                inputs = [tensors[name] for name in plan.stage.inputs]
-                part = None if plan.part is None else _captured(plan.part(model), inputs)
-                outputs = self._stage(plan.stage, part, inputs)
-                tensors.update(zip(plan.stage.outputs, outputs, strict=True))
-                self.stages.append((plan.stage, part))
-
-    def _stage(self, stage: Any, part: Any, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        import torch
-
-        from mrsep_deploy.export.families.demucs.chain import reference_stage
-
-        with torch.device(GPU):  # the stage makes constants of its own
-            return reference_stage(stage, part, inputs, self.branches, self.samples)
+            for source in model.stages:
+                stage, call = source.stage, source.module
+                inputs = [tensors[name] for name in stage.inputs]
+                if stage.kind == "graph":
+                    call = _captured(call, inputs)
+                tensors.update(zip(stage.outputs, call(*inputs), strict=True))
+                self.stages.append((stage, call))
 
     def __call__(self, mix: Any) -> Any:
         tensors = {"mix": mix}
-        for stage, part in self.stages:
-            outputs = self._stage(stage, part, [tensors[name] for name in stage.inputs])
+        for stage, call in self.stages:
+            outputs = call(*(tensors[name] for name in stage.inputs))
             tensors.update(zip(stage.outputs, outputs, strict=True))
         return tensors["stems"]
 
 
-def _captured(part: Any, inputs: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+def _captured(part: Any, inputs: list[Any]) -> Callable[..., tuple[Any, ...]]:
     """The part as a graph that is launched on copies of its inputs."""
     import torch
 

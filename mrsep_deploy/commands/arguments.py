@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import click
 
-# Spelled out because the modules that define them import torch or numpy; a test holds them equal.
+# Spelled out because the module that defines them imports numpy; a test holds them equal.
 AUTO = "auto"
 ENGINE_NAMES = ("openvino", "ort", "ort-cuda", "ort-trt", "torch", "trt", "trt-rtx")
-FAMILIES = (
-    *("htdemucs", "htdemucs_n", "htdemucs_nn", "htdemucs_2nn"),
-    *("htdemucs_nf", "htdemucs_dnf", "mrhdemucs"),
-)
 LISTS = ("sources", "nfft_list")
 """Arguments that are lists even with one entry."""
 
 Argument = tuple[str, object]
+
+
+class LateChoice(click.Choice[str]):
+    """One of some names, which are looked up whenever they are needed: tables may grow."""
+
+    def __init__(self, names: Callable[[], tuple[str, ...]]) -> None:
+        self._names = names
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return self._names()
+
+    @choices.setter
+    def choices(self, _given: tuple[str, ...]) -> None:
+        """The base class keeps what it is given; here there is nothing to keep."""
+
+
+class ListingOption(click.Option):
+    """An option whose help ends with the names it takes."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None or not isinstance(self.type, click.Choice):
+            return record
+        return record[0], record[1].replace("NAMES", ", ".join(self.type.choices))
 
 
 def parse_arguments(

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
+from mrsep_deploy.commands.arguments import LateChoice, ListingOption, parse_arguments
+from mrsep_deploy.errors import UsageError
+from mrsep_deploy.export.families import family_of, variants
 
 
 def _parse_sizes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> list[int] | None:
@@ -31,8 +33,8 @@ Examples:
 """,
 )
 @click.argument("model", metavar="[CKPT|BUNDLE|NAME]", required=False, shell_complete=completing.models)
-@click.option("--family", type=click.Choice(FAMILIES), metavar="FAMILY",
-              help=f"Instead of a model: a configuration. One of {', '.join(FAMILIES)}.")  # fmt: skip
+@click.option("--family", type=LateChoice(variants), metavar="FAMILY", cls=ListingOption,
+              help="Instead of a model: a configuration. One of NAMES.")  # fmt: skip
 @click.option("--nfft", metavar="N,...", callback=_parse_sizes,
               help="For --family: window lengths in samples.  [default: the family's]")  # fmt: skip
 @click.option("--channels", type=click.IntRange(min=1),
@@ -90,14 +92,13 @@ def complexity(
 def _constructor(
     family: str | None, nfft: list[int] | None, channels: int | None, arguments: dict[str, object]
 ) -> dict[str, object]:
-    """The constructor's arguments: HTDemucs has one ``nfft``, the others a list of them."""
+    """The constructor's arguments; a family says how its window lengths are given."""
     given: dict[str, object] = {}
-    if nfft is not None and family == "htdemucs":
-        if len(nfft) > 1:
-            raise click.UsageError(f"htdemucs has one spectrogram, --nfft names {len(nfft)}.")
-        given["nfft"] = nfft[0]
-    elif nfft is not None:
-        given["nfft_list"] = nfft
+    if nfft is not None and family is not None:
+        try:
+            given = family_of(family).windows(family, nfft)
+        except UsageError as error:
+            raise click.UsageError(error.message) from error
     if channels is not None:
         given["channels"] = channels
     twice = sorted(given.keys() & arguments.keys())

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.arguments import FAMILIES, parse_arguments
+from mrsep_deploy.commands.arguments import LateChoice, ListingOption, parse_arguments
 from mrsep_deploy.commands.html_option import given_files
 from mrsep_deploy.commands.precision_options import plan_for_mixed
+from mrsep_deploy.export.families import rewrites, variants
 from mrsep_deploy.precision.names import ASKED
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from mrsep_deploy.inspection.inspect import Inspection
     from mrsep_deploy.precision.costs import GraphCost
     from mrsep_deploy.precision.names import AskedPrecision
-
-# Spelled out because the module that defines it imports torch; a test holds them equal.
-REWRITES = ("dconv", "glu", "crop", "embedding", "positions", "attention", "shares", "fusion")
 
 
 @click.command(
@@ -53,13 +51,13 @@ Examples:
 @click.option("--zip", "archive", metavar="FILE", type=click.Path(path_type=Path),
               help="Write the bundle as one file, too.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
-@click.option("--untrained", metavar="FAMILY", type=click.Choice(FAMILIES),
-              help=f"Instead of CHECKPOINT: random weights. One of {', '.join(FAMILIES)}.")  # fmt: skip
+@click.option("--untrained", metavar="FAMILY", type=LateChoice(variants), cls=ListingOption,
+              help="Instead of CHECKPOINT: random weights. One of NAMES.")  # fmt: skip
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), help="For --untrained.  [default: 0]")
 @click.option("--set", "arguments", metavar="KEY=VALUE", multiple=True, callback=parse_arguments,
               help="For --untrained: a constructor argument.")  # fmt: skip
-@click.option("--no-rewrite", "without", metavar="NAME", multiple=True, type=click.Choice(REWRITES),
-              help=f"Leave out an exact rewrite of the graphs: {', '.join(REWRITES)}.")  # fmt: skip
+@click.option("--no-rewrite", "without", metavar="NAME", multiple=True, type=LateChoice(rewrites),
+              cls=ListingOption, help="Leave out an exact rewrite of the graphs: NAMES.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(

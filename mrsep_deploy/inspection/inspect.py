@@ -185,21 +185,19 @@ def _inspect_checkpoint(path: Path) -> Inspection:
 
     require_extra("looking into a checkpoint")
     from mrsep_deploy.export.complexity import count_stages
-    from mrsep_deploy.export.describe import learnt_shares, model_info
-    from mrsep_deploy.export.families.demucs.stages import make_branches
     from mrsep_deploy.export.load import load_model
 
     loaded = load_model(path)
-    branches = make_branches(loaded.model)
-    counted = count_stages(loaded.config, branches, "split")
+    staged, audio = loaded.staged(), loaded.audio
+    branches, counted = staged.branches, count_stages(staged, audio)
     return Inspection(
         kind="checkpoint",
         path=path.absolute(),
         name=default_name(loaded),
-        model=model_info(loaded),
-        branches=tuple(_branches(branches, counted.stages, loaded.config.samplerate)),
+        model=loaded.info(),
+        branches=tuple(_branches(branches, counted.stages, audio.sample_rate)),
         stages=tuple(_stages(counted.stages, counted.tensors, {})),
-        fusion=tuple(_fusion(learnt_shares(loaded), branches)),
+        fusion=tuple(_fusion(loaded.shares(), branches)),
         provenance=Provenance.read({**loaded.origin, "ignored_arguments": loaded.ignored}),
     )
 

@@ -85,22 +85,15 @@ class TorchReference:
         from mrsep_deploy.export.api import require_extra
 
         require_extra("PyTorch's reference")
-        from mrsep_deploy.export.families.demucs.stages import Splitter, make_branches
         from mrsep_deploy.export.load import reload
 
-        self._single = reload(manifest.provenance, checkpoint).model.eval()
+        self._single = reload(manifest.provenance, checkpoint).staged(manifest.layout)
         self._double = copy.deepcopy(self._single).double()
-        self._plans = Splitter(self._single).split(manifest.layout)
-        self._branches = make_branches(self._single)
 
     def tensors(self, mix: Array) -> Mapping[str, Array]:
         import torch
 
-        from mrsep_deploy.export.families.demucs.chain import reference_chain
-
-        exact = reference_chain(
-            self._double, self._plans, self._branches, torch.from_numpy(mix.copy()).double()
-        )
+        exact = self._double.tensors(torch.from_numpy(mix.copy()).double())
         return {name: tensor.numpy() for name, tensor in exact.items()}
 
     def yardstick(self, mix: Array) -> Array:

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 
 from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
 from mrsep_deploy.export.checkpoint.read import (
-    KNOWN_CLASSES,
     Checkpoint,
     read_bag,
     read_checkpoint,
     require_fit,
 )
+from mrsep_deploy.export.families import known_classes
 from mrsep_deploy.export.load import load_model
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.th"))
@@ -66,10 +66,10 @@ def same(ours: dict[str, torch.Tensor], torchs: dict[str, torch.Tensor]) -> None
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_packages(path: Path) -> None:
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, known_classes())
     reference = pickles.load(path, checkpoint.klass)
     same(checkpoint.state, reference["state"])  # type: ignore[arg-type]
-    assert checkpoint.klass in KNOWN_CLASSES
+    assert checkpoint.klass in known_classes()
     assert checkpoint.kwargs == reference["kwargs"]
     assert checkpoint.training_args == reference["training_args"]
     assert checkpoint.storage_dtypes == ("float16",)
@@ -80,7 +80,7 @@ def test_golden_packages(path: Path) -> None:
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_tensors_are_those_torch_reads(tmp_path: Path, some: dict[str, torch.Tensor], legacy: bool) -> None:
     path = pickles.save(tmp_path / "model.th", some, legacy=legacy)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, known_classes())
     same(checkpoint.state, pickles.load(path)["state"])  # type: ignore[arg-type]
     dtypes = "bfloat16 bool float16 float32 float64 int64 uint8".split()  # noqa: SIM905
     assert checkpoint.storage_dtypes == tuple(dtypes)
@@ -91,14 +91,14 @@ def test_a_package_that_holds_the_source_of_its_class(tmp_path: Path, some: dict
     training = {"training_args": {"seed": 42}}
     path = pickles.save_with_source(tmp_path / "model.th", some, **training)
     assert b"class HTDemucs(torch.nn.Module):" in path.read_bytes()
-    found = read_checkpoint(path)
-    same(found.state, read_checkpoint(pickles.save(tmp_path / "new.th", some)).state)
+    found = read_checkpoint(path, known_classes())
+    same(found.state, read_checkpoint(pickles.save(tmp_path / "new.th", some), known_classes()).state)
     assert (found.klass, found.kwargs) == (pickles.KLASS, {"segment": 7.8})
     assert found.training_args == training["training_args"]
 
 
 def test_a_package_of_an_old_torch_becomes_a_model(tmp_path: Path) -> None:
-    golden = read_checkpoint(GOLDEN[0])
+    golden = read_checkpoint(GOLDEN[0], known_classes())
     path = pickles.save_with_source(
         tmp_path / "old.th", golden.state, golden.klass, args=golden.args, kwargs=golden.kwargs
     )
@@ -108,7 +108,7 @@ def test_a_package_of_an_old_torch_becomes_a_model(tmp_path: Path) -> None:
 
 
 def test_tensors_share_no_memory(tmp_path: Path, some: dict[str, torch.Tensor]) -> None:
-    state = read_checkpoint(pickles.save(tmp_path / "model.th", some)).state
+    state = read_checkpoint(pickles.save(tmp_path / "model.th", some), known_classes()).state
     before = state["transposed"].clone()
     state["tied"].zero_()
     assert torch.equal(state["transposed"], before)
@@ -118,14 +118,14 @@ def test_big_endian_storages(tmp_path: Path) -> None:
     path = tmp_path / "model.th"
     content = np.array([1.5, -2.0], ">f4").tobytes()
     pickles.write_zip(path, pickles.program(), data_0=content, byteorder=b"big")
-    assert read_checkpoint(path).state["w"].tolist() == [1.5, -2.0]
+    assert read_checkpoint(path, known_classes()).state["w"].tolist() == [1.5, -2.0]
 
 
 def test_a_state_dict_with_module_versions(tmp_path: Path) -> None:
     module = torch.nn.BatchNorm1d(3)
     path = pickles.save(tmp_path / "model.th", module.state_dict())
     assert isinstance(module.state_dict(), collections.OrderedDict)
-    same(read_checkpoint(path).state, dict(module.state_dict()))
+    same(read_checkpoint(path, known_classes()).state, dict(module.state_dict()))
 
 
 def test_plain_values_come_through(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_plain_values_come_through(tmp_path: Path) -> None:
     }
     training = {"lr": 3e-4, "end": math.inf, "name": "ünï"}
     path = pickles.save(tmp_path / "model.th", {}, kwargs=kwargs, training_args=training, extra=[1])
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, known_classes())
     assert checkpoint.kwargs == kwargs
     assert type(checkpoint.kwargs["segment"]) is Fraction
     assert [type(checkpoint.kwargs[name]) for name in ("numpy", "count", "flag")] == [float, int, bool]
@@ -155,20 +155,20 @@ def test_every_pickle_protocol_torch_can_be_told_to_use(tmp_path: Path, protocol
     with pickles.importable() as klass:
         package = {"klass": klass, "args": (), "kwargs": {"x": np.float32(0.5)}, "state": state}
         torch.save(package, path, pickle_protocol=protocol)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, known_classes())
     same(checkpoint.state, state)
     assert checkpoint.kwargs == {"x": 0.5}
 
 
-@pytest.mark.parametrize("klass", KNOWN_CLASSES)
+@pytest.mark.parametrize("klass", known_classes())
 def test_every_known_class_is_read_by_name(tmp_path: Path, klass: str) -> None:
-    assert read_checkpoint(pickles.save(tmp_path / "m.th", {}, klass=klass)).klass == klass
+    assert read_checkpoint(pickles.save(tmp_path / "m.th", {}, klass=klass), known_classes()).klass == klass
 
 
 def test_an_unknown_class_is_named_with_the_known_ones(tmp_path: Path) -> None:
     path = pickles.save(tmp_path / "model.th", {}, klass="demucs.wdemucs.WDemucs")
     with pytest.raises(CheckpointError, match=r"demucs\.wdemucs\.WDemucs, expected one of demucs\.htdemucs"):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -177,13 +177,13 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
         tmp_path / "model.th", {"good": torch.ones(2), "conv.bad": torch.tensor([1.0, value])}
     )
     with pytest.raises(CheckpointError, match=r"conv\.bad has NaN or infinite"):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
 
 
 def test_a_double_too_large_for_float32(tmp_path: Path) -> None:
     path = pickles.save(tmp_path / "model.th", {"w": torch.tensor([1e300], dtype=torch.float64)})
     with pytest.raises(CheckpointError, match="in float32"):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_a_double_too_large_for_float32(tmp_path: Path) -> None:
 )
 def test_states_of_other_things(tmp_path: Path, value: object, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
-        read_checkpoint(pickles.save(tmp_path / "model.th", {"w": value}))
+        read_checkpoint(pickles.save(tmp_path / "model.th", {"w": value}), known_classes())
 
 
 @pytest.mark.parametrize("state", [{"__quantized": True, "data": []}, {"quantized": [], "others": []}])
 def test_diffq_states(tmp_path: Path, state: object) -> None:
     with pytest.raises(CheckpointError, match=r"DiffQ codes.*save that"):
-        read_checkpoint(pickles.save(tmp_path / "model.th", state))
+        read_checkpoint(pickles.save(tmp_path / "model.th", state), known_classes())
 
 
 def test_what_is_no_package(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_what_is_no_package(tmp_path: Path) -> None:
     ]:
         torch.save(value, path)
         with pytest.raises(CheckpointError, match=said):
-            read_checkpoint(path)
+            read_checkpoint(path, known_classes())
 
 
 # --- training checkpoints
@@ -228,7 +228,7 @@ def test_what_is_no_package(tmp_path: Path) -> None:
 @pytest.fixture
 def golden() -> Checkpoint:
     """A small model of two resolutions; its weights are those in a training checkpoint below."""
-    return read_checkpoint(GOLDEN[0])
+    return read_checkpoint(GOLDEN[0], known_classes())
 
 
 def optimiser(state: dict[str, torch.Tensor]) -> dict[str, object]:
@@ -291,7 +291,7 @@ def test_a_training_checkpoint_comes_with_the_line_that_makes_a_package_of_it(
     path = tmp_path / "checkpoint.th"
     torch.save(training[kind], path)
     with pytest.raises(CheckpointError, match="expected a package with klass, args, kwargs, state") as caught:
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
     assert not isinstance(caught.value, UnsafeCheckpointError)
     assert "weights_only=True" in caught.value.fix
     made = made_by(str(caught.value), golden, monkeypatch)
@@ -313,7 +313,7 @@ def test_a_training_checkpoint_with_objects_in_it(
     ]:
         torch.save({"state": golden.state, "optimizer": optimiser(golden.state), "args": thing}, path)
         with pytest.raises(UnsafeCheckpointError, match=name) as caught:
-            read_checkpoint(path)
+            read_checkpoint(path, known_classes())
         assert "only if it is your own" in caught.value.fix
         made = made_by(str(caught.value), golden, monkeypatch)
         same(load_model(made).model.state_dict(), load_model(GOLDEN[0]).model.state_dict())
@@ -323,7 +323,7 @@ def test_a_training_checkpoint_of_demucs_lies_beside_a_package(tmp_path: Path) -
     config = pickles.named("omegaconf.dictconfig", "DictConfig") + b")\x81"
     path = pickles.write(tmp_path / "checkpoint.th", args=config)
     with pytest.raises(UnsafeCheckpointError) as caught:
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
     assert "export best.th" in caught.value.fix
     assert "weights_only=False" in caught.value.fix
 
@@ -339,7 +339,7 @@ def test_a_training_checkpoint_that_has_all_of_a_package_is_one(tmp_path: Path, 
         )
     torch.save({**more, **package, "model": golden.state, "ema": golden.state}, tmp_path / "checkpoint.th")
     with pytest.raises(CheckpointError, match=r"lacks state .*c\['model'\]"):
-        read_checkpoint(tmp_path / "checkpoint.th")
+        read_checkpoint(tmp_path / "checkpoint.th", known_classes())
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_no_text_of_the_file_becomes_part_of_a_command(tmp_path: Path, name: str
     for value in ({name: {"w": torch.ones(1)}}, {"model": {f"{name}.w": torch.ones(1)}}):
         torch.save(value, tmp_path / "a $(touch pwned).th")
         with pytest.raises(CheckpointError) as caught:
-            read_checkpoint(tmp_path / "a $(touch pwned).th")
+            read_checkpoint(tmp_path / "a $(touch pwned).th", known_classes())
         line = caught.value.fix[caught.value.fix.index("python -c") :]
         assert "pwned" not in line
         assert "`" not in line
@@ -378,27 +378,27 @@ def test_other_files_under_a_checkpoints_name(tmp_path: Path, content: bytes, sa
     if suffix == ".safetensors" and content[:4] in (b"RIFF", b"\x80\x02"):
         said = "not a safetensors file"
     with pytest.raises(CheckpointError, match=said) as caught:
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
     assert caught.value.fix
     assert caught.value.message.startswith(path.name)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as absent:
-        read_checkpoint(tmp_path / "absent.th")
+        read_checkpoint(tmp_path / "absent.th", known_classes())
     assert str(absent.value) == f"{tmp_path}/absent.th does not exist. Check the path"
     with pytest.raises(CheckpointError, match="folder"):
-        read_checkpoint(tmp_path)
+        read_checkpoint(tmp_path, known_classes())
     with pytest.raises(CheckpointError, match="cannot be opened"):
-        read_checkpoint(tmp_path / "nul\0.th")
+        read_checkpoint(tmp_path / "nul\0.th", known_classes())
     with pytest.raises(CheckpointError, match="device or a pipe"):
-        read_checkpoint("/dev/zero")
+        read_checkpoint("/dev/zero", known_classes())
 
 
 def test_torchscript(tmp_path: Path) -> None:
     path = pickles.write_zip(tmp_path / "model.th", pickles.program(), **{"constants.pkl": b""})
     with pytest.raises(CheckpointError, match="TorchScript"):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
 
 
 def metadata(**others: str) -> dict[str, str]:
@@ -410,7 +410,7 @@ def test_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     state = {"b": torch.randn(3).half(), "a": torch.randn(2, 2), "n": torch.arange(3)}
     save_file(state, path, metadata())
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, known_classes())
     same(dict(sorted(checkpoint.state.items())), dict(sorted(state.items())))
     assert checkpoint.klass == pickles.KLASS
     assert checkpoint.args == (1,)
@@ -442,25 +442,25 @@ def test_safetensors_with_other_metadata(tmp_path: Path, given: dict[str, str] |
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.ones(2)}, path, given)
     with pytest.raises(CheckpointError, match=said):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
 
 
 def test_safetensors_with_other_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.tensor([math.nan])}, path, metadata())
     with pytest.raises(CheckpointError, match="w has NaN"):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
     save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, path, metadata())
     with pytest.raises(CheckpointError, match="F8_E4M3"):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="truncated"):
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
 
 
 def test_require_fit(tmp_path: Path) -> None:
     state = {"b": torch.ones(2), "a": torch.ones(3, 1), "ema": torch.ones(1)}
-    checkpoint = read_checkpoint(pickles.save(tmp_path / "model.th", state))
+    checkpoint = read_checkpoint(pickles.save(tmp_path / "model.th", state), known_classes())
     shapes = {"a": torch.Size([3, 1]), "b": torch.Size([2])}
     assert list(require_fit(shapes, checkpoint, ignore=("ema", "absent"))) == ["a", "b"]
     with pytest.raises(CheckpointError, match=r"1 unexpected, first ema$|1 unexpected, first ema\."):

@@ -24,6 +24,7 @@ from pickles import integer, items, named, program, tensor, text, write, write_z
 
 from mrsep_deploy.errors import CheckpointError, MrsepError, UnsafeCheckpointError
 from mrsep_deploy.export.checkpoint.read import read_checkpoint
+from mrsep_deploy.export.families import known_classes
 
 MEMORY = 200 * 2**20  # bytes of Python objects, for any file of this test
 SECONDS = 20.0
@@ -50,13 +51,13 @@ def marker(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module", autouse=True)
 def honest_file_read_before(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What reading imports for itself (zipfile: a codec) is imported before anything is compared."""
-    read_checkpoint(write(tmp_path_factory.mktemp("honest") / "model.th"))
+    read_checkpoint(write(tmp_path_factory.mktemp("honest") / "model.th"), known_classes())
 
 
 def refused(path: Path, said: str) -> UnsafeCheckpointError:
     before = set(sys.modules)
     with pytest.raises(UnsafeCheckpointError) as caught:
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
     assert set(sys.modules) == before
     assert f"the file asks for {said}" in caught.value.message
     return caught.value
@@ -68,7 +69,7 @@ def failed(path: Path, said: str) -> None:
     started = time.monotonic()
     try:
         with pytest.raises(CheckpointError, match=said):
-            read_checkpoint(path)
+            read_checkpoint(path, known_classes())
         assert tracemalloc.get_traced_memory()[1] < MEMORY
     finally:
         tracemalloc.stop()
@@ -191,7 +192,7 @@ def test_the_source_of_a_class_is_never_more_than_text(
     with monkeypatch.context() as patched:
         for name in ("compile", "exec", "eval"):
             patched.setattr(builtins, name, fail)
-        found = read_checkpoint(path)
+        found = read_checkpoint(path, known_classes())
     assert (found.klass, found.state["w"].tolist()) == (pickles.KLASS, [1.0, 2.0])
     assert set(sys.modules) == before
     assert [file.name for file in tmp_path.iterdir()] == ["old.th"]
@@ -419,7 +420,7 @@ def survives(path: Path, content: bytes) -> None:
     """Reading either works or raises one of our errors."""
     path.write_bytes(content)
     try:
-        read_checkpoint(path)
+        read_checkpoint(path, known_classes())
     except MrsepError as error:
         assert str(error).isprintable()  # noqa: PT017
 

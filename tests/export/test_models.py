@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import MODELS, SOURCES, make, named, noise, randomise, relative
+from models import DEMUCS, MODELS, SOURCES, make, named, noise, randomise, relative, staged
 from torch import Tensor
 
-from mrsep_deploy.export.checkpoint.read import KNOWN_CLASSES, read_checkpoint
+from mrsep_deploy.export.checkpoint.read import read_checkpoint
+from mrsep_deploy.export.complexity import count_stages
+from mrsep_deploy.export.families import known_classes
 from mrsep_deploy.export.families.demucs.config import parse_config
 from mrsep_deploy.export.families.demucs.model import SeparationModel
-from mrsep_deploy.export.families.demucs.parts import Core, count_macs
 from mrsep_deploy.export.families.demucs.shapes import bottleneck_size
-from mrsep_deploy.export.families.demucs.stages import Splitter
 from mrsep_deploy.export.families.demucs.transformer import crossing_layers
 from mrsep_deploy.export.families.demucs.variants import build_model, fusion_shares
 from mrsep_deploy.export.load import load_model
@@ -33,7 +33,9 @@ def golden(name: str) -> tuple[SeparationModel, Tensor, Tensor]:
 
 
 def test_golden_files_cover_every_published_family() -> None:
-    families = {KNOWN_CLASSES[read_checkpoint(GOLDEN / f"{name}.th").klass] for name in NAMES}
+    families = {
+        known_classes()[read_checkpoint(GOLDEN / f"{name}.th", known_classes()).klass] for name in NAMES
+    }
     published = ("htdemucs", "htdemucs_n", "htdemucs_nn", "htdemucs_2nn", "htdemucs_nf", "htdemucs_dnf")
     assert families == set(published)
 
@@ -112,7 +114,7 @@ def test_several_resolutions_of_the_paper_differ_from_families_by_their_weights(
 @pytest.mark.parametrize("name", MODELS)
 def test_fusion_shares_sum_to_one(name: str) -> None:
     model = named(name)
-    shares = fusion_shares(model)
+    shares = {found.where: torch.tensor(found.weights) for found in fusion_shares(model)}
     assert ("bottleneck" in shares) == (model.crosstransformer is not None and "htdemucs-" not in f"{name}-")
     assert ("output" in shares) == (model.config.fusion in ("source", "shared"))
     for weights in shares.values():
@@ -122,20 +124,9 @@ def test_fusion_shares_sum_to_one(name: str) -> None:
 
 def graph_macs(model: SeparationModel) -> int:
     """MACs of all graph stages for one segment: shapes only, nothing is computed."""
-    config = model.config
-    length = config.segment_samples
-    tensors = {"waveform": torch.empty(1, config.audio_channels, length, device="meta")}
-    signal = torch.empty(1, len(config.sources), config.audio_channels, length, device="meta")
-    tensors["signal_time"] = signal
-    for n_fft, hop in zip(config.nfft_list, config.hops, strict=True):
-        shape = (1, 2 * config.audio_channels, n_fft // 2, -(-length // hop))
-        tensors[f"spectrogram_{n_fft}"] = torch.empty(shape, device="meta")
-        tensors[f"signal_{n_fft}"] = signal
-    macs = 0
-    for plan in Splitter(model).split("whole"):
-        if plan.part is not None:
-            macs += count_macs(plan.part(model), [tensors[name] for name in plan.stage.inputs])
-    return macs
+    return sum(
+        stage.macs for stage in count_stages(staged(model, "whole"), DEMUCS.audio(model.config)).stages
+    )
 
 
 def unseen(model: SeparationModel) -> int:
@@ -195,8 +186,7 @@ def test_attention_is_counted_wherever_the_inputs_are() -> None:
     counts = {}
     for layers in (0, 1):
         config = replace(model.config, t_layers=layers, bottom_channels=0)
-        part = Core(build_model(config))
-        counts[layers] = count_macs(part, [torch.zeros(1, 4, 256, 16), torch.zeros(1, 2, 2000)])
+        counts[layers] = graph_macs(build_model(config))
     bins, frames, tokens_t = bottleneck_size(config, model.plan)
     width = config.bottleneck_channels
     expected = 0

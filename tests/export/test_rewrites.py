@@ -7,12 +7,11 @@ import itertools
 import pytest
 import torch
 from demucs.demucs import DConv as PublishedDConv
-from models import MODELS, make, named, noise, randomise, relative
+from models import DEMUCS, MODELS, make, named, noise, randomise, relative, rewritten, staged
 from torch import Tensor, fx, nn
 
 from mrsep_deploy.export.families.demucs.attention import LinearAttention, SoftmaxAttention
 from mrsep_deploy.export.families.demucs.layers import DConv
-from mrsep_deploy.export.families.demucs.parts import Core, Part
 from mrsep_deploy.export.families.demucs.rewrite_attention import SeparateAttention
 from mrsep_deploy.export.families.demucs.rewrite_layers import (
     DConv2d,
@@ -20,13 +19,13 @@ from mrsep_deploy.export.families.demucs.rewrite_layers import (
     mean_in_steps,
     spelled_norm,
 )
-from mrsep_deploy.export.families.demucs.rewrites import REWRITES, rewrite
-from mrsep_deploy.export.families.demucs.stages import Splitter
 from mrsep_deploy.export.families.demucs.transformer import TokenGroupNorm, TransformerLayer
 
 # Rewrites work constants out in float64 and round them to float32 once, 6e-8 at most and independent of
 # each other. Norms and the two dozen layers of a small model carry that to about 3e-7 of the output.
 ROUNDED_ONCE = 1e-6
+
+REWRITES = tuple(DEMUCS.rewrites)
 
 ALONE = ["htdemucs", "htdemucs-dconv-3", "htdemucs-merged", "htdemucs_nn", "htdemucs_nf"]
 """Models that between them have something for every rewrite to do, with and without norms in its way."""
@@ -35,7 +34,7 @@ ALONE = ["htdemucs", "htdemucs-dconv-3", "htdemucs-merged", "htdemucs_nn", "htde
 def assert_same_function(name: str, rewrites: tuple[str, ...]) -> None:
     model = named(name)
     mix = noise(2, 2, model.config.segment_samples)
-    assert relative(rewrite(model, rewrites).double()(mix), model.double()(mix)) < ROUNDED_ONCE
+    assert relative(rewritten(model, rewrites).double()(mix), model.double()(mix)) < ROUNDED_ONCE
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -49,7 +48,7 @@ def test_norms_alone_are_the_same_function(name: str) -> None:
     model = named(name).double()
     mix = noise(2, 2, model.config.segment_samples)
     # SteppedNorm holds weights in float32; those of the model are float32 numbers to begin with.
-    assert relative(rewrite(model, ()).double()(mix), model(mix)) < 1e-12
+    assert relative(rewritten(model, ()).double()(mix), model(mix)) < 1e-12
 
 
 @pytest.mark.parametrize("alone", REWRITES)
@@ -73,9 +72,9 @@ def test_float32_is_as_good_as_the_models_own(name: str) -> None:
     """
     model = named(name)
     mix = noise(2, 2, model.config.segment_samples, dtype=torch.float32)
-    single, rewritten = model(mix), rewrite(model)(mix)
+    single, ours = model(mix), rewritten(model)(mix)
     exact = model.double()(mix.double())
-    assert relative(rewritten, exact) < max(2 * relative(single, exact), 1e-6)
+    assert relative(ours, exact) < max(2 * relative(single, exact), 1e-6)
 
 
 def test_the_model_itself_stays_as_it_is() -> None:
@@ -83,7 +82,7 @@ def test_the_model_itself_stays_as_it_is() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     mix = noise(1, 2, model.config.segment_samples, dtype=torch.float32)
     expected = model(mix)
-    rewrite(model)
+    rewritten(model)
     assert torch.equal(model(mix), expected)
     after = model.state_dict()
     assert list(after) == list(before)
@@ -92,7 +91,7 @@ def test_the_model_itself_stays_as_it_is() -> None:
 
 def test_unknown_rewrites_are_named() -> None:
     with pytest.raises(ValueError, match="unknown rewrites \\['winograd'\\], expected some of"):
-        rewrite(named("htdemucs"), ["glu", "winograd"])
+        rewritten(named("htdemucs"), ["glu", "winograd"])
 
 
 # --- DConv: the statistics of the wide features from the narrow ones
@@ -254,7 +253,7 @@ def test_linear_attention_is_a_weighted_mean() -> None:
 
 @pytest.mark.parametrize("name", ["htdemucs", "htdemucs_n", "htdemucs-group-norms"])
 def test_layer_scales_are_folded_away(name: str) -> None:
-    for layer in rewrite(named(name), ["attention"]).modules():
+    for layer in rewritten(named(name), ["attention"]).modules():
         if isinstance(layer, TransformerLayer):
             assert isinstance(layer.gamma_1, nn.Identity)
             assert isinstance(layer.gamma_2, nn.Identity)
@@ -263,7 +262,7 @@ def test_layer_scales_are_folded_away(name: str) -> None:
 # --- what is left in the graph
 
 
-def traced(part: Part, inputs: list[Tensor]) -> tuple[fx.Graph, set[fx.Node]]:
+def traced(part: nn.Module, inputs: list[Tensor]) -> tuple[fx.Graph, set[fx.Node]]:
     """The traced graph, and its nodes that depend on no input: constants that a graph would work out."""
     program = torch.export.export(part.eval(), tuple(inputs))
     user = set(program.graph_signature.user_inputs)
@@ -298,7 +297,8 @@ def traced_core(name: str, *rewrites: str) -> tuple[fx.Graph, set[fx.Node]]:
     ]
     if config.waveform:
         inputs.append(torch.randn(1, config.audio_channels, config.segment_samples))
-    return traced(Core(rewrite(model, rewrites)), inputs)
+    stages = staged(rewritten(model, rewrites), "whole").stages
+    return traced(next(s.module for s in stages if s.stage.name == "core"), inputs)
 
 
 @pytest.mark.parametrize("name", TRACED)
@@ -324,6 +324,9 @@ def test_graphs_that_are_not_rewritten_do_work_constants_out() -> None:
 
 @pytest.mark.parametrize("name", ["htdemucs", "htdemucs-merged", "htdemucs_2nn", "htdemucs_dnf"])
 def test_stages_of_a_rewritten_model_take_the_same_tensors(name: str) -> None:
-    model, rewritten = named(name), rewrite(named(name))
-    ours = [plan.stage for plan in Splitter(rewritten).split("split")]
-    assert ours == [plan.stage for plan in Splitter(model).split("split")]
+    model = staged(named(name))
+    expected = [source.stage for source in model.stages]
+    DEMUCS.rewrite(model.model, REWRITES)
+    assert [source.stage for source in model.stages] == expected
+    ours = [source.stage for source in staged(rewritten(named(name))).stages]
+    assert [(s.name, s.inputs, s.outputs) for s in ours] == [(s.name, s.inputs, s.outputs) for s in expected]

@@ -4,63 +4,55 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import MODELS, named, noise
+from models import MODELS, named, noise, staged
 from torch import Tensor, nn
 
-from mrsep_deploy.bundle.manifest import MIX, STAGE_KINDS, STEMS, Branch, Layout
-from mrsep_deploy.export.families.demucs.model import NORMALISE_EPS, SeparationModel, statistics
-from mrsep_deploy.export.families.demucs.parts import Part
-from mrsep_deploy.export.families.demucs.stages import Splitter, StagePlan, branch_names, make_branches
-from mrsep_deploy.export.families.demucs.transforms import analyse, synthesise
+from mrsep_deploy.bundle.manifest import MIX, STAGE_KINDS, STEMS, Layout
+from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.stages import branch_names
+from mrsep_deploy.export.families.family import StageSource
+from mrsep_deploy.export.families.staged import statistics
+from mrsep_deploy.export.families.transforms import analyse, synthesise
+from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS
 
 LAYOUTS: tuple[Layout, ...] = ("split", "whole")
 everywhere = pytest.mark.parametrize("name", MODELS)
 both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-def run_stage(
-    model: SeparationModel, plan: StagePlan, branches: dict[str, Branch], inputs: list[Tensor]
-) -> tuple[Tensor, ...]:
-    """One stage in torch, straight from what the manifest says of its kind."""
-    stage = plan.stage
-    if plan.part is not None:
-        outputs: tuple[Tensor, ...] = plan.part(model)(*inputs)
-        return outputs
-    if stage.kind == "sum":
-        total = inputs[0]
-        for signal in inputs[1:]:
-            total = total + signal
-        return (total,)
-    branch = branches[stage.branch]
-    if stage.kind in ("spectrogram", "normalize"):
-        x = inputs[0] if branch.is_waveform else analyse(inputs[0], branch.n_fft, branch.hop)
+def written_out(model: SeparationModel, mix: Tensor) -> Tensor:
+    """The data flow from ``mix`` to stems written out once more, as the published classes have it."""
+    config = model.config
+    skips_t, inject = [], None
+    if config.waveform:
+        mean_t, std_t = statistics(mix)
+        skips_t = model.encode_waveform((mix - mean_t) / (NORMALISE_EPS + std_t))
+        inject = skips_t[-1] if model.plan.merge is not None else None
+    found, encoded = [], []
+    for index, branch in enumerate(staged(model).branches[: len(config.nfft_list)]):
+        x = analyse(mix, branch.n_fft, branch.hop)
         mean, std = statistics(x)
-        return (x - mean) / (NORMALISE_EPS + std), torch.stack([mean.flatten(), std.flatten()])
-    estimate, (mean, std) = inputs
-    sources = len(model.config.sources)
-    y = estimate.view(len(estimate), sources, -1, *estimate.shape[2:])
-    shape = (-1, *[1] * (y.dim() - 1))
-    y = y * std.view(shape) + mean.view(shape)
-    if stage.kind == "denormalize":
-        return (y,)
-    gains = torch.tensor(branch.gains, dtype=y.dtype)
-    return (
-        synthesise(y * gains[:, None, None, None], branch.n_fft, branch.hop, model.config.segment_samples),
-    )
+        found.append((mean, std))
+        encoded.append(model.encode_spectrogram(index, (x - mean) / (NORMALISE_EPS + std), inject))
+    xs, xt = model.bottleneck([skips[-1] for skips in encoded], skips_t[-1] if skips_t else None)
+    signals = []
+    for index, (n_fft, hop) in enumerate(zip(config.nfft_list, config.hops, strict=True)):
+        x, before = model.decode_spectrogram(index, xs[index], encoded[index])
+        mean, std = found[index]
+        x = x.view(len(x), len(config.sources), -1, *x.shape[2:])
+        x = (x * std[:, None] + mean[:, None]) * model.gains[index].to(x)[:, None, None, None]
+        signals.append(synthesise(x, n_fft, hop, config.segment_samples))
+        if before is not None:
+            xt = before.flatten(1, 2) if before.dim() == 4 else before
+    if not config.waveform:
+        return model.fuse(signals, None)
+    assert xt is not None
+    y = model.decode_waveform(xt, skips_t).view_as(signals[0])
+    return model.fuse(signals, y * std_t[:, None] + mean_t[:, None])
 
 
-def run_stages(model: SeparationModel, layout: Layout, mix: Tensor) -> dict[str, Tensor]:
-    """Every tensor by name; a stage sees only those that earlier ones have produced."""
-    branches = {branch.name: branch for branch in make_branches(model)}
-    tensors = {MIX: mix}
-    for plan in Splitter(model).split(layout):
-        missing = [name for name in plan.stage.inputs if name not in tensors]
-        assert not missing, f"{plan.stage.name} comes before {missing}"
-        outputs = run_stage(model, plan, branches, [tensors[name] for name in plan.stage.inputs])
-        for name, tensor in zip(plan.stage.outputs, outputs, strict=True):
-            assert name not in tensors, f"{name} is produced twice"
-            tensors[name] = tensor
-    return tensors
+def sources_of(model: SeparationModel, layout: Layout) -> list[StageSource]:
+    return list(staged(model, layout).stages)
 
 
 @everywhere
@@ -69,75 +61,98 @@ def test_stages_are_the_model(name: str, layout: Layout) -> None:
     """The same operations in the same order on one thread: equal to the last bit."""
     model = named(name)
     mix = noise(2, 2, model.config.segment_samples, dtype=torch.float32)
-    assert torch.equal(run_stages(model, layout, mix)[STEMS], model(mix))
+    expected = written_out(model, mix)
+    assert torch.equal(staged(model, layout)(mix), expected)
+    assert torch.equal(model(mix), expected)
+
+
+@everywhere
+@both_layouts
+def test_stages_come_after_what_they_read(name: str, layout: Layout) -> None:
+    ready = {MIX}
+    for source in sources_of(named(name), layout):
+        stage = source.stage
+        assert set(stage.inputs) <= ready, f"{stage.name} comes before {set(stage.inputs) - ready}"
+        assert not ready & set(stage.outputs), f"{stage.name} writes what exists"
+        ready.update(stage.outputs)
+    assert STEMS in ready
+
+
+def test_gradients_reach_every_learnt_weight_through_the_whole_model() -> None:
+    """Training runs the same stages: fusion weights are constants of a bundle only."""
+    model = named("htdemucs_nn").train().requires_grad_(True)
+    with torch.enable_grad():
+        model(noise(1, 2, 2000, dtype=torch.float32)).square().sum().backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max()}
+    assert without == set()
 
 
 @everywhere
 @both_layouts
 def test_every_tensor_is_used(name: str, layout: Layout) -> None:
     """All outputs but the stems feed a later stage."""
-    plans = Splitter(named(name)).split(layout)
-    used = {tensor for plan in plans for tensor in plan.stage.inputs}
-    unused = {tensor for plan in plans for tensor in plan.stage.outputs} - used
+    sources = sources_of(named(name), layout)
+    used = {tensor for source in sources for tensor in source.stage.inputs}
+    unused = {tensor for source in sources for tensor in source.stage.outputs} - used
     assert unused == {STEMS}
 
 
 @everywhere
 @both_layouts
 def test_stages_are_well_named(name: str, layout: Layout) -> None:
-    model = named(name)
-    plans = Splitter(model).split(layout)
-    names = [plan.stage.name for plan in plans]
+    model = staged(named(name), layout)
+    names = [source.stage.name for source in model.stages]
     assert len(set(names)) == len(names)
-    known = {branch.name for branch in make_branches(model)} | {"shared"}
-    for plan in plans:
-        stage = plan.stage
+    known = {branch.name for branch in model.branches} | {"shared"}
+    for source in model.stages:
+        stage = source.stage
         assert stage.kind in STAGE_KINDS
         assert stage.branch in known
-        assert (stage.file is not None) == (plan.part is not None) == (stage.kind == "graph")
+        assert (stage.file is not None) == (stage.kind == "graph")
         assert all(tensor.isidentifier() for tensor in (*stage.inputs, *stage.outputs))
-    graphs = [plan.stage.name for plan in plans if plan.part is not None]
+    graphs = [source.stage.name for source in model.stages if source.stage.kind == "graph"]
     if layout == "whole":
         assert graphs in (["core"], ["core", "fusion"])
 
 
-def owned(part: Part) -> list[int]:
-    things = [[o] if isinstance(o, nn.Parameter) else list(o.parameters()) for o in part.owned()]
+def owned(part: nn.Module) -> list[int]:
+    things = [[o] if isinstance(o, nn.Parameter) else list(o.parameters()) for o in part.owned]
     return [id(parameter) for parameters in things for parameter in parameters]
 
 
 @everywhere
-@both_layouts
-def test_every_parameter_belongs_to_one_stage(name: str, layout: Layout) -> None:
+def test_every_parameter_belongs_to_one_stage(name: str) -> None:
     """Except weights of the output, which are the branches' gains, and what nothing computes with."""
     model = named(name)
-    parts = [plan.part(model) for plan in Splitter(model).split(layout) if plan.part is not None]
-    found = [parameter for part in parts for parameter in owned(part)]
+    graphs = [source for source in sources_of(model, "split") if source.stage.kind == "graph"]
+    found = [parameter for source in graphs for parameter in owned(source.module)]
     assert len(set(found)) == len(found)
     nowhere = {n for n, parameter in model.named_parameters() if id(parameter) not in found}
     unused = {"final_fusion_weights"}
     if model.crosstransformer is None:
         unused |= {"fusion_weights"} | {n for n, _ in model.named_parameters() if n.startswith("channel_")}
     assert nowhere == unused & {n for n, _ in model.named_parameters()}
-    counted = sum(part.parameter_count for part in parts)
-    assert counted == sum(p.numel() for n, p in model.named_parameters() if n not in nowhere)
+    expected = sum(p.numel() for n, p in model.named_parameters() if n not in nowhere)
+    for layout in LAYOUTS:
+        assert sum(source.stage.parameters for source in sources_of(model, layout)) == expected
 
 
 @pytest.mark.parametrize("name", ["htdemucs_n", "htdemucs_nf", "htdemucs", "htdemucs-merged"])
 def test_a_stage_computes_with_all_it_owns_and_nothing_else(name: str) -> None:
     """Gradients of a stage's outputs reach exactly the parameters it says it owns."""
     model = named(name).double()
-    tensors = run_stages(model, "split", noise(1, 2, model.config.segment_samples))
-    for plan in Splitter(model).split("split"):
-        if plan.part is None:
+    cut = staged(model)
+    tensors = cut.tensors(noise(1, 2, model.config.segment_samples))
+    for source in cut.stages:
+        if source.stage.kind != "graph":
             continue
         model.requires_grad_(True)
-        part = plan.part(model)
+        part = source.module
         with torch.enable_grad():
-            outputs = part(*(tensors[tensor] for tensor in plan.stage.inputs))
+            outputs = part(*(tensors[tensor] for tensor in source.stage.inputs))
             sum((y * torch.randn_like(y)).sum() for y in outputs).backward()  # type: ignore[union-attr]
         reached = {id(p) for p in model.parameters() if p.grad is not None and p.grad.abs().max() > 0}
-        assert reached == set(owned(part)), plan.stage.name
+        assert reached == set(owned(part)), source.stage.name
         model.zero_grad(set_to_none=True)
 
 
@@ -150,7 +165,7 @@ def test_branches_describe_their_spectrograms(name: str) -> None:
     model = named(name)
     config = model.config
     mix = noise(1, config.audio_channels, config.segment_samples)
-    for branch in make_branches(model):
+    for branch in staged(model).branches:
         assert len(branch.gains) == len(config.sources)
         if branch.is_waveform:
             assert branch.frames == config.segment_samples

@@ -12,7 +12,7 @@ from demucs.htdemucs import HTDemucs
 from models import noise, relative
 from torch import Tensor
 
-from mrsep_deploy.export.families.demucs.transforms import analyse, reflect, synthesise
+from mrsep_deploy.export.families.transforms import analyse, reflect, synthesise
 
 # All in float64, where an FFT rounds to about 1e-15: 1e-12 is that and a few thousand additions.
 TOLERANCE = 1e-12

@@ -54,14 +54,15 @@ class Checkpoint(Target):
     def read(self) -> None:
         import torch
 
-        from mrsep_deploy.export.checkpoint.read import KNOWN_CLASSES, read_checkpoint
+        from mrsep_deploy.export.checkpoint.read import read_checkpoint
+        from mrsep_deploy.export.families import known_classes
         from mrsep_deploy.export.families.demucs.config import parse_config
 
-        found = read_checkpoint(self.folder / self.file)
+        found = read_checkpoint(self.folder / self.file, known_classes())
         for value in found.state.values():
             assert value.is_contiguous()
             assert not value.is_floating_point() or bool(torch.isfinite(value).all())
-        parse_config(KNOWN_CLASSES[found.klass], found.args, found.kwargs)
+        parse_config(known_classes()[found.klass], found.args, found.kwargs)
 
 
 class Safetensors(Checkpoint):

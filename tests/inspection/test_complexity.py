@@ -101,7 +101,7 @@ def _torch_count(model: torch.nn.Module, channels: int, samples: int) -> int:
 # --- counts ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", configs.FAMILIES)
+@pytest.mark.parametrize("family", configs.VARIANTS)
 def test_counts_are_torch_s(family: str) -> None:
     """MACs within 1 % of torch's counter on the whole model, parameters exactly."""
     check_counts(family, {})

@@ -19,6 +19,7 @@ from mrsep_deploy.bundle import write_bundle
 from mrsep_deploy.errors import BundleError, CheckpointError
 from mrsep_deploy.export.api import EXTRA
 from mrsep_deploy.export.checkpoint.read import read_checkpoint
+from mrsep_deploy.export.families import known_classes
 from mrsep_deploy.export.load import load_model
 from mrsep_deploy.inspection.as_json import to_plain
 from mrsep_deploy.inspection.inspect import FusionReport, inspect
@@ -39,7 +40,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["htdemucs_nn", "htdemucs_2nn"])
 def test_fusion_weights_and_entropy(name: str) -> None:
     path = GOLDEN / f"{name}.th"
-    state = read_checkpoint(path).state
+    state = read_checkpoint(path, known_classes()).state
     bottleneck = softmax(state["fusion_weights"].double().numpy())
     output = softmax(state["final_fusion_weights"].double().numpy())
     found = inspect(path)
@@ -111,7 +112,7 @@ def test_shapes_follow_the_stages() -> None:
 
 def test_provenance_of_a_checkpoint() -> None:
     found = inspect(GOLDEN / "htdemucs.th")
-    read = read_checkpoint(GOLDEN / "htdemucs.th")
+    read = read_checkpoint(GOLDEN / "htdemucs.th", known_classes())
     assert (found.kind, found.name, found.digest, found.files) == ("checkpoint", "htdemucs", None, {})
     assert (found.provenance.checkpoint, found.provenance.sha256) == ("htdemucs.th", read.sha256)
     assert found.provenance.storage == read.storage_dtypes

@@ -1,1 +1,1 @@
-"""The multi-resolution Hybrid Demucs family, HTDemucs included."""
+"""Demucs and its multi-resolution descendants: one spectrogram or several, a waveform branch, a shared bottleneck."""

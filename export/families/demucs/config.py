@@ -16,7 +16,7 @@ from typing import Any
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.values import shown
 
-FAMILIES = (
+VARIANTS = (
     "htdemucs",
     "htdemucs_n",
     "htdemucs_nn",
@@ -185,7 +185,7 @@ def parse_config(
     """Turn a checkpoint's constructor call into a configuration.
 
     Args:
-        family: one of ``FAMILIES``.
+        family: one of ``VARIANTS``.
         args: positional arguments; only ``sources`` is ever given by position.
         kwargs: keyword arguments.
 
@@ -196,10 +196,6 @@ def parse_config(
         CheckpointError: an argument is unknown, of a wrong kind, or asks for something the family
             here does not compute.
     """
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"models of the family {family!r} cannot be exported", f"Supported are {', '.join(FAMILIES)}."
-        )
     if len(args) > 1:
         raise CheckpointError(
             f"the checkpoint gives {len(args)} constructor arguments by position, expected at most 1"

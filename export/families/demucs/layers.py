@@ -18,6 +18,8 @@ from mrsep_deploy.export.families.demucs.config import ModelConfig
 class LayerScale(nn.Module):
     """Learnt gain per channel, ``scale``; channels come first (``[B, C, T]``) or last (``[B, T, C]``)."""
 
+    untrained = 0.1  # what untrained models have: with less, their residual branches carry no signal
+
     def __init__(self, channels: int, channels_last: bool = False) -> None:
         super().__init__()
         self.channels_last = channels_last

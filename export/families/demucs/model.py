@@ -1,9 +1,8 @@
 """The common form of every family: branches, an optional bottleneck, a fusion.
 
-A :class:`SeparationModel` can be run whole (``forward``) or part by part; the exporter turns the
-same parts into stages, so both compute one thing. The parts:
+A :class:`SeparationModel` has the parts that stages are made of (``stages``):
 
-    mix -> analyse -> normalise -> encode_* -> bottleneck -> decode_* -> de-normalise -> synthesise -> fuse
+    spectrogram or waveform -> encode_* -> bottleneck -> decode_* -> signals -> fuse
 """
 
 from __future__ import annotations
@@ -12,23 +11,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.families.demucs.config import ModelConfig
 from mrsep_deploy.export.families.demucs.fusion import ConvolutionFusion, UNetFusion, stack_resolutions
 from mrsep_deploy.export.families.demucs.layers import DecoderLayer, EncoderLayer, FrequencyEmbedding
 from mrsep_deploy.export.families.demucs.shapes import LayerPlan, plan_layers
 from mrsep_deploy.export.families.demucs.transformer import CrossTransformer
-from mrsep_deploy.export.families.demucs.transforms import analyse, synthesise
-
-NORMALISE_EPS = 1e-5
-
-
-def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation per item over all other axes, shaped to broadcast."""
-    dims = tuple(range(1, x.dim()))
-    return x.mean(dim=dims, keepdim=True), x.std(dim=dims, keepdim=True)
 
 
 class SeparationModel(nn.Module):
@@ -174,46 +162,6 @@ class SeparationModel(nn.Module):
             self.fusion_conv = ConvolutionFusion(self.config)
         elif self.config.fusion == "unet":
             self.fusion_unet = UNetFusion(self.config)
-
-    # --- the whole
-
-    def forward(self, mix: Tensor) -> Tensor:
-        """Separate segments: ``[B, C, L] -> [B, S, C, L]``, ``L`` at most the model's segment."""
-        config = self.config
-        length = mix.shape[-1]
-        if length > config.segment_samples:
-            raise ValueError(f"{length} samples are more than the model's segment, {config.segment_samples}")
-        mix = F.pad(mix, (0, config.segment_samples - length))
-        wave_skips: list[Tensor] = []
-        inject = None
-        if config.waveform:
-            mean_t, std_t = statistics(mix)
-            wave_skips = self.encode_waveform((mix - mean_t) / (NORMALISE_EPS + std_t))
-            inject = wave_skips[-1] if self.plan.merge is not None else None
-        stats, encoded = [], []
-        for branch, (n_fft, hop) in enumerate(zip(config.nfft_list, config.hops, strict=True)):
-            x = analyse(mix, n_fft, hop)
-            mean, std = statistics(x)
-            stats.append((mean, std))
-            encoded.append(self.encode_spectrogram(branch, (x - mean) / (NORMALISE_EPS + std), inject))
-        xs, xt = self.bottleneck([skips[-1] for skips in encoded], wave_skips[-1] if wave_skips else None)
-        signals = []
-        gains = self.gains.to(mix)
-        for branch, (n_fft, hop) in enumerate(zip(config.nfft_list, config.hops, strict=True)):
-            x, before = self.decode_spectrogram(branch, xs[branch], encoded[branch])
-            mean, std = stats[branch]
-            x = x.view(len(x), len(config.sources), -1, *x.shape[2:])
-            x = (x * std[:, None] + mean[:, None]) * gains[branch][:, None, None, None]
-            signals.append(synthesise(x, n_fft, hop, config.segment_samples))
-            if before is not None:
-                xt = before.flatten(1, 2) if before.dim() == 4 else before
-        waveform = None
-        if config.waveform:
-            if xt is None:
-                raise CheckpointError("the waveform branch lost its features at the bottleneck")
-            y = self.decode_waveform(xt, wave_skips).view_as(signals[0])
-            waveform = y * std_t[:, None] + mean_t[:, None]
-        return self.fuse(signals, waveform)[..., :length]
 
 
 def _pointwise(conv: nn.Module, x: Tensor) -> Tensor:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mrsep_deploy.bundle.manifest import MIX, STEMS, FusionShares
 from mrsep_deploy.export.families.demucs.config import ModelConfig
 from mrsep_deploy.export.families.demucs.layers import FrequencyEmbedding
 from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.stages import make_branches, split
+from mrsep_deploy.export.families.staged import run
 
 
-class HTDemucs(SeparationModel):
+class WholeModel(SeparationModel):
+    """A model that is also run as one module, through its stages."""
+
+    def forward(self, mix: Tensor) -> Tensor:
+        """Separate segments: ``[B, C, L] -> [B, S, C, L]``, ``L`` at most the model's segment."""
+        length, longest = mix.shape[-1], self.config.segment_samples
+        if length > longest:
+            raise ValueError(f"{length} samples are more than the model's segment, {longest}")
+        stages = split(self, make_branches(self.config))
+        return run(stages, {MIX: F.pad(mix, (0, longest - length))})[STEMS][..., :length]
+
+
+class HTDemucs(WholeModel):
     """Hybrid Transformer Demucs (Rouard et al. 2023): one spectrogram and one waveform branch."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,7 +47,7 @@ class HTDemucs(SeparationModel):
         return [x], xt
 
 
-class MultiResolution(SeparationModel):
+class MultiResolution(WholeModel):
     """Several spectrogram branches, fused into a shared bottleneck and again at the output.
 
     Serves HTDemucs_n, _nn, _2nn, _nf, _dnf and the paper's form (``mrhdemucs``); the configuration
@@ -111,24 +126,25 @@ def resample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-IGNORED_STATE = ("weight_ema", "final_weight_ema")
-"""Training state that published multi-resolution checkpoints carry."""
-
-
-def build_model(config: ModelConfig) -> SeparationModel:
+def build_model(config: ModelConfig) -> WholeModel:
     """A model with fresh weights, in evaluation mode."""
-    model: SeparationModel = HTDemucs(config) if config.family == "htdemucs" else MultiResolution(config)
+    model = HTDemucs(config) if config.family == "htdemucs" else MultiResolution(config)
     return model.eval()
 
 
-def fusion_shares(model: SeparationModel) -> Mapping[str, Tensor]:
-    """The learnt weights per resolution: ``bottleneck`` ``[K]``, ``output`` ``[S, K]`` or ``[K]``, if any."""
-    shares: dict[str, Tensor] = {}
-    if isinstance(model, MultiResolution):
-        if model.crosstransformer is not None:
-            shares["bottleneck"] = model.bottleneck_weights.detach()
-        if model.config.fusion == "source":
-            shares["output"] = model.gains.t().detach()
-        elif model.config.fusion == "shared":
-            shares["output"] = model.gains[:, 0].detach()
-    return shares
+def fusion_shares(model: SeparationModel) -> tuple[FusionShares, ...]:
+    """The learnt weights per resolution: of the bottleneck, of the output for every source or for all."""
+    if not isinstance(model, MultiResolution):
+        return ()
+    shares = []
+    if model.crosstransformer is not None:
+        shares.append(FusionShares("bottleneck", (), _rows(model.bottleneck_weights[None])))
+    if model.config.fusion == "source":
+        shares.append(FusionShares("output", model.config.sources, _rows(model.gains.t())))
+    elif model.config.fusion == "shared":
+        shares.append(FusionShares("output", (), _rows(model.gains[:, 0][None])))
+    return tuple(shares)
+
+
+def _rows(weights: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in weights.detach().double().tolist())

@@ -1,0 +1,95 @@
+"""The family of Demucs as one object; see :class:`mrsep_deploy.export.families.family.Family`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from mrsep_deploy.bundle.manifest import Branch, FusionShares
+from mrsep_deploy.errors import UsageError
+from mrsep_deploy.export.families.demucs.config import VARIANTS, ModelConfig, parse_config
+from mrsep_deploy.export.families.family import Audio, Family, StageSource
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mrsep_deploy.export.families.demucs.model import SeparationModel
+
+
+class Demucs(Family):
+    """HTDemucs (Rouard et al. 2023) and the classes with several resolutions that descend from it."""
+
+    name: ClassVar[str] = "demucs"
+    variants: ClassVar[tuple[str, ...]] = VARIANTS
+    classes: ClassVar[Mapping[str, str]] = {
+        "demucs.htdemucs.HTDemucs": "htdemucs",
+        "demucs.hdemucs.HDemucs": "hdemucs",  # read, so that the error names it
+        "demucs.htdemucs_n.HTDemucs_n": "htdemucs_n",
+        "demucs.htdemucs_nf.HTDemucs_nf": "htdemucs_nf",
+        "demucs.htdemucs_nn.HTDemucs_nn": "htdemucs_nn",
+        "demucs.htdemucs_2nn.HTDemucs_2nn": "htdemucs_2nn",
+        "demucs.htdemucs_dnf.HTDemucs_dnf": "htdemucs_dnf",
+        "mrsep_deploy.export.models.MRHDemucs": "mrhdemucs",
+    }
+    ignored_state: ClassVar[tuple[str, ...]] = ("weight_ema", "final_weight_ema")
+    rewrites: ClassVar[Mapping[str, str]] = {
+        "dconv": "DConv as 2-D convolutions, its second norm and layer scale folded into the pointwise one",
+        "glu": "GLU as two convolutions instead of one and a split",
+        "crop": "the crop after a transposed convolution as its padding",
+        "embedding": "the frequency embedding with its gain and scale as one constant",
+        "positions": "the positions of the transformer's tokens as constants, time and frequency apart",
+        "attention": "queries, keys and values from three linear layers, layer scales folded into linear layers",
+        "shares": "the softmaxed weights of the resolutions in the bottleneck as numbers",
+        "fusion": "the convolution that fuses the resolutions as matrix products over blocks of time",
+    }
+
+    def config(
+        self, variant: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> tuple[ModelConfig, list[str]]:
+        return parse_config(variant, args, kwargs)
+
+    def model(self, config: ModelConfig) -> SeparationModel:
+        from mrsep_deploy.export.families.demucs.variants import build_model
+
+        return build_model(config)
+
+    def audio(self, config: ModelConfig) -> Audio:
+        return Audio(config.sources, config.samplerate, config.audio_channels, config.segment_samples)
+
+    def branches(self, model: nn.Module) -> tuple[Branch, ...]:
+        from mrsep_deploy.export.families.demucs.stages import make_branches
+
+        model = cast("SeparationModel", model)
+        gains = model.gains.detach()
+        return make_branches(model.config, () if gains.is_meta else gains.double().tolist())
+
+    def stages(self, model: nn.Module, branches: Sequence[Branch]) -> list[StageSource]:
+        from mrsep_deploy.export.families.demucs.stages import split
+
+        return split(cast("SeparationModel", model), branches)
+
+    def rewrite(self, model: nn.Module, enabled: Collection[str]) -> None:
+        from mrsep_deploy.export.families.demucs.rewrites import rewrite
+
+        unknown = set(enabled) - set(self.rewrites)
+        if unknown:
+            raise ValueError(f"unknown rewrites {sorted(unknown)}, expected some of {sorted(self.rewrites)}")
+        rewrite(cast("SeparationModel", model), enabled)
+
+    def applicable(self, model: nn.Module) -> tuple[str, ...]:
+        from mrsep_deploy.export.families.demucs.rewrites import applicable
+
+        found = applicable(cast("SeparationModel", model))
+        return tuple(name for name in self.rewrites if found.get(name, True))
+
+    def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
+        from mrsep_deploy.export.families.demucs.variants import fusion_shares
+
+        return fusion_shares(cast("SeparationModel", model))
+
+    def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:
+        if variant != "htdemucs":
+            return super().windows(variant, n_fft)
+        if len(n_fft) > 1:
+            raise UsageError(f"htdemucs has one spectrogram, --nfft names {len(n_fft)}.")
+        return {"nfft": n_fft[0]}

@@ -1,0 +1,109 @@
+"""What a family of models is to the rest of the program: one object, and the records it answers with.
+
+Importing this module needs no PyTorch; a family imports it in the methods that make modules.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mrsep_deploy.bundle.manifest import Branch, FusionShares, Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Audio:
+    """What a model separates: its sources, its sample rate in Hz, its audio channels, its segment in samples."""
+
+    sources: tuple[str, ...]
+    sample_rate: int
+    channels: int
+    segment_samples: int
+
+
+@dataclass(frozen=True)
+class StageSource:
+    """A stage, and the torch module that computes it.
+
+    ``module`` takes the stage's inputs by position and returns a tuple of its outputs, in the precision of its
+    inputs and weights. That of a stage of kind ``graph`` is what becomes the stage's ONNX graph.
+    """
+
+    stage: Stage
+    module: nn.Module
+
+
+class Family(abc.ABC):
+    """Model classes that share code: how they are configured, built, cut into stages and rewritten.
+
+    Everything after a family sees stages only. ``FAMILIES`` of :mod:`mrsep_deploy.export.families` is the table
+    of all families; a family that stands there can be exported, counted and named on the command line.
+
+    Attributes:
+        name: of the family.
+        variants: names of its models, as ``--untrained`` takes them.
+        classes: qualified names of model classes in checkpoints, each with its variant.
+        ignored_state: names of training state that checkpoints carry and models have no place for.
+        rewrites: exact rewrites that :meth:`rewrite` knows, each with what it does.
+    """
+
+    name: ClassVar[str]
+    variants: ClassVar[tuple[str, ...]]
+    classes: ClassVar[Mapping[str, str]] = {}
+    ignored_state: ClassVar[tuple[str, ...]] = ()
+    rewrites: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def config(
+        self, variant: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> tuple[Any, list[str]]:
+        """The structure that constructor arguments ask for, a dataclass, and the arguments without effect on it.
+
+        Raises:
+            CheckpointError: an argument is unknown or impossible; the message names it.
+        """
+
+    @abc.abstractmethod
+    def model(self, config: Any) -> nn.Module:
+        """A model in evaluation mode; its parameters have the names that checkpoints use."""
+
+    @abc.abstractmethod
+    def audio(self, config: Any) -> Audio:
+        """What a model of this structure separates."""
+
+    @abc.abstractmethod
+    def branches(self, model: nn.Module) -> tuple[Branch, ...]:
+        """The branches of a model, with gains of one where the model is on the ``meta`` device."""
+
+    @abc.abstractmethod
+    def stages(self, model: nn.Module, branches: Sequence[Branch]) -> list[StageSource]:
+        """The stages from ``mix`` to ``stems``, in an order in which they can run."""
+
+    def rewrite(self, model: nn.Module, enabled: Collection[str]) -> None:
+        """Replaces modules of ``model`` by others that compute the same function, better for engines.
+
+        Args:
+            enabled: names out of ``rewrites``; a family without any has nothing to replace.
+        """
+        model.requires_grad_(False)
+
+    def applicable(self, model: nn.Module) -> tuple[str, ...]:
+        """The names among ``rewrites`` that find something to do in ``model``."""
+        return tuple(self.rewrites)
+
+    def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
+        """The learnt weights of the resolutions, at the bottleneck and at the output, if there are any."""
+        return ()
+
+    def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:
+        """The constructor arguments that ask for spectrograms with these windows, in samples.
+
+        Raises:
+            UsageError: the variant cannot have as many.
+        """
+        return {"nfft_list": list(n_fft)}
