@@ -25,7 +25,8 @@ from machine_info import ROOT, machine_info, write_result
 from parity_trained import export_trained
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.export.exporter import export_model
 from mrsep_deploy.export.load import load_model
 from mrsep_deploy.files.strict_json import finite
@@ -52,7 +53,7 @@ class Pair:
     def verify(self, tracks: Sequence[Track]) -> Verification:
         """Both on the same tracks."""
         options = replace(EngineOptions(self.threads), precision="fp16")
-        engine, reference = choose_engine("ort", options), BundleReference(self.bundle, self.threads)
+        engine, reference = choose("ort", options).engine, BundleReference(self.bundle, self.threads)
         try:
             return verify(self.low, engine, reference, tracks)
         finally:

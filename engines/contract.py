@@ -11,11 +11,11 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.interface import Device, DeviceKind, Stream
 from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.errors import UsageError
@@ -64,22 +64,37 @@ class EngineOptions:
         return self.threads or cpu_budget()
 
 
+@dataclass(frozen=True)
+class Preference:
+    """Where an engine stands among those that ``auto`` tries, the lowest rank first, and why it takes it."""
+
+    rank: int
+    reason: str
+
+
 class Engine(abc.ABC):
     """Base of all engines.
 
     Attributes:
         name: what users type after ``--engine``.
         title: what people read.
+        runs_on: the kind of its device.
+        preference: for ``auto``; None for engines that have to be asked for.
+        measured: ``build`` measures how segments run fastest on it (see ``runtime.plan``).
         graph_transforms: spectrograms, inverses and sums run as graphs on the engine's device too;
             otherwise the host computes them.
         precisions: what it can compute in.
         emulation: how it computes graphs of lower precision, where that is not their own arithmetic; for
             people, empty where it is.
         uncapturable: why its runs cannot be captured in a CUDA graph; empty where they can.
+        cache: where the engines it builds are kept, and another may be put in its place; None where it builds none.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    runs_on: ClassVar[DeviceKind] = "cpu"
+    preference: ClassVar[Preference | None] = None
+    measured: ClassVar[bool] = False
     graph_transforms: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     emulation: ClassVar[str] = ""
@@ -91,6 +106,7 @@ class Engine(abc.ABC):
             known = ", ".join(self.precisions)
             raise UsageError(f"engine {self.name} has no precision {options.precision}", f"Choose {known}.")
         self.options = options
+        self.cache: EngineCache | None = None
 
     @classmethod
     @abc.abstractmethod
@@ -162,18 +178,21 @@ class BuiltStage:
     details: Mapping[str, object]
 
 
-@runtime_checkable
-class BuildsEngines(Protocol):
+class BuildingEngine(Engine):
     """An engine with a build step of its own, whose results are cached.
 
     Attributes:
         parallel_builds: several stages can be built at the same time.
-        cache: where built engines are kept; another may be put in its place.
     """
 
-    parallel_builds: ClassVar[bool]
+    parallel_builds: ClassVar[bool] = False
     cache: EngineCache
 
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self.cache = EngineCache()
+
+    @abc.abstractmethod
     def build(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> BuiltStage:
         """Build a stage or take it from the cache.
 

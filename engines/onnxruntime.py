@@ -14,7 +14,7 @@ from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream, TensorView
 from mrsep_deploy.devices.runner import Runner, Tensors
-from mrsep_deploy.engines.contract import Availability, Engine
+from mrsep_deploy.engines.contract import Availability, Engine, Preference
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.precision.requested import require_onnx
@@ -36,6 +36,8 @@ class OnnxRuntimeEngine(Engine):
 
     name: ClassVar[str] = "ort"
     title: ClassVar[str] = "ONNX Runtime (CPU)"
+    preference: ClassVar[Preference] = Preference(5, "no faster engine is installed")
+    measured: ClassVar[bool] = True
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     emulation: ClassVar[str] = "in float32, rounded after every operator as on a GPU"
 

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import cuda_status, open_cuda
-from mrsep_deploy.devices.interface import Device, DeviceTensor, Stream, TensorView
+from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor, Stream, TensorView
 from mrsep_deploy.devices.runner import Runner, Tensors
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.files import paths
@@ -50,6 +50,7 @@ Providers = list[tuple[str, dict[str, str]]]
 class _OrtGpuEngine(Engine):
     """What the two have in common."""
 
+    runs_on: ClassVar[DeviceKind] = "cuda"
     graph_transforms: ClassVar[bool] = True
     # A captured copy reads the host's memory again at every launch, when somebody else may have it: on a GPU
     # the process crashed. onnxruntime's pull requests 32081 and 32121 tell of it.
@@ -149,6 +150,7 @@ class OrtCudaEngine(_OrtGpuEngine):
 
     name: ClassVar[str] = "ort-cuda"
     title: ClassVar[str] = "ONNX Runtime (CUDA)"
+    preference: ClassVar[Preference] = Preference(3, "it runs on the GPU")
     provider: ClassVar[str] = CUDA
 
     def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
@@ -156,7 +158,10 @@ class OrtCudaEngine(_OrtGpuEngine):
 
 
 class OrtTensorRtEngine(_OrtGpuEngine):
-    """The TensorRT provider, which is built against TensorRT 10; nodes it leaves go to CUDA's."""
+    """The TensorRT provider, which is built against TensorRT 10; nodes it leaves go to CUDA's.
+
+    It is TensorRT with a detour, so ``auto`` does not take it.
+    """
 
     name: ClassVar[str] = "ort-trt"
     title: ClassVar[str] = "ONNX Runtime (TensorRT)"

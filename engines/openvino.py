@@ -17,7 +17,7 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
@@ -43,6 +43,9 @@ class OpenVinoEngine(Engine):
 
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO (CPU)"
+    preference: ClassVar[Preference] = Preference(4, "on a CPU it takes a little less time than ONNX Runtime")
+    measured: ClassVar[bool] = True
+    cache: EngineCache
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
     emulation: ClassVar[str] = "in float32 with rounded weights, so with less error than on a GPU"
 

@@ -25,7 +25,8 @@ INSTALL = 'pip install "mrsep-deploy[export]"'
 class TorchEngine(Engine):
     """Runs the model a bundle was exported from, found through the bundle's provenance.
 
-    Nothing of the exported graphs is used, which is what makes it a reference.
+    Nothing of the exported graphs is used, which is what makes it a reference. It is slow beside the other engines,
+    so ``auto`` does not take it.
     """
 
     name: ClassVar[str] = "torch"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mrsep_deploy.bench.ceilings_cuda import tf32
 from mrsep_deploy.bench.torch_contenders import GraphedModel
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.runtime.schedule import Mode
@@ -108,7 +109,7 @@ class OurContender(Contender):
         self.name = f"{engine} {precision} {self.layout} {mode}"
         self.rate = "fp16" if precision == "fp16" else Contender.rate
         self.mix = mix
-        chosen = choose_engine(engine, EngineOptions(checkpoint=checkpoint, precision=precision))
+        chosen = choose(engine, EngineOptions(checkpoint=checkpoint, precision=precision)).engine
         try:
             self.separator = Separator(bundle, engine=chosen, mode=mode, trace=trace)
         except BaseException:

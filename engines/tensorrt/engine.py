@@ -13,15 +13,15 @@ from typing import ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.interface import Device, DeviceKind, Stream
 from mrsep_deploy.devices.runner import Runner
-from mrsep_deploy.engines.cache import CachedEngine, EngineCache, NewEngine
+from mrsep_deploy.engines.cache import CachedEngine, NewEngine
 from mrsep_deploy.engines.contract import (
     Availability,
+    BuildingEngine,
     BuildOptions,
     BuiltStage,
-    Engine,
-    EngineOptions,
+    Preference,
 )
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
@@ -35,20 +35,18 @@ from mrsep_deploy.precision.names import Precision, arithmetic
 log = logging.getLogger(__name__)
 
 
-class TensorRtEngine(Engine):
+class TensorRtEngine(BuildingEngine):
     """TensorRT 10.9 and newer: builds for the GPU that is present, one stage at a time."""
 
     name: ClassVar[str] = "trt"
     title: ClassVar[str] = "TensorRT"
+    runs_on: ClassVar[DeviceKind] = "cuda"
+    preference: ClassVar[Preference] = Preference(1, "TensorRT times its kernels on the very GPU")
     graph_transforms: ClassVar[bool] = True
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     # kernels are timed: two builds on one GPU would measure each other
     parallel_builds: ClassVar[bool] = False
     flavour: ClassVar[Flavour] = "trt"
-
-    def __init__(self, options: EngineOptions) -> None:
-        super().__init__(options)
-        self.cache = EngineCache()
 
     @classmethod
     def availability(cls) -> Availability:
@@ -179,6 +177,7 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     name: ClassVar[str] = "trt-rtx"
     title: ClassVar[str] = "TensorRT for RTX"
+    preference: ClassVar[Preference] = Preference(2, "TensorRT for RTX compiles for the GPU")
     parallel_builds: ClassVar[bool] = True
     flavour: ClassVar[Flavour] = "trt-rtx"
 

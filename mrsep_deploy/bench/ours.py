@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.precision.names import arithmetic
 from mrsep_deploy.separation.separator import Separator
 
@@ -23,7 +24,7 @@ class OurContender(Opened):
     @classmethod
     def imports(cls, contender: Contender) -> None:
         # Looking whether it works imports its library.
-        choose_engine(contender.engine, EngineOptions(contender.threads)).device.close()
+        choose(contender.engine, EngineOptions(contender.threads)).engine.device.close()
 
     def __init__(self, contender: Contender) -> None:
         self.contender = contender
@@ -33,7 +34,7 @@ class OurContender(Opened):
         contender = self.contender
         bundle = Bundle.open(contender.bundle)
         options = EngineOptions(contender.threads, contender.checkpoint_path, arithmetic(bundle.manifest))
-        engine = choose_engine(contender.engine, options)
+        engine = choose(contender.engine, options).engine
         return Separator(
             bundle,
             engine=engine,

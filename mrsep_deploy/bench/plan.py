@@ -227,7 +227,7 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
             engine=engine,
             mode=mode,
             precision=precision,
-            device="cuda" if engine_class(engine).graph_transforms else "cpu",
+            device=engine_class(engine).runs_on,
             threads=request.budget,
             lanes=lanes,
             overlap=request.overlap,

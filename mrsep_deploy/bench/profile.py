@@ -33,7 +33,8 @@ from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.profiling import NodeClock, Profilers, Runs
 from mrsep_deploy.bench.results import Result
 from mrsep_deploy.bench.workloads import make_workloads
-from mrsep_deploy.engines import EngineOptions, engine_class
+from mrsep_deploy.engines import engine_class
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.precision.names import arithmetic

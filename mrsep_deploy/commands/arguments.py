@@ -1,4 +1,4 @@
-"""What the command line takes: names of engines and families, and constructor arguments."""
+"""What the command line takes: names of families, and constructor arguments."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Callable
 
 import click
 
-# Spelled out because the module that defines them imports numpy; a test holds them equal.
-AUTO = "auto"
-ENGINE_NAMES = ("openvino", "ort", "ort-cuda", "ort-trt", "torch", "trt", "trt-rtx")
 LISTS = ("sources", "nfft_list")
 """Arguments that are lists even with one entry."""
 

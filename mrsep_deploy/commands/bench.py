@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.arguments import ENGINE_NAMES
 from mrsep_deploy.commands.html_option import (
     command_line,
     given_files,
@@ -18,6 +17,7 @@ from mrsep_deploy.commands.html_option import (
     write_page,
 )
 from mrsep_deploy.commands.precision_options import least_snr, plan_for_mixed
+from mrsep_deploy.engines import ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, PARTIAL
 from mrsep_deploy.precision.names import ASKED
 

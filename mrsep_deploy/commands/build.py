@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.arguments import ENGINE_NAMES
 from mrsep_deploy.commands.precision_options import converted_precision, plan_for_mixed
+from mrsep_deploy.engines import ENGINE_NAMES, engine_class
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.manifest import Stage
-    from mrsep_deploy.engines import BuildOptions, BuildsEngines, BuiltStage
+    from mrsep_deploy.engines.contract import BuildingEngine, BuildOptions, BuiltStage
     from mrsep_deploy.precision.names import AskedPrecision
 
 Report = Callable[[str, str], None]
@@ -95,13 +95,14 @@ def build(
     """
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
-    from mrsep_deploy.commands.build_manner import MEASURED, measure_manner, refuse_gpu_options
-    from mrsep_deploy.engines import BuildOptions, BuildsEngines, EngineOptions, engine_class
+    from mrsep_deploy.commands.build_manner import measure_manner, refuse_gpu_options
+    from mrsep_deploy.engines.contract import BuildingEngine, BuildOptions, EngineOptions
     from mrsep_deploy.precision.costs import costs_to_json, read_costs
     from mrsep_deploy.precision.names import arithmetic
     from mrsep_deploy.precision.requested import in_precision
 
-    if name in MEASURED:
+    kind = engine_class(name)
+    if kind.measured:
         refuse_gpu_options(name, targets, level, workspace, output)
         bundle = in_precision(Bundle.open(resolve(model)), precision, plan)
         measure_manner(
@@ -109,13 +110,12 @@ def build(
         )
         return
     if threads:
-        raise click.UsageError(f"--threads is for {' and '.join(MEASURED)}, which run on a CPU")
-    if not isinstance(engine_class(name)(EngineOptions()), BuildsEngines):
+        raise click.UsageError("--threads is for ort and openvino, which run on a CPU")
+    if not issubclass(kind, BuildingEngine):
         click.echo(f"Engine {name} has no build step: it takes a bundle's graphs as they are.")
         return
     bundle = in_precision(Bundle.open(resolve(model)), precision, plan)
-    engine = engine_class(name)(EngineOptions(precision=arithmetic(bundle.manifest)))
-    assert isinstance(engine, BuildsEngines)
+    engine = kind(EngineOptions(precision=arithmetic(bundle.manifest)))
     _check(bundle, engine, name, batch, jobs)
     options = BuildOptions(targets, level, workspace and workspace * 10**6)
     built = _build(engine, bundle, options, jobs, output, quiet)
@@ -130,7 +130,7 @@ def build(
         _print(console(), built, engine.cache.folder, bundle)
 
 
-def _check(bundle: Bundle, engine: BuildsEngines, name: str, batch: int | None, jobs: int) -> None:
+def _check(bundle: Bundle, engine: BuildingEngine, name: str, batch: int | None, jobs: int) -> None:
     from mrsep_deploy.errors import UsageError
 
     found = bundle.manifest.batch
@@ -144,7 +144,7 @@ def _check(bundle: Bundle, engine: BuildsEngines, name: str, batch: int | None, 
 
 
 def _build(
-    engine: BuildsEngines, bundle: Bundle, options: BuildOptions, jobs: int, output: Path | None, quiet: bool
+    engine: BuildingEngine, bundle: Bundle, options: BuildOptions, jobs: int, output: Path | None, quiet: bool
 ) -> list[BuiltStage]:
     """Every stage that has a graph, ``jobs`` at a time; the first error ends it."""
     from concurrent.futures import ThreadPoolExecutor

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.engines import EngineOptions
+    from mrsep_deploy.engines.contract import EngineOptions
     from mrsep_deploy.separation.tuning import Trial
-
-MEASURED = ("ort", "openvino")
 
 
 def refuse_gpu_options(
@@ -40,12 +38,12 @@ def measure_manner(bundle: Bundle, name: str, options: EngineOptions, quiet: boo
         EngineUnavailableError: the engine does not work here.
         OutputError: the cache cannot be written.
     """
-    from mrsep_deploy.engines import choose_engine
+    from mrsep_deploy.engines.choice import choose
     from mrsep_deploy.runtime.plan import keep_manner
     from mrsep_deploy.separation.tuning import best, tune
     from mrsep_deploy.terminal.progress import console, step_progress
 
-    engine = choose_engine(name, options)
+    engine = choose(name, options).engine
     with step_progress(quiet) as report:
         trials = tune(bundle, name, options, report)
     winner = best(trials)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
 from mrsep_deploy.commands.html_option import (
     command_line,
     given_files,
@@ -17,6 +16,7 @@ from mrsep_deploy.commands.html_option import (
     say_remarks,
     write_page,
 )
+from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import PARTIAL
 
 if TYPE_CHECKING:

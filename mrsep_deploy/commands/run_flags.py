@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from mrsep_deploy.commands import completing, run_options
-from mrsep_deploy.commands.arguments import AUTO, ENGINE_NAMES
 from mrsep_deploy.commands.html_option import overwrite_option
 from mrsep_deploy.commands.precision_options import converted_precision, plan_for_mixed
+from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 
 Command = Callable[..., None]
 

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from mrsep_deploy import __version__
 from mrsep_deploy.doctor.conflicts import Finding, find_conflicts
 from mrsep_deploy.doctor.environment import Environment, look
-from mrsep_deploy.engines import ENGINE_NAMES, PREFERENCE, Availability, engine_class
+from mrsep_deploy.engines import ENGINE_NAMES, engine_class
+from mrsep_deploy.engines.choice import preferred
+from mrsep_deploy.engines.contract import Availability
 
 
 @dataclass(frozen=True)
@@ -84,4 +86,5 @@ def _ask(name: str) -> EngineReport:
 def _auto(engines: tuple[EngineReport, ...]) -> tuple[str, str]:
     """What ``choose`` would take, without asking every engine again."""
     works = {engine.name for engine in engines if engine.availability.works}
-    return next(((name, why) for name, why in PREFERENCE.items() if name in works), ("", ""))
+    found = next((each for each in preferred() if each.name in works), None)
+    return (found.name, found.preference.reason) if found and found.preference else ("", "")

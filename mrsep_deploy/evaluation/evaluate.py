@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import AUTO, EngineOptions, choose, engine_class
+from mrsep_deploy.engines import AUTO, engine_class
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import AudioError, EngineUnavailableError, EvaluationError, UsageError
 from mrsep_deploy.evaluation.metrics import bss_eval, mdx_sdr, require_metrics
 from mrsep_deploy.evaluation.scores import Conditions, TrackScores, read_scores, write_scores

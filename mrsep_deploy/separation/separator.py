@@ -17,7 +17,9 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.devices.interface import Device
-from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose, parse_device
+from mrsep_deploy.engines import AUTO
+from mrsep_deploy.engines.choice import choose, parse_device
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import in_precision

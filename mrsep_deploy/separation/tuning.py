@@ -15,7 +15,8 @@ import numpy as np
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest
-from mrsep_deploy.engines import EngineOptions, engine_class
+from mrsep_deploy.engines import engine_class
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.measuring.rounds import Race, Turn, clocked, race
 from mrsep_deploy.measuring.statistics import ratio_interval

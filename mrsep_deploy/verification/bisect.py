@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import STEMS, Stage
-from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.plan import PrecisionPlan
@@ -111,7 +112,7 @@ def bisect(
             "there are no segments to bisect on", "Verify on audio or the built-in signals first."
         )
     with contextlib.ExitStack() as stack:
-        surroundings = choose_engine("ort", EngineOptions(engine.options.threads))
+        surroundings = choose("ort", EngineOptions(engine.options.threads)).engine
         stack.callback(surroundings.device.close)
         chain = stack.enter_context(Chain(bundle, surroundings))
         stages = IsolatedStages(bundle, engine, plan)

@@ -19,7 +19,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineError, ExportError, UsageError, first_line
 from mrsep_deploy.precision.fold import centred_view
 from mrsep_deploy.precision.graph import MOVEMENT, PRODUCTS, GraphView
@@ -74,7 +75,7 @@ def measure(
             f"{manifest.name} is of precision {manifest.precision}, ranges are measured in float32",
             "Give the bundle it was made from.",
         )
-    engine = choose_engine("ort", EngineOptions(threads))
+    engine = choose("ort", EngineOptions(threads)).engine
     try:
         stages = [
             _Stage(stage, bundle.graph_bytes(stage), threads or cpu_budget())

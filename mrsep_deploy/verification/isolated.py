@@ -15,8 +15,8 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import FileInfo, Stage
 from mrsep_deploy.bundle.manifest_json import to_json
 from mrsep_deploy.bundle.places import Folder
-from mrsep_deploy.engines import Engine
 from mrsep_deploy.engines.cache import EngineCache
+from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.precision.convert_graph import ReadGraph, TypedGraph, typed_graph
 from mrsep_deploy.precision.graph import MOVEMENT
 from mrsep_deploy.precision.plan import PrecisionPlan
@@ -41,10 +41,9 @@ class IsolatedStages:
         self._read: dict[str, ReadGraph] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-bisect-")
         self.folder = Path(self._folder.name)
-        self._keeps_engines = isinstance(getattr(engine, "cache", None), EngineCache)
-        if self._keeps_engines:
-            self._cache: object = engine.cache  # type: ignore[attr-defined]
-            engine.cache = EngineCache(self.folder / "engines")  # type: ignore[attr-defined]
+        self._cache = engine.cache
+        if engine.cache is not None:
+            engine.cache = EngineCache(self.folder / "engines")
 
     def low_nodes(self, stage: Stage) -> tuple[str, ...]:
         """Nodes that the plan leaves in low precision, in the graph's order."""
@@ -96,6 +95,5 @@ class IsolatedStages:
 
     def close(self) -> None:
         """Delete what was written. Idempotent."""
-        if self._keeps_engines:
-            self.engine.cache = self._cache  # type: ignore[attr-defined]
+        self.engine.cache = self._cache
         self._folder.cleanup()

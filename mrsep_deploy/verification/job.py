@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle
 from mrsep_deploy.bundle.manifest import Manifest
-from mrsep_deploy.engines import AUTO, Engine, EngineOptions, choose_engine
+from mrsep_deploy.engines import AUTO
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import ARITHMETIC, AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import chosen_plan, require_onnx
@@ -155,7 +157,7 @@ def requested_plan(request: Request) -> PrecisionPlan | None:
 def _engine(request: Request, candidate: Manifest) -> Engine:
     default = AUTO if candidate.precision == "float32" else "ort"
     options = EngineOptions(request.threads, _checkpoint(request), precision=arithmetic(candidate))
-    return choose_engine(request.engine or default, options)
+    return choose(request.engine or default, options).engine
 
 
 def _checkpoint(request: Request) -> Path | None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.verification.chain import Chain
 
@@ -51,7 +52,7 @@ class BundleReference:
                 f"the reference {bundle.path} is of precision {bundle.manifest.precision}, expected float32",
                 "Give the bundle that was exported from the checkpoint.",
             )
-        self._engine = choose_engine("ort", EngineOptions(threads))
+        self._engine = choose("ort", EngineOptions(threads)).engine
         self.chain = Chain(bundle, self._engine)
         self.title = f"{bundle.manifest.name} in float32 on {self._engine.title}"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import STEMS, Manifest
-from mrsep_deploy.engines import Engine
+from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.measuring.limits import Limit, limit_for
 from mrsep_deploy.separation.segments import OverlapAdd, Segment
 from mrsep_deploy.verification.batches import batches, groups, spread, stacked

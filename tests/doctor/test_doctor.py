@@ -13,7 +13,8 @@ from mrsep_deploy.commands.main import main
 from mrsep_deploy.doctor import diagnosis as module
 from mrsep_deploy.doctor.conflicts import CHECKS, LOW_DISK, find_conflicts
 from mrsep_deploy.doctor.environment import Environment, FolderState, look
-from mrsep_deploy.engines import ENGINE_NAMES, Availability, engine_class
+from mrsep_deploy.engines import ENGINE_NAMES, engine_class
+from mrsep_deploy.engines.contract import Availability
 from mrsep_deploy.files.paths import HOME_VARIABLE
 
 GPU = Environment(

@@ -6,19 +6,11 @@ from typing import ClassVar
 
 import pytest
 
-from mrsep_deploy import engines
-from mrsep_deploy.devices.interface import Device
-from mrsep_deploy.engines import (
-    AUTO,
-    ENGINE_NAMES,
-    PREFERENCE,
-    Availability,
-    Engine,
-    EngineOptions,
-    choose,
-    choose_engine,
-    engine_class,
-)
+from mrsep_deploy.devices.interface import Device, DeviceKind
+from mrsep_deploy.engines import AUTO, ENGINE_NAMES, engine_class
+from mrsep_deploy.engines import choice as choice_module
+from mrsep_deploy.engines.choice import choose, preferred
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
 from mrsep_deploy.precision.names import Precision
 
@@ -32,6 +24,8 @@ def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
         class Fake(Engine):
             title: ClassVar[str] = name
             precisions: ClassVar[tuple[Precision, ...]] = engine_class(name).precisions
+            preference: ClassVar[Preference | None] = engine_class(name).preference
+            runs_on: ClassVar[DeviceKind] = engine_class(name).runs_on
 
             @classmethod
             def availability(cls) -> Availability:
@@ -50,7 +44,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
         return Fake
 
     classes = {name: fake(name) for name in ENGINE_NAMES}
-    monkeypatch.setattr(engines, "engine_class", classes.__getitem__)
+    monkeypatch.setattr(choice_module, "engine_class", classes.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +63,27 @@ def test_auto_takes_the_fastest_that_works(
     only(monkeypatch, *working)
     choice = choose(AUTO, EngineOptions())
     assert choice.engine.name == expected
-    assert choice.reason.startswith(f"auto: {PREFERENCE[expected]}")
+    assert choice.reason.startswith(f"auto: {reason_of(expected)}")
+
+
+def reason_of(name: str) -> str:
+    preference = engine_class(name).preference
+    assert preference is not None
+    return preference.reason
+
+
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_named_engine_runs_on_its_own_device_only(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: DeviceKind
+) -> None:
+    only(monkeypatch, *ENGINE_NAMES)
+    if engine_class(name).runs_on == kind:
+        assert choose(name, EngineOptions(), kind).engine.name == name
+        return
+    with pytest.raises(UsageError, match=f"engine {name} does not run on {kind}") as caught:
+        choose(name, EngineOptions(), kind)
+    assert ("trt" in caught.value.fix) == (kind == "cuda")
 
 
 def test_the_last_choice_says_that_there_are_faster_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,12 +97,12 @@ def test_the_last_choice_says_that_there_are_faster_ones(monkeypatch: pytest.Mon
 
 def test_half_precision_is_looked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, *ENGINE_NAMES)
-    assert choose_engine(AUTO, EngineOptions(precision="fp16")).name == "trt"
+    assert choose(AUTO, EngineOptions(precision="fp16")).engine.name == "trt"
     only(monkeypatch, "ort", "ort-cuda")
-    assert choose_engine(AUTO, EngineOptions(precision="fp16")).name == "ort"
+    assert choose(AUTO, EngineOptions(precision="fp16")).engine.name == "ort"
     only(monkeypatch, "torch", "ort-cuda")
     with pytest.raises(EngineUnavailableError, match="fp16"):
-        choose_engine(AUTO, EngineOptions(precision="fp16"))
+        choose(AUTO, EngineOptions(precision="fp16"))
 
 
 @pytest.mark.parametrize("working", [(), ("torch",), ("torch", "ort-trt")])
@@ -114,9 +128,7 @@ def test_a_named_engine_is_that_engine_or_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_engine_in_the_order_exists() -> None:
-    assert set(PREFERENCE) <= set(ENGINE_NAMES)
-    assert "torch" not in PREFERENCE
-    assert list(PREFERENCE)[: len(GPU)] == list(GPU)
+    assert [each.name for each in preferred()] == [*GPU, "openvino", "ort"]
     for name in ENGINE_NAMES:
         assert engine_class(name).name == name
 

@@ -21,8 +21,9 @@ from onnx import TensorProto, helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage
-from mrsep_deploy.engines import AUTO, ENGINE_NAMES, EngineOptions, choose_engine, engine_class
-from mrsep_deploy.engines.contract import Engine
+from mrsep_deploy.engines import AUTO, ENGINE_NAMES, engine_class
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import reload, untrained_model
@@ -60,7 +61,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     found = engine_class(request.param).availability()
     if not found.works:
         pytest.skip(f"{request.param}: {found.reason}")
-    engine = choose_engine(request.param, EngineOptions(threads=1))
+    engine = choose(request.param, EngineOptions(threads=1)).engine
     yield engine
     engine.device.close()
 
@@ -276,7 +277,7 @@ def test_a_wrong_graph_is_an_error_that_names_the_stage(tmp_path: Path, name: st
         bundle = write_bundle(tmp_path / "wrong", manifest, files, overwrite=False)
     except MrsepError:
         return  # refused before it ever was a bundle
-    engine = choose_engine(name, EngineOptions(threads=1))
+    engine = choose(name, EngineOptions(threads=1)).engine
     stage = next(s for s in manifest.stages if s.name == "branch.time")
     with pytest.raises(EngineError, match=r"branch\.time"):
         Bench(engine, bundle, stage).run(given(manifest, stage))
@@ -287,7 +288,7 @@ def test_torch_on_a_bundle_whose_checkpoint_nobody_knows(tmp_path: Path) -> None
     if not works_here("torch"):
         pytest.skip("no torch")
     bundle = tiny_bundle(tmp_path)
-    engine = choose_engine("torch", EngineOptions())
+    engine = choose("torch", EngineOptions()).engine
     with pytest.raises(MrsepError, match="checkpoint"):
         engine.prepare(bundle, bundle.manifest.graph_stages[0], 1, engine.device.stream("test"))
 
@@ -324,7 +325,7 @@ def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: 
     found = engine_class(name).availability()
     assert not found.works
     with pytest.raises(EngineUnavailableError, match=name) as caught:
-        choose_engine(name, EngineOptions())
+        choose(name, EngineOptions())
     assert found.reason in str(caught.value)
     assert caught.value.fix == found.fix
     assert "pip install" in caught.value.fix
@@ -335,12 +336,12 @@ def test_auto_never_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None
     """PyTorch would be a slow surprise; without another engine an error says what to install."""
     block(monkeypatch, *(library for library in LIBRARIES if library != "torch"))
     with pytest.raises(EngineUnavailableError) as caught:
-        choose_engine(AUTO, EngineOptions())
+        choose(AUTO, EngineOptions())
     assert "pip install" in caught.value.fix
 
 
 def test_auto_takes_one_that_works() -> None:
-    engine = choose_engine(AUTO, EngineOptions())
+    engine = choose(AUTO, EngineOptions()).engine
     assert engine.name in READ_GRAPHS
     assert engine.availability().works
 
@@ -348,6 +349,6 @@ def test_auto_takes_one_that_works() -> None:
 @pytest.mark.parametrize("name", ["", "ORT", "cuda?", "torch "])
 def test_an_engine_there_is_not(name: str) -> None:
     with pytest.raises(UsageError, match="no engine") as caught:
-        choose_engine(name, EngineOptions())
+        choose(name, EngineOptions())
     for known in ENGINE_NAMES:
         assert known in caught.value.fix

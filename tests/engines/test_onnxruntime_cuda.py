@@ -18,8 +18,8 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor
-from mrsep_deploy.engines import EngineOptions
 from mrsep_deploy.engines import onnxruntime_cuda as module
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.engines.onnxruntime_cuda import CUDA, REPLACE, TENSORRT, OrtCudaEngine, OrtTensorRtEngine
 from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.files.paths import HOME_VARIABLE

@@ -15,8 +15,8 @@ from goldens import Export, golden
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.engines import EngineOptions
 from mrsep_deploy.engines.cache import EngineCache
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.engines.openvino import OpenVinoEngine, OpenVinoRunner, borrowed, reason
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.files.paths import HOME_VARIABLE

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage, TensorSpec
-from mrsep_deploy.engines import BuildOptions, EngineOptions
+from mrsep_deploy.engines.contract import BuildOptions, EngineOptions
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_precision, check_targets, layer_types
 from mrsep_deploy.engines.tensorrt.engine import TensorRtRtxEngine
 from mrsep_deploy.engines.tensorrt.library import Library, find_library

@@ -19,7 +19,8 @@ from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor, Stream
 from mrsep_deploy.devices.runner import Runner
-from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class
+from mrsep_deploy.engines import engine_class
+from mrsep_deploy.engines.contract import BuildOptions, EngineOptions
 from mrsep_deploy.engines.tensorrt import device
 from mrsep_deploy.engines.tensorrt import engine as tensorrt_engine
 from mrsep_deploy.engines.tensorrt.device import Gpu

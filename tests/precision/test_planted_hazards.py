@@ -11,7 +11,8 @@ import pytest
 from goldens import Export
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.plan import PrecisionPlan, default_plan, read_plan, write_plan
 from mrsep_deploy.verification.bisect import Bisection, bisect
@@ -37,7 +38,7 @@ class Case:
 
     def __init__(self, bundle: Bundle, tracks: list[Track], folder: Path, limit: float = LIMIT) -> None:
         self.bundle, self.tracks, self.folder, self.limit = bundle, tracks, folder, limit
-        self.engine = choose_engine("ort", EngineOptions(1, precision="fp16"))
+        self.engine = choose("ort", EngineOptions(1, precision="fp16")).engine
         self.reference = BundleReference(bundle, 1)
         self.number = 0
 

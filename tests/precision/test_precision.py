@@ -14,7 +14,8 @@ import mrsep_deploy.precision.requested
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import register
 from mrsep_deploy.commands import main
-from mrsep_deploy.engines import EngineOptions, engine_class
+from mrsep_deploy.engines import engine_class
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.names import ASKED, AskedPrecision, arithmetic

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.engines import BuildOptions, EngineOptions, engine_class
+from mrsep_deploy.engines import engine_class
+from mrsep_deploy.engines.contract import BuildOptions, EngineOptions
 from mrsep_deploy.errors import OutputError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.precision.convert_bundle import (

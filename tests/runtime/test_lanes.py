@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.runtime.schedule import Mode
@@ -54,7 +55,7 @@ def test_the_stems_of_one_lane(bundle: Bundle, engine: str, mode: Mode, lanes: i
         options = EngineOptions(threads=threads)
         if engine == "openvino":
             pytest.importorskip("openvino", reason="OpenVINO is not installed")
-        return FakeEngine(options=options) if "fake" in engine else choose_engine(engine, options)
+        return FakeEngine(options=options) if "fake" in engine else choose(engine, options).engine
 
     mix = song(13 * SAMPLES + 5)
     with Separator(bundle, engine=made(), mode=mode, lanes=1) as one:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import FileInfo, Stage
 from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import SLOTS, Scheduler
@@ -80,7 +81,7 @@ def test_real_graphs(tmp_path: Path, mode: Mode, batch: int) -> None:
             array += np.float32(OFFSET)
 
     bundle, mix, found = tiny_bundle(tmp_path, batch=batch), segments(batch), []
-    for engine in (FakeEngine(adding), choose_engine("ort", EngineOptions(threads=1))):
+    for engine in (FakeEngine(adding), choose("ort", EngineOptions(threads=1)).engine):
         with closing(Scheduler(bundle, engine, mode)) as scheduler:
             found.append(scheduler.run(mix).copy())
             # Silence has no deviation, by which estimates are multiplied in the end: it stays silence.

@@ -19,8 +19,9 @@ from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.bundle.registry import register
 from mrsep_deploy.commands import main
 from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.engines import Engine, EngineOptions, choose_engine
 from mrsep_deploy.engines.cache import EngineCache
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.measuring.rounds import Race, Turn
 from mrsep_deploy.runtime import plan
@@ -48,7 +49,7 @@ def run(*arguments: str) -> Result:
 
 
 def ort(threads: int = 2) -> Engine:
-    return choose_engine("ort", EngineOptions(threads=threads))
+    return choose("ort", EngineOptions(threads=threads)).engine
 
 
 # --- what is kept -------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
-from mrsep_deploy.engines import EngineOptions, choose_engine
+from mrsep_deploy.engines.choice import choose
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import AudioError, UsageError
 from mrsep_deploy.measuring.limits import Limit, limit_for
 from mrsep_deploy.separation.separator import Separator
@@ -147,7 +148,7 @@ def changed(folder: Path, stage: str, offset: float, batch: int = 1) -> Bundle:
 def verified(
     candidate: Bundle, reference: Bundle, tracks: Sequence[Track], limit: float = 60.0
 ) -> Verification:
-    engine = choose_engine("ort", EngineOptions(1))
+    engine = choose("ort", EngineOptions(1)).engine
     exact = BundleReference(reference, 1)
     try:
         return verify(candidate, engine, exact, tracks, limit)
@@ -201,7 +202,7 @@ def test_the_worst_segments_are_kept(bundle: Bundle, music: Float32, tmp_path: P
     found = verified(changed(tmp_path, "branch.time", 0.3), bundle, [track(music)])
     assert found.probes
     assert found.probes[0].excess == max(probe.excess for probe in found.probes) > 1
-    engine = choose_engine("ort", EngineOptions(1))
+    engine = choose("ort", EngineOptions(1)).engine
     with Chain(bundle, engine) as chain:
         exact = chain.run(found.probes[0].mix)["stems"]
     engine.device.close()

@@ -1,0 +1,87 @@
+"""Which engine runs: the one that was named, or the fastest that works here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mrsep_deploy.devices.interface import DeviceKind
+from mrsep_deploy.engines import AUTO, ENGINE_NAMES, engine_class
+from mrsep_deploy.engines.contract import Engine, EngineOptions
+from mrsep_deploy.errors import EngineUnavailableError, UsageError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine that works here, and why it is this one; ``reason`` is empty where it was named."""
+
+    engine: Engine
+    reason: str
+
+
+def parse_device(name: str | None) -> tuple[DeviceKind | None, int]:
+    """What ``cpu``, ``cuda`` or ``cuda:1`` stands for: the kind (None for any), and which GPU.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if name is None:
+        return None, 0
+    if name == "cpu":
+        return "cpu", 0
+    found = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", name)
+    if found is None:
+        raise UsageError(f"there is no device {name!r}", "Choose cpu, cuda, or cuda:1 for the second GPU.")
+    return "cuda", int(found[1] or 0)
+
+
+def choose(name: str, options: EngineOptions, kind: DeviceKind | None = None) -> Choice:
+    """Make an engine ready for use; ``auto`` takes the fastest that works here.
+
+    Args:
+        name: of an engine, or ``auto``.
+        options: what it is made with.
+        kind: of the device it has to run on; None for any.
+
+    Raises:
+        EngineUnavailableError: the named engine does not work here (there is never a silent substitute), or no
+            engine does.
+        UsageError: there is no such engine, or it has no such precision, or it does not run on such a device.
+    """
+    if name != AUTO:
+        return Choice(_named(name, options, kind), "")
+    candidates = [each for each in preferred() if kind in (None, each.runs_on)]
+    for engine in candidates:
+        if engine.availability().works and options.precision in engine.precisions:
+            asked = AUTO if kind is None else f"{AUTO} on {kind}"
+            assert engine.preference is not None
+            hint = "; see mrsep-deploy doctor" if engine is preferred()[-1] else ""
+            return Choice(engine(options), f"{asked}: {engine.preference.reason}{hint}")
+    # Message and fix are those of the engine that is easiest to install.
+    easiest = [each for each in candidates if options.precision in each.precisions][-1]
+    found = easiest.availability()
+    where = "here" if kind is None else f"here on {kind}"
+    raise EngineUnavailableError(
+        f"no engine for {options.precision} works {where}; {easiest.name}: {found.reason}", found.fix
+    )
+
+
+def preferred() -> list[type[Engine]]:
+    """The engines that ``auto`` tries, the fastest first."""
+    classes = [engine_class(name) for name in ENGINE_NAMES]
+    ranked = [(each.preference.rank, each) for each in classes if each.preference is not None]
+    return [each for _, each in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _named(name: str, options: EngineOptions, kind: DeviceKind | None) -> Engine:
+    engine = engine_class(name)
+    if kind not in (None, engine.runs_on):
+        others = [each for each in ENGINE_NAMES if engine_class(each).runs_on == kind]
+        raise UsageError(
+            f"engine {name} does not run on {kind}",
+            f"Choose one of {', '.join(others)}, or leave out --device.",
+        )
+    found = engine.availability()
+    if not found.works:
+        raise EngineUnavailableError(f"engine {name} does not work here: {found.reason}", found.fix)
+    return engine(options)
