@@ -143,9 +143,9 @@ def _verify(
             say_remarks(remark for track in job.tracks for remark in track.remarks)
         with step_progress(quiet or as_json) as progress:
             found = job.verify(progress=progress)
-        if not as_json and not quiet:
-            print_verification(console(), found)
         passes, result = found.passes, {**to_plain(found), **facts}
+        if not as_json and not quiet:
+            print_verification(console(), result)
         if plan_file is not None and not found.passes:
             passes, searched = _bisect(job, found, plan_file, quiet, as_json)
             result.update(searched)
@@ -170,7 +170,7 @@ def _bisect(
         searches, after = job.bisect(found, progress)
     write_plan(searches[-1].plan, plan_file)
     if not as_json and not quiet:
-        print_bisections(console(), searches, found, after)
+        print_bisections(console(), searches, found.limit.decibels, to_plain(after))
         click.echo(f"plan written to {plan_file}")
     return after.passes, {
         "bisection": [bisection_to_plain(search, found.limit.decibels) for search in searches],

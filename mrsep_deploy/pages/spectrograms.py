@@ -15,7 +15,7 @@ from scipy.signal import spectrogram
 
 from mrsep_deploy.pages.blocks import Picture, Pictures, Tick
 from mrsep_deploy.pages.scales import Scale
-from mrsep_deploy.verification.excerpt import Excerpt
+from mrsep_deploy.verification.results import Excerpt
 
 Image = NDArray[np.uint8]
 Power = NDArray[np.float64]

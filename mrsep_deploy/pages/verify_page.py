@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,13 +11,13 @@ from mrsep_deploy.pages.environment import day, install_steps, machine_facts
 from mrsep_deploy.pages.eval_page import UNTRAINED
 from mrsep_deploy.pages.fusion import fusion_blocks
 from mrsep_deploy.pages.scales import Scale
-from mrsep_deploy.terminal.tables import Table
+from mrsep_deploy.terminal.tables import decibels
+from mrsep_deploy.verification.report import limit_lines, snr, stage_table, stem_table, worst_output
 
 Plain = Mapping[str, Any]
 
 SHOWN = 12
 """Failures that are said at the top; the tables have all."""
-NOTHING = "–"
 
 
 def verify_page(result: Plain, pictures: Pictures | None = None) -> Page:
@@ -39,11 +40,11 @@ def verify_page(result: Plain, pictures: Pictures | None = None) -> Page:
 
 
 def _sections(result: Plain, pictures: Pictures | None) -> Iterator[Section]:
-    yield Section("Stems, end to end", [_stems(result), _stem_table(result), _limits(result)])
+    yield Section("Stems, end to end", [_stems(result), stem_table(result), Text(limit_lines(result))])
     if pictures is not None:
         yield Section("What the difference looks like", [pictures])
     if result["stages"]:
-        yield Section("Stages by themselves", [_stages(result), _stage_table(result)])
+        yield Section("Stages by themselves", [_stages(result), stage_table(result)])
     if result["fusion"]:
         yield Section("Fusion weights", fusion_blocks(result["fusion"], result["branches"]))
 
@@ -98,19 +99,17 @@ def _after(result: Plain) -> Iterator[Verdict]:
 
 
 def _snr(figures: Plain) -> str:
-    """dB; where there is none, whether that is good or bad."""
-    if figures["snr_db"] is not None:
-        return f"{figures['snr_db']:.1f} dB"
-    if figures["nan"] or figures["inf"]:
-        return "no number"
-    return "exact" if figures["worst"] == 0 else "-∞ dB"
+    """SNR in dB; where there is none, whether that is good or bad."""
+    value = snr(figures)
+    if math.isinf(value):
+        return "no number" if figures["nan"] or figures["inf"] else decibels(value)
+    return f"{value:.1f} dB"
 
 
 def _place(scale: Scale, figures: Plain) -> float:
-    """Of an SNR; what is exact stands at the right edge."""
-    if figures["snr_db"] is None:
-        return 100.0 if _snr(figures) == "exact" else 0.0
-    return scale.at(figures["snr_db"])
+    """The place of an SNR; what is exact stands at the right edge."""
+    value = snr(figures)
+    return 100.0 * (value > 0) if math.isinf(value) else scale.at(value)
 
 
 def _stems(result: Plain) -> Plot:
@@ -142,58 +141,8 @@ def _stems(result: Plain) -> Plot:
     )  # fmt: skip
 
 
-def _stem_table(result: Plain) -> Table:
-    with_truth = any(stem["sdr_db"] is not None for stem in result["stems"])
-    columns = ["track", "stem", "level, dBFS", "SNR", "limit", "SI-SDR", "worst sample", "at", "NaN, Inf"]
-    columns += ["SDR", "change"] if with_truth else []
-    rows = []
-    for stem in result["stems"]:
-        row = [
-            stem["track"],
-            stem["source"],
-            NOTHING if stem["level_db"] is None else f"{stem['level_db']:.1f}",
-            _snr(stem),
-            f"{stem['limit_db']:.1f} dB" if stem["judged"] else "not judged",
-            NOTHING if stem["si_sdr_db"] is None else f"{stem['si_sdr_db']:.1f} dB",
-            NOTHING if stem["worst"] is None else f"{stem['worst']:.1e}",
-            f"{stem['worst_seconds']:.3f} s",
-            f"{stem['nan']}, {stem['inf']}",
-        ]
-        if with_truth:
-            sdr, change = stem["sdr_db"], stem["sdr_change_db"]
-            row += [
-                NOTHING if sdr is None else f"{sdr:.2f} dB",
-                NOTHING if change is None else f"{change:+.4f} dB",
-            ]
-        rows.append(row)
-    return Table("All figures", columns, rows, text_columns=(0, 1))
-
-
-def _limits(result: Plain) -> Text:
-    limits = result["limits"]
-    return Text(
-        [
-            f"The limit is {limits['snr_db']:g} dB SNR for every stem above {limits['audible_dbfs']:g} dBFS: "
-            f"{limits['reason']}. Quieter stems are reported, not judged."
-        ]
-    )
-
-
-def _worst(tensors: Plain) -> tuple[str, Plain]:
-    """The output of a stage that is farthest from the reference."""
-
-    def order(name: str) -> float:
-        figures = tensors[name]
-        if figures["snr_db"] is None:
-            return float("inf") if _snr(figures) == "exact" else float("-inf")
-        return float(figures["snr_db"])
-
-    name = min(tensors, key=order)
-    return name, tensors[name]
-
-
 def _stages(result: Plain) -> Plot:
-    worst = {stage: _worst(tensors) for stage, tensors in result["stages"].items()}
+    worst = {stage: worst_output(tensors) for stage, tensors in result["stages"].items()}
     scale = Scale.over([figures["snr_db"] for _, figures in worst.values() if figures["snr_db"] is not None])
     strips = [
         Strip(
@@ -208,17 +157,6 @@ def _stages(result: Plain) -> Plot:
     )
     keys = [Key("dot", "the worst output of a stage")]
     return Plot("SNR of every stage", note, scale.ticks(lambda value: f"{value:g} dB"), strips, keys)
-
-
-def _stage_table(result: Plain) -> Table:
-    rows = []
-    for stage, tensors in result["stages"].items():
-        name, figures = _worst(tensors)
-        counts = [str(sum(each[what] for each in tensors.values())) for what in ("nan", "inf", "saturated")]
-        worst = NOTHING if figures["worst"] is None else f"{figures['worst']:.1e}"
-        rows.append([stage, name, _snr(figures), worst, *counts])
-    columns = ("stage", "worst output", "SNR", "largest error", "NaN", "Inf", "saturated")
-    return Table("All stages", columns, rows, text_columns=(0, 1))
 
 
 def _facts(result: Plain) -> Iterator[tuple[str, str]]:

@@ -1,42 +1,18 @@
-"""The stem that a candidate did worst on, by candidate and reference, kept to be looked at."""
+"""Keeps the stem that a candidate did worst on, by candidate and reference, to be looked at."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.verification.results import StemResult
-
-Mono = NDArray[np.float32]
+from mrsep_deploy.verification.results import Excerpt, Mono, StemResult
 
 SECONDS = 30.0
 """Of each track, from its start: a song of hours must not fill the memory."""
 
 
-@dataclass(frozen=True)
-class Excerpt:
-    """One stem, its channels averaged.
-
-    Attributes:
-        candidate, reference: samples ``[n]`` of full scale.
-        candidate_title, reference_title: what computed them.
-        why: it is this stem, and what part of it.
-    """
-
-    track: str
-    source: str
-    sample_rate: int
-    candidate: Mono
-    reference: Mono
-    candidate_title: str
-    reference_title: str
-    why: str
-
-
 class ExcerptKeeper:
-    """Hears every stem of every track, keeps the one that is closest to its limit or farthest beyond it.
+    """Takes in every stem of every track and keeps the one that is closest to its limit or farthest beyond it.
 
     Args:
         sources: of the model.

@@ -1,138 +1,152 @@
-"""A verification as tables for a terminal."""
+"""The tables and lines of a verification, from its plain values; the terminal and the page show these."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
-from mrsep_deploy.terminal.tables import table
-from mrsep_deploy.verification.figures import Figures
+from mrsep_deploy.terminal.tables import NOTHING, Table, decibels, optional, print_table
 from mrsep_deploy.verification.plain import alone
-from mrsep_deploy.verification.results import StageResult, StemResult, Verification
 
 if TYPE_CHECKING:
     from mrsep_deploy.verification.bisect import Bisection, Group
+
+Plain = Mapping[str, Any]
 
 STAGE_NOTE = "Each stage on the reference's inputs: the error is its own. Worst: index in the tensor."
 STEM_NOTE = "End to end. Worst: largest error in sample values, and where."
 
 
-def print_verification(screen: Console, found: Verification) -> None:
-    """Everything: what ran against what, stages, stems, limits with their reasons, verdict."""
-    screen.print(f"{found.model} ({found.precision}) on {found.engine}", style="bold", soft_wrap=True)
-    screen.print(f"against {found.reference}", soft_wrap=True)
-    if found.note:
-        screen.print(found.note, style="yellow", soft_wrap=True)
-    screen.print("\nStages", style="bold")
-    screen.print(stage_table(found.stages))
-    screen.print(STAGE_NOTE, style="dim", soft_wrap=True)
-    screen.print("\nStems", style="bold")
-    screen.print(stem_table(found.stems))
-    screen.print(STEM_NOTE, style="dim", soft_wrap=True)
+def print_verification(screen: Console, found: Plain) -> None:
+    """Prints what ran against what, stages, stems, limits with their reasons, verdict."""
+    screen.print(
+        f"{found['model']} ({found['precision']}) on {found['engine']}", style="bold", soft_wrap=True
+    )
+    screen.print(f"against {found['reference']}", soft_wrap=True)
+    if found["note"]:
+        screen.print(found["note"], style="yellow", soft_wrap=True)
+    for table in (stage_table(found), stem_table(found)):
+        _print_titled(screen, table)
     screen.print()
     for line in limit_lines(found):
         screen.print(line, style="dim", soft_wrap=True)
-    print_verdict(screen, found)
+    _print_verdict(screen, found)
 
 
-def print_verdict(screen: Console, found: Verification) -> None:
-    """Pass, or every failure on a line of its own."""
-    if found.passes:
+def _print_titled(screen: Console, table: Table) -> None:
+    screen.print(f"\n{table.title}", style="bold")
+    print_table(screen, table)
+
+
+def _print_verdict(screen: Console, found: Plain) -> None:
+    """Prints that it passed, or every failure on a line of its own."""
+    if found["passes"]:
         screen.print("passed", style="bold green")
         return
-    for failure in found.failures:
+    for failure in found["failures"]:
         screen.print(failure, style="red", soft_wrap=True)
-    screen.print(f"failed: {len(found.failures)} of the above", style="bold red")
+    screen.print(f"failed: {len(found['failures'])} of the above", style="bold red")
 
 
-def limit_lines(found: Verification) -> list[str]:
-    """Every limit with its reason."""
+def limit_lines(found: Plain) -> list[str]:
+    """Returns every limit with its reason."""
+    limits = found["limits"]
+    audible = f"{limits['audible_dbfs']:g} dBFS"
     lines = [
-        f"Limit {found.limit.decibels:g} dB SNR for every stem above {AUDIBLE_DBFS:g} dBFS: {found.limit.reason}.",
-        f"Stems below {AUDIBLE_DBFS:g} dBFS are reported, not judged: what is 60 dB below full scale nobody hears "
-        "beside the others.",
+        f"Limit {limits['snr_db']:g} dB SNR for every stem above {audible}: {limits['reason']}.",
+        f"Stems below {audible} are reported, not judged: what is 60 dB below full scale nobody hears beside the "
+        "others.",
         "No NaN and no infinity anywhere: nothing downstream recovers from them.",
     ]
-    if any(stem.sdr is not None for stem in found.stems):
+    if _has_truth(found):
+        change = limits["sdr_change_db"]
         lines.append(
-            f"Limit {SDR_CHANGE_DB:g} dB change in SDR: half of the last digit that separation is reported with."
+            f"Limit {change:g} dB change in SDR: half of the last digit that separation is reported with."
         )
     return lines
 
 
-def stage_table(stages: Sequence[StageResult]) -> Table:
-    """The worst output of every stage; the counts are those of all its outputs."""
+def snr(figures: Plain) -> float:
+    """Returns the SNR in dB; JSON has None for the infinite: exact, or not a number."""
+    if figures["snr_db"] is not None:
+        return float(figures["snr_db"])
+    finite = not (figures["nan"] or figures["inf"])
+    return math.inf if finite and figures["worst"] == 0 else -math.inf
+
+
+def worst_output(tensors: Mapping[str, Plain]) -> tuple[str, Plain]:
+    """Returns the output of a stage that is farthest from the reference."""
+    name = min(tensors, key=lambda name: snr(tensors[name]))
+    return name, tensors[name]
+
+
+def _figures(found: Plain) -> tuple[str, str]:
+    """Returns the cells of SNR and SI-SDR."""
+    si_sdr = found["si_sdr_db"]
+    if si_sdr is None:
+        return decibels(snr(found)), "exact" if snr(found) == math.inf else NOTHING
+    return decibels(snr(found)), decibels(si_sdr)
+
+
+def stage_table(found: Plain) -> Table:
+    """Returns the worst output of every stage; the counts are those of all its outputs."""
     columns = ("stage", "worst output", "SNR", "SI-SDR", "worst", "at", "NaN", "Inf", "saturated")
-    made = table(*columns, right=(*columns[2:5], *columns[6:]))
-    for result in stages:
-        name, worst = result.worst
-        at = ",".join(map(str, worst.worst_at))
-        made.add_row(result.stage, name, *_pair(worst), f"{worst.worst:.1e}", at, *_counts(result))
-    return made
+    rows = []
+    for stage, tensors in found["stages"].items():
+        name, worst = worst_output(tensors)
+        at = ",".join(map(str, worst["worst_at"]))
+        counts = [str(sum(each[what] for each in tensors.values())) for what in ("nan", "inf", "saturated")]
+        rows.append([stage, name, *_figures(worst), optional(worst["worst"], "{:.1e}"), at, *counts])
+    return Table("Stages", columns, rows, text_columns=(0, 1, 5), note=STAGE_NOTE)
 
 
-def _counts(result: StageResult) -> tuple[str, ...]:
-    outputs = result.tensors.values()
-    return tuple(str(sum(getattr(each, what) for each in outputs)) for what in ("nan", "inf", "saturated"))
+def _has_truth(found: Plain) -> bool:
+    return any(stem["sdr_db"] is not None for stem in found["stems"])
 
 
-def stem_table(stems: Sequence[StemResult]) -> Table:
-    """Every stem of every track."""
+def stem_table(found: Plain) -> Table:
+    """Returns the figures of every stem of every track."""
     columns = ["track", "stem", "level", "SNR", "limit", "SI-SDR", "worst", "at", "NaN", "Inf"]
-    with_truth = any(stem.sdr is not None for stem in stems)
-    columns += ["SDR", "change"] if with_truth else []
-    made = table(*columns, "", right=columns[2:])
-    previous = ""
-    for stem in stems:
-        figures = stem.figures
+    columns += ["SDR", "change"] if _has_truth(found) else []
+    rows = []
+    for stem in found["stems"]:
+        ratio, si_sdr = _figures(stem)
         cells = [
-            stem.track if stem.track != previous else "",
-            stem.source,
-            signed(figures.level),
-            *_pair(figures, f"{stem.limit:.1f}" if stem.judged else "–"),
-            f"{figures.worst:.1e}",
-            f"{stem.seconds:.3f} s",
-            str(figures.nan),
-            str(figures.inf),
+            stem["track"],
+            stem["source"],
+            decibels(-math.inf if stem["level_db"] is None else stem["level_db"]),
+            ratio,
+            optional(stem["limit_db"] if stem["judged"] else None, "{:.1f}"),
+            si_sdr,
+            optional(stem["worst"], "{:.1e}"),
+            f"{stem['worst_seconds']:.3f} s",
+            str(stem["nan"]),
+            str(stem["inf"]),
         ]
-        if with_truth:
-            cells += ["–", "–"] if stem.sdr is None else [f"{stem.sdr:.2f}", f"{stem.sdr_change:+.4f}"]
-        made.add_row(*cells, _verdict(stem), style="red" if stem.failures else None)
-        previous = stem.track
-    return made
+        if _has_truth(found):
+            cells += [optional(stem["sdr_db"], "{:.2f}"), optional(stem["sdr_change_db"], "{:+.4f}")]
+        rows.append(
+            [*cells, "quiet" if stem["passes"] and not stem["judged"] else "" if stem["passes"] else "failed"]
+        )
+    failed = [number for number, stem in enumerate(found["stems"]) if not stem["passes"]]
+    words = (0, 1, len(columns))
+    return Table("Stems", [*columns, ""], rows, text_columns=words, note=STEM_NOTE, bad=failed)
 
 
-def _verdict(stem: StemResult) -> str:
-    return "failed" if stem.failures else "" if stem.judged else "quiet"
+def print_bisections(screen: Console, searches: Sequence[Bisection], limit: float, after: Plain) -> None:
+    """Prints what each search found, and the verdict with the last one's plan.
 
-
-def _pair(figures: Figures, between: str | None = None) -> tuple[str, ...]:
-    """SNR and SI-SDR, the limit between them where there is one."""
-    middle = () if between is None else (between,)
-    return (signed(figures.snr), *middle, signed(figures.si_sdr))
-
-
-def signed(decibels: float) -> str:
-    """A level or a ratio to a tenth of a dB: ``-13.4``, ``exact``, or ``-∞``."""
-    if math.isinf(decibels):
-        return "exact" if decibels > 0 else "-∞"
-    return f"{decibels:.1f}"
-
-
-def print_bisections(
-    screen: Console, searches: Sequence[Bisection], before: Verification, after: Verification
-) -> None:
-    """What each search found, and the verdict with the last one's plan."""
+    Args:
+        searches: in order.
+        limit: the least SNR of a stem in dB.
+        after: the verification with the plan, as plain values.
+    """
     for search in searches:
-        screen.print("\nLoss by stage", style="bold")
-        screen.print(group_table(search.stages, before.limit.decibels))
-        screen.print("\nTo be kept in float32", style="bold")
-        screen.print(group_table(search.kept, before.limit.decibels))
+        _print_titled(screen, group_table("Loss by stage", search.stages, limit))
+        _print_titled(screen, group_table("To be kept in float32", search.kept, limit))
         screen.print(
             "SNR of the worst stem with only these nodes in low precision; "
             f"{search.measurements} groups of nodes were measured.",
@@ -142,15 +156,15 @@ def print_bisections(
     if not searches[-1].proved:
         screen.print("No plan was found that meets the limit.", style="red")
     screen.print("\nWith that plan", style="bold")
-    screen.print(stem_table(after.stems))
-    print_verdict(screen, after)
+    print_table(screen, stem_table(after))
+    _print_verdict(screen, after)
 
 
-def group_table(groups: Sequence[Group], limit: float) -> Table:
-    """Groups of nodes, and the SNR in dB that each alone would leave."""
-    made = table("stage", "nodes", "alone", right=("alone",))
+def group_table(title: str, groups: Sequence[Group], limit: float) -> Table:
+    """Returns groups of nodes, and the SNR in dB that each alone would leave."""
+    rows = []
     for group in groups:
         first, last, count = group.nodes[0], group.nodes[-1], len(group.nodes)
         nodes = first if count == 1 else f"{first} … {last} ({count})"
-        made.add_row(group.stage, nodes, signed(alone(group, limit)))
-    return made
+        rows.append([group.stage, nodes, decibels(alone(group, limit))])
+    return Table(title, ("stage", "nodes", "alone"), rows, text_columns=(0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
 from mrsep_deploy.verification.figures import Figures
 
-if TYPE_CHECKING:
-    from mrsep_deploy.verification.excerpt import Excerpt
-
+Mono = NDArray[np.float32]
 Span = tuple[int, int]
 """From which sample to which, the second excluded."""
 
@@ -132,6 +130,26 @@ def error_energies(stems: NDArray[Any], exact: NDArray[Any], spans: Sequence[Spa
     broken = ~np.isfinite(stems[: len(spans)]).all(axis=(0, 2, 3))
     energies[broken | ~np.isfinite(energies)] = np.inf
     return energies
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """One stem, its channels averaged.
+
+    Attributes:
+        candidate, reference: samples ``[n]`` of full scale.
+        candidate_title, reference_title: what computed them.
+        why: it is this stem, and what part of it.
+    """
+
+    track: str
+    source: str
+    sample_rate: int
+    candidate: Mono
+    reference: Mono
+    candidate_title: str
+    reference_title: str
+    why: str
 
 
 @dataclass(frozen=True)
