@@ -145,10 +145,10 @@ def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool
     plain = to_plain(found, place, command_line())
     text = dumped(plain)
     write_file(folder / JSON_NAME, f"{text}\n".encode())
-    write_file(folder / MARKDOWN_NAME, to_markdown(found, place).encode())
+    write_file(folder / MARKDOWN_NAME, to_markdown(plain).encode())
     write_page(html_file, lambda: eval_page(plain))
     if as_json:
         click.echo(text)
     elif not quiet:
-        print_evaluation(console(), found)
+        print_evaluation(console(), plain)
         click.echo(f"written to {folder}/{JSON_NAME} and {folder}/{MARKDOWN_NAME}")

@@ -159,7 +159,7 @@ class _Run:
                 track=files.name,
                 seconds=track.mix.shape[1] / rate,
                 mixture=track.mixture,
-                elapsed=elapsed,
+                elapsed_seconds=elapsed,
                 museval=bss_eval(stems, track.truth, rate) if "museval" in self.request.metrics else {},
                 mdx={source: mdx_sdr(stems[source], truth) for source, truth in track.truth.items()}
                 if "mdx" in self.request.metrics

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mrsep_deploy.evaluation.metrics import METRICS, BssScore
 from mrsep_deploy.files.parts import make_folder, write_file
-from mrsep_deploy.files.strict_json import MAX_BYTES, dumped, finite, parse
+from mrsep_deploy.files.strict_json import MAX_BYTES, dumped, parse, typed
 
 FORMAT = "mrsep-deploy track scores 1"
 
@@ -39,7 +40,7 @@ class TrackScores:
     Attributes:
         seconds: length of the track.
         mixture: whether the mix is a file, or the sum of the stems.
-        elapsed: seconds the separation took.
+        elapsed_seconds: that the separation took.
         museval: by source; None for a source without a score. Empty if the metric was not asked for.
         mdx: SDR by source in dB; empty if not asked for.
     """
@@ -47,7 +48,7 @@ class TrackScores:
     track: str
     seconds: float
     mixture: str
-    elapsed: float
+    elapsed_seconds: float
     museval: Mapping[str, BssScore | None]
     mdx: Mapping[str, float]
 
@@ -70,7 +71,7 @@ def write_scores(path: Path, conditions: Conditions, scores: TrackScores) -> Non
         OutputError: the file cannot be written.
     """
     make_folder(path.parent)
-    found = {"format": FORMAT, "conditions": asdict(conditions), "scores": scores_to_plain(scores)}
+    found = {"format": FORMAT, "conditions": conditions, "scores": scores}
     write_file(path, f"{dumped(found)}\n".encode())
 
 
@@ -82,52 +83,13 @@ def read_scores(path: Path, conditions: Conditions, metrics: tuple[str, ...]) ->
     try:
         if path.stat().st_size > MAX_BYTES:
             return None
-        found = parse(path.read_text(encoding="utf-8"), str(path), "")
-        if (
-            not isinstance(found, dict)
-            or found["format"] != FORMAT
-            or found["conditions"] != asdict(conditions)
-        ):
+        found: Any = parse(path.read_text(encoding="utf-8"), str(path), "")
+        if found["format"] != FORMAT or found["conditions"] != asdict(conditions):
             return None
-        scores = _from_plain(found["scores"])
+        for score in filter(None, found["scores"]["museval"].values()):
+            # an estimate that is the truth itself has no distortion, which JSON has no word for
+            score.update({name: math.inf for name, value in score.items() if value is None})
+        scores = typed(found["scores"], TrackScores, "scores", "")
     except Exception:  # whatever is wrong with it, it is worked out anew
         return None
     return scores if set(metrics) <= set(scores.metrics) else None
-
-
-def scores_to_plain(scores: TrackScores) -> dict[str, object]:
-    """For JSON: None where there is no score."""
-    return {
-        "track": scores.track,
-        "seconds": scores.seconds,
-        "mixture": scores.mixture,
-        "elapsed_seconds": scores.elapsed,
-        "museval": {
-            s: None if score is None else _plain(asdict(score)) for s, score in scores.museval.items()
-        },
-        "mdx": dict(scores.mdx),
-    }
-
-
-def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
-    # an estimate that is the truth itself has no distortion
-    return {name: finite(value) for name, value in values.items()}
-
-
-def _from_plain(found: object) -> TrackScores:
-    if not isinstance(found, dict):
-        raise TypeError("scores are no object")
-    museval = {
-        source: None
-        if score is None
-        else BssScore(*(math.inf if v is None else float(v) for v in score.values()))
-        for source, score in found["museval"].items()
-    }
-    return TrackScores(
-        str(found["track"]),
-        float(found["seconds"]),
-        str(found["mixture"]),
-        float(found["elapsed_seconds"]),
-        museval,
-        {source: float(value) for source, value in found["mdx"].items()},
-    )

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mrsep_deploy.evaluation.report import TITLES, difference, two_digits
+from mrsep_deploy.evaluation.report import (
+    TITLES,
+    UNTRAINED,
+    difference_lines,
+    sdr,
+    summary_table,
+    track_table,
+)
 from mrsep_deploy.evaluation.summary import ALL
 from mrsep_deploy.pages.blocks import Block, Key, Mark, Page, Plot, Section, Strip, Verdict
 from mrsep_deploy.pages.environment import day, install_steps, machine_facts
 from mrsep_deploy.pages.scales import Scale
-from mrsep_deploy.terminal.tables import Table
 from mrsep_deploy.verification.multitrack import SUM
 
 Plain = Mapping[str, Any]
@@ -18,7 +24,6 @@ Plain = Mapping[str, Any]
 VISIBLE = 0.01
 """dB; less than this is no difference in a figure that is reported with two digits."""
 COLOURS = 7
-UNTRAINED = "The model is untrained: its weights are random, and it separates nothing."
 
 
 def eval_page(result: Plain) -> Page:
@@ -47,13 +52,9 @@ def _verdict(result: Plain, metric: str) -> Verdict:
     best = max(known, key=lambda engine: known[engine])
     if len(summary) == 1:
         return Verdict(subject, f"{best}: {known[best]:.2f} dB, the mean of the sources.", "plain")
-    details, within = [], True
-    for engine, found in result["differences"][metric].items():
-        where = f"{found['largest_source']} of {found['largest_track']}"
-        largest = found["largest"]
-        within = within and largest is not None and abs(largest) < VISIBLE
-        most = "infinitely" if largest is None else f"by {difference(abs(largest)).lstrip('+')} dB at most"
-        details.append(f"{engine} differs from {found['from']} {most} ({where}).")
+    details = [*difference_lines(result, metric)]
+    apart = [found["largest"] for found in result["differences"][metric].values()]
+    within = all(largest is not None and abs(largest) < VISIBLE for largest in apart)
     lead = max(known.values()) - min(known.values())
     if within:
         said = (
@@ -75,16 +76,8 @@ def _warnings(result: Plain) -> Iterator[str]:
 def _section(result: Plain, metric: str) -> Section:
     scores = result["tracks"]
     many = len(next(iter(scores.values()))) > 1
-    blocks: list[Block] = [_sources(result, metric), _summary(result, metric)]
-    return Section(TITLES[metric], [*blocks, _tracks(result, metric)] if many else blocks)
-
-
-def _sdr(track: Plain, metric: str, source: str) -> float | None:
-    """SDR in dB of one stem; None where there is none."""
-    score = track[metric].get(source)
-    if metric == "museval":
-        score = None if score is None else score["sdr"]
-    return None if score is None else float(score)
+    blocks: list[Block] = [_sources(result, metric), summary_table(result, metric)]
+    return Section(TITLES[metric], [*blocks, track_table(result, metric)] if many else blocks)
 
 
 def _sources(result: Plain, metric: str) -> Plot:
@@ -96,7 +89,7 @@ def _sources(result: Plain, metric: str) -> Plot:
         for tracks in result["tracks"].values()
         for track in tracks
         for source in sources[:-1]
-        if (value := _sdr(track, metric, source)) is not None
+        if (value := sdr(track, metric, source)) is not None
     ]
     scale = Scale.over(
         [*every, *(v for values in summary.values() for v in values.values() if v is not None)]
@@ -106,7 +99,7 @@ def _sources(result: Plain, metric: str) -> Plot:
         for engine, values in summary.items():
             value = values[source]
             tracks = (
-                [_sdr(track, metric, source) for track in result["tracks"][engine]] if source != ALL else []
+                [sdr(track, metric, source) for track in result["tracks"][engine]] if source != ALL else []
             )
             known = [each for each in tracks if each is not None]
             marks = [Mark("round", scale.at(each)) for each in known] if len(known) > 1 else []
@@ -126,29 +119,6 @@ def _sources(result: Plain, metric: str) -> Plot:
 
 def _colours(result: Plain) -> dict[str, int]:
     return {engine: number % COLOURS for number, engine in enumerate(result["engines"])}
-
-
-def _summary(result: Plain, metric: str) -> Table:
-    columns = [*result["model"]["sources"], ALL]
-    rows = [
-        [engine, *(two_digits(values[column]) for column in columns)]
-        for engine, values in result["summary"][metric].items()
-    ]
-    for engine, found in result["differences"][metric].items():
-        rows.append(
-            [f"{engine} − {found['from']}", *(difference(found["summary"][column]) for column in columns)]
-        )
-    return Table("SDR in dB", ["engine", *columns], rows)
-
-
-def _tracks(result: Plain, metric: str) -> Table:
-    sources = result["model"]["sources"]
-    rows = [
-        [track["track"], engine, *(two_digits(_sdr(track, metric, source)) for source in sources)]
-        for tracks in zip(*result["tracks"].values(), strict=True)
-        for engine, track in zip(result["tracks"], tracks, strict=True)
-    ]
-    return Table("Track by track, SDR in dB", ["track", "engine", *sources], rows, text_columns=(0, 1))
 
 
 def _time(result: Plain) -> Section:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mrsep_deploy.evaluation.report import UNTRAINED
 from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plot, Section, Strip, Text, Verdict
 from mrsep_deploy.pages.environment import day, install_steps, machine_facts
-from mrsep_deploy.pages.eval_page import UNTRAINED
 from mrsep_deploy.pages.fusion import fusion_blocks
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.terminal.tables import decibels
