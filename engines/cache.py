@@ -247,9 +247,10 @@ class EngineCache:
                     doomed += [self._side_car(name), self._engine(name)]
                 freed = _delete(doomed)
             finally:
-                lock.release()
+                # While it is held: once it is released, the file may be the lock of another process.
                 with suppress(OSError):
                     (self.folder / f"{name}.lock").unlink()
+                lock.release()
         return Pruned(1 if doomed else 0, freed, 0)
 
     # --- files

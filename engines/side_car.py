@@ -100,7 +100,7 @@ def from_json(data: bytes, name: str) -> SideCar:
     top.choice("format", (FORMAT,))
     top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
     found = SideCar(
-        key=_key(top.mapping("key")),
+        key=key_from_json(top.mapping("key"), "side-car.key", FIX),
         sha256=top.text("sha256", _SHA256, "a sha256"),
         bytes=top.integer("bytes", 1, 2**40),
         created=top.text("created", _LINE, "a time"),
@@ -112,7 +112,8 @@ def from_json(data: bytes, name: str) -> SideCar:
     return found
 
 
-def _key(tree: object) -> EngineKey:
-    key = Record(tree, "side-car.key", FIX, (*_TEXTS, "batch", "options"))
+def key_from_json(tree: object, where: str, fix: str) -> EngineKey:
+    """Read a key back; raises ``FormatError`` for one with other fields or types."""
+    key = Record(tree, where, fix, (*_TEXTS, "batch", "options"))
     texts = {name: key.text(name, _LINE, "one line of text") for name in _TEXTS}
     return EngineKey(**texts, batch=key.integer("batch", 1, 2**16), options=key.mapping("options"))

@@ -95,7 +95,7 @@ def build(
     """
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
-    from mrsep_deploy.commands.build_manner import measure_manner, refuse_gpu_options
+    from mrsep_deploy.commands.build_plan import measure_plan, refuse_gpu_options
     from mrsep_deploy.engines.contract import BuildingEngine, BuildOptions, EngineOptions
     from mrsep_deploy.precision.costs import costs_to_json, read_costs
     from mrsep_deploy.precision.names import arithmetic
@@ -105,7 +105,7 @@ def build(
     if kind.measured:
         refuse_gpu_options(name, targets, level, workspace, output)
         bundle = in_precision(Bundle.open(resolve(model)), precision, plan)
-        measure_manner(
+        measure_plan(
             bundle, name, EngineOptions(threads, precision=arithmetic(bundle.manifest)), quiet, as_json
         )
         return

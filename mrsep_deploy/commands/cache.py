@@ -1,4 +1,4 @@
-"""``mrsep-deploy cache``: the built engines."""
+"""``mrsep-deploy cache``: built engines, run plans, and everything else that can be made again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from mrsep_deploy.engines.cache import Entry
+
+OTHERS = {
+    "bundles": ("unpacked or converted bundle", "unpacked or converted bundles"),
+    "ort-trt": ("engine cache of ONNX Runtime", "engine caches of ONNX Runtime"),
+    "torch": ("cache of PyTorch", "caches of PyTorch"),
+}
+"""Folders in the cache beside ``engines`` and ``plans``, and what one and several entries in them are called."""
+PLANS = ("run plan", "run plans")
 
 
 @click.group(
@@ -24,22 +34,23 @@ Examples:
 """,
 )
 def cache() -> None:
-    """List and delete built engines.
+    """List and delete built engines and all else in the cache.
 
-    All of them can be built again, so all of them may be deleted at any time.
+    All of it can be made again, so all of it may be deleted at any time.
     """
 
 
 @cache.command("list", epilog="\b\nExample:\n  mrsep-deploy cache list --json")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON, with every part of the keys.")
 def list_entries(as_json: bool) -> None:
-    """List built engines by the time of their last use."""
+    """List built engines and run plans by the time of their last use, and what else the cache holds."""
     from mrsep_deploy.engines.cache import EngineCache
+    from mrsep_deploy.runtime.plan import plans_dir
     from mrsep_deploy.terminal.progress import console
     from mrsep_deploy.terminal.tables import file_size
 
-    engines = EngineCache()
-    entries = engines.entries()
+    engines, plans = EngineCache().entries(), _plans()
+    entries = sorted([*engines, *plans], key=lambda entry: (entry.used, entry.name))
     if as_json:
         click.echo(json.dumps([_plain(entry) for entry in entries], indent=2))
         return
@@ -47,8 +58,16 @@ def list_entries(as_json: bool) -> None:
     if entries:
         screen.print(_table(entries))
         screen.print()
-    size = file_size(sum(entry.bytes for entry in entries))
-    screen.print(f"{len(entries)} engines, {size}, in {engines.folder}", soft_wrap=True)
+    if plans:
+        size = file_size(sum(entry.bytes for entry in plans))
+        screen.print(f"{_count(len(plans), PLANS)}, {size}, in {plans_dir()}", soft_wrap=True)
+    for kind, names in OTHERS.items():
+        folder, found = _others(kind)
+        if found:
+            size = file_size(sum(map(_bytes, found)))
+            screen.print(f"{_count(len(found), names)}, {size}, in {folder}", soft_wrap=True)
+    size = file_size(sum(entry.bytes for entry in engines))
+    screen.print(f"{len(engines)} engines, {size}, in {EngineCache().folder}", soft_wrap=True)
 
 
 @cache.command("prune", epilog="\b\nExample:\n  mrsep-deploy cache prune --older-than 30")
@@ -57,21 +76,110 @@ def list_entries(as_json: bool) -> None:
     "days",
     metavar="DAYS",
     type=click.FloatRange(min=0),
-    help="Also what was not used for so long.",
+    help="Also engines and run plans that were not used for so long.",
 )
-@click.option("--all", "everything", is_flag=True, help="Everything.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Everything: engines, run plans, unpacked and converted bundles, caches of ONNX Runtime and PyTorch.",
+)
 def prune(days: float | None, everything: bool) -> None:
-    """Delete damaged engines and what interrupted builds left.
+    """Delete damaged engines and run plans, and what interrupted builds left.
 
-    Engines that another process is building stay.
+    What another process is building stays.
     """
     from mrsep_deploy.engines.cache import EngineCache
+    from mrsep_deploy.runtime.plan import prune_plans
     from mrsep_deploy.terminal.tables import file_size
 
     age = None if days is None else timedelta(days=days)
     done = EngineCache().prune(older_than=age, everything=everything)
-    busy = f"; {done.busy} are being built and stay" if done.busy else ""
-    click.echo(f"deleted {done.removed} engines, {file_size(done.bytes)}{busy}")
+    counted, size, busy = [f"{done.removed} engines"], done.bytes, done.busy
+    plans, freed = prune_plans(age, everything)
+    if plans:
+        counted.append(_count(plans, PLANS))
+        size += freed
+    for kind, names in OTHERS.items() if everything else ():
+        removed, freed, held = _delete_others(kind)
+        if removed:
+            counted.append(_count(removed, names))
+        size, busy = size + freed, busy + held
+    being = f"; {busy} are being built and stay" if busy else ""
+    click.echo(f"deleted {', '.join(counted)}, {file_size(size)}{being}")
+
+
+def _count(number: int, names: tuple[str, str]) -> str:
+    return f"{number} {names[number != 1]}"
+
+
+def _plans() -> list[Entry]:
+    """Run plans as lines of the list of engines."""
+    from mrsep_deploy.engines.cache import Entry
+    from mrsep_deploy.runtime.plan import stored_plans
+
+    return [
+        Entry(
+            each.path.stem,
+            each.bytes,
+            each.used,
+            each.key,
+            {"model": each.model, "stage": f"run plan: {each.plan.title}" if each.plan else "run plan"},
+            problem=each.problem,
+        )
+        for each in stored_plans()
+    ]
+
+
+def _others(kind: str) -> tuple[Path, list[Path]]:
+    """A folder of the cache, and what lies in it but locks."""
+    from mrsep_deploy.files import paths
+
+    folder = paths.cache_dir(kind)
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return folder, [path for path in found if path.suffix != ".lock"]
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if not path.is_dir() else path.rglob("*")
+    return sum(each.stat().st_size for each in files if each.is_file() and not each.is_symlink())
+
+
+def _delete_others(kind: str) -> tuple[int, int, int]:
+    """Delete what lies in a folder of the cache: how many entries, their bytes, and how many are being made.
+
+    Raises:
+        OutputError: an entry cannot be deleted.
+    """
+    import shutil
+    from contextlib import suppress
+
+    from filelock import FileLock, Timeout
+
+    from mrsep_deploy.files.parts import explained
+
+    folder, found = _others(kind)
+    removed = freed = held = 0
+    for path in found:
+        lock = FileLock(folder / f"{path.name}.lock")
+        with explained(path):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                held += 1
+                continue
+            try:
+                size = _bytes(path)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                with suppress(OSError):
+                    (folder / f"{path.name}.lock").unlink()
+                lock.release()
+        removed, freed = removed + 1, freed + size
+    return removed, freed, held
 
 
 def _table(entries: list[Entry]) -> Table:

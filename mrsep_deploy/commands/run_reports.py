@@ -46,7 +46,7 @@ def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) 
         f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)}) on {separator.engine.title} "
         f"{found.version}, {found.device}"
         + (f" ({separator.engine_reason})" if separator.engine_reason else "")
-        + (f"; {separator.manner.title}, as measured here" if separator.manner.measured else ""),
+        + (f"; {separator.run_plan.title}, as measured here" if separator.run_plan.measured else ""),
         err=True,
     )
     for line in limits:

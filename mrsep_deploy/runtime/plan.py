@@ -1,39 +1,56 @@
-"""How segments are run on this machine: scheduled how, and how many side by side.
+"""Run plans: how segments are run on this machine, in which mode and how many in parallel.
 
-What is fastest depends on the model, the engine, and the processor; ``mrsep-deploy build`` measures it
-(:mod:`mrsep_deploy.separation.tuning`) and leaves what won in the engine cache, where every run finds it.
+    cache/plans/NAME.json       what ``mrsep-deploy build`` has found fastest, and for what
+
+What is fastest depends on the model, the engine, and the processor. ``build`` measures it
+(:mod:`mrsep_deploy.separation.tuning`), and later runs of the same model on the same engine, processor and number of
+threads use it. NAME is the beginning of the sha256 of that key.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines.cache import EngineCache, NewEngine
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.engines.side_car import EngineKey
+from mrsep_deploy.engines.side_car import EngineKey, key_from_json
 from mrsep_deploy.errors import FormatError, UsageError
+from mrsep_deploy.files import paths
+from mrsep_deploy.files.parts import explained, make_folder, write_file
 from mrsep_deploy.files.strict_json import Record, parse
+from mrsep_deploy.precision.names import ARITHMETIC, Precision
 from mrsep_deploy.process.machine import cpu_model
 from mrsep_deploy.runtime.schedule import MODES, Mode
 
+FORMAT = "mrsep-deploy run plan"
+FORMAT_VERSION = 1
+MAX_BYTES = 2**16
 MAX_LANES = 1024
-_FIX = "Measure again: mrsep-deploy build"
+FIX = "Measure again: mrsep-deploy build"
+
+_FIELDS = ("format", "format_version", "key", "model", "mode", "lanes", "precision")
 
 
 @dataclass(frozen=True)
-class Manner:
+class RunPlan:
     """One way to run segments.
 
     Attributes:
         mode: how branches are scheduled within a segment.
-        lanes: segments side by side.
+        lanes: segments in parallel.
+        precision: of the graphs' arithmetic.
         measured: it is what ``build`` has found fastest here.
     """
 
     mode: Mode = "sequential"
     lanes: int = 1
+    precision: Precision = "fp32"
     measured: bool = False
 
     @property
@@ -45,7 +62,28 @@ class Manner:
         return side_by_side if self.mode == "sequential" else f"{side_by_side}, {self.mode}"
 
 
-def manner_of(bundle: Bundle, engine: Engine, mode: Mode | None, lanes: int) -> Manner:
+@dataclass(frozen=True)
+class StoredPlan:
+    """A plan's file, for a listing.
+
+    Attributes:
+        path: of the file.
+        bytes: of the file.
+        used: when the plan was last used or written.
+        key, model, plan: what it says; None and empty where it is damaged.
+        problem: what is wrong with it; empty if nothing is.
+    """
+
+    path: Path
+    bytes: int
+    used: datetime
+    key: EngineKey | None = None
+    model: str = ""
+    plan: RunPlan | None = None
+    problem: str = ""
+
+
+def run_plan(bundle: Bundle, engine: Engine, mode: Mode | None, lanes: int) -> RunPlan:
     """What was asked for; where nothing was, what was measured here, or else one segment, sequentially.
 
     Args:
@@ -63,36 +101,112 @@ def manner_of(bundle: Bundle, engine: Engine, mode: Mode | None, lanes: int) -> 
         raise UsageError(
             f"{lanes} segments side by side were asked for", f"Give 0 (measured) to {MAX_LANES}."
         )
-    if mode is None and not lanes:
-        return measured_manner(bundle, engine) or Manner()
-    return Manner(mode or "sequential", lanes or 1)
+    asked = RunPlan(mode or "sequential", lanes or 1, engine.options.precision)
+    return asked if mode or lanes else measured_plan(bundle, engine) or asked
 
 
-def measured_manner(bundle: Bundle, engine: Engine) -> Manner | None:
-    """What ``build`` has found for this bundle, engine, processor and number of threads."""
+def measured_plan(bundle: Bundle, engine: Engine) -> RunPlan | None:
+    """What ``build`` has found for this bundle, engine, processor and number of threads.
+
+    A damaged file, or one that another version wrote, is passed over: nothing usable was measured.
+    """
     if engine.device.kind != "cpu":
         return None
-    found = EngineCache().find(_key(bundle, engine))
-    if found is None:
-        return None
+    wanted = _key(bundle, engine)
+    path = plans_dir() / f"{wanted.name}.json"
     try:
-        record = Record(parse(found.data.decode(), "manner", _FIX), "manner", _FIX, ("mode", "lanes"))
-        return Manner(record.choice("mode", MODES), record.integer("lanes", 1, MAX_LANES), measured=True)
-    except (FormatError, UnicodeDecodeError):  # of a version that wrote something else
+        key, _, plan = _read(path)
+    except (OSError, FormatError):
         return None
+    if key != wanted:
+        return None
+    with suppress(OSError):
+        os.utime(path)  # pruning goes by the last use
+    return plan
 
 
-def keep_manner(bundle: Bundle, engine: Engine, manner: Manner) -> None:
-    """Leave it where :func:`measured_manner` looks.
+def keep_plan(bundle: Bundle, engine: Engine, plan: RunPlan) -> None:
+    """Write a plan where :func:`measured_plan` looks.
 
     Raises:
         OutputError: the cache cannot be written.
     """
-    plain = {name: value for name, value in asdict(manner).items() if name != "measured"}
-    kept = NewEngine(
-        json.dumps(plain).encode(), {"model": bundle.manifest.name, "stage": f"manner: {manner.title}"}
+    key = _key(bundle, engine)
+    tree: Mapping[str, object] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "key": asdict(key),
+        "model": bundle.manifest.name,
+        "mode": plan.mode,
+        "lanes": plan.lanes,
+        "precision": engine.options.precision,
+    }
+    folder = make_folder(plans_dir(), paths.SET_HOME)
+    write_file(folder / f"{key.name}.json", (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def stored_plans() -> list[StoredPlan]:
+    """Every plan in the cache, by the time of last use; damaged ones say why."""
+    found = []
+    for path in plans_dir().glob("*.json"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            stored = (path, status.st_size, datetime.fromtimestamp(status.st_mtime, timezone.utc))
+            try:
+                found.append(StoredPlan(*stored, *_read(path)))
+            except FormatError as error:
+                found.append(StoredPlan(*stored, problem=error.message))
+            except OSError as error:
+                found.append(StoredPlan(*stored, problem=error.strerror or str(error)))
+    return sorted(found, key=lambda plan: (plan.used, plan.path.name))
+
+
+def prune_plans(older_than: timedelta | None, everything: bool) -> tuple[int, int]:
+    """Delete damaged plans, and more if asked for; returns how many, and their bytes.
+
+    Raises:
+        OutputError: a file cannot be deleted.
+    """
+    now = datetime.now(timezone.utc)
+    doomed = [
+        plan
+        for plan in stored_plans()
+        if everything or plan.problem or (older_than is not None and now - plan.used > older_than)
+    ]
+    with explained(plans_dir()):
+        for plan in doomed:
+            plan.path.unlink(missing_ok=True)
+    return len(doomed), sum(plan.bytes for plan in doomed)
+
+
+def plans_dir() -> Path:
+    """The folder of the plans; it need not exist."""
+    return paths.cache_dir("plans")
+
+
+def _read(path: Path) -> tuple[EngineKey, str, RunPlan]:
+    """Key, name of the model, and plan; raises OSError or FormatError."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    try:
+        tree = parse(data.decode("utf-8"), "run plan", FIX)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"run plan is not UTF-8 text: {error}", FIX) from error
+    top = Record(tree, "run plan", FIX, _FIELDS)
+    top.choice("format", (FORMAT,))
+    top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
+    key = key_from_json(top.mapping("key"), "run plan.key", FIX)
+    if key.name != path.stem:
+        raise FormatError(f"run plan belongs to the key {key.name}, not to {path.stem}", FIX)
+    plan = RunPlan(
+        top.choice("mode", MODES),
+        top.integer("lanes", 1, MAX_LANES),
+        top.choice("precision", tuple(ARITHMETIC.values())),
+        measured=True,
     )
-    EngineCache(must_keep=True).get_or_build(_key(bundle, engine), lambda: kept, fresh=True)
+    if plan.precision != key.precision:
+        top.wrong("precision", f"the key's, {key.precision}")
+    return key, top.name("model"), plan
 
 
 def _key(bundle: Bundle, engine: Engine) -> EngineKey:
@@ -104,5 +218,5 @@ def _key(bundle: Bundle, engine: Engine) -> EngineKey:
         driver="",
         precision=engine.options.precision,
         batch=bundle.manifest.batch,
-        options={"threads": engine.options.budget, "kind": "manner"},
+        options={"threads": engine.options.budget},
     )

@@ -24,7 +24,7 @@ from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import in_precision
 from mrsep_deploy.process.interrupts import breakable
-from mrsep_deploy.runtime.plan import manner_of
+from mrsep_deploy.runtime.plan import run_plan
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import Scheduler
 from mrsep_deploy.separation.occupancy import Occupancy
@@ -110,8 +110,10 @@ class Separator:
             chosen = choose(engine, options, kind)
             self.engine, self.engine_reason = chosen.engine, chosen.reason
         try:
-            self.manner = manner_of(self.bundle, self.engine, mode, lanes)
-            self._scheduler = Scheduler(self.bundle, self.engine, self.manner.mode, self.manner.lanes, trace)
+            self.run_plan = run_plan(self.bundle, self.engine, mode, lanes)
+            self._scheduler = Scheduler(
+                self.bundle, self.engine, self.run_plan.mode, self.run_plan.lanes, trace
+            )
         except BaseException:
             self.engine.device.close()
             raise

@@ -1,4 +1,4 @@
-"""Measuring in which manner segments run fastest here: a champion, and challengers one after the other.
+"""Measuring which run plan is fastest here: a champion, and challengers one after the other.
 
 Two at a time are in memory and take turns, so a slow moment of the machine meets both. A challenger wins when
 it is faster beyond doubt and by enough to be worth its memory.
@@ -20,7 +20,7 @@ from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.measuring.rounds import Race, Turn, clocked, race
 from mrsep_deploy.measuring.statistics import ratio_interval
-from mrsep_deploy.runtime.plan import Manner
+from mrsep_deploy.runtime.plan import RunPlan
 from mrsep_deploy.runtime.scheduler import Ticket
 from mrsep_deploy.separation.separator import Separator
 
@@ -37,36 +37,36 @@ class Trial:
     """One challenge.
 
     Attributes:
-        manner: who challenged; the first trial is the champion's own.
+        plan: the challenger; the first trial is the champion's own.
         seconds: of a segment, median; None where it could not run.
         times_faster: than the champion of that moment, ``median``, ``low`` and ``high``; None for the first.
         won: whether it is the champion now.
         reason: why it could not run.
     """
 
-    manner: Manner
+    plan: RunPlan
     seconds: float | None
     times_faster: Mapping[str, float] | None = None
     won: bool = False
     reason: str = ""
 
 
-def manners(manifest: Manifest, threads: int) -> list[Manner]:
-    """What is tried: one segment at a time first, then branches side by side, then more and more segments."""
-    found = [Manner()]
+def candidates(manifest: Manifest, threads: int) -> list[RunPlan]:
+    """Plans to try: one segment at a time first, then branches side by side, then more and more segments."""
+    found = [RunPlan()]
     if threads > 1 and len(manifest.branches) > 1:
-        found.append(Manner("concurrent"))
+        found.append(RunPlan("concurrent"))
     lanes = 2
     while lanes < threads:
-        found.append(Manner(lanes=lanes))
+        found.append(RunPlan(lanes=lanes))
         lanes *= 2
     if threads > 1:
-        found.append(Manner(lanes=threads))
+        found.append(RunPlan(lanes=threads))
     return found
 
 
 def tune(bundle: Bundle, engine: str, options: EngineOptions, report: Report) -> list[Trial]:
-    """Let all manners challenge the best so far; the last winner among the trials is the one to keep.
+    """Let all plans challenge the best so far; the last winner among the trials is the one to keep.
 
     Args:
         bundle: what to run.
@@ -77,7 +77,7 @@ def tune(bundle: Bundle, engine: str, options: EngineOptions, report: Report) ->
     Raises:
         EngineError: the bundle does not run at all.
     """
-    first, *challengers = manners(bundle.manifest, options.budget)
+    first, *challengers = candidates(bundle.manifest, options.budget)
     steps = len(challengers) + 1
     with contextlib.ExitStack() as stack:
         report(first.title, 0, steps)
@@ -85,9 +85,9 @@ def tune(bundle: Bundle, engine: str, options: EngineOptions, report: Report) ->
         alone = race({first.title: _work(champion, first.lanes)}, ROUNDS)
         _require(alone, first.title)
         trials = [Trial(first, float(np.median(alone.times[first.title])) / (2 * first.lanes), won=True)]
-        for number, manner in enumerate(challengers):
-            report(manner.title, number + 1, steps)
-            trial, opened = _challenge(bundle, engine, options, champion, trials, manner)
+        for number, plan in enumerate(challengers):
+            report(plan.title, number + 1, steps)
+            trial, opened = _challenge(bundle, engine, options, champion, trials, plan)
             trials.append(trial)
             if opened is not None:
                 stack.close()
@@ -96,9 +96,9 @@ def tune(bundle: Bundle, engine: str, options: EngineOptions, report: Report) ->
     return trials
 
 
-def best(trials: Sequence[Trial]) -> Manner:
+def best(trials: Sequence[Trial]) -> RunPlan:
     """The champion at the end."""
-    return [trial.manner for trial in trials if trial.won][-1]
+    return [trial.plan for trial in trials if trial.won][-1]
 
 
 def _challenge(
@@ -107,30 +107,30 @@ def _challenge(
     options: EngineOptions,
     champion: Separator,
     trials: Sequence[Trial],
-    manner: Manner,
+    plan: RunPlan,
 ) -> tuple[Trial, Separator | None]:
     """One challenge, and the challenger where it has won; otherwise it is closed."""
     with contextlib.ExitStack() as stack:
         try:
-            challenger = stack.enter_context(_opened(bundle, engine, options, manner))
+            challenger = stack.enter_context(_opened(bundle, engine, options, plan))
         except (EngineError, MemoryError) as error:
-            return Trial(manner, None, reason=str(error) or "there is not enough memory"), None
-        lanes = max(manner.lanes, best(trials).lanes)
+            return Trial(plan, None, reason=str(error) or "there is not enough memory"), None
+        lanes = max(plan.lanes, best(trials).lanes)
         found = race({"champion": _work(champion, lanes), "challenger": _work(challenger, lanes)}, ROUNDS)
         _require(found, "champion")
         if found.failed:
-            return Trial(manner, None, reason=str(found.failed["challenger"])), None
+            return Trial(plan, None, reason=str(found.failed["challenger"])), None
         ratio = ratio_interval(found.times["champion"], found.times["challenger"])
         seconds = float(np.median(found.times["challenger"])) / (2 * lanes)
         won = ratio["low"] > 1 and ratio["median"] > WORTH
         if won:
             stack.pop_all()
-        return Trial(manner, seconds, ratio, won), challenger if won else None
+        return Trial(plan, seconds, ratio, won), challenger if won else None
 
 
-def _opened(bundle: Bundle, engine: str, options: EngineOptions, manner: Manner) -> Separator:
+def _opened(bundle: Bundle, engine: str, options: EngineOptions, plan: RunPlan) -> Separator:
     made = engine_class(engine)(options)
-    return Separator(bundle, engine=made, mode=manner.mode, lanes=manner.lanes)
+    return Separator(bundle, engine=made, mode=plan.mode, lanes=plan.lanes)
 
 
 def _work(separator: Separator, lanes: int) -> Turn:

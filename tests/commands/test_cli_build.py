@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from bundles import tiny_bundle
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import register
@@ -179,3 +180,45 @@ def test_cache_prune() -> None:
     assert run("cache", "prune", "--older-than", "30").stdout.startswith("deleted 1 engines, ")
     assert run("cache", "prune", "--all").stdout.startswith("deleted 1 engines, ")
     assert list(EngineCache().folder.iterdir()) == []
+
+
+def others(home: Path) -> list[Path]:
+    """A file in every folder of the cache that is not the engines' or the run plans'."""
+    places = [
+        home / "cache" / place for place in ("bundles/a1/graph.onnx", "ort-trt/b2/one.engine", "torch/c3")
+    ]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"12345")
+    return places
+
+
+def test_the_cache_is_more_than_engines(tmp_path: Path) -> None:
+    run("build", "tiny", "--engine", "ort", "--threads", "1", "-q")
+    places = others(home := tmp_path / "home")
+    lines = run("cache", "list").stdout.splitlines()
+    assert any(
+        line.startswith("1 run plan, ") and line.endswith(f"in {home / 'cache' / 'plans'}") for line in lines
+    )
+    assert f"1 unpacked or converted bundle, 5 B, in {home / 'cache' / 'bundles'}" in lines
+    assert f"1 engine cache of ONNX Runtime, 5 B, in {home / 'cache' / 'ort-trt'}" in lines
+    assert f"1 cache of PyTorch, 5 B, in {home / 'cache' / 'torch'}" in lines
+    (entry,) = json.loads(run("cache", "list", "--json").stdout)
+    assert (entry["key"]["engine"], entry["details"]["model"]) == ("ort", "tiny")
+    assert entry["details"]["stage"] == "run plan: sequential"
+    assert run("cache", "prune").stdout == "deleted 0 engines, 0 B\n"
+    assert all(place.exists() for place in places)
+    found = run("cache", "prune", "--all").stdout
+    assert found.startswith(
+        "deleted 0 engines, 1 run plan, 1 unpacked or converted bundle, 1 engine cache of ONNX Runtime, "
+        "1 cache of PyTorch, "
+    )
+    assert [path for path in (home / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_bundle_that_is_being_converted_stays(tmp_path: Path) -> None:
+    graph = others(home := tmp_path / "home")[0]
+    with FileLock(home / "cache" / "bundles" / "a1.lock"):
+        assert "; 1 are being built and stay" in run("cache", "prune", "--all").stdout
+    assert graph.exists()
+    assert not (home / "cache" / "torch" / "c3").exists()

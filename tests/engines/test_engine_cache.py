@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mrsep_deploy.engines import cache as engine_cache
 from mrsep_deploy.engines.cache import CachedEngine, EngineCache, NewEngine
@@ -380,6 +380,25 @@ def test_pruning_leaves_what_is_being_built(cache: EngineCache) -> None:
         done = cache.prune(everything=True)
     assert (done.removed, done.busy) == (0, 1)
     assert cache.find(KEY) is not None
+
+
+def test_pruning_leaves_the_lock_of_the_next_one(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may take the lock as soon as pruning has released it."""
+    cache.get_or_build(KEY, Builder())
+    place, release, taken = cache.folder / f"{KEY.name}.lock", FileLock.release, []
+
+    def release_to_another(lock: FileLock, force: bool = False) -> None:
+        release(lock, force)
+        if not taken:
+            taken.append(FileLock(place))
+            taken[0].acquire(timeout=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "release", release_to_another)
+        assert cache.prune(everything=True).removed == 1
+    with pytest.raises(Timeout):
+        FileLock(place).acquire(timeout=0)
+    taken[0].release()
 
 
 def test_an_empty_cache(cache: EngineCache) -> None:

@@ -1,10 +1,11 @@
-"""``build`` for a CPU measures in which manner segments run fastest, and ``run`` does it so from then on."""
+"""``build`` for a CPU measures which run plan is fastest, and ``run`` uses it from then on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -22,13 +23,13 @@ from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
-from mrsep_deploy.errors import EngineError
+from mrsep_deploy.errors import EngineError, OutputError
 from mrsep_deploy.measuring.rounds import Race, Turn
 from mrsep_deploy.runtime import plan
-from mrsep_deploy.runtime.plan import Manner, keep_manner, manner_of
+from mrsep_deploy.runtime.plan import RunPlan, keep_plan, prune_plans, run_plan, stored_plans
 from mrsep_deploy.separation import tuning
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.separation.tuning import Trial, best, manners, tune
+from mrsep_deploy.separation.tuning import Trial, best, candidates, tune
 from mrsep_deploy.testing import FakeEngine
 
 TWO = EngineOptions(threads=2)
@@ -56,51 +57,109 @@ def ort(threads: int = 2) -> Engine:
 
 
 def test_what_was_kept_is_found(bundle: Bundle) -> None:
-    keep_manner(bundle, ort(), Manner("concurrent", 2))
-    assert manner_of(bundle, ort(), None, 0) == Manner("concurrent", 2, measured=True)
+    keep_plan(bundle, ort(), RunPlan("concurrent", 2))
+    assert run_plan(bundle, ort(), None, 0) == RunPlan("concurrent", 2, measured=True)
 
 
 def test_nothing_kept_is_one_segment_after_the_other(bundle: Bundle) -> None:
-    assert manner_of(bundle, ort(), None, 0) == Manner("sequential", 1)
+    assert run_plan(bundle, ort(), None, 0) == RunPlan("sequential", 1)
 
 
 def test_what_was_asked_for_outweighs_what_was_measured(bundle: Bundle) -> None:
-    keep_manner(bundle, ort(), Manner("concurrent", 2))
-    assert manner_of(bundle, ort(), "sequential", 0) == Manner("sequential", 1)
-    assert manner_of(bundle, ort(), None, 1) == Manner("sequential", 1)
+    keep_plan(bundle, ort(), RunPlan("concurrent", 2))
+    assert run_plan(bundle, ort(), "sequential", 0) == RunPlan("sequential", 1)
+    assert run_plan(bundle, ort(), None, 1) == RunPlan("sequential", 1)
 
 
 def test_another_number_of_threads_was_not_measured(bundle: Bundle) -> None:
-    keep_manner(bundle, ort(2), Manner("sequential", 2))
-    assert not manner_of(bundle, ort(1), None, 0).measured
+    keep_plan(bundle, ort(2), RunPlan("sequential", 2))
+    assert not run_plan(bundle, ort(1), None, 0).measured
 
 
 def test_another_processor_was_not_measured(bundle: Bundle) -> None:
-    keep_manner(bundle, ort(), Manner("sequential", 2))
+    keep_plan(bundle, ort(), RunPlan("sequential", 2))
     with mock.patch.object(plan, "cpu_model", return_value="another one"):
-        assert not manner_of(bundle, ort(), None, 0).measured
+        assert not run_plan(bundle, ort(), None, 0).measured
 
 
-def test_what_another_version_wrote_is_passed_over(bundle: Bundle) -> None:
-    keep_manner(bundle, ort(), Manner("sequential", 2))
-    entry = EngineCache().entries()[0]
-    engine, side_car = (EngineCache().folder / f"{entry.name}.{kind}" for kind in ("engine", "json"))
-    data = b'{"mode": "sideways", "lanes": 2}'
-    engine.write_bytes(data)
-    record = json.loads(side_car.read_text())
-    side_car.write_text(
-        json.dumps({**record, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("format", "mrsep-deploy engine", "run plan.format is 'mrsep-deploy engine'"),
+        ("format_version", 2, "run plan.format_version is 2"),
+        ("mode", "sideways", "run plan.mode is 'sideways', expected one of sequential"),
+        ("lanes", 0, "run plan.lanes is 0, expected a whole number from 1 to 1024"),
+        ("precision", "fp16", "run plan.precision is 'fp16', expected the key's, fp32"),
+        ("more", 1, "run plan has an unknown field 'more'"),
+        ("key", {}, "run plan.key has no field"),
+    ],
+)
+def test_a_plan_is_read_strictly(bundle: Bundle, field: str, value: object, problem: str) -> None:
+    """One that another version wrote is passed over; the list says what is wrong, and pruning deletes it."""
+    keep_plan(bundle, ort(), RunPlan("sequential", 2))
+    (stored,) = stored_plans()
+    assert (stored.problem, stored.model, stored.plan) == (
+        "",
+        "tiny",
+        RunPlan("sequential", 2, measured=True),
     )
-    assert manner_of(bundle, ort(), None, 0) == Manner()
+    stored.path.write_text(json.dumps({**json.loads(stored.path.read_text()), field: value}))
+    assert run_plan(bundle, ort(), None, 0) == RunPlan()
+    (stored,) = stored_plans()
+    assert stored.problem.startswith(problem)
+    assert problem in run("cache", "list").output
+    assert run("cache", "prune").output.startswith("deleted 0 engines, 1 run plan, ")
+    assert stored_plans() == []
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"{", b"[]", b"x" * 2**17])
+def test_a_damaged_plan_is_passed_over(bundle: Bundle, data: bytes) -> None:
+    keep_plan(bundle, ort(), RunPlan("sequential", 2))
+    (stored,) = stored_plans()
+    stored.path.write_bytes(data)
+    assert run_plan(bundle, ort(), None, 0) == RunPlan()
+    assert stored_plans()[0].problem
+
+
+def test_a_plan_of_another_key_is_not_taken(bundle: Bundle) -> None:
+    keep_plan(bundle, ort(), RunPlan("sequential", 2))
+    (stored,) = stored_plans()
+    stored.path.rename(stored.path.with_stem("0" * 32))
+    (stored,) = stored_plans()
+    assert "belongs to the key" in stored.problem
+
+
+def test_pruning_goes_by_the_last_use(bundle: Bundle) -> None:
+    for threads in (1, 2):
+        keep_plan(bundle, ort(threads), RunPlan(lanes=threads))
+    for stored in stored_plans():
+        os.utime(stored.path, (0, 0))
+    assert run_plan(bundle, ort(1), None, 0).measured
+    assert prune_plans(timedelta(days=30), everything=False)[0] == 1
+    (left,) = stored_plans()
+    assert left.key is not None
+    assert left.key.options == {"threads": 1}
+
+
+def test_a_plan_is_no_engine(bundle: Bundle) -> None:
+    keep_plan(bundle, ort(), RunPlan("sequential", 2))
+    assert EngineCache().entries() == []
+
+
+def test_a_plan_that_cannot_be_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="cannot be written"):
+        keep_plan(bundle, ort(), RunPlan("sequential", 2))
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
 def test_what_is_tried() -> None:
-    assert manners(tiny_manifest(), 1) == [Manner()]
-    assert manners(tiny_manifest(), 2) == [Manner(), Manner("concurrent"), Manner(lanes=2)]
-    assert [each.lanes for each in manners(tiny_manifest(), 12)] == [1, 1, 2, 4, 8, 12]
+    assert candidates(tiny_manifest(), 1) == [RunPlan()]
+    assert candidates(tiny_manifest(), 2) == [RunPlan(), RunPlan("concurrent"), RunPlan(lanes=2)]
+    assert [each.lanes for each in candidates(tiny_manifest(), 12)] == [1, 1, 2, 4, 8, 12]
 
 
 def tuned(bundle: Bundle, engine: type[FakeEngine], times_faster: float = 1.0) -> list[Trial]:
@@ -125,9 +184,9 @@ def tuned(bundle: Bundle, engine: type[FakeEngine], times_faster: float = 1.0) -
 
 def test_the_last_to_win_is_kept(bundle: Bundle) -> None:
     trials = tuned(bundle, FakeEngine, times_faster=2)
-    assert [trial.manner for trial in trials] == manners(bundle.manifest, 2)
+    assert [trial.plan for trial in trials] == candidates(bundle.manifest, 2)
     assert [trial.won for trial in trials] == [True, True, True]
-    assert best(trials) == Manner(lanes=2)
+    assert best(trials) == RunPlan(lanes=2)
     assert trials[0].times_faster is None
     assert trials[-1].times_faster == pytest.approx({"median": 2, "low": 2, "high": 2})
     # 8 s for the champion's two segments; both sides of the last challenge run two a lane.
@@ -139,10 +198,10 @@ def test_what_is_no_faster_does_not_win(bundle: Bundle, times_faster: float) -> 
     """One per cent is not worth a second segment's memory."""
     trials = tuned(bundle, FakeEngine, times_faster)
     assert [trial.won for trial in trials] == [True, False, False]
-    assert best(trials) == Manner()
+    assert best(trials) == RunPlan()
 
 
-def test_a_manner_that_cannot_run_is_passed_over(bundle: Bundle) -> None:
+def test_a_plan_that_cannot_run_is_passed_over(bundle: Bundle) -> None:
     class Narrow(FakeEngine):
         def prepare_lanes(self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]):  # type: ignore[no-untyped-def]
             if len(streams) > 1:
@@ -152,7 +211,7 @@ def test_a_manner_that_cannot_run_is_passed_over(bundle: Bundle) -> None:
     trials = tuned(bundle, Narrow, times_faster=2)
     assert trials[-1].seconds is None
     assert "no memory for two" in trials[-1].reason
-    assert best(trials) == Manner("concurrent")
+    assert best(trials) == RunPlan("concurrent")
 
 
 def test_a_bundle_that_does_not_run_is_an_error(bundle: Bundle) -> None:
@@ -171,10 +230,10 @@ def test_build_keeps_what_run_then_does(bundle: Bundle, tmp_path: Path) -> None:
     result = run("build", "tiny", "--engine", "ort", "--threads", "2")
     assert result.exit_code == 0, result.output
     assert "run now does it so" in result.output
-    chosen = manner_of(bundle, ort(), None, 0)
+    chosen = run_plan(bundle, ort(), None, 0)
     assert chosen.measured
     listed = run("cache", "list")
-    assert f"manner: {chosen.title}" in listed.output
+    assert f"run plan: {chosen.title}" in listed.output
     wav = tmp_path / "song.wav"
     soundfile.write(wav, np.zeros((3 * SAMPLES, CHANNELS)), SAMPLE_RATE)
     done = run(
@@ -216,14 +275,14 @@ def test_threads_are_for_the_cpu() -> None:
 
 
 def test_a_separator_takes_what_was_measured(bundle: Bundle) -> None:
-    keep_manner(bundle, ort(), Manner("sequential", 2))
+    keep_plan(bundle, ort(), RunPlan("sequential", 2))
     with Separator(bundle, engine="ort", threads=2) as separator:
-        assert separator.manner == Manner("sequential", 2, measured=True)
+        assert separator.run_plan == RunPlan("sequential", 2, measured=True)
         assert separator.scheduler.capacity == 4
 
 
 def test_a_profile_is_of_one_segment_at_a_time_whatever_was_measured(bundle: Bundle) -> None:
-    keep_manner(bundle, ort(), Manner("sequential", 2))
+    keep_plan(bundle, ort(), RunPlan("sequential", 2))
     result = run("bench", "tiny", "--engine", "ort", "--profile", "--rounds", "1", "--threads", "2")
     assert result.exit_code == 0, result.output
     assert "tiny on ort" in result.output

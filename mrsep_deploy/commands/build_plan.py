@@ -31,7 +31,7 @@ def refuse_gpu_options(
             raise click.UsageError(f"{option} is for TensorRT; {name} runs a bundle's graphs on the CPU")
 
 
-def measure_manner(bundle: Bundle, name: str, options: EngineOptions, quiet: bool, as_json: bool) -> None:
+def measure_plan(bundle: Bundle, name: str, options: EngineOptions, quiet: bool, as_json: bool) -> None:
     """Measure, keep, and print.
 
     Raises:
@@ -39,7 +39,7 @@ def measure_manner(bundle: Bundle, name: str, options: EngineOptions, quiet: boo
         OutputError: the cache cannot be written.
     """
     from mrsep_deploy.engines.choice import choose
-    from mrsep_deploy.runtime.plan import keep_manner
+    from mrsep_deploy.runtime.plan import keep_plan
     from mrsep_deploy.separation.tuning import best, tune
     from mrsep_deploy.terminal.progress import console, step_progress
 
@@ -47,7 +47,7 @@ def measure_manner(bundle: Bundle, name: str, options: EngineOptions, quiet: boo
     with step_progress(quiet) as report:
         trials = tune(bundle, name, options, report)
     winner = best(trials)
-    keep_manner(bundle, engine, winner)
+    keep_plan(bundle, engine, winner)
     if as_json:
         click.echo(json.dumps([_plain(trial) for trial in trials], indent=2))
     elif not quiet:
@@ -61,8 +61,8 @@ def measure_manner(bundle: Bundle, name: str, options: EngineOptions, quiet: boo
 
 def _plain(trial: Trial) -> dict[str, object]:
     return {
-        "mode": trial.manner.mode,
-        "lanes": trial.manner.lanes,
+        "mode": trial.plan.mode,
+        "lanes": trial.plan.lanes,
         "seconds": trial.seconds,
         "times_faster": trial.times_faster and dict(trial.times_faster),
         "won": trial.won,
@@ -73,14 +73,12 @@ def _plain(trial: Trial) -> dict[str, object]:
 def _table(trials: list[Trial]) -> Table:
     from mrsep_deploy.terminal.tables import table
 
-    made = table("manner", "a segment", "times faster than the best before", "", right=("a segment",))
+    made = table("run plan", "a segment", "times faster than the best before", "", right=("a segment",))
     for trial in trials:
         seconds = "" if trial.seconds is None else f"{trial.seconds:.2f} s"
         faster = ""
         if trial.times_faster is not None:
             faster = "{median:.2f} [{low:.2f}, {high:.2f}]".format_map(trial.times_faster)
         verdict = "could not run: " + trial.reason if trial.reason else "won" if trial.won else "lost"
-        made.add_row(
-            trial.manner.title, seconds, faster, verdict if trial.times_faster or trial.reason else ""
-        )
+        made.add_row(trial.plan.title, seconds, faster, verdict if trial.times_faster or trial.reason else "")
     return made
