@@ -80,17 +80,19 @@ def export(
     # The export takes minutes, so whatever would stop its last step is found before its first.
     registry.check_free(name, target)
     check_bundle_place(target, overwrite=overwrite)
-    lower = chosen_plan(precision, plan)
+    lower = chosen_plan(precision, plan) is not None
     loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
     report = progress or (lambda _what, _done, _total: None)
-    if lower is None:
+    if not lower:
         bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)
     else:
         from mrsep_deploy.precision.convert_bundle import convert_bundle
 
         with tempfile.TemporaryDirectory(prefix="mrsep-deploy-export-") as folder:
             exported = export_model(loaded, name, Path(folder) / name, options, progress=report)
-            bundle = convert_bundle(exported, lower, target, overwrite=overwrite)
+            chosen = chosen_plan(precision, plan, exported.manifest.float32)
+            assert chosen is not None
+            bundle = convert_bundle(exported, chosen, target, overwrite=overwrite)
     registry.register(bundle)
     return bundle
 

@@ -133,7 +133,9 @@ class _Export:
             checks[check] = comparison.check([STEMS], [checker.whole(device)], [pytorch], "the whole")
         require(checks)
         self._step("writing")
-        manifest = self._manifest(stages, tensors, checks)
+        manifest = replace(
+            self._manifest(stages, tensors, checks), float32=self.family.float32(rewritten.model, stages)
+        )
         bundle = write_bundle(target, manifest, files, overwrite=overwrite)
         self.progress("done", self.steps, self.steps)
         return bundle

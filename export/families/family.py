@@ -96,6 +96,17 @@ class Family(abc.ABC):
         """The names among ``rewrites`` that find something to do in ``model``."""
         return tuple(self.rewrites)
 
+    def float32(
+        self, model: nn.Module, stages: Sequence[Stage]
+    ) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """What lower precision leaves in float32 beyond the general rules, as a manifest's ``float32`` has it.
+
+        Args:
+            model: as it is exported, rewritten.
+            stages: of the bundle.
+        """
+        return {}
+
     def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
         """The learnt weights of the resolutions, at the bottleneck and at the output, if there are any."""
         return ()

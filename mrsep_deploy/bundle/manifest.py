@@ -132,7 +132,12 @@ class FusionShares:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says of itself."""
+    """Everything a bundle says of itself.
+
+    Attributes:
+        float32: what the model's family adds to the rules of lower precision: by rule, by stage, patterns of the names
+            of the nodes that stay in float32. A general rule has no patterns: the family expects it to match there.
+    """
 
     name: str
     model: ModelInfo
@@ -144,6 +149,7 @@ class Manifest:
     opset: int
     precision: str
     files: Mapping[str, FileInfo]
+    float32: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     fusion: tuple[FusionShares, ...] = ()
     checks: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)

@@ -29,7 +29,7 @@ from mrsep_deploy.bundle.manifest import (
 )
 from mrsep_deploy.bundle.manifest_check import FIX, MAX_FILE_BYTES, check, check_file_name, check_model
 from mrsep_deploy.errors import BundleError
-from mrsep_deploy.files.strict_json import Record, as_numbers, parse, raised_as, shown
+from mrsep_deploy.files.strict_json import Record, as_numbers, parse, raised_as, shown, typed
 
 MAX_LINE = 100
 MAX_COUNT = 2**63 - 1
@@ -37,6 +37,7 @@ MAX_SAMPLES = 2**31
 DTYPES = ("float32", "float16", "float64", "int32", "int64")
 FUSED_AT = ("bottleneck", "output")
 
+_FLOAT32 = dict[str, dict[str, tuple[str, ...]]]
 _FRACTION = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -60,7 +61,7 @@ def from_json(text: str) -> Manifest:
     """
     tree = parse(text, "manifest", FIX)
     _check_version(tree)
-    top = Record(tree, "manifest", FIX, _TOP)
+    top = Record(tree, "manifest", FIX, _TOP, ("float32",))
     manifest = Manifest(
         name=top.name("name"),
         model=_model(top.mapping("model")),
@@ -72,6 +73,12 @@ def from_json(text: str) -> Manifest:
         opset=top.integer("opset", 1, 1000),
         precision=top.name("precision"),
         files=_files(top.mapping("files")),
+        float32=typed(
+            top.mapping("float32") if "float32" in top else {},
+            dict[str, dict[str, tuple[str, ...]]],
+            "float32",
+            FIX,
+        ),
         fusion=tuple(_shares(item, where) for where, item in top.items("fusion", 0, 16)),
         checks=top.mapping("checks"),
         provenance=top.mapping("provenance"),
@@ -201,6 +208,7 @@ def _tree(manifest: Manifest) -> dict[str, object]:
         "batch": manifest.batch,
         "opset": manifest.opset,
         "precision": manifest.precision,
+        **({"float32": manifest.float32} if manifest.float32 else {}),
         "branches": [vars(branch) for branch in manifest.branches],
         "tensors": [vars(tensor) for tensor in manifest.tensors],
         "stages": [_stage_tree(stage) for stage in manifest.stages],

@@ -192,7 +192,7 @@ def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
     from mrsep_deploy.verification.tracks import builtin_tracks, read_tracks
 
     bundle, model = request.bundle, request.bundle.manifest.model
-    plan = requested_plan(request) or default_plan()
+    plan = requested_plan(request) or default_plan(family=bundle.manifest.float32)
     tracks = [*builtin_tracks(model), *read_tracks(request.audio, model)]
     with step_progress(quiet or as_json) as progress:
         bundle = calibrate(bundle, tracks, request.threads, progress)

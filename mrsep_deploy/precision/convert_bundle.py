@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,12 +18,14 @@ from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
-from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, TypedGraph, typed_graph
-from mrsep_deploy.precision.costs import GraphCost, costs_to_json
+from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, StageGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.costs import costs_to_json
 from mrsep_deploy.precision.names import Low
-from mrsep_deploy.precision.plan import PrecisionPlan, check_stages
+from mrsep_deploy.precision.plan import PrecisionPlan, check_plan
 
-VERSION = 2
+log = logging.getLogger(__name__)
+
+VERSION = 3
 """Of the conversion: bundles in the cache that another version made are not taken."""
 
 NO_NUMPY_TYPE: tuple[Low, ...] = ("bfloat16",)
@@ -30,11 +33,11 @@ NO_NUMPY_TYPE: tuple[Low, ...] = ("bfloat16",)
 
 
 def convert_report(bundle: Bundle, plan: PrecisionPlan) -> dict[str, TypedGraph]:
-    """Every graph stage of a float32 bundle in lower precision, by name.
+    """Converts every graph stage of a float32 bundle to lower precision, by name, with a warning for rules that miss.
 
     Raises:
         BundleError: a graph is not one that ``mrsep-deploy export`` wrote.
-        UsageError: the bundle is not in float32, or the plan names stages or nodes it does not have.
+        UsageError: the bundle is not in float32, or the plan names rules, stages or nodes it does not have.
     """
     manifest = bundle.manifest
     if manifest.precision != "float32":
@@ -42,7 +45,7 @@ def convert_report(bundle: Bundle, plan: PrecisionPlan) -> dict[str, TypedGraph]
             f"{manifest.name} holds {manifest.precision} graphs, expected float32 ones to convert",
             "Give the bundle it was made from, or export the checkpoint again.",
         )
-    check_stages(plan, (stage.name for stage in manifest.graph_stages))
+    check_plan(plan, manifest)
     low = _low_tensors(manifest, plan)
 
     def converted(stage: Stage) -> TypedGraph:
@@ -50,9 +53,17 @@ def convert_report(bundle: Bundle, plan: PrecisionPlan) -> dict[str, TypedGraph]
             {name: plan.precision if name in low else "float32" for name in names}
             for names in (stage.inputs, stage.outputs)
         )
-        return typed_graph(bundle.graph_bytes(stage), stage.name, plan, inputs, outputs)
+        return typed_graph(StageGraph.of(bundle, stage), plan, inputs, outputs)
 
-    return {stage.name: converted(stage) for stage in manifest.graph_stages}
+    typed = {stage.name: converted(stage) for stage in manifest.graph_stages}
+    for name, graph in typed.items():
+        for rule in graph.unmatched:
+            log.warning(
+                "%s: the rule %s matches nothing in stage %s, where the model's family expects it to, so that more "
+                "is of %s there; run verify --precision, and report this",
+                manifest.name, rule, name, plan.precision,
+            )  # fmt: skip
+    return typed
 
 
 def tensors_between(manifest: Manifest) -> frozenset[str]:
@@ -70,7 +81,7 @@ def _low_tensors(manifest: Manifest, plan: PrecisionPlan) -> frozenset[str]:
 
 
 def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwrite: bool = False) -> Bundle:
-    """Write a float32 bundle in lower precision.
+    """Writes a float32 bundle in lower precision.
 
     Spectrograms, inverses and all else that is no graph of the network stays float32, and so does every
     tensor such a stage reads or writes. ``provenance`` says what it was made from and how, and what each
@@ -100,7 +111,7 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
 
 
 def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
-    """:func:`convert_bundle` in the cache: made at the first call, found again by whoever asks later.
+    """:func:`convert_bundle` in the cache: made at the first call, found again by later ones.
 
     Raises:
         BundleError, UsageError: as for :func:`convert_report`.
@@ -117,26 +128,6 @@ def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
                 return Bundle.open(place)
             shutil.rmtree(place, ignore_errors=True)  # damaged
         return convert_bundle(bundle, plan, place, overwrite=True)
-
-
-def report_costs(typed: Mapping[str, TypedGraph]) -> dict[str, GraphCost]:
-    """What every graph costs, in float32 and in lower precision."""
-    return {name: _cost(graph) for name, graph in typed.items()}
-
-
-def _cost(graph: TypedGraph) -> GraphCost:
-    return GraphCost(
-        size=len(graph.data),
-        original_size=graph.original_size,
-        casts=graph.casts,
-        nodes=graph.nodes,
-        kept=len(graph.kept),
-        macs=graph.macs,
-        kept_macs=graph.kept_macs,
-        bytes_moved=graph.bytes_moved,
-        original_bytes_moved=graph.original_bytes_moved,
-        flushed=sum(graph.flushed.values()),
-    )
 
 
 def _manifest(bundle: Bundle, plan: PrecisionPlan, typed: Mapping[str, TypedGraph]) -> Manifest:
@@ -158,7 +149,7 @@ def _manifest(bundle: Bundle, plan: PrecisionPlan, typed: Mapping[str, TypedGrap
                 "source": bundle.digest,
                 "converter": VERSION,
                 "plan": plan.to_json(),
-                "graphs": costs_to_json(report_costs(typed)),
+                "graphs": costs_to_json({name: graph.cost for name, graph in typed.items()}),
             },
         },
     )

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.precision.convert_graph import typed_graph
-from mrsep_deploy.precision.fold import centred_view
-from mrsep_deploy.precision.graph import MOVEMENT, GraphView
+from mrsep_deploy.precision.convert_graph import StageGraph, typed_graph
+from mrsep_deploy.precision.graph import computing, is_constant, is_float, numbers_of
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.numbers import rounded, smallest_normal
 from mrsep_deploy.precision.plan import PrecisionPlan
@@ -60,7 +60,7 @@ def predict(bundle: Bundle, plan: PrecisionPlan, calibration: Calibration) -> li
     found = [
         hazard
         for stage in bundle.manifest.graph_stages
-        for hazard in _in_stage(stage, bundle.graph_bytes(stage), plan, calibration)
+        for hazard in _in_stage(StageGraph.of(bundle, stage), plan, calibration)
     ]
     order = list(KINDS)
     # of numbers that are too small, the smallest is the worst
@@ -68,33 +68,32 @@ def predict(bundle: Bundle, plan: PrecisionPlan, calibration: Calibration) -> li
     return sorted(found, key=lambda hazard: (order.index(hazard.kind), signs[hazard.kind] * hazard.number))
 
 
-def _in_stage(stage: Stage, data: bytes, plan: PrecisionPlan, calibration: Calibration) -> Iterator[Hazard]:
-    view = GraphView(data, stage.name)
-    if "fold" in plan.rules:
-        view = centred_view(view)
-    kept = set(typed_graph(data, stage.name, plan, {}, {}).kept)
-    ranges = calibration.ranges.get(stage.name, {})
-    low = [node for node in view.floats() if node.op_type not in MOVEMENT and node.name not in kept]
-    seen: set[str] = set()
-    for node in low:
-        for name in dict.fromkeys((*node.input, *node.output)):
-            if name in seen or not name or not view.is_float(name):
+def _in_stage(graph: StageGraph, plan: PrecisionPlan, calibration: Calibration) -> Iterator[Hazard]:
+    low = set(typed_graph(graph, plan).low)
+    ranges = calibration.ranges.get(graph.stage, {})
+    seen: set[ir.Value] = set()
+    for node in computing(graph.model.graph):
+        if node.name not in low:
+            continue
+        for value in (*node.inputs, *node.outputs):
+            if value is None or value in seen or not is_float(value):
                 continue
-            seen.add(name)
-            if name in view.constants:
-                hazards = _of_constant(view, name, plan.precision)
+            seen.add(value)
+            name = str(value.name)
+            if is_constant(value):
+                hazards = _of_constant(numbers_of(value), plan.precision)
             elif name in ranges:
-                hazards = _of_range(ranges[name], plan.precision, computed=name in node.output)
+                hazards = _of_range(ranges[name], plan.precision, computed=value in node.outputs)
             else:
                 continue
-            yield from (Hazard(stage.name, node.name, name, kind, number) for kind, number in hazards)
+            yield from (Hazard(graph.stage, str(node.name), name, kind, number) for kind, number in hazards)
 
 
-def _of_constant(view: GraphView, name: str, precision: Low) -> Iterable[tuple[Kind, float]]:
-    value = view.value(name).astype(np.float64)
+def _of_constant(value: NDArray[np.generic], precision: Low) -> Iterable[tuple[Kind, float]]:
     if not survives(value, precision):
-        error = np.linalg.norm(rounded(value, precision).astype(np.float64) - value)
-        yield "constant", float(error / np.linalg.norm(value))
+        exact = value.astype(np.float64)
+        error = np.linalg.norm(rounded(value, precision).astype(np.float64) - exact)
+        yield "constant", float(error / np.linalg.norm(exact))
 
 
 def _of_range(found: Range, precision: Low, computed: bool) -> Iterable[tuple[Kind, float]]:

@@ -1,9 +1,10 @@
 """What a bundle of lower precision computes in float32, as data that people can read and edit.
 
-A plan is the low type, the names of the rules that hold in every stage, and, by stage, further nodes:
+A plan is the low type, the names of the rules that hold in every stage, general ones and those of a model's family
+(here fold, last and fusion), and, by stage, further nodes:
 
     {"format": "mrsep-deploy precision plan", "format_version": 1, "precision": "float16",
-     "rules": ["norms", "attention", "fold", "residual", "last", "chains", "constants", "transposed", "fusion"],
+     "rules": ["norms", "attention", "residual", "constants", "transposed", "chains", "fold", "last", "fusion"],
      "keep": {"decoder.time": ["tdecoder.3.conv_tr/*"]}}
 
 Nodes are named as in the float32 graphs, by name or by pattern (``*``, ``?``, ``[...]``).
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.files.parts import write_file
 from mrsep_deploy.files.reading import read_start
@@ -27,22 +29,12 @@ from mrsep_deploy.precision.names import Low
 
 FORMAT = "mrsep-deploy precision plan"
 FORMAT_VERSION = 1
-MAX_STAGES = 64
+MAX_STAGES = MAX_RULES = 64
 MAX_PATTERNS = 4096
 MAX_PATTERN = 512
 
-RULES: Mapping[str, str] = {
-    "norms": "norms, from their statistics and epsilons to scale and shift",
-    "attention": "softmax; the exponentials, sums and division of linear attention",
-    "fold": "the norm folded into a DConv's last convolution: its constant part, apart from the centred features",
-    "residual": "sums of two computed tensors",
-    "last": "of every branch's last decoder layer, the DConv and the transposed convolution",
-    "chains": "elementwise operators in a row, which become one kernel and round once",
-    "constants": "operators with a constant that does not survive rounding",
-    "transposed": "in bfloat16, transposed convolutions, which TensorRT for RTX has no kernels for",
-    "fusion": "the graph that fuses the branches",
-}
-"""What stays in float32, by name; a graph of lower precision without one of these rules loses more."""
+GENERAL = ("norms", "attention", "residual", "constants", "transposed", "chains")
+"""Names of the rules that any model may need (``rules.RULES`` says what they are); bundles carry their family's."""
 
 _FIX = "A plan is what `verify --bisect` writes."
 
@@ -53,7 +45,7 @@ class PrecisionPlan:
 
     Attributes:
         precision: element type of everything else.
-        rules: names out of ``RULES``.
+        rules: names of rules: general ones, and those that the bundle carries.
         keep: by stage, names of nodes or patterns of names, computed in float32 beyond the rules.
     """
 
@@ -83,9 +75,9 @@ class PrecisionPlan:
             return _read(value, where)
 
 
-def default_plan(precision: Low = "float16") -> PrecisionPlan:
-    """All rules, and nothing beyond them."""
-    return PrecisionPlan(precision, tuple(RULES))
+def default_plan(precision: Low = "float16", family: Iterable[str] = ()) -> PrecisionPlan:
+    """Returns the plan of all rules, the general ones and a family's (a manifest's ``float32``), and no more."""
+    return PrecisionPlan(precision, tuple(dict.fromkeys((*GENERAL, *family))))
 
 
 def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
@@ -115,13 +107,20 @@ def write_plan(plan: PrecisionPlan, path: str | os.PathLike[str]) -> None:
     write_file(Path(os.path.abspath(path)), text.encode())
 
 
-def check_stages(plan: PrecisionPlan, stages: Iterable[str]) -> None:
-    """Raise ``UsageError`` if a plan keeps nodes of a stage that is none of these."""
-    known = tuple(stages)
-    for stage in plan.keep:
-        if stage not in known:
+def check_plan(plan: PrecisionPlan, manifest: Manifest) -> None:
+    """Raises ``UsageError`` if a plan names rules, or keeps nodes of stages, that a bundle does not have."""
+    known = tuple(dict.fromkeys((*GENERAL, *manifest.float32)))
+    for rule in plan.rules:
+        if rule not in known:
             raise UsageError(
-                f"the plan keeps nodes of a stage {shown(stage)}, this bundle has the graphs {', '.join(known)}",
+                f"the plan names a rule {shown(rule)}, this bundle has the rules {', '.join(known)}",
+                "Correct the rule, or leave it out.",
+            )
+    stages = tuple(stage.name for stage in manifest.graph_stages)
+    for name in plan.keep:
+        if name not in stages:
+            raise UsageError(
+                f"the plan keeps nodes of a stage {shown(name)}, this bundle has the graphs {', '.join(stages)}",
                 "Correct the stage in keep.",
             )
 
@@ -153,12 +152,7 @@ def _read(value: object, where: str) -> PrecisionPlan:
     record = Record(value, where, _FIX, ("format", "format_version", "precision", "rules", "keep"))
     record.choice("format", (FORMAT,))
     record.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
-    rules = record.names("rules", 0, len(RULES))
-    for rule in rules:
-        if rule not in RULES:
-            raise UsageError(
-                f"{where}.rules names a rule {shown(rule)}, expected some of {', '.join(RULES)}", _FIX
-            )
+    rules = record.names("rules", 0, MAX_RULES)
     keep = record.mapping("keep")
     if len(keep) > MAX_STAGES:
         record.wrong("keep", f"at most {MAX_STAGES} stages")

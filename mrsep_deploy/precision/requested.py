@@ -8,7 +8,7 @@ bits of its weights are gone.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from mrsep_deploy.precision.names import ELEMENTS, AskedPrecision, arithmetic
 if TYPE_CHECKING:
     from mrsep_deploy.precision.plan import PrecisionPlan
 
-INSTALL_ONNX = 'pip install "onnx>=1.19"'
+INSTALL_ONNX = 'pip install "onnx>=1.19" "onnx-ir>=0.1.16"'
 
 
 def is_mixed(manifest: Manifest) -> bool:
@@ -54,7 +54,7 @@ def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None
     if manifest.precision != "float32":
         _require_equal(manifest, asked, plan)
         return bundle
-    chosen = chosen_plan(asked, plan)
+    chosen = chosen_plan(asked, plan, manifest.float32)
     if chosen is None:
         return bundle
     require_onnx("converting a bundle")
@@ -63,8 +63,15 @@ def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None
     return derived_bundle(bundle, chosen)
 
 
-def chosen_plan(asked: AskedPrecision | None, plan: Path | None) -> PrecisionPlan | None:
-    """The plan that stands for a precision; None for float32.
+def chosen_plan(
+    asked: AskedPrecision | None, plan: Path | None, family: Iterable[str] = ()
+) -> PrecisionPlan | None:
+    """Returns the plan that stands for a precision; None for float32.
+
+    Args:
+        asked: the precision; None for the bundle's own.
+        plan: for ``mixed``, a plan's file.
+        family: names of the rules that the bundle carries (its manifest's ``float32``).
 
     Raises:
         UsageError: ``mixed`` has no plan, another precision has one, or the file holds none.
@@ -79,7 +86,7 @@ def chosen_plan(asked: AskedPrecision | None, plan: Path | None) -> PrecisionPla
     from mrsep_deploy.precision.plan import default_plan, read_plan
 
     if asked != "mixed":
-        return default_plan(ELEMENTS[asked])
+        return default_plan(ELEMENTS[asked], family)
     if plan is None:
         raise UsageError(
             "--precision mixed was given without a plan, expected --plan FILE",
@@ -111,5 +118,6 @@ def _require_equal(manifest: Manifest, asked: AskedPrecision | None, plan: Path 
 
 def require_onnx(what: str) -> None:
     """Raise ``EngineUnavailableError`` with the line that installs it unless ``onnx`` is there."""
-    if importlib.util.find_spec("onnx") is None:
-        raise EngineUnavailableError(f"{what} needs onnx, which is not installed", INSTALL_ONNX)
+    for package, module in (("onnx", "onnx"), ("onnx-ir", "onnx_ir")):
+        if importlib.util.find_spec(module) is None:
+            raise EngineUnavailableError(f"{what} needs {package}, which is not installed", INSTALL_ONNX)

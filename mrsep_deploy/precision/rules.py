@@ -1,19 +1,35 @@
-"""Which nodes a plan's rules keep in float32. Each rule is a question to the graph's structure, not to names."""
+"""Which nodes a plan's rules keep in float32.
+
+The rules here are general: each is a question to the graph's structure, not to names. A model's family adds rules of
+its own as data that its bundles carry: patterns of node names, by rule and stage. It may also name a general
+rule, without patterns, in the stages where it expects that rule to match.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import fnmatch
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import NodeProto
 
-from mrsep_deploy.precision.graph import ELEMENTWISE, MOVEMENT, PRODUCTS, GraphView
+from mrsep_deploy.precision.graph import (
+    ELEMENTWISE,
+    MOVEMENT,
+    PRODUCTS,
+    computing,
+    data,
+    elements,
+    floats,
+    is_float,
+    numbers_of,
+    sources,
+    users,
+)
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.numbers import rounded, smallest_normal
-
-REDUCTIONS = ("Reduce",)
-"""How operators begin that make one number of many."""
+from mrsep_deploy.precision.plan import PrecisionPlan
 
 STATISTICAL = frozenset(("LayerNormalization", "InstanceNormalization", "GroupNormalization"))
 ROOTS = frozenset(("Sqrt", "Reciprocal", "Pow"))
@@ -31,174 +47,135 @@ MAX_CONSTANT_ERROR: Mapping[Low, float] = {"float16": 2.0**-10, "bfloat16": 2.0*
 _SPREADING = frozenset(("Expand", "Tile"))
 """Movement after which a statistic is as large as what it is of, and no longer cheap."""
 
+StageRules = Mapping[str, Collection[str]]
+"""What a family says of one stage: by rule, patterns of node names; none for a general rule that it expects."""
 
-def kept_by_rules(view: GraphView, rules: Iterable[str], precision: Low, stage: str) -> frozenset[str]:
-    """Names of the nodes with a floating-point result that stay in float32."""
-    kept: set[str] = set()
-    chosen = tuple(rules)
-    for name, rule in _RULES.items():
-        if name in chosen:
-            kept |= rule(view)
-    if "constants" in chosen:
-        kept |= _lost_constants(view, precision)
-    if "transposed" in chosen and precision == "bfloat16":
-        kept |= {node.name for node in view.floats() if node.op_type == "ConvTranspose"}
-    if "fusion" in chosen and stage == "fusion":
-        kept |= {node.name for node in view.floats() if node.op_type not in MOVEMENT}
-    # last, because it asks what the other rules keep
-    return frozenset(kept | _chains(view, kept) if "chains" in chosen else kept)
+Nodes = set[ir.Node]
+Rule = Callable[[ir.Graph, Low, Nodes], Nodes]
+"""The nodes that a rule keeps, of a graph in a precision, where these are kept by the rules before it."""
 
 
-def _norms(view: GraphView) -> set[str]:
-    """Statistics, what only statistics need, and the elementwise operators that apply them."""
-    own = STATISTICAL | ROOTS
-    kept = {node.name for node in view.floats() if _is_reduction(node) or node.op_type in own}
-    statistics: set[str] = set()
-    applied: set[str] = set()
-    for node in view.floats():
-        data = view.data(node)
+def kept_by_rules(
+    graph: ir.Graph, plan: PrecisionPlan, family: StageRules
+) -> tuple[set[str], tuple[str, ...]]:
+    """Returns the names of the nodes that a plan's rules keep, and the rules that should match and do not."""
+    found: dict[str, Nodes] = {name: _matching(graph, patterns) for name, patterns in family.items()}
+    found = {name: nodes for name, nodes in found.items() if name in plan.rules}
+    for name, rule in RULES.items():
+        if name in plan.rules:
+            found[name] = found.get(name, set()) | rule(graph, plan.precision, set().union(*found.values()))
+    unmatched = tuple(name for name in family if name in plan.rules and not found[name])
+    return {str(node.name) for node in set().union(*found.values())}, unmatched
+
+
+def _matching(graph: ir.Graph, patterns: Collection[str]) -> Nodes:
+    named = {str(node.name): node for node in computing(graph)}
+    return {named[name] for pattern in patterns for name in fnmatch.filter(named, pattern)}
+
+
+def _norms(graph: ir.Graph, _precision: Low, _kept: Nodes) -> Nodes:
+    """Norms, from their statistics and epsilons to scale and shift, and what only statistics need."""
+    kept = {node for node in floats(graph) if _is_reduction(node) or node.op_type in STATISTICAL | ROOTS}
+    statistics: set[ir.Value] = set()
+    applied: set[ir.Value] = set()
+    for node in floats(graph):
+        read = data(node)
         if _is_reduction(node):
-            statistics.update(node.output)
-        elif node.op_type not in _SPREADING and data and all(name in statistics for name in data):
+            statistics.update(node.outputs)
+        elif node.op_type not in _SPREADING and read and statistics.issuperset(read):
             # statistics of statistics, down to an epsilon's sum and a square root
-            statistics.update(node.output)
+            statistics.update(node.outputs)
             if node.op_type not in MOVEMENT:
-                kept.add(node.name)
-        elif node.op_type in ELEMENTWISE and _applies(view, node, statistics, applied):
-            kept.add(node.name)
-            applied.update(node.output)
-    return kept | _only_for(view, kept)
+                kept.add(node)
+        elif node.op_type in ELEMENTWISE and _applies(node, statistics, applied):
+            kept.add(node)
+            applied.update(node.outputs)
+    return kept | _only_for_reductions(graph)
 
 
-def _is_reduction(node: NodeProto) -> bool:
-    return node.op_type.startswith(REDUCTIONS)
+def _is_reduction(node: ir.Node) -> bool:
+    return node.op_type.startswith("Reduce")
 
 
-def _applies(view: GraphView, node: NodeProto, statistics: set[str], applied: set[str]) -> bool:
-    data = view.data(node)
-    if not data:
-        return False
-    small = [name for name in data if view.elements(name) * BROADCAST <= view.elements(node.output[0])]
-    if any(name in statistics for name in small):
+def _applies(node: ir.Node, statistics: set[ir.Value], applied: set[ir.Value]) -> bool:
+    read = data(node)
+    small = (value for value in read if elements(value) * BROADCAST <= elements(node.outputs[0]))
+    if not statistics.isdisjoint(small):
         return True
-    return node.op_type in ("Add", "Sub", "Mul") and all(name in applied for name in data)
+    return bool(read) and node.op_type in ("Add", "Sub", "Mul") and applied.issuperset(read)
 
 
-def _only_for(view: GraphView, kept: set[str]) -> set[str]:
+def _only_for_reductions(graph: ir.Graph) -> Nodes:
     """Nodes whose every result is only there to be reduced: squares, and the projection before them."""
-    found: set[str] = set()
-    for node in reversed(view.nodes):
-        if node.op_type not in ELEMENTWISE and node.op_type != "Conv":
-            continue
-        if any(name in view.outputs for name in node.output):
-            continue
-        users = list(view.users(node))
-        if users and all(_is_reduction(user) or user.name in found for user in users):
-            found.add(node.name)
-    return found - kept
+    found: Nodes = set()
+    for node in reversed(graph):
+        able = node.op_type in ELEMENTWISE or node.op_type == "Conv"
+        if able and not any(value.is_graph_output() for value in node.outputs):
+            readers = list(users(node))
+            if readers and all(_is_reduction(reader) or reader in found for reader in readers):
+                found.add(node)
+    return found
 
 
-def _attention(view: GraphView) -> set[str]:
+def _attention(graph: ir.Graph, _precision: Low, _kept: Nodes) -> Nodes:
     """Softmax; and what a division in linear attention divides, back to the products with weights."""
-    kept = {node.name for node in view.floats() if node.op_type in WEIGHING}
-    below = [node for node in view.floats() if node.op_type == "Div"]
+    kept = {node for node in floats(graph) if node.op_type in WEIGHING}
+    below = [node for node in kept if node.op_type == "Div"]
     while below:
         node = below.pop()
-        for source in view.sources(node):
-            if source.name in kept and source.op_type != "Div":
+        for source in sources(node):
+            if source in kept and source.op_type != "Div":
                 continue
-            weighed = source.op_type in PRODUCTS and len(view.data(source)) < 2
-            biased = source.op_type == "Add" and is_bias(view, source)
-            if not weighed and not biased:
-                kept.add(source.name)
+            weighed = source.op_type in PRODUCTS and len(data(source)) < 2
+            if not weighed and not is_bias(source):
+                kept.add(source)
                 below.append(source)
     return kept
 
 
-def is_bias(view: GraphView, node: NodeProto) -> bool:
+def is_bias(node: ir.Node) -> bool:
     """Whether an addition is the bias of a product with weights, which engines add before they round.
 
     A constant added to a product of two computed tensors is none: the epsilon of linear attention's divisor, say.
     """
-    data = view.data(node)
-    if node.op_type != "Add" or len(data) != 1:
+    read = data(node)
+    if node.op_type != "Add" or len(read) != 1:
         return False
-    source = view.producer.get(data[0])
-    return source is not None and source.op_type in PRODUCTS and len(view.data(source)) == 1
+    source = read[0].producer()
+    return source is not None and source.op_type in PRODUCTS and len(data(source)) == 1
 
 
-def _residual(view: GraphView) -> set[str]:
-    sums = (node for node in view.floats() if node.op_type in ("Add", "Sum"))
-    return {node.name for node in sums if len(view.data(node)) > 1}
+def _residual(graph: ir.Graph, _precision: Low, _kept: Nodes) -> Nodes:
+    """Sums of two computed tensors."""
+    return {node for node in floats(graph) if node.op_type in ("Add", "Sum") and len(data(node)) > 1}
 
 
-def _chains(view: GraphView, kept: set[str]) -> set[str]:
-    """Elementwise operators with an elementwise or float32 neighbour on either side."""
+def _constants(graph: ir.Graph, precision: Low, _kept: Nodes) -> Nodes:
+    """Operators with a constant that overflows, or whose rounding costs more than a normal number's."""
+    lost = [
+        value
+        for value in graph.initializers.values()
+        if is_float(value) and not survives(numbers_of(value), precision)
+    ]
+    return {node for value in lost for node in value.consumers() if node.op_type not in MOVEMENT}
+
+
+def _transposed(graph: ir.Graph, precision: Low, _kept: Nodes) -> Nodes:
+    """In bfloat16, transposed convolutions, which TensorRT for RTX has no kernels for."""
+    return {node for node in floats(graph) if node.op_type == "ConvTranspose" and precision == "bfloat16"}
+
+
+def _chains(graph: ir.Graph, _precision: Low, kept: Nodes) -> Nodes:
+    """Elementwise operators with an elementwise or float32 neighbour: they become one kernel and round once."""
     able = {
-        n.name for n in view.floats() if n.op_type in ELEMENTWISE and view.data(n) and not is_bias(view, n)
+        node for node in floats(graph) if node.op_type in ELEMENTWISE and data(node) and not is_bias(node)
     }
-    found: set[str] = set()
-    for node in view.floats():
-        if node.name not in able:
-            continue
-        before, after = list(view.sources(node)), list(view.users(node))
-        between = _all_kept(before, kept) and _all_kept(after, kept)
-        if between or any(other.name in able for other in (*before, *after)):
-            found.add(node.name)
-    return found
-
-
-def _all_kept(nodes: list[NodeProto], kept: set[str]) -> bool:
-    return bool(nodes) and all(node.name in kept for node in nodes)
-
-
-def _last_layer(view: GraphView) -> set[str]:
-    """What follows the first products of a stage's last decoder layer: its DConv and transposed convolution.
-
-    A rounding before them is spread over frequencies and channels by what still comes. One in them is not, and
-    falls on the sum of all sources, so that it is largest beside the quietest. The first products, by far
-    the larger part of the layer's arithmetic, matter little: their own roundings come before.
-    """
-    upsampling = [node for node in view.floats() if node.op_type == "ConvTranspose"]
-    earlier = [node for node in upsampling if any(n.op_type == "ConvTranspose" for n in _after(view, [node]))]
-    leading = _names(_before(view, earlier)) | _names(earlier)
-    layer = [node for node in _after(view, earlier) if node.name not in leading]
-    products = [node for node in layer if node.op_type in PRODUCTS]
-    later = _names(_after(view, products))
-    return later & _names(layer)
-
-
-def _names(nodes: Iterable[NodeProto]) -> set[str]:
-    return {node.name for node in nodes}
-
-
-def _after(view: GraphView, nodes: Iterable[NodeProto]) -> list[NodeProto]:
-    """All that depends on some nodes."""
-    return _reached(nodes, view.users)
-
-
-def _before(view: GraphView, nodes: Iterable[NodeProto]) -> list[NodeProto]:
-    """All that some nodes depend on."""
-    return _reached(nodes, view.sources)
-
-
-def _reached(nodes: Iterable[NodeProto], step: Callable[[NodeProto], Iterable[NodeProto]]) -> list[NodeProto]:
-    found: dict[str, NodeProto] = {}
-    ahead = [following for node in nodes for following in step(node)]
-    while ahead:
-        node = ahead.pop()
-        if node.name not in found:
-            found[node.name] = node
-            ahead.extend(step(node))
-    return list(found.values())
-
-
-def _lost_constants(view: GraphView, precision: Low) -> set[str]:
-    """Nodes that read a constant which overflows, or whose rounding costs more than a normal number's."""
-    found: set[str] = set()
-    for name in view.constants:
-        if view.is_float(name) and not survives(view.value(name), precision):
-            found.update(node.name for node in view.readers(name) if node.op_type not in MOVEMENT)
+    found: Nodes = set()
+    for node in able:
+        before, after = set(sources(node)), set(users(node))
+        between = bool(before) and bool(after) and before | after <= kept
+        if between or not able.isdisjoint(before | after):
+            found.add(node)
     return found
 
 
@@ -213,14 +190,18 @@ def survives(value: NDArray[np.generic], precision: Low) -> bool:
 
 
 def flushed(value: NDArray[np.generic], precision: Low) -> int:
-    """How many of a constant's numbers are zero or subnormal in lower precision and were neither before."""
+    """Counts the numbers of a constant that are zero or subnormal in lower precision and were neither before."""
     exact = np.abs(value.astype(np.float64))
     return int(np.count_nonzero((exact > 0) & (exact < smallest_normal(precision))))
 
 
-_RULES: Mapping[str, Callable[[GraphView], set[str]]] = {
+RULES: Mapping[str, Rule] = {
     "norms": _norms,
     "attention": _attention,
     "residual": _residual,
-    "last": _last_layer,
+    "constants": _constants,
+    "transposed": _transposed,
+    # last, because it asks what all others keep
+    "chains": _chains,
 }
+"""The general rules, in the order in which they are asked; ``plan.GENERAL`` names them for readers of plans."""

@@ -1,15 +1,13 @@
-"""What a graph costs: multiply-accumulates of each node, and the bytes that its kernels read and write."""
+"""The work of a graph: multiply-accumulates of each node, and the bytes that its kernels read and write."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import onnx
-from onnx import NodeProto, helper
+import onnx_ir as ir
 
-from mrsep_deploy.precision.graph import ELEMENTWISE, types_and_shapes
-from mrsep_deploy.precision.numbers import item_bytes
+from mrsep_deploy.precision.graph import ELEMENTWISE, elements
 
 _VIEWS = frozenset(("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 """Operators that change a shape and no byte."""
@@ -20,61 +18,66 @@ _FUSED = ELEMENTWISE | {"Cast", "Div", "Sqrt", "Reciprocal", "Exp", "Pow"}
 _CASTING = ("Softmax", "LayerNormalization", "Reduce")
 """How operators begin whose kernels read and write other types than they compute in."""
 
-Shapes = Mapping[str, tuple[int, ...]]
 
-
-def node_macs(node: NodeProto, shapes: Shapes) -> int:
-    """Multiply-accumulates of a convolution or a matrix product; 0 for everything else."""
-    out = math.prod(shapes[node.output[0]])
+def node_macs(node: ir.Node) -> int:
+    """Counts multiply-accumulates of a convolution or a matrix product; 0 for everything else."""
     if node.op_type == "Conv":
-        return out * math.prod(shapes[node.input[1]][1:])
+        return elements(node.outputs[0]) * math.prod(_shape(node, 1)[1:])
     if node.op_type == "ConvTranspose":
-        return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+        return math.prod(_shape(node, 0)) * math.prod(_shape(node, 1)[1:])
     if node.op_type == "MatMul":
-        return out * shapes[node.input[0]][-1]
+        return elements(node.outputs[0]) * _shape(node, 0)[-1]
     if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and helper.get_attribute_value(a) for a in node.attribute)
-        return out * shapes[node.input[0]][0 if transposed else -1]
+        transposed = node.attributes.get_int("transA", 0)
+        return elements(node.outputs[0]) * _shape(node, 0)[0 if transposed else -1]
     return 0
 
 
-def bytes_moved(model: onnx.ModelProto) -> int:
-    """Bytes that one run reads and writes, each tensor once for every kernel that touches it.
+def _shape(node: ir.Node, index: int) -> tuple[int, ...]:
+    value = node.inputs[index]
+    assert value is not None
+    assert value.shape is not None
+    return tuple(size if isinstance(size, int) else 1 for size in value.shape)
+
+
+def bytes_moved(graph: ir.Graph) -> int:
+    """Counts the bytes that one run reads and writes, each value once for every kernel that touches it.
 
     Elementwise operators and casts that follow each other count as one kernel, a softmax or a norm takes the
     casts before and after it along, shapes are changed for free, and every other operator is a kernel of its
     own. Engines fuse more, a convolution with its activation, say; of both precisions alike.
     """
-    graph = model.graph
-    types, shapes = types_and_shapes(graph)
-    alias = {node.output[0]: node.input[0] for node in graph.node if node.op_type in _VIEWS}
+    alias = {node.outputs[0]: node.inputs[0] for node in graph if node.op_type in _VIEWS}
 
-    def size(name: str) -> int:
-        return math.prod(shapes[name]) * item_bytes(types[name])
+    def stored(value: ir.Value | None) -> ir.Value | None:
+        while value in alias:
+            value = alias[value]
+        return value
 
-    def stored(name: str) -> str:
-        while name in alias:
-            name = alias[name]
-        return name
-
-    nodes = [node for node in graph.node if node.op_type not in _VIEWS]
+    nodes = [node for node in graph if node.op_type not in _VIEWS]
     kernels = _kernels(nodes, stored)
-    reads: dict[int, set[str]] = {}
-    writes: dict[int, set[str]] = {}
+    reads: dict[int, set[ir.Value]] = {}
+    writes: dict[int, set[ir.Value]] = {}
     for node, kernel in zip(nodes, kernels, strict=True):
-        reads.setdefault(kernel, set()).update(stored(name) for name in node.input if name)
-        writes.setdefault(kernel, set()).update(name for name in node.output if name)
-    ends = {stored(value.name) for value in graph.output}
+        read = (stored(value) for value in node.inputs)
+        reads.setdefault(kernel, set()).update(value for value in read if value is not None)
+        writes.setdefault(kernel, set()).update(node.outputs)
+    ends = {stored(value) for value in graph.outputs}
     total = 0
     for kernel, written in writes.items():
-        outside = ends.union(*(names for other, names in reads.items() if other != kernel))
-        total += sum(size(name) for name in written & outside)
-        total += sum(size(name) for name in reads[kernel] - written if name in types)
+        outside = ends.union(*(values for other, values in reads.items() if other != kernel))
+        total += sum(_bytes(value) for value in written & outside)
+        total += sum(_bytes(value) for value in reads[kernel] - written)
     return total
 
 
-def _kernels(nodes: list[NodeProto], stored: Callable[[str], str]) -> list[int]:
-    """The number of each node's kernel."""
+def _bytes(value: ir.Value) -> int:
+    assert value.dtype is not None
+    return int(elements(value) * value.dtype.itemsize)
+
+
+def _kernels(nodes: list[ir.Node], stored: Callable[[ir.Value | None], ir.Value | None]) -> list[int]:
+    """Returns the number of each node's kernel."""
     parent = list(range(len(nodes)))
 
     def root(index: int) -> int:
@@ -83,16 +86,17 @@ def _kernels(nodes: list[NodeProto], stored: Callable[[str], str]) -> list[int]:
             index = parent[index]
         return index
 
-    producer = {name: index for index, node in enumerate(nodes) for name in node.output}
+    place = {node: index for index, node in enumerate(nodes)}
     for index, node in enumerate(nodes):
-        for name in node.input:
-            source = producer.get(stored(name)) if name else None
-            if source is not None and _merge(nodes[source], node):
-                parent[root(index)] = root(source)
+        for value in node.inputs:
+            kept = stored(value)
+            source = kept.producer() if kept is not None else None
+            if source is not None and _merge(source, node):
+                parent[root(index)] = root(place[source])
     return [root(index) for index in range(len(nodes))]
 
 
-def _merge(first: NodeProto, second: NodeProto) -> bool:
+def _merge(first: ir.Node, second: ir.Node) -> bool:
     kinds = (first.op_type, second.op_type)
     if all(kind in _FUSED for kind in kinds):
         return True

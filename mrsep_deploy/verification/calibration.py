@@ -7,23 +7,20 @@ stands the same product of squares: how large its terms are, whose sum may be sm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineError, ExportError, UsageError, first_line
-from mrsep_deploy.precision.fold import centred_view
-from mrsep_deploy.precision.graph import MOVEMENT, PRODUCTS, GraphView
+from mrsep_deploy.precision.graph import PRODUCTS, computing, elements, is_float, read_graph, serialised
 from mrsep_deploy.precision.numbers import smallest_normal
 from mrsep_deploy.precision.ranges import Calibration, Range, require_folder, store
 from mrsep_deploy.process.machine import cpu_budget
@@ -39,7 +36,7 @@ PRODUCT = "product"
 MARK = "calibration."
 STEP = 61
 """Of large tensors every so many numbers are a sample; prime, so that it falls on all rows and columns."""
-_HUGE = np.float32(np.finfo(np.float32).max)
+_HUGE = float(np.finfo(np.float32).max)
 
 
 def calibrate(
@@ -110,9 +107,9 @@ class _Gathered:
     """What is known of a tensor so far; sums are of squares."""
 
     largest: float = 0.0
-    smallest: float = float(_HUGE)
+    smallest: float = _HUGE
     squares: float = 0.0
-    quietest: float = float(_HUGE)
+    quietest: float = _HUGE
     tiny: float = 0.0
     product: float = 0.0
     runs: int = 0
@@ -125,10 +122,13 @@ class _Stage:
         import onnxruntime as ort
 
         self.name, self.inputs = stage.name, stage.inputs
-        # as reduced precision will have it: its rules speak of the graph with centred folds
-        self.view = centred_view(GraphView(data, stage.name))
-        self.tensors = tuple(measured(self.view))
-        self.gathered = {name: _Gathered() for name in self.tensors}
+        model = read_graph(data, stage.name)
+        tensors = tuple(measured(model.graph))
+        self.elements = {str(value.name): elements(value) for value in tensors}
+        self.gathered = {name: _Gathered() for name in self.elements}
+        figures = _Figures(model.graph)
+        figures.add(tensors)
+        self.figures = figures.names
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -137,10 +137,8 @@ class _Stage:
         options.enable_mem_pattern = False
         # Reductions run as soon as their tensor is there, so that it can be let go of.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        model = _with_figures(self.view, self.tensors)
-        self.outputs = [output.name for output in model.graph.output]
         try:
-            self.session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(serialised(model), options, ["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise EngineError(
                 f"ONNX Runtime cannot calibrate stage {self.name}: {first_line(error)}"
@@ -148,131 +146,117 @@ class _Stage:
 
     def measure(self, tensors: Mapping[str, Array], track: str) -> None:
         """Run on one batch, given every tensor between stages."""
-        values = self.session.run(self.outputs, {name: tensors[name] for name in self.inputs})
-        found = dict(zip(self.outputs, (float(value) for value in values), strict=True))
-        for name in self.tensors:
-            highest, lowest, squares, smallest, tiny = (found[_named(name, figure)] for figure in FIGURES)
+        values = self.session.run(None, {name: tensors[name] for name in self.inputs})
+        found = dict(zip(self.figures, map(float, values), strict=True))
+        for name, gathered in self.gathered.items():
+            highest, lowest, squares, smallest, tiny = (found[name, figure] for figure in FIGURES)
             if not np.isfinite(squares):
                 raise ExportError(
                     f"{name} in stage {self.name} is not finite in float32 on {track}",
                     "The model itself breaks there; export a sound checkpoint.",
                 )
-            gathered = self.gathered[name]
             gathered.runs += 1
             gathered.largest = max(gathered.largest, highest, -lowest)
             gathered.smallest = min(gathered.smallest, smallest)
             gathered.squares += squares
             gathered.tiny += tiny
-            gathered.product += found.get(_named(name, PRODUCT), 0.0)
+            gathered.product += found.get((name, PRODUCT), 0.0)
             if squares:
                 gathered.quietest = min(gathered.quietest, squares)
 
     def ranges(self) -> dict[str, Range]:
-        """All tensors, in the graph's order."""
-        return {name: self._range(name) for name in self.tensors}
+        """Returns the range of every tensor, in the graph's order."""
+        return {name: self._range(found, self.elements[name]) for name, found in self.gathered.items()}
 
-    def _range(self, name: str) -> Range:
-        found, elements = self.gathered[name], self.view.elements(name)
+    def _range(self, found: _Gathered, size: int) -> Range:
         runs = max(found.runs, 1)
-        power = found.squares / runs / elements
+        power = found.squares / runs / size
         return Range(
             largest=found.largest,
             smallest=found.smallest if found.smallest < _HUGE else 0.0,
             rms=power**0.5,
-            quietest=(found.quietest / elements) ** 0.5 if found.largest else 0.0,
+            quietest=(found.quietest / size) ** 0.5 if found.largest else 0.0,
             tiny=found.tiny / runs,
             amplification=(found.product / runs / power) ** 0.5 if power else 0.0,
         )
 
 
-def measured(view: GraphView) -> Iterator[str]:
-    """Tensors with a range of their own: the float inputs, and what is computed; movement changes nothing."""
-    yield from (name for name in view.inputs if view.is_float(name))
-    for node in view.floats():
-        if node.op_type not in MOVEMENT:
-            yield from (name for name in node.output if name and view.is_float(name))
+def measured(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Yields values with a range of their own: the float inputs, and what is computed; movement changes nothing."""
+    yield from (value for value in graph.inputs if is_float(value))
+    for node in computing(graph):
+        yield from (value for value in node.outputs if is_float(value))
 
 
-def _named(tensor: str, figure: str) -> str:
-    return f"{MARK}{tensor}.{figure}"
+class _Figures:
+    """Adds reductions to a graph, which become its outputs.
 
+    Attributes:
+        names: tensor and figure of every output, in their order.
+    """
 
-def _with_figures(view: GraphView, tensors: Sequence[str]) -> onnx.ModelProto:
-    """The graph with a scalar output for every figure of every tensor, and no other outputs."""
-    model = onnx.ModelProto()
-    model.CopyFrom(view.model)
-    graph = model.graph
-    numbers = {"zero": 0.0, "huge": float(_HUGE), "normal": smallest_normal("float16")}
-    graph.initializer.extend(
-        numpy_helper.from_array(np.array(value, np.float32), MARK + name) for name, value in numbers.items()
-    )
-    places = {"flat": [-1], "start": [0], "end": [2**62], "step": [STEP], "one": [1]}
-    graph.initializer.extend(
-        numpy_helper.from_array(np.array(value, np.int64), MARK + name) for name, value in places.items()
-    )
-    wanted = set(tensors)
-    nodes: list[NodeProto] = [made for name in view.inputs if name in wanted for made in _figures(view, name)]
-    for node in view.nodes:
-        nodes.append(node)
-        nodes += [made for name in node.output if name in wanted for made in _figures(view, name)]
-        if node.op_type in PRODUCTS:
-            nodes += _product(node)
-    del graph.node[:], graph.output[:]
-    graph.node.extend(nodes)
-    outputs = [name for node in nodes for name in node.output if _is_figure(name)]
-    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
-    return model
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.names: list[tuple[str, str]] = []
+        numbers = {"zero": 0.0, "huge": _HUGE, "normal": smallest_normal("float16")}
+        places = {"flat": [-1], "start": [0], "end": [2**62], "step": [STEP], "one": [1]}
+        constants = {name: np.array(value, np.float32) for name, value in numbers.items()}
+        constants |= {name: np.array(value, np.int64) for name, value in places.items()}
+        self.constants = {
+            name: ir.val(MARK + name, const_value=ir.tensor(value, name=MARK + name))
+            for name, value in constants.items()
+        }
+        for constant in self.constants.values():
+            graph.register_initializer(constant)
 
+    def add(self, tensors: Sequence[ir.Value]) -> None:
+        """Gives the graph a scalar output for every figure of some of its tensors, and no other outputs."""
+        self.graph.outputs.clear()
+        nodes = list(self.graph)
+        for value in tensors:
+            producer = value.producer()
+            made = self._of_tensor(value)
+            if producer is None:
+                self.graph.insert_before(nodes[0], made)
+            else:
+                self.graph.insert_after(producer, made)
+        for node in nodes:
+            if node.op_type in PRODUCTS:
+                self.graph.insert_after(node, self._of_product(node))
 
-def _is_figure(name: str) -> bool:
-    return name.startswith(MARK) and name.rpartition(".")[2] in (*FIGURES, PRODUCT)
+    def _output(
+        self, tape: ir.tape.Tape, operator: str, value: ir.Value, tensor: ir.Value, figure: str
+    ) -> None:
+        made = tape.op(operator, [value], {"keepdims": 0})
+        made.name = f"{MARK}{tensor.name}.{figure}"
+        made.dtype, made.shape = ir.DataType.FLOAT, ir.Shape([])
+        self.names.append((str(tensor.name), figure))
+        self.graph.outputs.append(made)
 
-
-def _figures(view: GraphView, tensor: str) -> list[NodeProto]:
-    """The reductions of one tensor, over all axes."""
-
-    def inner(step: str) -> str:
-        return f"{MARK}{tensor}.{step}.inner"
-
-    def node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
-        return helper.make_node(operator, inputs, [output], **attributes)
-
-    size = math.prod(view.shapes[tensor])
-    step = f"{MARK}{'step' if size > STEP * STEP else 'one'}"
-    positive, magnitude = inner("positive"), inner("magnitude")
-    return [
-        node("ReduceMax", [tensor], _named(tensor, "highest"), keepdims=0),
-        node("ReduceMin", [tensor], _named(tensor, "lowest"), keepdims=0),
-        node("ReduceSumSquare", [tensor], _named(tensor, "squares"), keepdims=0),
+    def _of_tensor(self, value: ir.Value) -> Sequence[ir.Node]:
+        """The reductions of one tensor, over all axes."""
+        tape, known = ir.tape.Tape(), self.constants
+        self._output(tape, "ReduceMax", value, value, "highest")
+        self._output(tape, "ReduceMin", value, value, "lowest")
+        self._output(tape, "ReduceSumSquare", value, value, "squares")
         # the others would copy the tensor, so they see a sample of it
-        node("Reshape", [tensor, f"{MARK}flat"], inner("flat")),
-        node("Slice", [inner("flat"), f"{MARK}start", f"{MARK}end", f"{MARK}start", step], inner("sample")),
-        node("Abs", [inner("sample")], inner("abs")),
-        node("Greater", [inner("abs"), f"{MARK}zero"], positive),
-        node("Where", [positive, inner("abs"), f"{MARK}huge"], magnitude),
-        node("ReduceMin", [magnitude], _named(tensor, "smallest"), keepdims=0),
-        node("Less", [magnitude, f"{MARK}normal"], inner("less")),
-        node("Cast", [inner("less")], inner("share"), to=TensorProto.FLOAT),
-        node("ReduceMean", [inner("share")], _named(tensor, "tiny"), keepdims=0),
-    ]
+        step = known["step" if elements(value) > STEP * STEP else "one"]
+        flat = tape.op("Reshape", [value, known["flat"]])
+        sample = tape.op(
+            "Abs", [tape.op("Slice", [flat, known["start"], known["end"], known["start"], step])]
+        )
+        positive = tape.op("Greater", [sample, known["zero"]])
+        magnitude = tape.op("Where", [positive, sample, known["huge"]])
+        self._output(tape, "ReduceMin", magnitude, value, "smallest")
+        share = tape.op("Cast", [tape.op("Less", [magnitude, known["normal"]])], {"to": ir.DataType.FLOAT})
+        self._output(tape, "ReduceMean", share, value, "tiny")
+        return tape.nodes
 
-
-def _product(node: NodeProto) -> Iterator[NodeProto]:
-    """The same product of squares: the mean energy of its terms, were there no cancellation."""
-    squared = []
-    for name in node.input:
-        square = f"{MARK}{node.name}.{name}.square"
-        if not name:
-            squared.append("")
-            continue
-        if square not in squared:
-            yield helper.make_node("Mul", [name, name], [square])
-        squared.append(square)
-    made = NodeProto()
-    made.CopyFrom(node)
-    made.name = MARK + node.name
-    del made.input[:], made.output[:]
-    made.input.extend(squared)
-    made.output.append(f"{MARK}{node.name}.terms")
-    yield made
-    yield helper.make_node("ReduceMean", [made.output[0]], [_named(node.output[0], PRODUCT)], keepdims=0)
+    def _of_product(self, node: ir.Node) -> Sequence[ir.Node]:
+        """The same product of squares: the mean energy of its terms, were there no cancellation."""
+        tape = ir.tape.Tape()
+        squares = {value: tape.op("Mul", [value, value]) for value in node.inputs if value is not None}
+        inputs = [squares[value] if value is not None else None for value in node.inputs]
+        terms = tape.op(node.op_type, inputs, node.attributes)
+        self._output(tape, "ReduceMean", terms, node.outputs[0], PRODUCT)
+        return tape.nodes

@@ -9,16 +9,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import FileInfo, Stage
 from mrsep_deploy.bundle.manifest_json import to_json
 from mrsep_deploy.bundle.places import Folder
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.precision.convert_graph import ReadGraph, TypedGraph, typed_graph
-from mrsep_deploy.precision.graph import MOVEMENT
+from mrsep_deploy.precision.convert_graph import StageGraph, typed_graph
 from mrsep_deploy.precision.plan import PrecisionPlan
 from mrsep_deploy.runtime.runners import prepare_runners
 from mrsep_deploy.runtime.schedule import MAIN, make_schedule
@@ -36,9 +33,8 @@ class IsolatedStages:
 
     def __init__(self, bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
         self.bundle, self.engine, self.plan = bundle, engine, plan
-        self.computing: dict[str, list[str]] = {}
         # a stage is converted once for every group of nodes that is measured
-        self._read: dict[str, ReadGraph] = {}
+        self._read: dict[str, StageGraph] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-bisect-")
         self.folder = Path(self._folder.name)
         self._cache = engine.cache
@@ -47,12 +43,7 @@ class IsolatedStages:
 
     def low_nodes(self, stage: Stage) -> tuple[str, ...]:
         """Nodes that the plan leaves in low precision, in the graph's order."""
-        typed = self._typed(stage, self.plan)
-        nodes = onnx.load_from_string(typed.data).graph.node
-        computing = [node.name for node in nodes if node.op_type != "Cast" and node.op_type not in MOVEMENT]
-        self.computing[stage.name] = computing
-        kept = set(typed.kept)
-        return tuple(name for name in computing if name not in kept)
+        return typed_graph(self._graph(stage), self.plan).low
 
     @contextlib.contextmanager
     def runner(self, stage: Stage, low: Collection[str]) -> Iterator[StageRunner]:
@@ -61,11 +52,10 @@ class IsolatedStages:
         Raises:
             EngineError: the engine cannot prepare it.
         """
-        if stage.name not in self.computing:
-            self.low_nodes(stage)
         wanted = set(low)
-        others = tuple(name for name in self.computing[stage.name] if name not in wanted)
-        typed = self._typed(stage, replace(self.plan, keep={**self.plan.keep, stage.name: others}))
+        others = tuple(name for name in self._graph(stage).names if name not in wanted)
+        plan = replace(self.plan, keep={**self.plan.keep, stage.name: others})
+        typed = typed_graph(self._graph(stage), plan)
         with contextlib.ExitStack() as stack:
             bundle, budget = self._only(stage, typed.data, stack), self.engine.options.budget
             stream = self.engine.device.stream("bisect")
@@ -76,11 +66,10 @@ class IsolatedStages:
             runner = prepared[stage.name].runner
             yield StageRunner(runner, stage, bundle.manifest, self.engine.device, stream)
 
-    def _typed(self, stage: Stage, plan: PrecisionPlan) -> TypedGraph:
+    def _graph(self, stage: Stage) -> StageGraph:
         if stage.name not in self._read:
-            self._read[stage.name] = ReadGraph(self.bundle.graph_bytes(stage), stage.name)
-        inputs, outputs = (dict.fromkeys(names, "float32") for names in (stage.inputs, stage.outputs))
-        return typed_graph(self._read[stage.name], stage.name, plan, inputs, outputs)
+            self._read[stage.name] = StageGraph.of(self.bundle, stage)
+        return self._read[stage.name]
 
     def _only(self, stage: Stage, data: bytes, stack: contextlib.ExitStack) -> Bundle:
         """A bundle in which this stage has this graph; of the others only the description is there."""

@@ -143,7 +143,7 @@ def requested_plan(request: Request) -> PrecisionPlan | None:
     if request.plan is None:
         if asked not in (None, "fp32"):
             require_onnx("another precision")
-        return chosen_plan(asked, None)
+        return chosen_plan(asked, None, request.bundle.manifest.float32)
     require_onnx("another precision")
     plan = chosen_plan("mixed", request.plan)
     assert plan is not None

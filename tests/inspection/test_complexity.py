@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 import trained
@@ -270,8 +271,8 @@ def test_a_second_of_audio() -> None:
 def test_nodes(
     operator: str, shapes: Sequence[tuple[int, ...]], macs: int, attributes: dict[str, int]
 ) -> None:
-    node = helper.make_node(operator, ["a", "b"], ["c"], **attributes)
-    assert node_macs(node, dict(zip("abc", shapes, strict=True))) == macs
+    first, second, result = (ir.val(name, shape=shape) for name, shape in zip("abc", shapes, strict=True))
+    assert node_macs(ir.node(operator, [first, second], attributes, outputs=[result])) == macs
 
 
 def test_a_graph_without_shapes_is_refused(tmp_path: Path) -> None:

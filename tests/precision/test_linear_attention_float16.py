@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mrsep_deploy.export.families.demucs.attention import LinearAttention
 from mrsep_deploy.export.graphs.trace import export_graph
-from mrsep_deploy.precision.convert_graph import typed_graph
+from mrsep_deploy.precision.convert_graph import StageGraph, typed_graph
 from mrsep_deploy.precision.emulate import rounded_graph
 from mrsep_deploy.precision.plan import default_plan
 
@@ -51,7 +51,7 @@ def test_the_divisor_does_not_overflow(channels: int, heads: int) -> None:
         divisor = torch.einsum("bnhc,bhc->bnh", q, k.sum(1))
     assert float(divisor.max()) > LARGEST, "as in a model of the published size"
     data = export_graph(module, [tokens], "attention", (["tokens"], ["out"]))
-    low = typed_graph(data, "attention", default_plan(), {"tokens": "float32"}, {"out": "float32"})
+    low = typed_graph(StageGraph(data, "attention"), default_plan())
     exact, found = run(data, tokens.numpy()), run(rounded_graph(low.data), tokens.numpy())
     snr = 10 * np.log10(np.square(exact).sum() / np.square(found - exact).sum())
     assert snr > 55, "what a rounding to 11 bits before and after each product leaves"

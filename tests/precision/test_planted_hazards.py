@@ -27,9 +27,9 @@ LIMIT = 35.0
 """In dB: what is planted misses it by far, and the rounding of everything else does not."""
 
 
-def without(*rules: str) -> PrecisionPlan:
-    """The default plan without some of its rules."""
-    plan = default_plan()
+def without(bundle: Bundle, *rules: str) -> PrecisionPlan:
+    """The default plan, with the rules of the bundle's family, without some of its rules."""
+    plan = default_plan("float16", bundle.manifest.float32)
     return replace(plan, rules=tuple(rule for rule in plan.rules if rule not in rules))
 
 
@@ -83,8 +83,8 @@ def stages(found: Bisection) -> set[str]:
     "case", [("encoder.2048", planted.loud_norm, ("music", "loud music"))], indirect=True, ids=["norm"]
 )
 def test_a_norm_in_float16_on_a_loud_signal(case: Case) -> None:
-    assert case.verify(default_plan()).passes
-    plan = without("norms", "chains", "residual")
+    assert case.verify(without(case.bundle)).passes
+    plan = without(case.bundle, "norms", "chains", "residual")
     found = case.verify(plan)
     assert not found.passes
     worst = min(found.stages, key=lambda stage: stage.worst[1].snr)
@@ -102,8 +102,8 @@ def test_a_norm_in_float16_on_a_loud_signal(case: Case) -> None:
     "case", [("encoder.time", planted.tiny_epsilon, ("music", "silence"))], indirect=True, ids=["epsilon"]
 )
 def test_an_epsilon_that_is_zero_in_float16(case: Case) -> None:
-    assert case.verify(default_plan()).passes
-    plan = without("norms", "constants", "chains", "residual")
+    assert case.verify(without(case.bundle)).passes
+    plan = without(case.bundle, "norms", "constants", "chains", "residual")
     found = case.verify(plan)
     assert any("stage encoder.time" in failure and "NaN" in failure for failure in found.failures)
     # silence is too quiet to be judged, but not to be NaN
@@ -118,7 +118,7 @@ def test_an_epsilon_that_is_zero_in_float16(case: Case) -> None:
     "case", [("decoder.time", planted.saturating_gain, ("music", "noise"))], indirect=True, ids=["gain"]
 )
 def test_a_gain_that_saturates_one_decoder(case: Case) -> None:
-    plan = without("chains")
+    plan = without(case.bundle, "chains")
     found = case.verify(plan)
     worst = min(found.stages, key=lambda stage: stage.worst[1].snr)
     assert not found.passes
@@ -136,9 +136,9 @@ def test_loss_without_a_single_culprit(exports: Export, tmp_path: Path) -> None:
     tracks = [track for track in builtin_tracks(bundle.manifest.model) if track.name == "music"]
     made = Case(bundle, tracks, tmp_path, limit=54.0)
     try:
-        found = made.verify(default_plan())
+        found = made.verify(without(bundle))
         assert not found.passes
-        result = made.search(default_plan(), found)
+        result = made.search(without(bundle), found)
     finally:
         made.close()
     low = sum(len(group.nodes) for group in result.stages)

@@ -41,8 +41,8 @@ from mrsep_deploy.precision.convert_bundle import (
     derived_bundle,
     tensors_between,
 )
+from mrsep_deploy.precision.convert_graph import StageGraph
 from mrsep_deploy.precision.costs import read_costs
-from mrsep_deploy.precision.graph import GraphView
 from mrsep_deploy.precision.names import Low, Precision, arithmetic
 from mrsep_deploy.precision.plan import PrecisionPlan, default_plan
 from mrsep_deploy.precision.rules import kept_by_rules
@@ -59,6 +59,11 @@ Stems = NDArray[np.float32]
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+def full_plan(bundle: Bundle, precision: Low = "float16") -> PrecisionPlan:
+    """The default plan, with the rules of the bundle's family."""
+    return default_plan(precision, bundle.manifest.float32)
 
 
 def snr(found: Stems, exact: Stems) -> float:
@@ -105,7 +110,7 @@ def test_goldens_in_float16(
     exports: Export, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = exports(name)
-    half = convert_bundle(bundle, default_plan(), tmp_path / "half")
+    half = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
     for stage in half.manifest.graph_stages:
         onnx.checker.check_model(onnx.load_model_from_string(half.graph_bytes(stage)), full_check=True)
     exact = stems_of(bundle, name)
@@ -124,22 +129,24 @@ def test_goldens_in_float16(
 @pytest.mark.parametrize("name", NAMES)
 def test_goldens_keep_their_types_under_tensorrt_for_rtx(exports: Export, tmp_path: Path, name: str) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
-    build_all(convert_bundle(exports(name), default_plan(), tmp_path / "half"), "fp16")
+    bundle = exports(name)
+    build_all(convert_bundle(bundle, full_plan(bundle), tmp_path / "half"), "fp16")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["htdemucs", "htdemucs_n", "htdemucs_nf"])
 def test_goldens_in_bfloat16(exports: Export, tmp_path: Path, name: str) -> None:
-    low = convert_bundle(exports(name), default_plan("bfloat16"), tmp_path / "low")
+    bundle = exports(name)
+    low = convert_bundle(bundle, full_plan(bundle, "bfloat16"), tmp_path / "low")
     assert {tensor.dtype for tensor in low.manifest.tensors} == {"float32"}
-    exact, found = stems_of(exports(name), name), stems_of(low, name)
+    exact, found = stems_of(bundle, name), stems_of(low, name)
     assert min(snr(one, other) for one, other in zip(found, exact, strict=True)) >= LEAST_SNR["bfloat16"]
 
 
 @pytest.mark.slow
 def test_a_whole_layout_and_a_batch(exports: Export, tmp_path: Path) -> None:
     bundle = exports("htdemucs_n_short", "whole", 1)
-    half = convert_bundle(bundle, default_plan(), tmp_path / "half")
+    half = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
     found, exact = stems_of(half, "htdemucs_n_short"), stems_of(bundle, "htdemucs_n_short")
     assert snr(found, exact) >= LEAST_SNR["float16"]
 
@@ -150,15 +157,19 @@ def test_a_whole_layout_and_a_batch(exports: Export, tmp_path: Path) -> None:
 def test_what_the_last_rule_keeps(exports: Export, name: str, layout: str) -> None:
     """Every branch's last transposed convolution, whatever the layout, and no product before its last layer."""
     bundle = exports(name, layout, 1)
-    views = [GraphView(bundle.graph_bytes(stage), stage.name) for stage in bundle.manifest.graph_stages]
-    upsampling = {node.name for view in views for node in view.nodes if node.op_type == "ConvTranspose"}
-    kept = {node for view in views for node in kept_by_rules(view, ["last"], "float16", view.stage)}
+    graphs = [StageGraph.of(bundle, stage) for stage in bundle.manifest.graph_stages]
+    nodes = [node for graph in graphs for node in graph.model.graph]
+    upsampling = {str(node.name) for node in nodes if node.op_type == "ConvTranspose"}
+    plan = PrecisionPlan("float16", ("last",))
+    found = [kept_by_rules(graph.model.graph, plan, graph.rules) for graph in graphs]
+    assert not any(unmatched for _, unmatched in found)
+    kept = {node for names, _ in found for node in names}
     layers = Counter(layer_of(node)[0] for node in upsampling)
     last = {f"{branch}.{count - 1}" for branch, count in layers.items()}
     assert last
     assert {".".join(layer_of(node)) for node in kept & upsampling} == last
     assert {".".join(layer_of(node)) for node in kept if layer_of(node)[0] in layers} == last
-    everything = {node.name for view in views for node in view.nodes}
+    everything = {str(node.name) for node in nodes}
     first = {
         node for node in everything - kept if ".".join(layer_of(node)) in last and node.endswith("/Conv")
     }
@@ -180,7 +191,7 @@ def layer_of(node: str) -> tuple[str, str]:
 def test_trained_in_float16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = pytest.importorskip("trained")
     bundle = Bundle.open(trained.trained_bundle("split"))
-    half = convert_bundle(bundle, default_plan(), tmp_path / "half")
+    half = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
     results: list[dict[str, Stems]] = []
     for each in (bundle, half):
         with Separator(each, engine="ort") as separator:
@@ -204,7 +215,7 @@ def test_trained_builds_for_rtx_cards(tmp_path: Path, precision: Precision) -> N
     trained = pytest.importorskip("trained")
     bundle = Bundle.open(trained.trained_bundle("split"))
     if precision == "fp16":
-        bundle = convert_bundle(bundle, default_plan(), tmp_path / "half")
+        bundle = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
     build_all(bundle, precision)
 
 

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from mrsep_deploy.errors import BundleError, UsageError
-from mrsep_deploy.precision.convert_graph import TypedGraph, node_names, typed_graph
+from mrsep_deploy.precision.convert_graph import StageGraph, TypedGraph, typed_graph
 from mrsep_deploy.precision.emulate import rounded_graph
-from mrsep_deploy.precision.fold import centre_folds
-from mrsep_deploy.precision.graph import GraphView
-from mrsep_deploy.precision.plan import PrecisionPlan, default_plan
+from mrsep_deploy.precision.plan import GENERAL, PrecisionPlan, default_plan
+from mrsep_deploy.precision.rules import RULES, StageRules
 
 Array = NDArray[Any]
 SHAPE = (1, 8, 2, 16)
@@ -100,11 +99,10 @@ def graphs(draw: st.DrawFn) -> bytes:
 
 def typed(data: bytes, plan: PrecisionPlan | None = None, low_border: bool = False) -> TypedGraph:
     plan = plan or default_plan()
-    view = GraphView(data, "test")
+    graph = StageGraph(data, "test")
     kind = plan.precision if low_border else "float32"
-    return typed_graph(
-        data, "test", plan, dict.fromkeys(view.inputs, kind), dict.fromkeys(view.outputs, kind)
-    )
+    ends = graph.model.graph.inputs, graph.model.graph.outputs
+    return typed_graph(graph, plan, *({str(value.name): kind for value in values} for values in ends))
 
 
 def run(data: bytes, *inputs: Array) -> list[Array]:
@@ -139,7 +137,7 @@ def test_casts_are_those_that_are_needed(data: bytes, low_border: bool, which: s
     model = onnx.load_model_from_string(made.data)
     onnx.checker.check_model(model, full_check=True)
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
-    assert len(casts) == made.casts
+    assert len(casts) == made.cost.casts
     types = element_types(model)
     results = {node.output[0] for node in casts}
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -169,9 +167,11 @@ def test_graphs_stay_the_same_function(data: bytes) -> None:
 @settings(max_examples=20, deadline=None)
 @given(graphs())
 def test_all_in_float32_is_the_graph_itself(data: bytes) -> None:
-    made = typed(data, replace(BARE, keep={"test": ("*",)}) if node_names(data) else BARE)
-    assert made.casts == 0
-    assert made.kept == node_names(data)
+    names = StageGraph(data, "test").names
+    made = typed(data, replace(BARE, keep={"test": ("*",)}) if names else BARE)
+    assert made.cost.casts == 0
+    assert made.kept == names
+    assert made.low == ()
     for found, expected in zip(run(made.data, *samples()), run(data, *samples()), strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -218,7 +218,7 @@ def test_a_constant_that_does_not_survive_keeps_its_node(value: float) -> None:
     rules = PrecisionPlan("float16", ("constants",))
     assert typed(data, rules).kept == ("n1/Mul",)
     assert typed(data, BARE).kept == ()
-    assert typed(data, BARE).flushed == ({"c1": 1} if abs(value) < 1 else {})
+    assert typed(data, BARE).cost.flushed == (1 if abs(value) < 1 else 0)
     assert typed(data, replace(rules, precision="bfloat16")).kept == ()
 
 
@@ -230,7 +230,7 @@ def test_a_plan_that_names_no_node() -> None:
 @pytest.mark.parametrize("data", [b"", b"no graph", typed(chain("Conv", "Conv"), BARE).data])
 def test_what_is_no_float32_graph(data: bytes) -> None:
     with pytest.raises(BundleError, match=r"of stage test .*precision cannot be changed"):
-        typed_graph(data, "test", BARE, {}, {})
+        StageGraph(data, "test")
 
 
 # --- rounding ----------------------------------------------------------------------------------------------
@@ -323,43 +323,18 @@ def test_a_norm_forced_to_float16_shows() -> None:
         assert snr(forced, exact) < 10
 
 
-def folded(spread: float) -> bytes:
-    """DConv's folded norm, of features that hardly move, with its mean far from zero."""
-    maker = Maker(3)
-    axes = maker.constant(np.array([3]))
-    still = maker.node("Mul", "x", maker.constant(np.float32(spread)))
-    features = maker.node(
-        "Add", still, maker.constant(np.linspace(1, 2, 8, dtype=np.float32).reshape(1, 8, 1, 1))
-    )
-    mean = maker.node("ReduceMean", features, axes, keepdims=1)
-    centred = maker.node("Sub", features, mean)
-    r = maker.node("Reciprocal", maker.node("Sqrt", maker.node(
-        "ReduceMean", maker.node("Mul", centred, centred), maker.constant(np.array([3, 1])), keepdims=1)))  # fmt: skip
-    weight = maker.random.standard_normal((8, 8)).astype(np.float32)
-    average = maker.node("Conv", mean, maker.constant(weight.mean(0)[None, :, None, None]))
-    small = maker.node("Concat", r, maker.node("Mul", r, average), axis=1)
-    wide = maker.node("Expand", small, maker.constant(np.array([1, 2, 2, 16])))
-    joined = maker.node("Concat", maker.node("Mul", features, r), wide, axis=1)
-    full = np.concatenate([weight, np.ones((8, 1), np.float32), -np.ones((8, 1), np.float32)], axis=1)
-    return maker.graph(
-        ["x"], [maker.node("Conv", joined, maker.constant(full[:, :, None, None]), maker.floats(8))]
-    )
+def test_a_family_s_rule_keeps_what_it_names() -> None:
+    maker = Maker()
+    first = maker.node("Conv", "x", maker.floats(8, 8, 1, 1))
+    data = maker.graph(["x"], [maker.node("Conv", first, maker.floats(8, 8, 1, 1))])
+    rules: StageRules = {"first": ("n0/*",), "none": ("n9/*",), "attention": (), "residual": ()}
+    graph = StageGraph(data, "test", rules)
+    made = typed_graph(graph, PrecisionPlan("float16", ("first", "none", "attention")))
+    assert made.kept == ("n0/Conv",)
+    # what the family expects and the graph has not; a rule that the plan leaves out is not missed
+    assert made.unmatched == ("none", "attention")
+    assert typed_graph(graph, BARE).kept == typed_graph(graph, BARE).unmatched == ()
 
 
-def test_a_folded_norm_is_centred_exactly() -> None:
-    data = folded(0.5)
-    centred = centre_folds(GraphView(data, "test")).SerializeToString()
-    assert len(onnx.load_model_from_string(centred).graph.node) > len(
-        onnx.load_model_from_string(data).graph.node
-    )
-    assert snr(run(centred, *samples(1))[0], run(data, *samples(1))[0]) > 120
-
-
-def test_a_folded_norm_of_still_features_needs_centring() -> None:
-    data = folded(0.003)
-    exact = run(data, *samples(1))[0]
-    plain = replace(default_plan(), rules=tuple(rule for rule in default_plan().rules if rule != "fold"))
-    with_rule, without = (
-        run(rounded_graph(typed(data, plan).data), *samples(1))[0] for plan in (None, plain)
-    )
-    assert snr(with_rule, exact) > snr(without, exact) + 10
+def test_readers_of_plans_know_the_rules_there_are() -> None:
+    assert tuple(RULES) == GENERAL

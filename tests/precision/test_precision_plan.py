@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import tiny_manifest
 
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.plan import (
-    RULES,
+    GENERAL,
     PrecisionPlan,
-    check_stages,
+    check_plan,
     default_plan,
     matching_nodes,
     read_plan,
@@ -35,7 +37,9 @@ def test_a_plan_survives_its_file(tmp_path: Path, plan: PrecisionPlan) -> None:
 
 
 def test_the_default_has_every_rule_and_keeps_nothing_else() -> None:
-    assert default_plan().rules == tuple(RULES)
+    assert default_plan().rules == GENERAL
+    # a family may name a general rule, where it expects it to match
+    assert default_plan("bfloat16", ("norms", "fold")).rules == (*GENERAL, "fold")
     assert not default_plan().keep
 
 
@@ -44,7 +48,6 @@ def test_the_default_has_every_rule_and_keeps_nothing_else() -> None:
     [
         ({"precision": "float8"}, "precision is 'float8', expected one of float16, bfloat16"),
         ({"precision": None}, "precision is None, expected one of float16, bfloat16"),
-        ({"rules": ["norms", "magic"]}, "names a rule 'magic', expected some of norms,"),
         ({"rules": ["norms", "norms"]}, "expected names that differ"),
         ({"rules": "norms"}, "rules is 'norms', expected a list"),
         ({"keep": ["a"]}, "keep is ['a'], expected an object"),
@@ -113,9 +116,16 @@ def test_a_pattern_without_a_node(pattern: str) -> None:
         matching_nodes(plan, "stage", ("a/Conv",))
 
 
-def test_a_stage_that_is_not_there() -> None:
-    check_stages(PLAN, ("decoder.4096", "whole", "fusion"))
+def test_stages_and_rules_that_a_bundle_does_not_have() -> None:
+    manifest = replace(tiny_manifest(), float32={"fold": {"branch.16": ("a/*",)}})
+    plan = PrecisionPlan("float16", ("norms", "fold"), {"branch.16": ("Add*",)})
+    check_plan(plan, manifest)
     with pytest.raises(
-        UsageError, match=r"a stage 'whole', this bundle has the graphs decoder\.4096, fusion"
+        UsageError, match=r"a stage 'whole', this bundle has the graphs branch\.16, branch\.time"
     ):
-        check_stages(PLAN, ("decoder.4096", "fusion"))
+        check_plan(replace(plan, keep={"whole": ()}), manifest)
+    with pytest.raises(
+        UsageError,
+        match=r"a rule 'magic', this bundle has the rules norms, .*chains, fold\. Correct the rule",
+    ):
+        check_plan(replace(plan, rules=("norms", "magic")), manifest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from mrsep_deploy.bundle.manifest import Branch, FusionShares
+from mrsep_deploy.bundle.manifest import Branch, FusionShares, Stage
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.families.demucs.config import VARIANTS, ModelConfig, parse_config
 from mrsep_deploy.export.families.family import Audio, Family, StageSource
@@ -81,6 +81,13 @@ class Demucs(Family):
 
         found = applicable(cast("SeparationModel", model))
         return tuple(name for name in self.rewrites if found.get(name, True))
+
+    def float32(
+        self, model: nn.Module, stages: Sequence[Stage]
+    ) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        from mrsep_deploy.export.families.demucs.float32 import float32_nodes
+
+        return float32_nodes(cast("SeparationModel", model), stages)
 
     def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
         from mrsep_deploy.export.families.demucs.variants import fusion_shares

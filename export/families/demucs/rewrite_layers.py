@@ -24,12 +24,15 @@ from mrsep_deploy.export.families.demucs.layers import (
 from mrsep_deploy.export.families.demucs.transformer import TokenGroupNorm
 
 
-def _conv(weight: Tensor, bias: Tensor, padding: int = 0, dilation: int = 1) -> nn.Conv2d:
+def _conv(weight: Tensor, bias: Tensor | None = None, padding: int = 0, dilation: int = 1) -> nn.Conv2d:
     """A convolution along time on ``[B, C, F, T]`` from weights ``[O, I, K]``."""
     out, inner, kernel = weight.shape
-    conv = nn.Conv2d(inner, out, (1, kernel), padding=(0, padding), dilation=(1, dilation))
+    conv = nn.Conv2d(
+        inner, out, (1, kernel), padding=(0, padding), dilation=(1, dilation), bias=bias is not None
+    )
     conv.weight = nn.Parameter(weight[:, :, None].float().contiguous(), requires_grad=False)
-    conv.bias = nn.Parameter(bias.float().contiguous(), requires_grad=False)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.float().contiguous(), requires_grad=False)
     return conv
 
 
@@ -83,22 +86,62 @@ class SteppedNorm(nn.Module):
         return centred * (torch.rsqrt(variance + self.eps) * self.weight) + self.bias
 
 
+class Shift(nn.Module):
+    """What a norm adds to every frame of a bin: ``weight offset r + bias`` on ``[B, C, F, 1]``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.float().view(-1, 1, 1), requires_grad=False)
+        self.bias = nn.Parameter(bias.float().view(-1, 1, 1), requires_grad=False)
+
+    def forward(self, offset: Tensor, r: Tensor) -> Tensor:
+        return offset * r * self.weight + self.bias
+
+
+class NormedHalf(nn.Module):
+    """One half of the wide features of a :class:`DConvLayer`, normalised: ``gamma W u + gamma o r + beta``.
+
+    Args:
+        size: square root of the number of channels that the norm is over.
+        weight: ``W``, ``[C, h]``.
+        centred, bias: weights and bias of the offset ``o``, divided by ``size``.
+        gamma, beta: scale and shift of the norm, ``[C]``.
+    """
+
+    def __init__(
+        self, size: float, weight: Tensor, centred: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor
+    ) -> None:
+        super().__init__()
+        self.offset = _conv(centred[:, :, None], bias)
+        self.features = _conv((gamma[:, None] * weight)[:, :, None])
+        self.shift = Shift(gamma * size, beta)
+
+    def forward(self, u: Tensor, offset: Tensor, r: Tensor) -> Tensor:
+        y: Tensor = self.features(u) + self.shift(offset, r)
+        return y
+
+
 class DConvLayer(nn.Module):
     """One DConv layer on ``[B, C, F, T]``, with the second norm folded into its pointwise convolution.
 
-    Let ``g`` be the hidden features ``[h, F, T]`` of one item and ``y = W g + b`` the pointwise
-    convolution to ``2C`` channels. The norm over (channel, time) of a bin needs of ``y`` only
+    Let ``g`` be the hidden features ``[h, F, T]`` of one item, ``gbar`` their mean over time, and ``y = W g + b``
+    the pointwise convolution to ``2C`` channels, with the mean ``m`` over (channel, time) of each bin. With
 
-        mean      m_f = (w . gbar_f) + mean(b),                 w = mean over rows of W, gbar = mean_t g
-        variance  v_f = (1/2C) sum_c [ (W gbar_f + b - m_f)_c^2 + mean_t (W (g - gbar_f))_c^2 ]
+        offset    o = W gbar + b - m,    computed as (W - w) gbar + (b - mean(b)),    w = mean over rows of W
 
-    and the last sum is ``||R (g - gbar)||^2`` for any ``R^T R = W^T W``; ``W = Q R`` gives one of size
-    ``h x h``. So the statistics of the wide ``y`` come from the narrow ``g`` (``h = C/8``), and
+    the norm over (channel, time) is ``gamma (W (g - gbar) + o) r + beta`` with ``r = (v + eps)^-1/2`` and
 
-        gamma (y - m) r + beta = gamma W (r g) + gamma b r - gamma (r m) + beta,   r = (v + eps)^-1/2
+        variance  v = (1/2C) sum_c [ o_c^2 + mean_t (W (g - gbar))_c^2 ].
 
-    is one pointwise convolution of the ``h + 2`` channels ``[r g, r, r m]``. The two halves of the GLU
-    are two convolutions, so nothing is split, and the layer scale is folded into the first half.
+    The second sum is ``||R (g - gbar)||^2`` for any ``R^T R = W^T W``; ``W = Q R`` gives one of size ``h x h``. So
+    the statistics of the wide ``y`` come from the narrow ``g`` (``h = C/8``), and the norm is one pointwise
+    convolution of ``u = (g - gbar) r`` and a :class:`Shift`, ``gamma o r + beta``, of one number a channel and bin.
+
+    This form survives half precision. In quiet bins ``g`` hardly moves: ``gamma W g r`` would be large, nearly
+    constant, and opposite to the rest of the sum, so that rounding ``g r`` would leave an error as large as the sum.
+    Here the convolution holds only what moves, and float32 costs nothing in the shift.
+
+    The two halves of the GLU are two convolutions, and the layer scale is folded into the first half.
     """
 
     def __init__(self, layer: nn.Sequential) -> None:
@@ -113,34 +156,34 @@ class DConvLayer(nn.Module):
         self.conv = _conv(conv1.weight, conv1.bias, padding=padding, dilation=dilation)
         self.norm = SteppedNorm(norm1.weight.view(-1, 1, 1), norm1.bias.view(-1, 1, 1), norm1.eps, (3, 1))
         weight, bias = conv2.weight[:, :, 0].double(), conv2.bias.double()
-        gamma, beta = norm2.weight.double(), norm2.bias.double()
-        channels = len(weight) // 2
-        self.channels = channels
+        # offsets and root are divided by this, so that sums of their squares are means over channels
+        size = len(weight) ** 0.5
         self.eps = norm2.eps
-        self.mean = _conv(weight.mean(0, keepdim=True)[:, :, None], bias.mean()[None])
-        self.centred = _conv(
-            (weight - weight.mean(0))[:, :, None] / (2 * channels) ** 0.5,
-            (bias - bias.mean()) / (2 * channels) ** 0.5,
+        self.root = _conv(torch.linalg.qr(weight).R[:, :, None] / size)
+        gain = torch.cat(
+            [cast(Tensor, scale.scale).double(), torch.ones(len(weight) // 2, dtype=torch.double)]
         )
-        root = torch.linalg.qr(weight).R / (2 * channels) ** 0.5
-        self.root = _conv(root[:, :, None], torch.zeros(len(root)))
-        folded = torch.cat([gamma[:, None] * weight, (gamma * bias)[:, None], -gamma[:, None]], dim=1)
-        gain = cast(Tensor, scale.scale).double()
-        self.value = _conv((gain[:, None] * folded[:channels])[:, :, None], gain * beta[:channels])
-        self.gate = _conv(folded[channels:, :, None], beta[channels:])
+        parts = (
+            weight,
+            (weight - weight.mean(0)) / size,
+            (bias - bias.mean()) / size,
+            gain * norm2.weight.double(),
+            gain * norm2.bias.double(),
+        )
+        value, gate = zip(*(part.chunk(2) for part in parts), strict=True)
+        self.value, self.gate = NormedHalf(size, *value), NormedHalf(size, *gate)
 
     def forward(self, x: Tensor) -> Tensor:
         g = F.gelu(self.norm(self.conv(x)))
-        mean_g = mean_in_steps(g, 3)
-        offset = self.centred(mean_g)
-        spread = self.root(g - mean_g)
-        variance = (offset * offset).sum(1, keepdim=True)
+        mean = mean_in_steps(g, 3)
+        centred = g - mean
+        spread = self.root(centred)
+        value, gate = self.value.offset(mean), self.gate.offset(mean)
+        variance = (value * value).sum(1, keepdim=True) + (gate * gate).sum(1, keepdim=True)
         variance = variance + mean_in_steps(spread * spread, 3).sum(1, keepdim=True)
         r = torch.rsqrt(variance + self.eps)
-        b, _, f, t = g.shape
-        constants = torch.cat([r, r * self.mean(mean_g)], dim=1).expand(b, 2, f, t)
-        u = torch.cat([g * r, constants], dim=1)
-        y: Tensor = x + self.value(u) * torch.sigmoid(self.gate(u))
+        u = centred * r
+        y: Tensor = x + self.value(u, value, r) * torch.sigmoid(self.gate(u, gate, r))
         return y
 
 
