@@ -109,8 +109,9 @@ def _constructor(
 
 def _model(model: str | None, family: str | None, arguments: dict[str, object], as_json: bool) -> None:
     from mrsep_deploy.inspection.complexity import complexity as count_model
-    from mrsep_deploy.inspection.complexity import configuration_cost, to_plain
+    from mrsep_deploy.inspection.complexity import configuration_cost
     from mrsep_deploy.inspection.complexity_report import print_cost
+    from mrsep_deploy.inspection.costs import to_plain
     from mrsep_deploy.terminal.progress import console
 
     cost = count_model(model) if family is None else configuration_cost(family, arguments)

@@ -45,20 +45,19 @@ def doctor(as_json: bool) -> None:
 
 
 def _show(screen: Console, found: Diagnosis) -> None:
-    from mrsep_deploy.terminal.tables import table
+    from mrsep_deploy.terminal.tables import NOTHING, Table, print_table
 
-    engines = table("engine", "", "version", "device, or what is missing")
+    rows = []
     for engine in found.engines:
         state = engine.availability
         detail = state.device if state.works else ". ".join(filter(None, (state.reason, state.fix)))
-        engines.add_row(engine.name, "works" if state.works else "–", state.version, detail)
-    screen.print(engines)
+        rows.append([engine.name, "works" if state.works else NOTHING, state.version, detail])
+    columns = ("engine", "", "version", "device, or what is missing")
+    print_table(screen, Table("Engines", columns, rows, range(len(columns))))
     screen.print(
         f"\n--engine auto takes {found.auto}: {found.reason}" if found.auto else "\nNo engine works."
     )
     if found.findings:
-        findings = table("", "found", "what to do")
-        for finding in found.findings:
-            findings.add_row(finding.level, finding.message, finding.fix)
+        rows = [[finding.level, finding.message, finding.fix] for finding in found.findings]
         screen.print()
-        screen.print(findings)
+        print_table(screen, Table("Findings", ("", "found", "what to do"), rows, range(3)))

@@ -126,7 +126,7 @@ def _untrained(family: str, seed: int, arguments: dict[str, object]) -> LoadedMo
 
 
 def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float) -> str:
-    from mrsep_deploy.inspection.as_json import to_plain
+    from mrsep_deploy.inspection.report import to_plain
     from mrsep_deploy.precision.costs import costs_to_json
 
     result = {
@@ -142,13 +142,12 @@ def _print(
     screen: Console, found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float
 ) -> None:
     from mrsep_deploy.bundle.registry import default_model
-    from mrsep_deploy.inspection.report import SNR_NOTE, stage_table, untrained_note
+    from mrsep_deploy.inspection.report import stage_table, untrained_note
     from mrsep_deploy.precision.costs import print_costs
+    from mrsep_deploy.terminal.tables import print_table
 
     default = default_model()
-    screen.print(stage_table(found))
-    if found.whole is not None:
-        screen.print(f"\n{SNR_NOTE}", style="dim")
+    print_table(screen, stage_table(found))
     print_costs(screen, costs, found.precision)
     if not found.model.trained:
         screen.print(f"This model is {untrained_note(found)}.", style="yellow")

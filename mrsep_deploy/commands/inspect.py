@@ -33,9 +33,8 @@ def inspect(model: str | None, as_json: bool) -> None:
 
 def show(model: str | None, as_json: bool) -> None:
     """Print an inspection, for people or for programs."""
-    from mrsep_deploy.inspection.as_json import to_plain
     from mrsep_deploy.inspection.inspect import inspect as inspect_model
-    from mrsep_deploy.inspection.report import print_inspection
+    from mrsep_deploy.inspection.report import print_inspection, to_plain
     from mrsep_deploy.terminal.progress import console
 
     found = inspect_model(model)

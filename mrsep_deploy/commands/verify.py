@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.precision.names import AskedPrecision
     from mrsep_deploy.verification.job import Job, Request
     from mrsep_deploy.verification.results import Verification
+    from mrsep_deploy.verification.tracks import Track
 
 
 @click.command(
@@ -117,6 +119,10 @@ def verify(
         raise SystemExit(FAILED)
 
 
+def _say_remarks(tracks: Sequence[Track]) -> None:
+    say_remarks(remark for track in tracks for remark in track.remarks)
+
+
 def _plan_file(bundle: Bundle, output: Path | None) -> Path:
     """Where the plan goes; one that is there may have been edited by hand, so only a named one is replaced."""
     if output is not None:
@@ -140,7 +146,7 @@ def _verify(
     facts = about(request.bundle, command_line())
     with opened(request) as job:
         if not quiet:
-            say_remarks(remark for track in job.tracks for remark in track.remarks)
+            _say_remarks(job.tracks)
         with step_progress(quiet or as_json) as progress:
             found = job.verify(progress=progress)
         passes, result = found.passes, {**to_plain(found), **facts}
@@ -194,6 +200,8 @@ def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
     bundle, model = request.bundle, request.bundle.manifest.model
     plan = requested_plan(request) or default_plan(family=bundle.manifest.float32)
     tracks = [*builtin_tracks(model), *read_tracks(request.audio, model)]
+    if not quiet:
+        _say_remarks(tracks)
     with step_progress(quiet or as_json) as progress:
         bundle = calibrate(bundle, tracks, request.threads, progress)
     calibration = load(bundle)

@@ -7,7 +7,8 @@ True
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 from mrsep_deploy import __version__
 from mrsep_deploy.doctor.conflicts import Finding, find_conflicts
@@ -15,6 +16,7 @@ from mrsep_deploy.doctor.environment import Environment, look
 from mrsep_deploy.engines import ENGINE_NAMES, engine_class
 from mrsep_deploy.engines.choice import preferred
 from mrsep_deploy.engines.contract import Availability
+from mrsep_deploy.files.strict_json import plain
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,26 @@ class Diagnosis:
         """At least one engine works."""
         return any(engine.availability.works for engine in self.engines)
 
-    def to_plain(self) -> dict[str, object]:
-        """As JSON has it."""
+    def to_plain(self) -> dict[str, Any]:
+        """Returns everything as JSON has it."""
         env = self.environment
-        return {
-            "version": __version__,
-            "healthy": self.healthy,
-            "auto": self.auto or None,
-            "auto_reason": self.reason or None,
-            "engines": [
-                {"name": engine.name, "title": engine.title, **asdict(engine.availability)}
-                for engine in self.engines
-            ],
-            "findings": [asdict(finding) for finding in self.findings],
-            "machine": {"cores": env.cores, "budget": env.budget, "cuda_driver": env.driver or None},
-            "folders": [asdict(folder) for folder in env.folders],
-        }
+        engines = [
+            {"name": engine.name, "title": engine.title, **vars(engine.availability)}
+            for engine in self.engines
+        ]
+        made: dict[str, Any] = plain(
+            {
+                "version": __version__,
+                "healthy": self.healthy,
+                "auto": self.auto or None,
+                "auto_reason": self.reason or None,
+                "engines": engines,
+                "findings": self.findings,
+                "machine": {"cores": env.cores, "budget": env.budget, "cuda_driver": env.driver or None},
+                "folders": env.folders,
+            }
+        )
+        return made
 
 
 def examine() -> Diagnosis:

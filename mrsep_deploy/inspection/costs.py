@@ -1,48 +1,99 @@
-"""Costs of a checkpoint or of a configuration, counted on torch's operators."""
+"""What a model costs, as data and as plain values; ``complexity`` says what is counted, and counts it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal
 
-from mrsep_deploy.export.api import default_name
-from mrsep_deploy.export.complexity import count_stages
-from mrsep_deploy.export.families import family_of
-from mrsep_deploy.export.families.staged import StagedModel
-from mrsep_deploy.export.load import DEFAULT_SOURCES, load_model, meta_model
-from mrsep_deploy.inspection.complexity import Kind, ModelCost, StageCost
+FLOAT32_BYTES = 4
+
+Kind = Literal["bundle", "checkpoint", "configuration"]
 
 
-def checkpoint_cost(path: Path) -> ModelCost:
-    """Counts the model in a checkpoint.
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of the network.
 
-    Raises:
-        CheckpointError: it cannot be read, or is of no supported family.
+    Attributes:
+        branch: the branch it belongs to, or ``shared``.
+        macs: of the model as published.
+        graph_macs: of its ONNX graph; None where there is none.
     """
-    loaded = load_model(path)
-    return _cost(loaded.variant, loaded.staged(), loaded.config, default_name(loaded), "checkpoint")
+
+    name: str
+    branch: str
+    parameters: int
+    macs: int
+    activations: int
+    graph_macs: int | None = None
 
 
-def family_cost(variant: str, arguments: Mapping[str, object]) -> ModelCost:
-    """Counts the model that these constructor arguments make, of Demucs' four sources by default.
+@dataclass(frozen=True)
+class ModelCost:
+    """A model and its stages, in the order in which they run.
 
-    Raises:
-        CheckpointError: they make no model.
+    Attributes:
+        kind: what was counted.
+        segment: length of a segment in seconds.
+        parameters: of the whole model. Learnt weights that no graph holds (those of the resolutions, folded
+            into the de-normalisation) make it more than the sum over the stages.
     """
-    family = family_of(variant)
-    config, _ignored = family.config(variant, (), {"sources": list(DEFAULT_SOURCES), **arguments})
-    staged = StagedModel(family, meta_model(variant, config))
-    return _cost(variant, staged, config, variant, "configuration")
+
+    kind: Kind
+    name: str
+    family: str
+    segment: float
+    parameters: int
+    stages: tuple[StageCost, ...]
+
+    @property
+    def macs(self) -> int:
+        return sum(stage.macs for stage in self.stages)
+
+    @property
+    def graph_macs(self) -> int | None:
+        """Of a bundle's graphs; None for anything else."""
+        found = [stage.graph_macs for stage in self.stages if stage.graph_macs is not None]
+        return sum(found) if self.kind == "bundle" else None
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each multiply-accumulate."""
+        return 2 * self.macs
+
+    @property
+    def activations(self) -> int:
+        return sum(stage.activations for stage in self.stages)
+
+    @property
+    def outside(self) -> int:
+        """Parameters that belong to no stage."""
+        return self.parameters - sum(stage.parameters for stage in self.stages)
 
 
-def _cost(variant: str, staged: StagedModel, config: object, name: str, kind: Kind) -> ModelCost:
-    """Counts every stage of a model; nothing is allocated or computed."""
-    audio = family_of(variant).audio(config)
-    counted = count_stages(staged, audio)
-    stages = tuple(
-        StageCost(s.name, s.branch, s.parameters, s.macs, counted.activations[s.name])
-        for s in counted.stages
-        if s.kind == "graph"
-    )
-    seconds = audio.segment_samples / audio.sample_rate
-    return ModelCost(kind, name, variant, seconds, counted.parameters, stages)
+OF_A_STAGE = ("name", "branch", "parameters", "macs", "graph_macs", "activations")
+
+
+def to_plain(cost: ModelCost) -> dict[str, object]:
+    """Returns the costs for ``--json``: numbers unrounded, totals and what a second of audio costs included."""
+    whole = {**_activations(cost.activations), "macs": cost.macs, "flops": cost.flops}
+    stages = [
+        {**{name: getattr(stage, name) for name in OF_A_STAGE}, **_activations(stage.activations)}
+        for stage in cost.stages
+    ]
+    return {
+        "kind": cost.kind,
+        "name": cost.name,
+        "family": cost.family,
+        "segment_seconds": cost.segment,
+        "parameters": cost.parameters,
+        "parameters_outside_stages": cost.outside,
+        "graph_macs": cost.graph_macs,
+        **whole,
+        "per_second_of_audio": {name: value / cost.segment for name, value in whole.items()},
+        "stages": stages,
+    }
+
+
+def _activations(count: int) -> dict[str, int]:
+    return {"activations": count, "activation_bytes_float32": FLOAT32_BYTES * count}

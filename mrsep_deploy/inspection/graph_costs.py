@@ -12,7 +12,7 @@ import onnx
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.errors import BundleError
-from mrsep_deploy.inspection.complexity import ModelCost, StageCost
+from mrsep_deploy.inspection.costs import ModelCost, StageCost
 from mrsep_deploy.precision.graph import PRODUCTS, elements, inferred
 from mrsep_deploy.precision.work import node_macs
 

@@ -24,7 +24,8 @@ from typing import TypeGuard
 
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as
-from mrsep_deploy.inspection.complexity import ModelCost, configuration_cost
+from mrsep_deploy.inspection.complexity import configuration_cost
+from mrsep_deploy.inspection.costs import ModelCost
 
 RESOLUTIONS: Mapping[int, tuple[int, ...]] = {
     2: (2048, 4096),

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
 
 from mrsep_deploy.inspection.paper import PaperRow, PaperTable
-from mrsep_deploy.terminal.tables import table
+from mrsep_deploy.terminal.tables import Table, optional, print_table
 
 Filled = Sequence[tuple[PaperTable, Sequence[PaperRow]]]
 
@@ -28,7 +27,7 @@ def print_paper(screen: Console, filled: Filled) -> None:
     names = runtimes(filled)
     for layout, rows in filled:
         screen.print(f"{layout.title}", style="bold")
-        screen.print(paper_table(layout, rows, names))
+        print_table(screen, paper_table(layout, rows, names))
         screen.print()
     every = [row for _, rows in filled for row in rows]
     segments = sorted({row.cost.segment for row in every})
@@ -46,17 +45,18 @@ def print_paper(screen: Console, filled: Filled) -> None:
 def paper_table(layout: PaperTable, rows: Sequence[PaperRow], names: Sequence[str]) -> Table:
     """One table; a dash where nothing is known."""
     numbers = ("FLOPs", "MACs", "parameters", *(f"time, {name}" for name in names), "SDR")
-    made = table(layout.column, *numbers, right=numbers)
-    for row in rows:
-        made.add_row(
+    cells = [
+        [
             row.label,
             f"{row.cost.flops / 1e9:.1f} G",
             f"{row.cost.macs / 1e9:.1f} G",
             f"{row.cost.parameters / 1e6:.2f} M",
-            *(f"{row.seconds[name]:.3f} s" if name in row.seconds else "–" for name in names),
-            "–" if row.sdr is None else f"{row.sdr:.2f} dB",
-        )
-    return made
+            *(optional(row.seconds.get(name), "{:.3f} s") for name in names),
+            optional(row.sdr, "{:.2f} dB"),
+        ]
+        for row in rows
+    ]
+    return Table(layout.title, (layout.column, *numbers), cells)
 
 
 def paper_to_plain(filled: Filled) -> list[dict[str, object]]:

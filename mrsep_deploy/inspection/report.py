@@ -1,17 +1,19 @@
-"""An inspection as tables and bars for a terminal."""
+"""An inspection as tables and bars for a terminal, and as plain values for ``--json``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.table import Table
+from rich import table as rich_table
+from rich.console import Console
 from rich.text import Text
 
 from mrsep_deploy.bundle.manifest import TensorSpec
 from mrsep_deploy.bundle.provenance import Check
-from mrsep_deploy.inspection.inspect import FusionReport, Inspection
-from mrsep_deploy.terminal.tables import count, decibels, file_size, shape, table
+from mrsep_deploy.files.strict_json import plain
+from mrsep_deploy.inspection.inspect import FusionReport, Inspection, StageReport
+from mrsep_deploy.terminal.tables import NOTHING, Table, count, decibels, file_size, print_table, shape
 
 SNR_NOTE = "SNR of the graphs in dB against PyTorch in float64; last, PyTorch's own in float32."
 BAR_WIDTH = 30
@@ -19,30 +21,74 @@ _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 def print_inspection(screen: Console, found: Inspection) -> None:
-    """Everything, section by section."""
+    """Prints everything, section by section."""
     screen.print(found.name, style="bold")
-    screen.print(_facts(found))
-    for title, body in _sections(found, screen.encoding):
-        screen.print(f"\n{title}", style="bold")
-        screen.print(body)
-    if found.whole is not None:
-        screen.print(f"\n{SNR_NOTE}", style="dim")
-
-
-def _sections(found: Inspection, encoding: str) -> Iterator[tuple[str, RenderableType]]:
-    yield "Branches", branch_table(found)
-    yield "Stages", stage_table(found)
-    if found.fusion:
-        yield "Fusion weights", _fusion(found.fusion, encoding)
-
-
-def _facts(found: Inspection) -> Table:
-    facts = Table.grid(padding=(0, 2, 0, 2))
+    facts = rich_table.Table.grid(padding=(0, 2, 0, 2))
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
     for name, value in _fact_rows(found):
         facts.add_row(name, Text(value))
-    return facts
+    screen.print(facts)
+    for made in (branch_table(found), stage_table(found)):
+        screen.print(f"\n{made.title}", style="bold")
+        print_table(screen, made)
+    if found.fusion:
+        screen.print("\nFusion weights", style="bold")
+        screen.print(_fusion(found.fusion, screen.encoding))
+
+
+COPIED = (
+    "kind", "name", "digest", "layout", "batch", "precision", "opset", "macs", "branches", "files",
+)  # fmt: skip
+
+
+def to_plain(found: Inspection) -> dict[str, Any]:
+    """Returns everything for ``--json``; what is computed from it (entropies, totals, decibels) too."""
+    model = {name: value for name, value in vars(found.model).items() if name != "segment"}
+    made: dict[str, Any] = plain(
+        {
+            **{name: getattr(found, name) for name in COPIED},
+            "path": found.path,
+            "model": {**model, "segment_seconds": float(found.model.segment)},
+            "stages": [_plain_stage(stage) for stage in found.stages],
+            "fusion": [_plain_fusion(report) for report in found.fusion],
+            "whole": _plain_check(found.whole),
+            "whole_device": _plain_check(found.whole_device),
+            "provenance": {**vars(found.provenance), "tools": dict(found.provenance.tools)},
+        }
+    )
+    return made
+
+
+def _plain_stage(stage: StageReport) -> dict[str, object]:
+    return {
+        **vars(stage),
+        "inputs": {tensor.name: tensor.shape for tensor in stage.inputs},
+        "outputs": {tensor.name: tensor.shape for tensor in stage.outputs},
+        "check": _plain_check(stage.check),
+    }
+
+
+def _plain_fusion(report: FusionReport) -> dict[str, object]:
+    return {
+        "where": report.where,
+        "source": report.source,
+        "weights": dict(zip(report.resolutions, report.weights, strict=True)),
+        "entropy_bits": report.entropy,
+        "max_entropy_bits": report.max_entropy,
+        "evenness": report.evenness,
+    }
+
+
+def _plain_check(check: Check | None) -> dict[str, float] | None:
+    if check is None:
+        return None
+    return {
+        "relative_l2": check.exported.relative,
+        "snr_db": check.exported.snr,
+        "pytorch_float32_relative_l2": check.pytorch.relative,
+        "pytorch_float32_snr_db": check.pytorch.snr,
+    }
 
 
 def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:
@@ -87,42 +133,52 @@ def untrained_note(found: Inspection) -> str:
 
 
 def branch_table(found: Inspection) -> Table:
-    """How finely each branch sees time and frequency."""
-    columns = ("branch", "window", "hop", "bin spacing", "bins × frames", "parameters", "MACs")
-    made = table(*columns, right=columns[1:])
+    """Returns how finely each branch sees time and frequency."""
+    rows = []
     for branch in found.branches:
-        costs = (count(branch.parameters), count(branch.macs))
+        cells = [NOTHING, NOTHING, NOTHING, f"{branch.frames} samples"]
         if branch.window:
-            window, hop = f"{branch.window_ms:.1f} ms", f"{branch.hop_ms:.1f} ms"
-            size = f"{branch.bins} × {branch.frames}"
-            made.add_row(branch.name, window, hop, f"{branch.bin_hz:.2f} Hz", size, *costs)
-        else:
-            made.add_row(branch.name, "–", "–", "–", f"{branch.frames} samples", *costs)
-    return made
+            cells = [
+                f"{branch.window_ms:.1f} ms",
+                f"{branch.hop_ms:.1f} ms",
+                f"{branch.bin_hz:.2f} Hz",
+                f"{branch.bins} × {branch.frames}",
+            ]
+        rows.append([branch.name, *cells, count(branch.parameters), count(branch.macs)])
+    columns = ("branch", "window", "hop", "bin spacing", "bins × frames", "parameters", "MACs")
+    return Table("Branches", columns, rows)
 
 
 def stage_table(found: Inspection) -> Table:
-    """The graphs: shapes, costs and, where they were checked, how true they are."""
+    """Returns the graphs: shapes, costs and, where they were checked, how true they are."""
     checked = found.whole is not None
-    numbers = ("parameters", "MACs", *(("SNR", "PyTorch") if checked else ()))
-    made = table("stage", "in", "out", *numbers, right=numbers)
-    for stage in found.graphs:
-        costs = (count(stage.parameters), count(stage.macs))
-        made.add_row(
-            stage.name, _main(stage.inputs), _main(stage.outputs), *costs, *_snr(stage.check, checked)
-        )
+    rows = [
+        [
+            stage.name,
+            _main(stage.inputs),
+            _main(stage.outputs),
+            count(stage.parameters),
+            count(stage.macs),
+            *_snr(stage.check, checked),
+        ]
+        for stage in found.graphs
+    ]
     ends = (_main(found.stages[0].inputs), _main(found.stages[-1].outputs))
     totals = (count(sum(stage.parameters for stage in found.graphs)), count(found.macs))
-    made.add_row("whole", *ends, *totals, *_snr(found.whole, checked), style="bold")
+    rows.append(["whole", *ends, *totals, *_snr(found.whole, checked)])
+    strong = [len(rows) - 1]
     if found.whole_device is not None:
-        made.add_row("on a device", "", "", "", "", *_snr(found.whole_device, checked))
-    return made
+        rows.append(["on a device", "", "", "", "", *_snr(found.whole_device, checked)])
+    columns = ("stage", "in", "out", "parameters", "MACs", *(("SNR", "PyTorch") if checked else ()))
+    return Table("Stages", columns, rows, (0, 1, 2), strong, note=SNR_NOTE if checked else "")
 
 
 def _snr(check: Check | None, checked: bool) -> tuple[str, ...]:
     if not checked:
         return ()
-    return ("–", "–") if check is None else (decibels(check.exported.snr), decibels(check.pytorch.snr))
+    return (
+        (NOTHING, NOTHING) if check is None else (decibels(check.exported.snr), decibels(check.pytorch.snr))
+    )
 
 
 def _main(tensors: Sequence[TensorSpec]) -> str:

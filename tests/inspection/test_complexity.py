@@ -33,13 +33,8 @@ from mrsep_deploy.export.families.demucs.shapes import bottleneck_size, plan_lay
 from mrsep_deploy.export.families.demucs.variants import build_model
 from mrsep_deploy.export.load import DEFAULT_SOURCES, load_model
 from mrsep_deploy.inspection import paper, paper_times
-from mrsep_deploy.inspection.complexity import (
-    FLOAT32_BYTES,
-    ModelCost,
-    complexity,
-    configuration_cost,
-    to_plain,
-)
+from mrsep_deploy.inspection.complexity import complexity, configuration_cost
+from mrsep_deploy.inspection.costs import FLOAT32_BYTES, ModelCost, to_plain
 from mrsep_deploy.inspection.paper import PaperModel, paper_models
 from mrsep_deploy.precision.work import node_macs
 from mrsep_deploy.terminal import tables

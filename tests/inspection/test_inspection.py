@@ -21,9 +21,8 @@ from mrsep_deploy.export.api import EXTRA
 from mrsep_deploy.export.checkpoint.read import read_checkpoint
 from mrsep_deploy.export.families import known_classes
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.inspection.as_json import to_plain
 from mrsep_deploy.inspection.inspect import FusionReport, inspect
-from mrsep_deploy.inspection.report import BAR_WIDTH, bar
+from mrsep_deploy.inspection.report import BAR_WIDTH, bar, to_plain
 from mrsep_deploy.terminal.tables import count, decibels, file_size, shape
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -214,6 +213,6 @@ def test_other_figures() -> None:
     assert (file_size(12), file_size(956_000)) == ("12 B", "956 kB")
     assert shape((1, 4, 1024)) == "1×4×1024"
     assert (decibels(None), decibels(math.inf), decibels(-math.inf), decibels(126.45)) == (
-        *("–", "exact", "-inf"),
+        *("–", "exact", "-∞"),
         "126.5",
     )
