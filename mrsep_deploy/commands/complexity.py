@@ -130,7 +130,7 @@ def _check_times(times: Path | None, sdr: Path | None) -> None:
 
 
 def _paper(times: Path | None, sdr: Path | None, measure: bool, quiet: bool, as_json: bool) -> None:
-    from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr, read_seconds
+    from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr, read_times
     from mrsep_deploy.inspection.paper_report import paper_to_plain, print_paper
     from mrsep_deploy.terminal.progress import console, step_progress
 
@@ -145,7 +145,7 @@ def _paper(times: Path | None, sdr: Path | None, measure: bool, quiet: bool, as_
         with step_progress(quiet or as_json) as progress:
             seconds = measure_models(paper_models(), times, progress)
     else:
-        seconds = read_seconds(times) if times is not None else {}
+        seconds = read_times(times)[0] if times is not None else {}
     filled = filled_tables(seconds, ratios)
     if as_json:
         click.echo(json.dumps(paper_to_plain(filled), indent=2))

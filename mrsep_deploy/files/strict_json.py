@@ -31,6 +31,19 @@ NAME_RULE = "up to 128 of A-Z a-z 0-9 _ . - that do not begin with . or -"
 Choice = TypeVar("Choice", bound=str)
 Kind = TypeVar("Kind")
 
+_IN_WORDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    ">=": "of at least",
+    "<=": "of at most",
+    ">": "above",
+    "<": "below",
+}
+"""Types and comparisons as msgspec names them, and as messages do."""
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
@@ -88,16 +101,25 @@ def typed(value: object, kind: type[Kind], what: str, fix: str) -> Kind:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        expected, _, path = str(error).partition(" - at `$")
+        complaint, _, path = str(error).partition(" - at `$")
         place, found = _at(value, kind, path.removesuffix("`"), str(error))
-        expected = expected.replace("`", "")
-        if expected.startswith("Expected "):  # "Expected `int`, got `str`"
-            expected = f"is {shown(found)}, expected {expected[9:].partition(', got ')[0]}"
-        elif expected.startswith("Object "):  # "Object missing required field `x`"
-            expected = expected.replace("Object missing required", "has no").replace("Object contains", "has")
-        else:
-            expected = f"is {shown(found)}, {expected[0].lower()}{expected[1:]}"
-        raise FormatError(f"{what}{place} {expected}", fix) from error
+        if complaint.startswith("Expected "):  # "Expected `int`, got `str`"
+            expected = complaint[9:].partition(", got ")[0]
+            expected = re.sub("`([^`]*)`|(?<= )[<>]=?(?= )", _in_words, expected)
+            raise FormatError(f"{what}{place} is {shown(found)}, expected {expected}", fix) from error
+        complaint = complaint.replace("`", "")
+        if complaint.startswith("Object "):  # "Object missing required field `x`"
+            complaint = complaint.replace("Object missing required", "has no").replace(
+                "Object contains", "has"
+            )
+            raise FormatError(f"{what}{place} {complaint}", fix) from error
+        complaint = complaint[0].lower() + complaint[1:]
+        raise FormatError(f"{what}{place} is {shown(found)}, {complaint}", fix) from error
+
+
+def _in_words(found: re.Match[str]) -> str:
+    word = found[1] or found[0]
+    return _IN_WORDS.get(word, word)
 
 
 def _at(value: object, kind: type[object], path: str, message: str) -> tuple[str, object]:

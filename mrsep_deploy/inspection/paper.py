@@ -20,12 +20,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
+from typing import Annotated, TypeVar
+
+import msgspec
 
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as
+from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as, typed
 from mrsep_deploy.inspection.complexity import configuration_cost
 from mrsep_deploy.inspection.costs import ModelCost
+
+Kind = TypeVar("Kind")
 
 RESOLUTIONS: Mapping[int, tuple[int, ...]] = {
     2: (2048, 4096),
@@ -140,71 +144,52 @@ def filled_tables(seconds: Seconds, sdr: Mapping[str, float]) -> list[tuple[Pape
     ]
 
 
+class _Times(msgspec.Struct):
+    """A file of times; ``--measure --times FILE`` writes one."""
+
+    seconds: dict[str, dict[str, Annotated[float, msgspec.Meta(gt=0)]]]
+    conditions: dict[str, object] = {}
+
+
 def read_sdr(path: Path) -> dict[str, float]:
-    """SDR in dB by model key: ``{"htdemucs_n": 8.1, ...}``.
+    """Reads SDR in dB by model key: ``{"htdemucs_n": 8.1, ...}``.
 
     Raises:
         UsageError: it cannot be read, or a key or a value is not one of those.
     """
-    found = read_object(path)
-    values = {key: float(value) for key, value in found.items() if _is_number(value)}
-    if len(values) < len(found):
-        wrong = next(key for key in found if key not in values)
-        raise UsageError(f"{path} gives {wrong} the value {found[wrong]!r}, expected a number of dB")
-    require_keys(path, values)
-    return values
+    found = _read(path, dict[str, float], "Give a JSON file of dB by model.")
+    _require_keys(path, found)
+    return found
 
 
-def read_seconds(path: Path) -> dict[str, dict[str, float]]:
-    """The times in a results file (``--measure --times FILE`` writes one).
+def read_times(path: Path) -> tuple[dict[str, dict[str, float]], Mapping[str, object]]:
+    """Reads seconds by model key and runtime, and the conditions that they were measured under.
 
     Raises:
         UsageError: it cannot be read, or holds no such times.
     """
-    seconds = read_object(path).get("seconds")
-    if not isinstance(seconds, dict) or not all(isinstance(row, dict) for row in seconds.values()):
-        raise UsageError(
-            f'{path} holds no times, expected {{"seconds": {{"htdemucs_n": {{"torch": 2.5}}}}}}',
-            "Write one with: mrsep-deploy complexity --paper --measure --times FILE",
-        )
-    require_keys(path, seconds)
-    for key, row in seconds.items():
-        for runtime, value in row.items():
-            if not _is_number(value) or value <= 0:
-                raise UsageError(
-                    f"{path} gives {key} on {runtime} the time {value!r}, expected seconds above 0"
-                )
-    return {key: {name: float(value) for name, value in row.items()} for key, row in seconds.items()}
+    fix = "Write one with: mrsep-deploy complexity --paper --measure --times FILE"
+    found = _read(path, _Times, fix)
+    _require_keys(path, found.seconds)
+    return found.seconds, found.conditions
 
 
-def read_object(path: Path) -> dict[str, object]:
-    """The JSON object in a file.
-
-    Raises:
-        UsageError: there is none.
-    """
-    fix = "Give a JSON file."
+def _read(path: Path, kind: type[Kind], fix: str) -> Kind:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path} has more than {MAX_BYTES} bytes, expected a short table", fix)
-        with raised_as(UsageError):
-            found = parse(path.read_text(encoding="utf-8"), str(path), fix)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", fix) from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object", fix)
-    return found
+    with raised_as(UsageError):
+        return typed(parse(text, str(path), fix), kind, str(path), fix)
 
 
-def require_keys(path: Path, found: Mapping[str, object]) -> None:
-    """Refuse a model that stands in no table: its figures would silently go nowhere."""
+def _require_keys(path: Path, found: Mapping[str, object]) -> None:
+    """Refuses a model that stands in no table: its figures would silently go nowhere."""
     known = paper_models()
     unknown = [key for key in found if key not in known]
     if unknown:
         raise UsageError(
             f"{path} names {unknown[0]!r}, which stands in no table", f"Models: {', '.join(known)}."
         )
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

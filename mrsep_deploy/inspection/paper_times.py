@@ -20,7 +20,7 @@ from mrsep_deploy.export.exporter import ExportOptions, Progress, export_model
 from mrsep_deploy.export.load import untrained_model
 from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.files.parts import write_file
-from mrsep_deploy.inspection.paper import PaperModel, Seconds, read_object, read_seconds
+from mrsep_deploy.inspection.paper import PaperModel, Seconds, read_times
 from mrsep_deploy.measuring.rounds import Turn, clocked, race
 from mrsep_deploy.process.machine import cpu_budget, cpu_model
 from mrsep_deploy.separation.separator import Separator
@@ -48,13 +48,14 @@ def measure(models: Mapping[str, PaperModel], path: Path | None, progress: Progr
     conditions = _conditions()
     found: dict[str, Mapping[str, float]] = {}
     if path is not None and path.exists():
-        if read_object(path).get("conditions") != conditions:
+        seconds, before = read_times(path)
+        if before != conditions:
             raise UsageError(
                 f"the times in {path} were measured on another machine or with other versions, "
                 f"expected {', '.join(f'{k} {v}' for k, v in conditions.items())}",
                 "Give a new file with --times FILE, or show the old one without --measure.",
             )
-        found.update(read_seconds(path))
+        found.update(seconds)
     for done, (key, model) in enumerate(models.items()):
         progress(f"measuring {key}", done, len(models))
         if key in found:

@@ -54,20 +54,23 @@ def test_a_tree_becomes_an_object_of_its_type() -> None:
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        (3, "thing is 3, expected object"),
+        (3, "thing is 3, expected an object"),
         ({"parts": []}, "thing has no field gains"),
-        ({"parts": [{"size": 9}], "gains": {}}, "thing.parts[0].size is 9, expected int <= 8"),
-        ({"parts": [{"size": True}], "gains": {}}, "thing.parts[0].size is True, expected int"),
-        ({"parts": [{"size": "1"}], "gains": {}}, "thing.parts[0].size is '1', expected int"),
+        (
+            {"parts": [{"size": 9}], "gains": {}},
+            "thing.parts[0].size is 9, expected a whole number of at most 8",
+        ),
+        ({"parts": [{"size": True}], "gains": {}}, "thing.parts[0].size is True, expected a whole number"),
+        ({"parts": [{"size": "1"}], "gains": {}}, "thing.parts[0].size is '1', expected a whole number"),
         ({"parts": [{"size": 1, "z": 1}], "gains": {}}, "thing.parts[0] has unknown field z"),
         (
             {"parts": [{"size": 1}, {"size": 1, "kind": "c"}], "gains": {}},
             "thing.parts[1].kind is 'c', invalid enum value 'c'",
         ),
-        ({"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}, "thing.gains['y'] is '2', expected float"),
+        ({"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}, "thing.gains['y'] is '2', expected a number"),
         (
             {"parts": [{"size": 1, "name": "A"}], "gains": {}},
-            r"thing.parts[0].name is 'A', expected str matching regex '^[a-z]+\\Z'",
+            r"thing.parts[0].name is 'A', expected text matching regex '^[a-z]+\\Z'",
         ),
     ],
 )
