@@ -171,60 +171,78 @@ class SongStream:
 
     def _feed(self, under_way: _UnderWay) -> Iterator[Separated]:
         groups = grouped(under_way.segments(), self._batch)
-        try:
-            for members in groups:
-                if len(self._pending) == self._scheduler.capacity:
-                    yield from self._collect()
-                if under_way.ended:  # the engine has failed on an earlier segment of it
-                    return
-                under_way.open_groups += 1
-                self._submit(_Group(under_way, members))
-        except Exception as error:  # the song cannot be read on; those around it are not to blame
-            yield from _end(under_way, error)
-            return
-        under_way.cut = True
-        yield from self._end_if_complete(under_way)
+        while not under_way.ended:  # the engine may fail on an earlier segment of it
+            try:
+                members = next(groups, None)
+            except Exception as error:  # the song cannot be read on; those around it are not to blame
+                yield from _end(under_way, error)
+                return
+            if members is None:
+                under_way.cut = True
+                yield from self._end_if_complete(under_way)
+                return
+            if len(self._pending) == self._scheduler.capacity:
+                yield from self._collect()
+            under_way.open_groups += 1
+            yield from self._submit(_Group(under_way, members))
 
-    def _submit(self, group: _Group) -> None:
+    def _submit(self, group: _Group) -> Iterator[Separated]:
+        """Starts a group, unless its song has ended; what fails here ends that song."""
+        if group.under_way.ended:
+            return
         mix = np.zeros(
             (len(group.members), self._model.audio_channels, self._model.segment_samples), np.float32
         )
         for row, (_, segment) in zip(mix, group.members, strict=True):
             row[:, : self._cutting.segment] = segment.samples
-        self._pending.append(_Pending(group, self._scheduler.submit(mix)))
+        try:
+            ticket = self._scheduler.submit(mix)
+        except Exception as error:
+            yield from _end(group.under_way, error)
+        else:
+            self._pending.append(_Pending(group, ticket))
 
     def _drain(self) -> Iterator[Separated]:
         while self._pending:
             yield from self._collect()
 
     def _collect(self) -> Iterator[Separated]:
-        """Wait for the oldest group."""
+        """Waits for the oldest group."""
         oldest = self._pending.popleft()
         under_way = oldest.group.under_way
         try:
             outputs = self._scheduler.result(oldest.ticket)
         except Exception as error:
             # All that was under way is lost with it; other songs' segments are started again.
-            again = [each.group for each in self._pending if each.group.under_way is not under_way]
+            lost = [each.group for each in self._pending]
             self._pending.clear()
-            for group in again:
-                self._submit(group)
             yield from _end(under_way, error)
+            for group in lost:
+                yield from self._submit(group)
             return
         if under_way.ended:
             return
         for (take, segment), output in zip(oldest.group.members, outputs, strict=True):
-            for stems in under_way.add(take, segment, output):
-                yield Separated(under_way.song, stems)
+            yield from _stems(under_way, under_way.add(take, segment, output))
         under_way.open_groups -= 1
         yield from self._end_if_complete(under_way)
 
     def _end_if_complete(self, under_way: _UnderWay) -> Iterator[Separated]:
         if under_way.ended or not under_way.cut or under_way.open_groups:
             return
-        for stems in under_way.finish():
-            yield Separated(under_way.song, stems)
+        yield from _stems(under_way, under_way.finish())
         yield from _end(under_way, None)
+
+
+def _stems(under_way: _UnderWay, finished: Iterator[Float32]) -> Iterator[Separated]:
+    """Yields what is finished of a song; what fails here ends that song."""
+    try:
+        ready = list(finished)
+    except Exception as error:
+        yield from _end(under_way, error)
+        return
+    for stems in ready:
+        yield Separated(under_way.song, stems)
 
 
 def _end(under_way: _UnderWay, error: Exception | None) -> Iterator[Separated]:

@@ -15,7 +15,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import AudioError, EngineError
 from mrsep_deploy.separation.segments import SongStatistics
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.separation.stream import Separated, Song
+from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream
 from mrsep_deploy.testing import FakeEngine
 
 Float32 = NDArray[np.float32]
@@ -112,3 +112,69 @@ def test_the_next_song_is_under_way_before_this_one_ends(bundle: Bundle) -> None
             ended += event.stems is None
     assert ended == len(given)
     assert any(before < number for number, before in enumerate(asked))
+
+
+class Unreliable:
+    """A scheduler of two slots, whose stems are the mix once per source; calls of these numbers fail."""
+
+    capacity = 2
+
+    def __init__(self, sources: int, submits: tuple[int, ...] = (), results: tuple[int, ...] = ()) -> None:
+        self.sources, self.failing = sources, {"submit": submits, "result": results}
+        self.calls = {"submit": 0, "result": 0}
+
+    def _called(self, name: str) -> None:
+        self.calls[name] += 1
+        if self.calls[name] in self.failing[name]:
+            raise EngineError(f"{name} {self.calls[name]} failed")
+
+    def submit(self, mix: Float32) -> Float32:
+        self._called("submit")
+        return mix
+
+    def result(self, ticket: Float32) -> Float32:
+        self._called("result")
+        return np.repeat(ticket[:, None], self.sources, axis=1)
+
+
+def streamed(bundle: Bundle, scheduler: Unreliable, given: list[Song]) -> dict[int, Float32 | Exception]:
+    manifest = bundle.manifest
+    cutting = Cutting(manifest.model.segment_samples, manifest.model.segment_samples)
+    stream = SongStream(scheduler, manifest.model, 1, cutting)  # type: ignore[arg-type]
+    return together(given, stream.run(given))
+
+
+def short_songs(count: int) -> list[Song]:
+    return [
+        Song(SongStatistics.measure([mix]), [mix]) for mix in (mixes()[1] + number for number in range(count))
+    ]
+
+
+def test_a_song_that_cannot_be_started_again_is_the_one_that_fails(bundle: Bundle) -> None:
+    """The first song fails while the third is fed; the second, lost with it, cannot be started a second time."""
+    given = short_songs(4)
+    scheduler = Unreliable(len(bundle.manifest.model.sources), submits=(3,), results=(1,))
+    found = streamed(bundle, scheduler, given)
+    assert [str(found[number]) for number in (0, 1)] == ["result 1 failed", "submit 3 failed"]
+    assert not any(isinstance(found[number], Exception) for number in (2, 3))
+
+
+def test_stems_that_cannot_be_put_together_end_their_own_song(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mrsep_deploy.separation import stream
+
+    calls = 0
+
+    class Failing(stream.OverlapAdd):
+        def add(self, start: int, output: Float32) -> Float32 | None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise MemoryError("no room for stems")
+            return super().add(start, output)
+
+    monkeypatch.setattr(stream, "OverlapAdd", Failing)
+    found = streamed(bundle, Unreliable(len(bundle.manifest.model.sources)), short_songs(4))
+    assert [number for number, stems in found.items() if isinstance(stems, Exception)] == [0]
+    assert len(found) == 4
