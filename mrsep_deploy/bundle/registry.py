@@ -117,8 +117,20 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
             fix = "Check the path, or give a name: mrsep-deploy models"
             raise BundleError(f"there is no bundle at {path}", fix)
         return path
+    return default_bundle()[0] if name_or_path is None else _bundle_of(load(), str(name_or_path))
+
+
+def default_bundle() -> tuple[Path, str]:
+    """Returns the bundle of the :func:`default_model`, and why it is this one, for people.
+
+    Raises:
+        BundleError: the place that its name stands for is gone.
+    """
     registry = load()
-    name = registry.default.name if name_or_path is None else str(name_or_path)
+    return _bundle_of(registry, registry.default.name), registry.default.why
+
+
+def _bundle_of(registry: Registry, name: str) -> Path:
     if registry.leaves_to_the_shipped(name):
         return shipped.BUNDLE
     entry = _entry(registry, name)

@@ -32,11 +32,10 @@ from mrsep_deploy.process.interrupts import breakable, last_words, protected
 if TYPE_CHECKING:
     from mrsep_deploy.audio import AnyEncoding
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.separation.bag import Bag
+    from mrsep_deploy.separation.bag import Bag, BagSeparator
     from mrsep_deploy.separation.separator import Separator
     from mrsep_deploy.songs.journal import Journal
     from mrsep_deploy.songs.outcome import Summary
-    from mrsep_deploy.songs.pipeline import SeparatesSongs
     from mrsep_deploy.songs.track import Track
     from mrsep_deploy.songs.writing import WriteOptions
 
@@ -130,6 +129,7 @@ def _with_engine(
     journal: Journal | None,
 ) -> Summary:
     """However it ends, by an interruption too, what became of every song is told."""
+    from mrsep_deploy.separation.separator import Separator
     from mrsep_deploy.songs.outcome import Outcome, Summary
     from mrsep_deploy.songs.pipeline import Catalogue
 
@@ -143,10 +143,11 @@ def _with_engine(
     with contextlib.ExitStack() as stack:
         try:
             with last_words(nothing_done):
-                separator, first = stack.enter_context(_opened(options, model, wanted))
+                separator = stack.enter_context(_separator(options, model, wanted))
         except (KeyboardInterrupt, SystemExit):
             nothing_done()
             raise
+        first = separator if isinstance(separator, Separator) else separator.first
         if not options.quiet and not options.json:
             introduce(model.name, first, model.why, model.limits)
         with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
@@ -217,7 +218,7 @@ class _Model:
     @classmethod
     def open(cls, options: RunOptions) -> _Model:
         from mrsep_deploy.bundle import Bundle, shipped
-        from mrsep_deploy.bundle.registry import default_model, resolve
+        from mrsep_deploy.bundle.registry import default_bundle, resolve
         from mrsep_deploy.separation.bag import is_bag, open_bag
 
         verify = not options.dry_run
@@ -225,51 +226,51 @@ class _Model:
             bag = open_bag(options.model, verify)
             rate = bag.bundles[0].manifest.model.sample_rate
             return cls(bag.name, bag.sources, rate, bag.digest, bag)
-        why = default_model().why if options.model is None else ""
-        path = resolve(options.model)
+        path, why = default_bundle() if options.model is None else (resolve(options.model), "")
         bundle = Bundle.open(path, verify=verify)
         info = bundle.manifest.model
         limits = shipped.LIMITS if path == shipped.BUNDLE else ()
         return cls(bundle.manifest.name, info.sources, info.sample_rate, bundle.digest, bundle, why, limits)
 
 
-@contextlib.contextmanager
-def _opened(
-    options: RunOptions, model: _Model, wanted: set[int]
-) -> Iterator[tuple[SeparatesSongs, Separator]]:
-    """What separates, and a separator that stands for it: of a bag, one of several."""
+def _separator(options: RunOptions, model: _Model, wanted: set[int]) -> Separator | BagSeparator:
+    """Opens what separates the ``wanted`` sources."""
     from mrsep_deploy.separation.bag import Bag, BagSeparator
-
-    if isinstance(model.opened, Bag):
-        with BagSeparator(model.opened, wanted, **_separator_options(options)) as bag:
-            yield bag, bag.first
-    else:
-        with _separator(options, model.opened) as separator:
-            yield separator, separator
-
-
-def _separator(options: RunOptions, bundle: Bundle) -> Separator:
     from mrsep_deploy.separation.separator import Separator
 
-    return Separator(bundle, **_separator_options(options))
-
-
-def _separator_options(options: RunOptions) -> dict[str, Any]:
     names = "engine threads overlap segment shifts seed device mode checkpoint precision plan"
-    given = {name: getattr(options, name) for name in names.split()}
-    return {**given, "lanes": options.lanes or 0, "trace": options.timeline is not None}
+    given: dict[str, Any] = {name: getattr(options, name) for name in names.split()}
+    given |= {"lanes": options.lanes or 0, "trace": options.timeline is not None}
+    if isinstance(model.opened, Bag):
+        return BagSeparator(model.opened, wanted, **given)
+    return Separator(model.opened, **given)
 
 
 def _journal(options: RunOptions, model: _Model, writing: WriteOptions) -> Journal | None:
-    """For one song too: a later run over the folder knows by it what is a stem."""
+    """Opens the journal; for one song too: a later run over the folder knows by it what is a stem."""
     from mrsep_deploy.songs.journal import Journal, settings_digest
 
     if options.to_stdout:
         return None
-    settings = {
-        "model": model.digest,
+    settings = settings_digest(_settings(options, model.digest, writing))
+    return Journal(writing.naming.folder, settings, writing.naming.root)
+
+
+def _settings(options: RunOptions, digest: str, writing: WriteOptions) -> dict[str, object]:
+    """Returns everything that decides what a song's stems are: of a plan, what it says.
+
+    Args:
+        digest: of the model.
+
+    Raises:
+        UsageError: the plan cannot be read.
+    """
+    from mrsep_deploy.precision.plan import read_plan
+
+    return {
+        "model": digest,
         "precision": options.precision,
-        "plan": str(options.plan),
+        "plan": None if options.plan is None else read_plan(options.plan).to_json(),
         "shifts": options.shifts,
         "seed": options.seed,
         "overlap": options.overlap,
@@ -281,7 +282,6 @@ def _journal(options: RunOptions, model: _Model, writing: WriteOptions) -> Journ
         "tags": writing.tags,
         "template": writing.naming.template,
     }
-    return Journal(writing.naming.folder, settings_digest(settings), writing.naming.root)
 
 
 @contextlib.contextmanager
