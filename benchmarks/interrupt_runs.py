@@ -4,11 +4,11 @@
 
 Each run separates a song of two minutes with the model that comes with the package, on each CPU engine in turn, in a
 pseudo-terminal of its own. Ctrl-C is typed there; SIGTERM is sent to the process. A run has to end within five
-seconds, with the exit code 130 or 143, without a traceback, and leave no part of a file behind.
+seconds, with the exit code 130 or 143, without a traceback, and leave no file behind, whole or in part.
 
 Most moments lie within the first 1.2 seconds, in which libraries are imported and engines start. Before its
 first line of ours a process belongs to Python, which ends with a traceback of its own, or to the system: such ends
-are counted apart. Prints what was found as JSON.
+are counted apart; of them only the time and the files count. Prints what was found as JSON.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from mrsep_deploy.songs.journal import NAME as JOURNAL
+
 ENGINES = ("ort", "openvino", "torch")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 LONGEST = 5.0
@@ -44,7 +46,6 @@ START, LAST = 1.2, 4.0
 SHARE_IN_START = 0.85
 SECONDS_OF_SONG = 120
 SAMPLE_RATE = 44100
-_UNFINISHED = re.compile(r"\.part$|\.old$")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def interrupt(song: Path, work: Path, engine: str, number: int, moment: float) -
     said += _listen(keyboard, time.monotonic())
     os.close(keyboard)
     text = said.decode(errors="replace")
-    wrong = "" if early else _wrong(text, code, CODES[signal.Signals(number)], took, work)
+    wrong = _wrong(text, None if early else code, CODES[signal.Signals(number)], took, work)
     shutil.rmtree(work)
     return Interruption(engine, number, moment, took, code, wrong, early)
 
@@ -149,14 +150,20 @@ def _listen(keyboard: int, until: float, process: subprocess.Popen[bytes] | None
         time.sleep(0.005)
 
 
-def _wrong(text: str, code: int, expected: int, took: float, work: Path) -> str:
-    left = [path.name for path in work.rglob("*") if _UNFINISHED.search(path.name)]
+def _wrong(text: str, code: int | None, expected: int, took: float, work: Path) -> str:
+    """Returns what must not be; of an end before the program's first line (``code`` None), only its time and files."""
+    # Nobody finishes the song, so that no stem may be there, under whatever name.
+    left = [path.name for path in work.rglob("*") if path.is_file() and path.name != JOURNAL]
     problems = {
-        f"exit code {code}, expected {expected}": code != expected,
         f"it took {took:.1f} s": took > LONGEST,
+        f"left behind: {', '.join(left)}": bool(left),
+    }
+    if code is None:
+        return "; ".join(problem for problem, found in problems.items() if found)
+    problems |= {
+        f"exit code {code}, expected {expected}": code != expected,
         "a traceback": "Traceback" in text or "Exception ignored" in text,
         "it calls itself broken": "This is a bug" in text,
-        f"left behind: {', '.join(left)}": bool(left),
         f"not interrupted: {text[-300:]!r}": "error:" in text,
     }
     return "; ".join(problem for problem, found in problems.items() if found)
@@ -189,7 +196,7 @@ def summary(found: Sequence[Interruption]) -> dict[str, object]:
         "median_seconds": round(float(np.median([each.seconds for each in ours])), 3),
         "wrong": [
             f"{each.engine}, {signal.Signals(each.number).name} after {each.moment:.3f} s: {each.wrong}"
-            for each in ours
+            for each in found
             if each.wrong
         ],
     }

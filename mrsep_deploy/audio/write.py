@@ -27,6 +27,8 @@ CLIP_MODES: tuple[Clip, ...] = ("rescale", "rescale-each", "clamp", "none")
 
 AnyEncoding: TypeAlias = Encoding | Compressed
 
+CLAMP = 0.99
+"""Largest absolute sample of the clip mode ``clamp``, which is Demucs'."""
 _CHUNK_FRAMES = 65536
 _RESCALING = ("rescale", "rescale-each")
 
@@ -43,12 +45,14 @@ class WrittenStem:
         frames: samples per channel.
         peak: largest absolute sample that was given, before any clipping.
         gain: what every sample was multiplied by; 1.0 unless the stem had to be rescaled.
+        clipped: samples, of all channels together, that were cut off at the limit of the clip mode or format.
     """
 
     path: Path
     frames: int
     peak: float
     gain: float
+    clipped: int = 0
 
     @property
     def decibels(self) -> float:
@@ -79,6 +83,8 @@ class StemWriter:
     - ``rescale-each`` takes the stem's own peak, as Demucs does.
     - ``clamp`` clamps every sample to ±0.99.
     - ``none`` changes nothing; integer and lossy encodings still saturate at full scale and never wrap.
+
+    ``WrittenStem.clipped`` counts what the last two cut off.
 
     FLAC, Ogg Vorbis and MP3 are encoded by ``close``, from float32 samples on disk, and read back as far as
     their length goes.
@@ -125,6 +131,8 @@ class StemWriter:
         self._working = _working_encoding(encoding, clip)
         self._frames = 0
         self._peak = 0.0
+        self._limit = _limit(encoding, clip)
+        self._clipped = 0
         with self._clean_up_on_error():
             self._folder = open_place(self.path, root)
             self._part = self._new_part()
@@ -159,7 +167,9 @@ class StemWriter:
                 )
             self._peak = max(self._peak, peak)
             self._frames += block.shape[1]
-            clipped = np.clip(block, -0.99, 0.99) if self.clip == "clamp" else block
+            if peak > self._limit:
+                self._clipped += int(np.count_nonzero(np.abs(block) > self._limit))
+            clipped = np.clip(block, -CLAMP, CLAMP) if self.clip == "clamp" else block
             self._file.write(self._working.data(clipped))
 
     @property
@@ -188,7 +198,7 @@ class StemWriter:
                 finished = self._sealed(self.encoding, divisor)
             self._folder.replace(finished.name, self.path.name)
             self._remove_parts()
-        self.written = WrittenStem(self.path, self._frames, self._peak, float(1 / divisor))
+        self.written = WrittenStem(self.path, self._frames, self._peak, float(1 / divisor), self._clipped)
         return self.written
 
     def abort(self) -> None:
@@ -286,6 +296,14 @@ class StemWriter:
         except BaseException:
             self.abort()
             raise
+
+
+def _limit(encoding: AnyEncoding, clip: Clip) -> float:
+    """Returns the largest absolute sample that is written as it is."""
+    if clip == "clamp":
+        return CLAMP
+    kept = clip in _RESCALING or (isinstance(encoding, Encoding) and encoding.floating)
+    return math.inf if kept else 1.0
 
 
 def _working_encoding(encoding: AnyEncoding, clip: Clip) -> Encoding:

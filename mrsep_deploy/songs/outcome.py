@@ -23,7 +23,8 @@ class Outcome:
         seconds: its length.
         elapsed: from its first segment to its last file; songs overlap, so these do not add up.
         error: why it failed.
-        remarks: how what was separated differs from what is in the file; see ``AudioSource``.
+        remarks: how what was separated differs from what is in the file, and stems from what is in their files;
+            see ``AudioSource`` and ``SongWriter``.
         gains: what its outputs were multiplied by to keep them from clipping, in dB by their names.
     """
 

@@ -268,7 +268,7 @@ class Catalogue:
             tuple(writer.paths),
             seconds,
             elapsed,
-            remarks=loaded.source.remarks,
+            remarks=(*loaded.source.remarks, *filter(None, [writer.remark])),
             gains=writer.gains,
         )
 

@@ -22,6 +22,7 @@ from mrsep_deploy.audio import (
     resampled_length,
 )
 from mrsep_deploy.audio.blocks import BlockQueue
+from mrsep_deploy.audio.write import CLAMP
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.files.parts import sync_folder
@@ -85,6 +86,7 @@ class SongWriter:
         self.paths = options.naming.paths(song.track, options.outputs)
         self._root = options.naming.root
         self._outputs = options.outputs
+        self._clip = options.clip
         model_rate, channels = song.source.sample_rate, song.source.channels
         rate = options.rate_of(song)
         # A song that comes back to its own rate is as long as it was, to the sample.
@@ -128,6 +130,15 @@ class SongWriter:
         return {
             output.name: writer.written.decibels for output, writer in pairs if writer.written is not None
         }
+
+    @property
+    def remark(self) -> str:
+        """What was cut off of the finished outputs, said of the song; empty if nothing was."""
+        pairs = zip(self._outputs, self.writers, strict=True)
+        cut = {output.name: w.written.clipped for output, w in pairs if w.written and w.written.clipped}
+        counts = ", ".join(f"{name} {count} sample{'s' * (count > 1)}" for name, count in cut.items())
+        limit = f"±{CLAMP}" if self._clip == "clamp" else "full scale"
+        return f"has stems with peaks beyond {limit}, cut off: {counts}" if cut else ""
 
     def sync(self) -> None:
         """Force the names of the finished files to the disk, and those of the folders made for them."""

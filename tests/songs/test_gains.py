@@ -92,3 +92,32 @@ def test_a_writer_is_told_the_peak_of_the_song(tmp_path: Path, form: str) -> Non
     assert (alone.written.gain, written.gain) == (1.0, pytest.approx(1 / 2.02))
     assert (alone.written.decibels, written.decibels) == (0.0, -6.11)
     assert np.abs(stem(f"{tmp_path}/beside.{form}")).max() == pytest.approx(0.8 / 2.02, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "limit", "named"),
+    [
+        (["--clip-mode", "clamp", "--float32"], 0.99, "±0.99"),
+        (["--clip-mode", "clamp", "--flac"], 0.99, "±0.99"),
+        (["--clip-mode", "none"], 1.0, "full scale"),
+        (["--clip-mode", "none", "--mp3", "--sample-rate", "44100"], 1.0, "full scale"),
+        (["--clip-mode", "none", "--float32"], np.inf, ""),
+        (["--clip-mode", "rescale"], np.inf, ""),
+        (["--clip-mode", "rescale-each", "--flac"], np.inf, ""),
+    ],
+)
+def test_peaks_that_are_cut_off_are_told(
+    bundle: Bundle, loud: Path, options: list[str], limit: float, named: str
+) -> None:
+    """How many samples of which stem, as remarks are told; nothing where nothing is cut off."""
+    rate = ["--sample-rate", "44100"] if "--mp3" in options else []
+    assert run(loud, "-o", "whole", "--float32", "--clip-mode", "none", *rate).code == DONE
+    cut = {source: np.abs(stem(f"whole/tiny/loud/{source}.wav")) > limit for source in SOURCES}
+    counts = ", ".join(f"{name} {found.sum()} samples" for name, found in cut.items() if found.any())
+    remark = f"has stems with peaks beyond {named}, cut off: {counts}"
+    done = run(loud, *options, "--summary", "summary.json")
+    told = json.loads(Path("summary.json").read_text())["tracks"][0].get("remarks", [])
+    assert told == ([remark] if named else [])
+    assert (f"mrsep-deploy: loud.wav {remark}\n" in done.err) == bool(named)
+    assert ("cut off" in done.err) == bool(named)
+    assert bool(counts) == bool(named), "the song is loud enough"
