@@ -143,7 +143,8 @@ def _with_engine(
     with contextlib.ExitStack() as stack:
         try:
             with last_words(nothing_done):
-                separator = stack.enter_context(_separator(options, model, wanted))
+                separator = _separator(options, model, wanted)
+                stack.callback(separator.close)
         except (KeyboardInterrupt, SystemExit):
             nothing_done()
             raise
