@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mrsep_deploy.bundle.manifest import Branch, FusionShares, Stage
@@ -24,6 +24,24 @@ class Audio:
     sample_rate: int
     channels: int
     segment_samples: int
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """A model of the tables. Rows with the same ``key`` are the same model, measured once."""
+
+    key: str
+    family: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """``rows`` are what stands in the first column, and the model."""
+
+    title: str
+    column: str
+    rows: tuple[tuple[str, PaperModel], ...]
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,10 @@ class Family(abc.ABC):
 
     def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
         """The learnt weights of the resolutions, at the bottleneck and at the output, if there are any."""
+        return ()
+
+    def paper_tables(self) -> tuple[PaperTable, ...]:
+        """The tables of models in the paper that the family comes from, if there are any."""
         return ()
 
     def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:

@@ -9,7 +9,9 @@ demucs          the class of the PyPI package demucs, same weights  torch-cuda-g
 from __future__ import annotations
 
 import abc
+import contextlib
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.export.families import known_classes
 from mrsep_deploy.precision.names import AskedPrecision
 from mrsep_deploy.runtime.schedule import Mode
 
@@ -35,6 +38,17 @@ AGAINST: Mapping[str, str] = {
 }
 """What engines are compared with, and the class of each."""
 REFERENCE = _TORCH + "TorchDouble"
+
+
+def class_in_demucs(family: str) -> str | None:
+    """The model class of the installed package demucs for a bundle's family, ``module.Class``; None if it has none."""
+    for name, variant in known_classes().items():
+        module = name.rpartition(".")[0]
+        if variant == family.lower() and module.startswith("demucs."):
+            with contextlib.suppress(ModuleNotFoundError):
+                if importlib.util.find_spec(module) is not None:
+                    return name
+    return None
 
 
 @dataclass(frozen=True)

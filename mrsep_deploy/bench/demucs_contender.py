@@ -6,6 +6,7 @@ The weights come through this project's reader, not through demucs', which runs 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,40 +14,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.bench.contenders import Contender, Float32, Opened
+from mrsep_deploy.bench.contenders import Contender, Float32, Opened, class_in_demucs
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import CheckpointError, EngineUnavailableError, UsageError
 from mrsep_deploy.separation.segments import SONG_EPS
 
-FAMILY = "htdemucs"
 INSTALL = "pip install demucs"
 
 
 class DemucsContender(Opened):
-    """``demucs.htdemucs.HTDemucs`` eager on the CPU; songs through ``demucs.apply.apply_model``."""
+    """A model class of the package demucs, eager on the CPU; songs through ``demucs.apply.apply_model``."""
 
     @classmethod
     def imports(cls, contender: Contender) -> None:
         try:
-            import demucs.apply
-            import demucs.htdemucs  # noqa: F401
+            import demucs.apply  # noqa: F401
         except (ImportError, OSError) as error:
             raise EngineUnavailableError(f"demucs cannot be imported ({error})", INSTALL) from error
         from mrsep_deploy.export import load  # noqa: F401  what loading needs
 
     def __init__(self, contender: Contender) -> None:
         import torch
-        from demucs.htdemucs import HTDemucs
 
         from mrsep_deploy.export.load import reload
 
         manifest = Bundle.open(contender.bundle).manifest
-        if manifest.model.family.lower() != FAMILY:
-            raise UsageError(f"the package demucs has no {manifest.model.family}, only HTDemucs")
+        qualified = class_in_demucs(manifest.model.family)
+        if qualified is None:
+            raise UsageError(f"the package demucs has no {manifest.model.family}", "Leave demucs out.")
+        module, _, name = qualified.rpartition(".")
         torch.set_num_threads(contender.threads)
         self.contender = contender
         arguments, named = _arguments(manifest.provenance, contender.checkpoint)
-        self.model: Any = HTDemucs(*arguments, **named)
+        self.model: Any = getattr(importlib.import_module(module), name)(*arguments, **named)
         self.model.load_state_dict(reload(manifest.provenance, contender.checkpoint_path).model.state_dict())
         self.model.eval()
 

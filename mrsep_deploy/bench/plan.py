@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender, label_of
+from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender, class_in_demucs, label_of
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.devices import cuda_status
@@ -21,8 +21,6 @@ from mrsep_deploy.precision.requested import chosen_plan, in_precision
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
-
-DEMUCS_FAMILY = "htdemucs"
 
 
 @dataclass(frozen=True)
@@ -264,5 +262,4 @@ def usual_opponents(family: str) -> tuple[str, ...]:
         return ()
     if cuda_status().works:
         return ("torch-cuda", "torch-cuda-graph")
-    has_demucs = family.lower() == DEMUCS_FAMILY and importlib.util.find_spec("demucs") is not None
-    return ("torch", "demucs") if has_demucs else ("torch",)
+    return ("torch", "demucs") if class_in_demucs(family) else ("torch",)

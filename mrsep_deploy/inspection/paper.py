@@ -1,67 +1,22 @@
-"""The paper's tables: which models stand in them, and what fills their columns.
-
-    1   HTDemucs, HTDemucs_n, _nf and _nn with the published defaults
-    2   HTDemucs_n with 2, 3, 4 and 5 resolutions
-    3   HTDemucs_n with 16, 24, 32 and 48 channels
-    4   the same five branches, fused by weights, by a convolution, by a U-Net
-
-The published defaults for an odd number of resolutions are powers of two around a window of 4096 samples: 3
-(``_n``, ``_nn``) are 2048 to 8192, 5 (``_nf``, ``_dnf``) 1024 to 16384, 7 (``_2nn``) 512 to 32768. The shared
-bottleneck works at the resolution of index ``K // 2``. Table 2 keeps that 4096 for even numbers too, so 2 are
-2048 and 4096, 4 are 1024 to 8192: each row adds one window to the row before, and the bottleneck, with all its
-tokens, stays the same.
-
-Table 4 takes the branches of ``_nf`` (no waveform, no bottleneck, 24 channels), so that its rows differ in
-nothing but the fusion; the weights are those of the paper's own form, one per resolution.
-"""
+"""The tables of the papers behind the families, and what fills their columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
 
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.export.families import FAMILIES
+from mrsep_deploy.export.families.family import PaperModel, PaperTable
 from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as, typed
 from mrsep_deploy.inspection.complexity import configuration_cost
 from mrsep_deploy.inspection.costs import ModelCost
 
 Kind = TypeVar("Kind")
-
-RESOLUTIONS: Mapping[int, tuple[int, ...]] = {
-    2: (2048, 4096),
-    3: (2048, 4096, 8192),
-    4: (1024, 2048, 4096, 8192),
-    5: (1024, 2048, 4096, 8192, 16384),
-}
-CHANNELS = (16, 24, 32, 48)
-_BRANCHES_OF_NF: Mapping[str, object] = {
-    "nfft_list": list(RESOLUTIONS[5]),
-    "channels": 24,
-    "norm_starts": 3,
-    "dconv_mode": 0,
-}
-
-
-@dataclass(frozen=True)
-class PaperModel:
-    """A model of the tables. Rows with the same ``key`` are the same model, measured once."""
-
-    key: str
-    family: str
-    arguments: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PaperTable:
-    """``rows`` are what stands in the first column, and the model."""
-
-    title: str
-    column: str
-    rows: tuple[tuple[str, PaperModel], ...]
 
 
 @dataclass(frozen=True)
@@ -76,48 +31,8 @@ class PaperRow:
 
 
 def paper_tables() -> tuple[PaperTable, ...]:
-    """The four tables."""
-    n = PaperModel("htdemucs_n", "htdemucs_n")
-    nf = PaperModel("htdemucs_nf", "htdemucs_nf")
-    families = (
-        ("HTDemucs", PaperModel("htdemucs", "htdemucs")),
-        ("HTDemucs_n", n),
-        ("HTDemucs_nf", nf),
-        ("HTDemucs_nn", PaperModel("htdemucs_nn", "htdemucs_nn")),
-    )
-    fusions = (
-        ("weights", PaperModel("fusion_weights", "mrhdemucs", _BRANCHES_OF_NF)),
-        ("convolution", nf),
-        ("U-Net", PaperModel("fusion_unet", "htdemucs_dnf", _BRANCHES_OF_NF)),
-    )
-    return (
-        PaperTable("Table 1: models", "model", families),
-        PaperTable(
-            "Table 2: HTDemucs_n, number of resolutions",
-            "resolutions",
-            tuple((f"{k} ({', '.join(map(str, sizes))})", _resolutions(k, n)) for k, sizes in RESOLUTIONS.items()),
-        ),
-        PaperTable(
-            "Table 3: HTDemucs_n, channels of the first layer",
-            "channels",
-            tuple((str(width), _width(width, n)) for width in CHANNELS),
-        ),
-        PaperTable("Table 4: fusion of five spectrogram branches", "fusion", fusions),
-    )  # fmt: skip
-
-
-def _resolutions(number: int, default: PaperModel) -> PaperModel:
-    if number == 3:
-        return default
-    return PaperModel(f"resolutions_{number}", "htdemucs_n", {"nfft_list": list(RESOLUTIONS[number])})
-
-
-def _width(channels: int, default: PaperModel) -> PaperModel:
-    return (
-        default
-        if channels == 24
-        else PaperModel(f"channels_{channels}", "htdemucs_n", {"channels": channels})
-    )
+    """The tables of all families."""
+    return tuple(table for family in FAMILIES.values() for table in family.paper_tables())
 
 
 def paper_models() -> dict[str, PaperModel]:

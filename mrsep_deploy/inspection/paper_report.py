@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from mrsep_deploy.inspection.paper import PaperRow, PaperTable
+from mrsep_deploy.export.families.family import PaperTable
+from mrsep_deploy.inspection.paper import PaperRow
 from mrsep_deploy.terminal.tables import Table, optional, print_table
 
 Filled = Sequence[tuple[PaperTable, Sequence[PaperRow]]]

@@ -17,10 +17,11 @@ import torch
 
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.exporter import ExportOptions, Progress, export_model
+from mrsep_deploy.export.families.family import PaperModel
 from mrsep_deploy.export.load import untrained_model
 from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.files.parts import write_file
-from mrsep_deploy.inspection.paper import PaperModel, Seconds, read_times
+from mrsep_deploy.inspection.paper import Seconds, read_times
 from mrsep_deploy.measuring.rounds import Turn, clocked, race
 from mrsep_deploy.process.machine import cpu_budget, cpu_model
 from mrsep_deploy.separation.separator import Separator

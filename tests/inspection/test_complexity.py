@@ -29,13 +29,15 @@ from mrsep_deploy.commands import main
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.families.demucs import config as configs
 from mrsep_deploy.export.families.demucs.config import ModelConfig, parse_config
+from mrsep_deploy.export.families.demucs.paper import RESOLUTIONS
 from mrsep_deploy.export.families.demucs.shapes import bottleneck_size, plan_layers
 from mrsep_deploy.export.families.demucs.variants import build_model
+from mrsep_deploy.export.families.family import PaperModel
 from mrsep_deploy.export.load import DEFAULT_SOURCES, load_model
 from mrsep_deploy.inspection import paper, paper_times
 from mrsep_deploy.inspection.complexity import complexity, configuration_cost
 from mrsep_deploy.inspection.costs import FLOAT32_BYTES, ModelCost, to_plain
-from mrsep_deploy.inspection.paper import PaperModel, paper_models
+from mrsep_deploy.inspection.paper import paper_models
 from mrsep_deploy.precision.work import node_macs
 from mrsep_deploy.terminal import tables
 
@@ -365,7 +367,7 @@ def _cost_of_row(family: str, given: dict[str, object]) -> ModelCost:
 
 
 def test_resolutions_grow_one_by_one_around_the_bottleneck_s() -> None:
-    sizes = [paper.RESOLUTIONS[number] for number in (2, 3, 4, 5)]
+    sizes = [RESOLUTIONS[number] for number in (2, 3, 4, 5)]
     assert sizes[1] == configuration("htdemucs_n").nfft_list
     assert sizes[3] == configuration("htdemucs_nf").nfft_list
     assert all(len(set(more) - set(fewer)) == 1 for fewer, more in pairwise(sizes))

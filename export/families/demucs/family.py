@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from mrsep_deploy.bundle.manifest import Branch, FusionShares, Stage
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.families.demucs.config import VARIANTS, ModelConfig, parse_config
-from mrsep_deploy.export.families.family import Audio, Family, StageSource
+from mrsep_deploy.export.families.demucs.paper import paper_tables
+from mrsep_deploy.export.families.family import Audio, Family, PaperTable, StageSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,6 +94,9 @@ class Demucs(Family):
         from mrsep_deploy.export.families.demucs.variants import fusion_shares
 
         return fusion_shares(cast("SeparationModel", model))
+
+    def paper_tables(self) -> tuple[PaperTable, ...]:
+        return paper_tables()
 
     def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:
         if variant != "htdemucs":

@@ -1,0 +1,81 @@
+"""The tables of the paper on several resolutions: which models stand in them.
+
+    1   HTDemucs, HTDemucs_n, _nf and _nn with the published defaults
+    2   HTDemucs_n with 2, 3, 4 and 5 resolutions
+    3   HTDemucs_n with 16, 24, 32 and 48 channels
+    4   the same five branches, fused by weights, by a convolution, by a U-Net
+
+The published defaults for an odd number of resolutions are powers of two around a window of 4096 samples: 3
+(``_n``, ``_nn``) are 2048 to 8192, 5 (``_nf``, ``_dnf``) 1024 to 16384, 7 (``_2nn``) 512 to 32768. The shared
+bottleneck works at the resolution of index ``K // 2``. Table 2 keeps that 4096 for even numbers too, so 2 are
+2048 and 4096, 4 are 1024 to 8192: each row adds one window to the row before, and the bottleneck, with all its
+tokens, stays the same.
+
+Table 4 takes the branches of ``_nf`` (no waveform, no bottleneck, 24 channels), so that its rows differ in
+nothing but the fusion; the weights are those of the paper's own form, one per resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mrsep_deploy.export.families.family import PaperModel, PaperTable
+
+RESOLUTIONS: Mapping[int, tuple[int, ...]] = {
+    2: (2048, 4096),
+    3: (2048, 4096, 8192),
+    4: (1024, 2048, 4096, 8192),
+    5: (1024, 2048, 4096, 8192, 16384),
+}
+CHANNELS = (16, 24, 32, 48)
+_BRANCHES_OF_NF: Mapping[str, object] = {
+    "nfft_list": list(RESOLUTIONS[5]),
+    "channels": 24,
+    "norm_starts": 3,
+    "dconv_mode": 0,
+}
+
+
+def paper_tables() -> tuple[PaperTable, ...]:
+    """The four tables."""
+    n = PaperModel("htdemucs_n", "htdemucs_n")
+    nf = PaperModel("htdemucs_nf", "htdemucs_nf")
+    families = (
+        ("HTDemucs", PaperModel("htdemucs", "htdemucs")),
+        ("HTDemucs_n", n),
+        ("HTDemucs_nf", nf),
+        ("HTDemucs_nn", PaperModel("htdemucs_nn", "htdemucs_nn")),
+    )
+    fusions = (
+        ("weights", PaperModel("fusion_weights", "mrhdemucs", _BRANCHES_OF_NF)),
+        ("convolution", nf),
+        ("U-Net", PaperModel("fusion_unet", "htdemucs_dnf", _BRANCHES_OF_NF)),
+    )
+    return (
+        PaperTable("Table 1: models", "model", families),
+        PaperTable(
+            "Table 2: HTDemucs_n, number of resolutions",
+            "resolutions",
+            tuple((f"{k} ({', '.join(map(str, sizes))})", _resolutions(k, n)) for k, sizes in RESOLUTIONS.items()),
+        ),
+        PaperTable(
+            "Table 3: HTDemucs_n, channels of the first layer",
+            "channels",
+            tuple((str(width), _width(width, n)) for width in CHANNELS),
+        ),
+        PaperTable("Table 4: fusion of five spectrogram branches", "fusion", fusions),
+    )  # fmt: skip
+
+
+def _resolutions(number: int, default: PaperModel) -> PaperModel:
+    if number == 3:
+        return default
+    return PaperModel(f"resolutions_{number}", "htdemucs_n", {"nfft_list": list(RESOLUTIONS[number])})
+
+
+def _width(channels: int, default: PaperModel) -> PaperModel:
+    return (
+        default
+        if channels == 24
+        else PaperModel(f"channels_{channels}", "htdemucs_n", {"channels": channels})
+    )
