@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": {row.label: figures(row.seconds) for row in race.rows},
             "times_faster": times_faster(race),
             "share_of_time": {row.label: outside(row, bundle.manifest.graph_stages) for row in traced(race)},
-            "snr_against_float64": {row.label: worst_snr(row) for row in race.rows},
+            "worst_stem_snr_db": {row.label: worst_snr(row) for row in race.rows},
             "peak_mib": {row.label: mebibytes(row.memory.get("peak_bytes")) for row in race.rows},
             "start_up": {row.label: row.start_up for row in race.rows},
             "times_the_floor": {row.label: times_the_floor(row) for row in race.rows},
