@@ -58,7 +58,7 @@ class Pair:
             return verify(self.low, engine, reference, tracks)
         finally:
             reference.close()
-            engine.device.close()
+            engine.close()
 
 
 def excerpt_track() -> Track:

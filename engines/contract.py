@@ -8,6 +8,7 @@ runner(tensors)                          fills the stage's outputs from its inpu
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.devices import open_cuda
+from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, DeviceKind, Stream
 from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines.cache import EngineCache
@@ -113,10 +116,15 @@ class Engine(abc.ABC):
     def availability(cls) -> Availability:
         """Look, without raising and without loading more than needed."""
 
-    @property
-    @abc.abstractmethod
+    @functools.cached_property
     def device(self) -> Device:
         """Where runners compute; opened at the first use."""
+        return CpuDevice() if self.runs_on == "cpu" else open_cuda(self.options.device)
+
+    def close(self) -> None:
+        """Close the device, if it was ever opened. Idempotent."""
+        if "device" in vars(self):
+            self.device.close()
 
     @abc.abstractmethod
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import Device, Stream, TensorView
+from mrsep_deploy.devices.interface import Stream, TensorView
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.contract import Availability, Engine, Preference
 from mrsep_deploy.errors import EngineError, first_line
@@ -40,10 +39,6 @@ class OnnxRuntimeEngine(Engine):
     measured: ClassVar[bool] = True
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     emulation: ClassVar[str] = "in float32, rounded after every operator as on a GPU"
-
-    @functools.cached_property
-    def device(self) -> Device:
-        return CpuDevice()
 
     @classmethod
     def availability(cls) -> Availability:

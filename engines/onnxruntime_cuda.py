@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import ctypes
-import functools
 import importlib.util
 import os
 from importlib import metadata
@@ -16,8 +15,8 @@ from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices import cuda_status, open_cuda
-from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor, Stream, TensorView
+from mrsep_deploy.devices import cuda_status
+from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Stream, TensorView
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY
@@ -58,10 +57,6 @@ class _OrtGpuEngine(Engine):
         "ONNX Runtime's kernels copy from host memory that they give back after a run"
     )
     provider: ClassVar[str]
-
-    @functools.cached_property
-    def device(self) -> Device:
-        return open_cuda(self.options.device)
 
     @classmethod
     def availability(cls) -> Availability:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
@@ -52,10 +51,6 @@ class OpenVinoEngine(Engine):
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
         self.cache = EngineCache()
-
-    @functools.cached_property
-    def device(self) -> Device:
-        return CpuDevice()
 
     @classmethod
     def availability(cls) -> Availability:

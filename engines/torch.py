@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -10,8 +9,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 from mrsep_deploy.errors import EngineError, first_line
@@ -35,10 +33,6 @@ class TorchEngine(Engine):
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
         self._modules: dict[str, dict[str, Any]] = {}
-
-    @functools.cached_property
-    def device(self) -> Device:
-        return CpuDevice()
 
     @classmethod
     def availability(cls) -> Availability:

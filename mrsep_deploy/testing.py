@@ -11,7 +11,6 @@ shows how a program takes a failing stage. No graph is opened: a bundle's manife
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import Device, Stream
+from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 
@@ -61,10 +59,6 @@ class FakeEngine(Engine):
         self.prepared: dict[str, int] = {}
         self.calls: list[str] = []
         self.closed: list[str] = []
-
-    @functools.cached_property
-    def device(self) -> Device:
-        return CpuDevice()
 
     @classmethod
     def availability(cls) -> Availability:

@@ -113,8 +113,7 @@ class OurContender(Contender):
         try:
             self.separator = Separator(bundle, engine=chosen, mode=mode, trace=trace)
         except BaseException:
-            with contextlib.suppress(Exception):  # it may be the device that could not be opened
-                chosen.device.close()
+            chosen.close()
             raise
 
     def run(self) -> Samples:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Device, DeviceKind, Stream
+from mrsep_deploy.devices.interface import DeviceKind, Stream
 from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines.cache import CachedEngine, NewEngine
 from mrsep_deploy.engines.contract import (
@@ -71,12 +71,6 @@ class TensorRtEngine(BuildingEngine):
         gpu = find_gpu(self.options.device)
         _check_capability(self.library, gpu)
         return gpu
-
-    @functools.cached_property
-    def device(self) -> Device:
-        from mrsep_deploy.devices import open_cuda
-
-        return open_cuda(self.options.device)
 
     def build(
         self, bundle: Bundle, stage: Stage, options: BuildOptions, *, fresh: bool = False

@@ -201,6 +201,4 @@ def engine_facts(names: Sequence[str], threads: int) -> dict[str, EngineFacts]:
 
 
 def _chosen(threads: int) -> str:
-    engine = choose(AUTO, EngineOptions(threads)).engine
-    engine.device.close()
-    return engine.name
+    return choose(AUTO, EngineOptions(threads)).engine.name

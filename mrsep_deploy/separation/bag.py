@@ -27,7 +27,7 @@ from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.separation.shifts import draw_leads
-from mrsep_deploy.separation.stream import Separated, Song
+from mrsep_deploy.separation.stream import Separated, Song, stems_of
 
 Float32 = NDArray[np.float32]
 
@@ -168,7 +168,7 @@ class BagSeparator:
     def _separate(self, song: Song) -> Iterator[Float32]:
         copies = itertools.tee(song.blocks, len(self.separators))
         running = [
-            separator.separate_measured(blocks, song.statistics)
+            stems_of(separator.separate_songs([Song(song.statistics, blocks)]))
             for separator, blocks in zip(self.separators, copies, strict=True)
         ]
         held = [BlockQueue() for _ in running]

@@ -16,7 +16,6 @@ from mrsep_deploy.audio.blocks import first_nonfinite
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.bundle.registry import resolve
-from mrsep_deploy.devices.interface import Device
 from mrsep_deploy.engines import AUTO
 from mrsep_deploy.engines.choice import choose, parse_device
 from mrsep_deploy.engines.contract import Engine, EngineOptions
@@ -30,7 +29,7 @@ from mrsep_deploy.runtime.scheduler import Scheduler
 from mrsep_deploy.separation.occupancy import Occupancy
 from mrsep_deploy.separation.segments import SongStatistics, stride_of
 from mrsep_deploy.separation.shifts import draw_leads
-from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream
+from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream, stems_of
 
 Float32 = NDArray[np.float32]
 Blocks = Callable[[], Iterable[Float32]]
@@ -115,9 +114,9 @@ class Separator:
                 self.bundle, self.engine, self.run_plan.mode, self.run_plan.lanes, trace
             )
         except BaseException:
-            self.engine.device.close()
+            self.engine.close()
             raise
-        self._closing = weakref.finalize(self, _close, self._scheduler, self.engine.device, os.getpid())
+        self._closing = weakref.finalize(self, _close, self._scheduler, self.engine, os.getpid())
         self._closing.atexit = False  # the system takes everything back faster
 
     @property
@@ -193,8 +192,13 @@ class Separator:
             EngineError: a stage failed.
         """
         again = _readable_twice(blocks)
-        song = SongStatistics.measure(self._checked(again()))
-        yield from self.separate_measured(self._checked(again()), song, progress)
+        song = Song(SongStatistics.measure(self._checked(again())), self._checked(again()))
+        done = 0
+        for stems in stems_of(self.separate_songs([song])):
+            done += stems.shape[-1]
+            if progress is not None:
+                progress(done)
+            yield stems
 
     def _checked(self, blocks: Iterable[Float32]) -> Iterator[Float32]:
         done = 0
@@ -212,22 +216,11 @@ class Separator:
             done += block.shape[1]
             yield block
 
-    def separate_measured(
-        self, blocks: Iterable[Float32], song: SongStatistics, progress: Callable[[int], None] | None = None
-    ) -> Iterator[Float32]:
-        """:meth:`separate_blocks` for a song whose statistics are known, in one pass."""
-        done = 0
-        for separated in self.separate_songs([Song(song, blocks)]):
-            if separated.error is not None:
-                raise separated.error
-            if separated.stems is not None:
-                done += separated.stems.shape[-1]
-                if progress is not None:
-                    progress(done)
-                yield separated.stems
-
     def separate_songs(self, songs: Iterable[Song | None]) -> Iterator[Separated]:
-        """Separate songs one after the other without a pause between them (see ``SongStream.run``)."""
+        """Separate songs one after the other without a pause between them, each in one pass over its blocks.
+
+        See ``SongStream.run``. :func:`~mrsep_deploy.separation.stream.stems_of` takes the stems of a single song.
+        """
         cutting = Cutting(self.segment_samples, self.stride, self.leads)
         stream = SongStream(self._scheduler, self.manifest.model, self.manifest.batch, cutting)
         with self._occupancy.taken():
@@ -247,14 +240,14 @@ class Separator:
         self.close()
 
 
-def _close(scheduler: Scheduler, device: Device, process: int) -> None:
+def _close(scheduler: Scheduler, engine: Engine, process: int) -> None:
     """Let go of everything. In a process that was forked off, the threads to be ended are not there."""
     if os.getpid() != process:
         return
     try:
         scheduler.close()
     finally:
-        device.close()
+        engine.close()
 
 
 def _readable_twice(blocks: Blocks | Iterable[Float32]) -> Blocks:

@@ -49,6 +49,15 @@ class Separated:
     error: Exception | None = None
 
 
+def stems_of(events: Iterable[Separated]) -> Iterator[Float32]:
+    """The stems of one song ``[S, C, n]`` in order; raises the error that ended it early."""
+    for event in events:
+        if event.error is not None:
+            raise event.error
+        if event.stems is not None:
+            yield event.stems
+
+
 @dataclass(frozen=True)
 class Cutting:
     """How songs become segments.

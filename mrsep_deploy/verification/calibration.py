@@ -96,7 +96,7 @@ def measure(
             progress("done", total, total)
         return Calibration(signals, {stage.name: stage.ranges() for stage in stages})
     finally:
-        engine.device.close()
+        engine.close()
 
 
 # --- one stage

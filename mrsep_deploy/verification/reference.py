@@ -64,7 +64,7 @@ class BundleReference:
 
     def close(self) -> None:
         self.chain.close()
-        self._engine.device.close()
+        self._engine.close()
 
 
 class TorchReference:

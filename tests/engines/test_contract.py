@@ -63,7 +63,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         pytest.skip(f"{request.param}: {found.reason}")
     engine = choose(request.param, EngineOptions(threads=1)).engine
     yield engine
-    engine.device.close()
+    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_a_wrong_graph_is_an_error_that_names_the_stage(tmp_path: Path, name: st
     stage = next(s for s in manifest.stages if s.name == "branch.time")
     with pytest.raises(EngineError, match=r"branch\.time"):
         Bench(engine, bundle, stage).run(given(manifest, stage))
-    engine.device.close()
+    engine.close()
 
 
 def test_torch_on_a_bundle_whose_checkpoint_nobody_knows(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor
+from mrsep_deploy.engines import contract
 from mrsep_deploy.engines import onnxruntime_cuda as module
 from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.engines.onnxruntime_cuda import CUDA, REPLACE, TENSORRT, OrtCudaEngine, OrtTensorRtEngine
@@ -158,7 +159,7 @@ def ort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeOrt:
         module, "cuda_status", lambda: CudaStatus(True, "cuda-python", "13.0", ("A", "B"), ((9, 0),) * 2)
     )
     monkeypatch.setattr(module, "load_tensorrt", lambda: None)
-    monkeypatch.setattr(module, "open_cuda", lambda index: SimpleNamespace(index=index, kind="cuda"))
+    monkeypatch.setattr(contract, "open_cuda", lambda index: SimpleNamespace(index=index, kind="cuda"))
     return fake
 
 

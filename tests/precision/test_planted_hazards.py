@@ -57,7 +57,7 @@ class Case:
 
     def close(self) -> None:
         self.reference.close()
-        self.engine.device.close()
+        self.engine.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,9 +17,13 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle, registry, write_bundle
 from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.devices.cpu import CpuDevice
+from mrsep_deploy.devices.interface import Device
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import BundleError, EngineError, UsageError
 from mrsep_deploy.separation.segments import SongStatistics
 from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.separation.stream import Song, stems_of
 from mrsep_deploy.testing import Arrays, FakeEngine, identity
 
 Float32 = NDArray[np.float32]
@@ -161,7 +166,7 @@ def test_stems_come_out_while_the_song_goes_in(bundle: Bundle) -> None:
             tracemalloc.start()
             try:
                 measured = SongStatistics(0.0, 1.0, count * SAMPLES)
-                for stems in separator.separate_measured(blocks(), measured):
+                for stems in stems_of(separator.separate_songs([Song(measured, blocks())])):
                     done += stems.shape[-1]
                     assert read - done <= 8 * SAMPLES  # segments under way, and a block read ahead
                 peaks.append(tracemalloc.get_traced_memory()[1])
@@ -217,7 +222,7 @@ def test_a_source_that_fails_in_the_middle_does_not_spoil_the_next(bundle: Bundl
     with Separator(bundle, engine=FakeEngine()) as separator:
         expected = separator.separate(song())
         with pytest.raises(OSError, match="gone"):
-            list(separator.separate_measured(breaking(), SongStatistics(0.0, 1.0, 1000)))
+            list(stems_of(separator.separate_songs([Song(SongStatistics(0.0, 1.0, 1000), breaking())])))
         found = separator.separate(song())
     for name in SOURCES:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -342,3 +347,42 @@ def test_closing_twice_and_after_the_bundle_is_gone(bundle: Bundle) -> None:
     separator.close()
     assert sorted(engine.closed) == ["branch.16", "branch.time"]
     assert engine.device.memory_used() == 0
+
+
+class NeverOpened(FakeEngine):
+    """An engine whose device counts how often it was opened."""
+
+    opened = 0
+
+    @functools.cached_property
+    def device(self) -> Device:
+        self.opened += 1
+        return CpuDevice()
+
+
+def test_a_separator_that_cannot_be_made_opens_no_device_to_close_it(bundle: Bundle) -> None:
+    engine = NeverOpened(options=EngineOptions(threads=2))
+    with pytest.raises(UsageError, match="9999 segments side by side"):
+        Separator(bundle, engine=engine, lanes=9999)
+    assert engine.opened == 0
+    engine.close()
+    assert engine.opened == 0
+
+
+def test_a_device_is_closed_though_its_streams_fail(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, closed = FakeEngine(), []
+    separator = Separator(bundle, engine=engine)
+    original = engine.device.close
+    monkeypatch.setattr(engine.device, "close", lambda: (closed.append(True), original()))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(separator.scheduler._pipelines[0], "drain", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        separator.close()
+    assert closed
+    assert sorted(engine.closed) == ["branch.16", "branch.time"]
+    with pytest.raises(UsageError, match="closed"):
+        separator.separate(song())
+    separator.close()

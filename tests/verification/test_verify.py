@@ -154,7 +154,7 @@ def verified(
         return verify(candidate, engine, exact, tracks, limit)
     finally:
         exact.close()
-        engine.device.close()
+        engine.close()
 
 
 def track(samples: Float32, **truth: Float32) -> Track:
@@ -205,7 +205,7 @@ def test_the_worst_segments_are_kept(bundle: Bundle, music: Float32, tmp_path: P
     engine = choose("ort", EngineOptions(1)).engine
     with Chain(bundle, engine) as chain:
         exact = chain.run(found.probes[0].mix)["stems"]
-    engine.device.close()
+    engine.close()
     assert found.probes[0].ratio(exact, exact) == 0
     assert math.isinf(found.probes[0].ratio(exact * np.nan, exact))
 
