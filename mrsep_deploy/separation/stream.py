@@ -50,12 +50,17 @@ class Separated:
 
 
 def stems_of(events: Iterable[Separated]) -> Iterator[Float32]:
-    """The stems of one song ``[S, C, n]`` in order; raises the error that ended it early."""
+    """The stems of one song ``[S, C, n]`` in order; raises the error that ended it early.
+
+    All events are taken before that, so that whatever they come from is free for another song.
+    """
+    error: Exception | None = None
     for event in events:
-        if event.error is not None:
-            raise event.error
+        error = error or event.error
         if event.stems is not None:
             yield event.stems
+    if error is not None:
+        raise error
 
 
 @dataclass(frozen=True)
