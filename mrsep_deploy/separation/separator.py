@@ -36,6 +36,9 @@ Blocks = Callable[[], Iterable[Float32]]
 
 DEFAULT_OVERLAP = 0.25
 
+_inherited: list[object] = []
+"""What a forked process has of its parent's separators: sessions that were collected would wait for their threads."""
+
 
 class Separator:
     """Separates songs with a bundle on an engine.
@@ -243,6 +246,7 @@ class Separator:
 def _close(scheduler: Scheduler, engine: Engine, process: int) -> None:
     """Let go of everything. In a process that was forked off, the threads to be ended are not there."""
     if os.getpid() != process:
+        _inherited.append((scheduler, engine))
         return
     try:
         scheduler.close()
