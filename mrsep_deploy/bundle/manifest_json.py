@@ -12,7 +12,9 @@ import math
 import re
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import get_args
+from typing import Annotated, get_args
+
+import msgspec
 
 from mrsep_deploy.bundle.manifest import (
     FORMAT,
@@ -29,7 +31,7 @@ from mrsep_deploy.bundle.manifest import (
 )
 from mrsep_deploy.bundle.manifest_check import FIX, MAX_FILE_BYTES, check, check_file_name, check_model
 from mrsep_deploy.errors import BundleError
-from mrsep_deploy.files.strict_json import Record, as_numbers, parse, raised_as, shown, typed
+from mrsep_deploy.files.strict_json import NAME, Record, as_numbers, parse, raised_as, shown, typed
 
 MAX_LINE = 100
 MAX_COUNT = 2**63 - 1
@@ -37,7 +39,9 @@ MAX_SAMPLES = 2**31
 DTYPES = ("float32", "float16", "float64", "int32", "int64")
 FUSED_AT = ("bottleneck", "output")
 
-_FLOAT32 = dict[str, dict[str, tuple[str, ...]]]
+_Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}\Z")]
+_Patterns = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=512)], ...], msgspec.Meta(max_length=256)]
+_FLOAT32 = dict[_Name, Annotated[dict[_Name, _Patterns], msgspec.Meta(max_length=64)]]
 _FRACTION = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,12 +77,7 @@ def from_json(text: str) -> Manifest:
         opset=top.integer("opset", 1, 1000),
         precision=top.name("precision"),
         files=_files(top.mapping("files")),
-        float32=typed(
-            top.mapping("float32") if "float32" in top else {},
-            dict[str, dict[str, tuple[str, ...]]],
-            "float32",
-            FIX,
-        ),
+        float32=typed(top.mapping("float32"), _FLOAT32, "float32", FIX) if "float32" in top else {},
         fusion=tuple(_shares(item, where) for where, item in top.items("fusion", 0, 16)),
         checks=top.mapping("checks"),
         provenance=top.mapping("provenance"),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
+from typing import Annotated
+
+import msgspec
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, RANGES_FILE, Bundle, write_bundle
 from mrsep_deploy.errors import BundleError, UsageError
-from mrsep_deploy.files.strict_json import Record, parse, raised_as
+from mrsep_deploy.files.strict_json import Record, parse, raised_as, typed
 
 FORMAT = "mrsep-deploy ranges"
 FORMAT_VERSION = 1
 FIX = "Calibrate again: mrsep-deploy verify BUNDLE --calibrate."
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Magnitude = Annotated[float, msgspec.Meta(ge=0)]
+_Numbers = tuple[_Magnitude, _Magnitude, _Magnitude, _Magnitude, _Magnitude, _Magnitude]
+"""A range in the file, in the order of :class:`Range`."""
 
 
 @dataclass(frozen=True)
@@ -116,42 +123,19 @@ def _stages(ranges: Ranges) -> str:
 
 @raised_as(BundleError)
 def from_json(text: str) -> Calibration:
-    """The calibration that a text holds.
+    """Returns the calibration that a text holds.
 
     Raises:
         BundleError: names what was found and what was expected.
     """
-    keys = ("format", "format_version", "signals", "stages")
-    record = Record(parse(text, RANGES_FILE, FIX), RANGES_FILE, FIX, keys)
+    record = Record(
+        parse(text, RANGES_FILE, FIX), RANGES_FILE, FIX, ("format", "format_version", "signals", "stages")
+    )
     record.choice("format", (FORMAT,))
     record.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
-    signals = record.mapping("signals")
-    counts = {name: count for name, count in signals.items() if isinstance(count, int) and count > 0}
-    if len(counts) != len(signals):
-        record.wrong("signals", "how many batches of segments by track")
-    stages = {
-        stage: _tensors(tensors, f"{RANGES_FILE}.stages[{stage!r}]")
-        for stage, tensors in record.mapping("stages").items()
-    }
-    return Calibration(counts, stages)
-
-
-def _tensors(value: object, where: str) -> dict[str, Range]:
-    if not isinstance(value, dict):
-        raise BundleError(f"{where} is no mapping of tensors", FIX)
-    return {name: _range(numbers, f"{where}[{name!r}]") for name, numbers in value.items()}
-
-
-def _range(value: object, where: str) -> Range:
-    if not isinstance(value, list) or len(value) != 6 or not all(_is_magnitude(each) for each in value):
-        raise BundleError(f"{where} is not six numbers of at least 0", FIX)
-    return Range(*map(float, value))
-
-
-def _is_magnitude(value: object) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
+    signals, stages = record.mapping("signals"), record.mapping("stages")
+    found = typed(stages, dict[str, dict[str, _Numbers]], f"{RANGES_FILE}.stages", FIX)
+    return Calibration(
+        typed(signals, dict[str, _Count], f"{RANGES_FILE}.signals", FIX),
+        {stage: {name: Range(*each) for name, each in tensors.items()} for stage, tensors in found.items()},
     )

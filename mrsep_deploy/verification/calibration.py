@@ -8,7 +8,6 @@ stands the same product of squares: how large its terms are, whose sum may be sm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,21 +101,8 @@ def measure(
 # --- one stage
 
 
-@dataclass
-class _Gathered:
-    """What is known of a tensor so far; sums are of squares."""
-
-    largest: float = 0.0
-    smallest: float = _HUGE
-    squares: float = 0.0
-    quietest: float = _HUGE
-    tiny: float = 0.0
-    product: float = 0.0
-    runs: int = 0
-
-
 class _Stage:
-    """A graph that also gives its tensors' figures, and what they have been."""
+    """A graph that also gives its tensors' figures, and what they were in every run."""
 
     def __init__(self, stage: Stage, data: bytes, threads: int) -> None:
         import onnxruntime as ort
@@ -125,7 +111,7 @@ class _Stage:
         model = read_graph(data, stage.name)
         tensors = tuple(measured(model.graph))
         self.elements = {str(value.name): elements(value) for value in tensors}
-        self.gathered = {name: _Gathered() for name in self.elements}
+        self.runs: list[Array] = []
         figures = _Figures(model.graph)
         figures.add(tensors)
         self.figures = figures.names
@@ -147,37 +133,32 @@ class _Stage:
     def measure(self, tensors: Mapping[str, Array], track: str) -> None:
         """Run on one batch, given every tensor between stages."""
         values = self.session.run(None, {name: tensors[name] for name in self.inputs})
-        found = dict(zip(self.figures, map(float, values), strict=True))
-        for name, gathered in self.gathered.items():
-            highest, lowest, squares, smallest, tiny = (found[name, figure] for figure in FIGURES)
-            if not np.isfinite(squares):
+        for (name, figure), value in zip(self.figures, values, strict=True):
+            if figure == "squares" and not np.isfinite(value):
                 raise ExportError(
                     f"{name} in stage {self.name} is not finite in float32 on {track}",
                     "The model itself breaks there; export a sound checkpoint.",
                 )
-            gathered.runs += 1
-            gathered.largest = max(gathered.largest, highest, -lowest)
-            gathered.smallest = min(gathered.smallest, smallest)
-            gathered.squares += squares
-            gathered.tiny += tiny
-            gathered.product += found.get((name, PRODUCT), 0.0)
-            if squares:
-                gathered.quietest = min(gathered.quietest, squares)
+        self.runs.append(np.array(values, np.float64))
 
     def ranges(self) -> dict[str, Range]:
         """Returns the range of every tensor, in the graph's order."""
-        return {name: self._range(found, self.elements[name]) for name, found in self.gathered.items()}
+        found = dict(zip(self.figures, np.array(self.runs).T, strict=True))
+        return {name: self._range(found, name, size) for name, size in self.elements.items()}
 
-    def _range(self, found: _Gathered, size: int) -> Range:
-        runs = max(found.runs, 1)
-        power = found.squares / runs / size
+    def _range(self, found: Mapping[tuple[str, str], Array], name: str, size: int) -> Range:
+        """Returns the range of one tensor of ``size`` elements from its figures in every run."""
+        highest, lowest, squares, smallest, tiny = (found[name, figure] for figure in FIGURES)
+        terms = found.get((name, PRODUCT), np.zeros(1))
+        power = float(squares.mean()) / size
+        sounding = squares[squares > 0]
         return Range(
-            largest=found.largest,
-            smallest=found.smallest if found.smallest < _HUGE else 0.0,
+            largest=float(max(highest.max(), -lowest.min())),
+            smallest=float(smallest.min()) if smallest.min() < _HUGE else 0.0,
             rms=power**0.5,
-            quietest=(found.quietest / size) ** 0.5 if found.largest else 0.0,
-            tiny=found.tiny / runs,
-            amplification=(found.product / runs / power) ** 0.5 if power else 0.0,
+            quietest=float(sounding.min() / size) ** 0.5 if len(sounding) else 0.0,
+            tiny=float(tiny.mean()),
+            amplification=(float(terms.mean()) / power) ** 0.5 if power else 0.0,
         )
 
 

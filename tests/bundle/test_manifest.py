@@ -108,6 +108,17 @@ def test_unwritable_value_is_named(value: object) -> None:
         to_json(replace(tiny_manifest(), checks={"bad": value}))
 
 
+def test_rules_of_the_family_survive_the_file() -> None:
+    rules = {
+        "norms": {"branch.16": ()},
+        "last": {"branch.16": ("a.*/Conv", "b/*"), "branch.time": ("*",)},
+        "fold": {},
+    }
+    manifest = replace(tiny_manifest(), float32=rules)
+    assert from_json(to_json(manifest)) == manifest
+    assert '"float32":' not in to_json(tiny_manifest())
+
+
 def changed(change: Callable[[Any], None]) -> str:
     tree = json.loads(to_json(tiny_manifest()))
     change(tree)
@@ -146,6 +157,11 @@ INFO = {"sha256": "0" * 64, "bytes": 1}
 LEAVING = ("../up", "/etc/passwd", "a/b", "a\\b", "C:x", "C:\\x", "a\0b", "a\nb", "..", ".", "", "-x")
 RESERVED = ("manifest.json", "MANIFEST.JSON", "nul", "Con.onnx", "x.")
 REFUSED = [
+    (put("float32", []), "float32 is \\[\\], expected an object"),
+    (put("float32", {"last": {"core": "a/*"}}), r"float32\['last'\]\['core'\] is 'a/\*', expected"),
+    (put("float32", {"last": {"core": [1]}}), r"float32\['last'\]\['core'\]\[0\] is 1, expected"),
+    (put("float32", {"last": {"core": ["a"] * 257}}), r"float32\['last'\]\['core'\] is .*expected.* 256"),
+    (put("float32", {"a\x1b[2J": {}}), r"float32.*a\\x1b.*expected"),
     (put("format", "zip"), "manifest.format is 'zip'"),
     (put("format_version", 2), "format version 2, this mrsep-deploy reads version 1. Upgrade"),
     (put("format_version", "1"), "manifest.format_version is '1'"),

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import tiny_bundle
+from bundles import tiny_bundle, tiny_files, tiny_manifest
 from goldens import NAMES, Export, golden
 from numpy.typing import NDArray
 
-from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.engines.contract import BuildOptions, EngineOptions
@@ -249,6 +249,27 @@ def test_tensors_between_graphs_and_the_border(tmp_path: Path) -> None:
     second = Stage("second", "graph", "16", first.outputs, ("more",), "second.onnx")
     chained = replace(manifest, stages=(first, second))
     assert tensors_between(chained) == set(first.outputs)
+
+
+def test_a_rule_that_should_match_and_does_not_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = {
+        "fold": {"branch.16": ("*.shift/*",)},
+        "residual": {"branch.time": ()},
+        "last": {"branch.16": ("Add*",)},
+    }
+    manifest = replace(tiny_manifest(), float32=rules)
+    bundle = write_bundle(tmp_path / "tiny", manifest, tiny_files(manifest), overwrite=False)
+    half = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
+    fold, residual = (record.getMessage() for record in caplog.records)
+    assert "the rule fold matches nothing in stage branch.16" in fold
+    assert "the rule residual matches nothing in stage branch.time" in residual
+    assert half.manifest.float32 == rules
+    caplog.clear()
+    # what a plan leaves out is not missed
+    convert_bundle(bundle, PrecisionPlan("float16", ("last", "norms")), tmp_path / "other")
+    assert not caplog.records
 
 
 def test_equal_bundles_are_equal_bytes(tmp_path: Path) -> None:

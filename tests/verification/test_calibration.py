@@ -140,11 +140,11 @@ def test_ranges_survive_the_file(tmp_path: Path) -> None:
         ),
         (
             '{"format": "mrsep-deploy ranges", "format_version": 1, "signals": {"a": "b"}, "stages": {}}',
-            "how many batches",
+            r"signals\['a'\] is 'b', expected ",
         ),
         (
             '{"format": "mrsep-deploy ranges", "format_version": 1, "signals": {}, "stages": {"a": {"b": [1]}}}',
-            "six numbers",
+            "expected a list of length 6",
         ),
     ],
 )
