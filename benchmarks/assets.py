@@ -33,7 +33,7 @@ import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import open_audio
+from mrsep_deploy.audio import AudioSource
 
 SAMPLE_RATE = 44100
 CHANNELS = 2
@@ -110,7 +110,7 @@ class Song:
 
     def blocks(self, frames: int = 65536) -> Iterator[NDArray[np.float32]]:
         """The song as ``[2, frames]`` blocks at 44.1 kHz, never clipped."""
-        guitar, rest = (open_audio(part, SAMPLE_RATE, CHANNELS).blocks(frames) for part in self.parts)
+        guitar, rest = (AudioSource(part, SAMPLE_RATE, CHANNELS).blocks(frames) for part in self.parts)
         for one, other in zip(guitar, rest, strict=True):
             yield one + other
 
@@ -183,7 +183,7 @@ def read_excerpt() -> dict[str, NDArray[np.float32]]:
     """
     path = four_stem_excerpt()
     return {
-        stem: open_audio(path, SAMPLE_RATE, CHANNELS, stream=index).read()
+        stem: AudioSource(path, SAMPLE_RATE, CHANNELS, stream=index).read()
         for index, stem in enumerate(STEMS, start=1)
     }
 

@@ -66,12 +66,12 @@ def compare(song: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mrsep_deploy.audio import open_audio
+    from mrsep_deploy.audio import AudioSource
     from mrsep_deploy.measuring.deviation import Deviation
     from mrsep_deploy.separation.separator import Separator
 
     with Separator(MODEL, engine="ort") as ort, Separator(MODEL, engine="torch") as torch:
-        mix = open_audio(song, ort.sample_rate, ort.audio_channels).read()
+        mix = AudioSource(song, ort.sample_rate, ort.audio_channels).read()
         # Parity and latency need no more than the song's first segments.
         mix = mix[:, : 2 * ort.manifest.model.segment_samples]
         exported, reference = ort.separate(mix), torch.separate(mix)

@@ -18,7 +18,7 @@ from assets import CHANNELS, SAMPLE_RATE, STEMS, read_excerpt, songs, trained_ht
 from numpy.typing import NDArray
 from parity_trained import REQUIRED_SNR, StemParity, parity, sdr, separate_published
 
-from mrsep_deploy.audio import open_audio
+from mrsep_deploy.audio import AudioSource
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.export.checkpoint.read import read_checkpoint
 from mrsep_deploy.export.families import known_classes
@@ -79,7 +79,7 @@ def test_song_is_what_demucs_makes_of_it(tmp_path: Path, capsys: pytest.CaptureF
     song = next(song for song in songs() if song.vocals) if FULL else songs()[0]
     path = tmp_path / "song.wav"
     soundfile.write(path, song.read(None if FULL else 60).T, SAMPLE_RATE, subtype="FLOAT")
-    source = open_audio(path, SAMPLE_RATE, CHANNELS)
+    source = AudioSource(path, SAMPLE_RATE, CHANNELS)
     with Separator(trained.trained_bundle("split"), engine="ort") as separator:
         stems = np.concatenate(list(separator.separate_blocks(source.blocks)), axis=-1)
     found = parity(dict(zip(STEMS, stems, strict=True)), separate_published(source.read()))

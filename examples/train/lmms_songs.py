@@ -22,7 +22,7 @@ from material import PACKAGES, fetched
 from numpy.typing import NDArray
 from store import SAMPLE_RATE, entry_path, write_entry
 
-from mrsep_deploy.audio import open_audio
+from mrsep_deploy.audio import AudioSource
 
 PACKAGE = "lmms-common"
 _NUMBERED = re.compile(r"(\d+)_")
@@ -94,7 +94,7 @@ def render_tracks(program: str, project: Path) -> dict[int, NDArray[np.float32]]
         for path in sorted(Path(folder).glob("*.wav")):
             number = _NUMBERED.match(path.name)
             if number:
-                tracks[int(number[1])] = open_audio(path, SAMPLE_RATE, 2).read()
+                tracks[int(number[1])] = AudioSource(path, SAMPLE_RATE, 2).read()
         if done.returncode or not tracks:
             raise RenderError(f"{project.name}: LMMS ended with code {done.returncode}: {done.stdout[-300:]}")
         return tracks

@@ -26,7 +26,7 @@ from store import SAMPLE_RATE, entry_path, write_entry
 from synthesis import Player
 from voices import sing
 
-from mrsep_deploy.audio import open_audio
+from mrsep_deploy.audio import AudioSource
 
 SECONDS = 60.0
 HELD_OUT_SECONDS = 45.0
@@ -126,7 +126,7 @@ def store_guitars(store: Path) -> None:
     for song, path in guitar_stems().items():
         name = f"guitar-{song.replace(' ', '_')}"
         if not entry_path(store, "train", name).exists():
-            stem = open_audio(path, SAMPLE_RATE, 2).read()
+            stem = AudioSource(path, SAMPLE_RATE, 2).read()
             info = {"song": song, "package": package, "licence": PACKAGES[package].licence}
             write_entry(store, "train", name, {"other": stem}, whole=False, info=info)
 

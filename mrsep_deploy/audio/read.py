@@ -143,17 +143,6 @@ class AudioSource:
         return np.concatenate(list(self.blocks()), axis=1)
 
 
-def open_audio(
-    path: str | os.PathLike[str],
-    sample_rate: int,
-    channels: int,
-    stream: int | None = None,
-    allow_damaged: bool = False,
-) -> AudioSource:
-    """Open a song for reading at the model's sample rate and channels; see ``AudioSource``."""
-    return AudioSource(path, sample_rate, channels, stream, allow_damaged)
-
-
 def audio_streams(path: str | os.PathLike[str]) -> int:
     """Number of audio streams in a file; 0 for a video without sound.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import open_audio
+from mrsep_deploy.audio import AudioSource
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import AudioError, UsageError
 from mrsep_deploy.separation.segments import SONG_EPS
@@ -80,7 +80,7 @@ def _read(audio: Path, manifest: Manifest, frames: int) -> Float32:
     model = manifest.model
     wanted = max(frames, (ITEMS + manifest.batch) * model.segment_samples)
     pieces: list[Float32] = []
-    for block in open_audio(audio, model.sample_rate, model.audio_channels).blocks():
+    for block in AudioSource(audio, model.sample_rate, model.audio_channels).blocks():
         pieces.append(block)
         wanted -= block.shape[1]
         if wanted <= 0:

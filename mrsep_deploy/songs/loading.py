@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mrsep_deploy.audio import AudioSource, Cancelled, Encoding, Samples, open_audio, read_tags
+from mrsep_deploy.audio import AudioSource, Cancelled, Encoding, Samples, read_tags
 from mrsep_deploy.errors import AudioError
 from mrsep_deploy.files.parts import explained
 from mrsep_deploy.process.interrupts import breakable
@@ -94,7 +94,7 @@ def load(
         if track.is_stdin:
             path = stack.enter_context(_spooled_stdin(raw))
             stack.enter_context(_called_stdin(path))
-        source = open_audio(path, sample_rate, channels, allow_damaged=allow_damaged)
+        source = AudioSource(path, sample_rate, channels, allow_damaged=allow_damaged)
         held: list[Samples] | None = []
         size = 0
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import audio_streams, open_audio
+from mrsep_deploy.audio import AudioSource, audio_streams
 from mrsep_deploy.bundle.manifest import ModelInfo
 from mrsep_deploy.errors import AudioError
 from mrsep_deploy.export.checkpoint.files import sha256
@@ -99,7 +99,7 @@ def read_multitrack(track: TrackFiles, model: ModelInfo, every_source: bool) -> 
             f"Evaluate a model of its stems; this one has {', '.join(model.sources)}.",
         )
     sources = {
-        name: open_audio(path, model.sample_rate, model.audio_channels, stream)
+        name: AudioSource(path, model.sample_rate, model.audio_channels, stream)
         for name, (path, stream) in places.items()
     }
     stems = {name: source.read() for name, source in sources.items()}

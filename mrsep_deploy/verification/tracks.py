@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import open_audio
+from mrsep_deploy.audio import AudioSource
 from mrsep_deploy.bundle.manifest import ModelInfo
 from mrsep_deploy.separation.segments import SONG_EPS, SongStatistics, stride_of
 from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
@@ -77,7 +77,7 @@ def _read_track(path: Path, model: ModelInfo) -> Track:
     if path.is_dir() or files.is_stem_file:
         found = read_multitrack(files, model, every_source=False)
         return with_stems(path.name, found.mix, found.truth, found.remarks)
-    source = open_audio(path, model.sample_rate, model.audio_channels)
+    source = AudioSource(path, model.sample_rate, model.audio_channels)
     statistics = SongStatistics.measure(source.blocks())
     remarks = tuple(f"{path} {remark}" for remark in source.remarks)
     return Track(path.name, statistics, source.blocks, remarks=remarks)

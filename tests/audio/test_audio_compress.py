@@ -19,6 +19,7 @@ from mrsep_deploy.audio import (
     WAV_24,
     WAV_FLOAT,
     AnyEncoding,
+    AudioSource,
     Cancelled,
     Clip,
     Encoding,
@@ -27,7 +28,6 @@ from mrsep_deploy.audio import (
     flac,
     mp3,
     ogg,
-    open_audio,
     read_tags,
 )
 from mrsep_deploy.errors import OutputError
@@ -93,14 +93,14 @@ def test_as_long_as_what_was_given(tmp_path: Path, encoding: AnyEncoding, frames
     """To the sample, in both decoders: nothing before the song, nothing after it."""
     path = write(tmp_path / f"a{encoding.suffix}", music(frames), encoding)
     assert soundfile.info(path).frames == frames
-    assert open_audio(path, RATE, 2).read().shape == (2, frames)
+    assert AudioSource(path, RATE, 2).read().shape == (2, frames)
 
 
 @pytest.mark.parametrize(("encoding", "least"), [(mp3(320), 30), (mp3(128), 20), (ogg(10), 30), (ogg(3), 15)])
 def test_lossy_is_close_and_aligned(tmp_path: Path, encoding: AnyEncoding, least: float) -> None:
     """A signal-to-noise ratio that one sample of delay would take away."""
     samples = music(100_000)
-    found = open_audio(write(tmp_path / f"a{encoding.suffix}", samples, encoding), RATE, 2).read()
+    found = AudioSource(write(tmp_path / f"a{encoding.suffix}", samples, encoding), RATE, 2).read()
     snr = 10 * np.log10(np.square(samples).sum() / np.square(found - samples).sum())
     assert snr > least
 
@@ -121,7 +121,7 @@ def test_a_better_quality_takes_more_space(tmp_path: Path) -> None:
 def test_beyond_full_scale_saturates(tmp_path: Path, encoding: AnyEncoding) -> None:
     """Unclipped input of twice full scale never wraps round."""
     samples = np.full((2, 50_000), 2, np.float32)
-    found = open_audio(write(tmp_path / f"a{encoding.suffix}", samples, encoding, "none"), RATE, 2).read()
+    found = AudioSource(write(tmp_path / f"a{encoding.suffix}", samples, encoding, "none"), RATE, 2).read()
     assert found[:, 5000:-5000].min() > 0.9
 
 

@@ -16,7 +16,7 @@ import soundfile
 from bundles import tiny_bundle
 from test_audio_read import RATE, tones, wav_bytes, write_av
 
-from mrsep_deploy.audio import DamagedAudio, Samples, open_audio
+from mrsep_deploy.audio import AudioSource, DamagedAudio, Samples
 from mrsep_deploy.audio.headers import stated_frames
 from mrsep_deploy.audio.ogg_pages import find_links
 from mrsep_deploy.bundle import registry
@@ -51,15 +51,15 @@ KINDS = ["wav", "wavex", "rf64", "adpcm", "w64", "aiff", "au", "caf", "flac", "m
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_song_is_an_error_that_says_where(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"a.{kind}", noise())
-    whole = open_audio(path, RATE, 2)
+    whole = AudioSource(path, RATE, 2)
     expected = whole.read()
     assert whole.remarks == ()
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DamagedAudio, match=r"a\.\w+ (ends|is damaged) after \d\.\d\d s") as caught:
-        open_audio(path, RATE, 2).read()
+        AudioSource(path, RATE, 2).read()
     assert "--allow-damaged" in caught.value.fix
-    source = open_audio(path, RATE, 2, allow_damaged=True)
+    source = AudioSource(path, RATE, 2, allow_damaged=True)
     found = source.read()
     assert 0.25 * expected.shape[1] < found.shape[1] < 0.6 * expected.shape[1]
     assert source.remarks == (caught.value.what,)
@@ -72,7 +72,7 @@ def test_a_cut_song_is_an_error_that_says_where(tmp_path: Path, kind: str) -> No
 def test_a_cut_wav_says_what_its_header_states(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav_bytes(RATE, stated=6 * RATE))
     with pytest.raises(DamagedAudio, match=r"ends after 1\.00 s, its header states 6\.00 s"):
-        open_audio(tmp_path / "a.wav", RATE, 1).read()
+        AudioSource(tmp_path / "a.wav", RATE, 1).read()
 
 
 @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0xFFFF_FFDB, 0x7FFF_F000, 0x7FFF_FFFF, 0x8000_0000])
@@ -80,14 +80,14 @@ def test_a_wav_that_was_streamed_is_whole(tmp_path: Path, size: int) -> None:
     data = bytearray(wav_bytes(RATE))
     data[40:44] = struct.pack("<I", size)
     (tmp_path / "a.wav").write_bytes(data)
-    source = open_audio(tmp_path / "a.wav", RATE, 1)
+    source = AudioSource(tmp_path / "a.wav", RATE, 1)
     assert source.read().shape == (1, RATE)
     assert source.remarks == ()
 
 
 def test_a_few_samples_less_are_no_damage(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav_bytes(RATE, stated=RATE + RATE // 11))
-    assert open_audio(tmp_path / "a.wav", RATE, 1).read().shape == (1, RATE)
+    assert AudioSource(tmp_path / "a.wav", RATE, 1).read().shape == (1, RATE)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_damaged_flac_says_where(tmp_path: Path, at: float) -> None:
     data = bytearray(path.read_bytes())
     data[int(at * len(data))] ^= 0xFF
     path.write_bytes(data)
-    source = open_audio(path, RATE, 2, allow_damaged=True)
+    source = AudioSource(path, RATE, 2, allow_damaged=True)
     found = source.read()
     # noise is packed to the same size throughout; a FLAC frame has 4096 samples here
     assert found.shape[1] / RATE == pytest.approx(at * SECONDS, abs=0.15)
@@ -140,7 +140,7 @@ def test_damaged_pages(
     pages = [at for at in range(len(data)) if data.startswith(b"OggS\0", at)]
     path.write_bytes(harm(data, pages))
     with pytest.raises(DamagedAudio, match=rf"is damaged after \d\.\d\d s: {why}"):
-        open_audio(path, RATE, 2).read()
+        AudioSource(path, RATE, 2).read()
 
 
 def test_damaged_pages_that_ffmpeg_reads(tmp_path: Path) -> None:
@@ -154,18 +154,18 @@ def test_damaged_pages_that_ffmpeg_reads(tmp_path: Path) -> None:
         resampler = av.AudioResampler("s16", "stereo", RATE, 4096)
         for part in (*resampler.resample(frame), *resampler.resample(None), None):
             file.mux(stream.encode(part))
-    assert open_audio(path, RATE, 2).read().shape == noise().shape
+    assert AudioSource(path, RATE, 2).read().shape == noise().shape
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DamagedAudio, match=r"is damaged after [12]\.\d\d s: "):
-        open_audio(path, RATE, 2).read()
+        AudioSource(path, RATE, 2).read()
 
 
 def test_what_follows_an_ogg_file_is_no_damage(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ogg", noise())
-    whole = open_audio(path, RATE, 2).read()
+    whole = AudioSource(path, RATE, 2).read()
     path.write_bytes(path.read_bytes() + b"TAG" + bytes(125))
-    np.testing.assert_array_equal(open_audio(path, RATE, 2).read(), whole)
+    np.testing.assert_array_equal(AudioSource(path, RATE, 2).read(), whole)
 
 
 # Several songs in one file
@@ -177,8 +177,8 @@ def test_a_chain_is_read_to_its_end(tmp_path: Path, kind: str) -> None:
     parts = [write(tmp_path / f"{seed}.{kind}", noise(seed, (1 + seed) * 60_000)) for seed in range(3)]
     chain = tmp_path / f"chain.{kind}"
     chain.write_bytes(b"".join(part.read_bytes() for part in parts))
-    source = open_audio(chain, rate, 2)
-    expected = np.concatenate([open_audio(part, rate, 2).read() for part in parts], axis=1)
+    source = AudioSource(chain, rate, 2)
+    expected = np.concatenate([AudioSource(part, rate, 2).read() for part in parts], axis=1)
     found = source.read()
     np.testing.assert_array_equal(found, expected)
     assert found.shape == (2, 360_000)
@@ -190,21 +190,21 @@ def test_a_chain_that_changes(tmp_path: Path) -> None:
     parts = [write(tmp_path / "a.ogg", noise()), write(tmp_path / "b.ogg", noise(), 22050)]
     (tmp_path / "chain.ogg").write_bytes(b"".join(part.read_bytes() for part in parts))
     with pytest.raises(AudioError, match=r"changes to 22050 Hz, 2 channels after 4\.00 s"):
-        open_audio(tmp_path / "chain.ogg", RATE, 2).read()
+        AudioSource(tmp_path / "chain.ogg", RATE, 2).read()
 
 
 def test_a_chain_whose_second_song_is_cut(tmp_path: Path) -> None:
     data = write(tmp_path / "a.ogg", noise()).read_bytes()
     (tmp_path / "chain.ogg").write_bytes(data + data[: len(data) // 2])
     with pytest.raises(DamagedAudio, match=r"is damaged after 5\.\d\d s: the file is cut off"):
-        open_audio(tmp_path / "chain.ogg", RATE, 2).read()
+        AudioSource(tmp_path / "chain.ogg", RATE, 2).read()
 
 
 def test_two_mp3_files_in_one(tmp_path: Path) -> None:
     pytest.importorskip("av")
     data = write(tmp_path / "a.mp3", noise()).read_bytes()
     (tmp_path / "two.mp3").write_bytes(data * 2)
-    found = open_audio(tmp_path / "two.mp3", RATE, 2).read()
+    found = AudioSource(tmp_path / "two.mp3", RATE, 2).read()
     assert 0 <= found.shape[1] - 2 * SECONDS * RATE <= 4 * 1152
 
 
@@ -243,7 +243,7 @@ SURROUND = 1 + 2 * HALF
 def test_channels_are_mixed_down(
     tmp_path: Path, count: int, loud: int, expected: tuple[float, float]
 ) -> None:
-    source = open_audio(channels_file(tmp_path / "a.wav", loud, count), RATE, 2)
+    source = AudioSource(channels_file(tmp_path / "a.wav", loud, count), RATE, 2)
     np.testing.assert_allclose(source.read()[:, 1000], expected, atol=1e-6)
     assert source.remarks[0].startswith(f"has {count} channels")
     assert ("LFE" in source.remarks[0]) == (count in (6, 8))
@@ -254,7 +254,7 @@ def test_the_order_of_channels_is_the_formats(tmp_path: Path) -> None:
     tone = tones(channels=6, frames=20_000)
     soundfile.write(tmp_path / "a.wav", tone.T, RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "a.ogg", tone[[0, 2, 1, 4, 5, 3]].T, RATE, format="OGG", subtype="VORBIS")
-    wav, ogg = (open_audio(tmp_path / name, RATE, 2) for name in ("a.wav", "a.ogg"))
+    wav, ogg = (AudioSource(tmp_path / name, RATE, 2) for name in ("a.wav", "a.ogg"))
     np.testing.assert_allclose(ogg.read()[:, 2000:-2000], wav.read()[:, 2000:-2000], atol=0.03)
     assert wav.remarks == (
         "has 6 channels (FL FR FC LFE BL BR), mixed down to 2 by ITU-R BS.775, without LFE",
@@ -264,11 +264,11 @@ def test_the_order_of_channels_is_the_formats(tmp_path: Path) -> None:
 def test_a_mix_stays_within_full_scale(tmp_path: Path) -> None:
     for count in (3, 4, 5, 6, 7, 8, 9):
         soundfile.write(tmp_path / "a.wav", np.ones((100, count)), RATE, subtype="FLOAT")
-        np.testing.assert_allclose(open_audio(tmp_path / "a.wav", RATE, 2).read(), 1, atol=1e-6)
+        np.testing.assert_allclose(AudioSource(tmp_path / "a.wav", RATE, 2).read(), 1, atol=1e-6)
 
 
 def test_a_model_of_more_channels_hears_the_first(tmp_path: Path) -> None:
-    source = open_audio(channels_file(tmp_path / "a.wav", 2, 6), RATE, 3)
+    source = AudioSource(channels_file(tmp_path / "a.wav", 2, 6), RATE, 3)
     assert source.read()[2].min() == 1
     assert source.remarks == ("has 6 channels, of which the model hears the first 3",)
 

@@ -16,7 +16,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrsep_deploy.audio import AudioSource, Samples, audio_streams, open_audio, resample, resampled_length
+from mrsep_deploy.audio import AudioSource, Samples, audio_streams, resample, resampled_length
 from mrsep_deploy.audio.blocks import reblock
 from mrsep_deploy.errors import AudioError
 
@@ -95,7 +95,7 @@ def test_every_format_gives_the_song_at_its_length(
 ) -> None:
     path = tmp_path / name
     soundfile.write(path, tones().T, RATE, **options)
-    source = open_audio(path, RATE, 2)
+    source = AudioSource(path, RATE, 2)
     assert source.info.frames == source.frames == 50003
     assert source.info.duration == pytest.approx(50003 / RATE)
     assert snr(tones(), source.read()) > at_least
@@ -104,7 +104,7 @@ def test_every_format_gives_the_song_at_its_length(
 def test_opus(tmp_path: Path) -> None:
     path = tmp_path / "a.opus"
     soundfile.write(path, tones(48000).T, 48000, format="OGG", subtype="OPUS")
-    assert snr(tones(48000), open_audio(path, 48000, 2).read()) > 20
+    assert snr(tones(48000), AudioSource(path, 48000, 2).read()) > 20
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.ogg"])
@@ -114,7 +114,7 @@ def test_blocks_of_a_lossy_file_are_those_of_one_read(tmp_path: Path, name: str)
     noise = np.random.default_rng(0).normal(0, 0.1, (200_000, 2))
     soundfile.write(path, noise, RATE)
     whole, _ = soundfile.read(path, dtype="float32")
-    np.testing.assert_array_equal(open_audio(path, RATE, 2).read(), whole.T)
+    np.testing.assert_array_equal(AudioSource(path, RATE, 2).read(), whole.T)
 
 
 def test_an_mp3_without_a_length_is_read_to_its_end(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_an_mp3_without_a_length_is_read_to_its_end(tmp_path: Path) -> None:
     tag = b"ID3\x03\0\0" + bytes([0, 0, len(art) >> 7, len(art) & 127]) + art
     for start in (b"", tag):
         path.write_bytes(start + data[second:])
-        assert 100_003 <= open_audio(path, RATE, 2).read().shape[1] <= 100_003 + 2 * 1152
+        assert 100_003 <= AudioSource(path, RATE, 2).read().shape[1] <= 100_003 + 2 * 1152
 
 
 def test_a_flac_of_unknown_length(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_flac_of_unknown_length(tmp_path: Path) -> None:
     data[21] &= 0xF0  # the 36 bits of STREAMINFO's total samples
     data[22:26] = bytes(4)
     path.write_bytes(data)
-    source = open_audio(path, RATE, 2)
+    source = AudioSource(path, RATE, 2)
     assert source.info.frames is source.info.duration is source.frames is None
     assert snr(tones(), source.read()) > 85
 
@@ -146,7 +146,7 @@ def test_a_flac_of_unknown_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("codec", "at_least"), [("aac", 20), ("alac", 80)])
 def test_m4a_is_aligned_and_has_its_length(tmp_path: Path, codec: str, at_least: float) -> None:
     path = write_av(tmp_path / "a.m4a", [tones()], codec)
-    found = open_audio(path, RATE, 2).read()
+    found = AudioSource(path, RATE, 2).read()
     assert snr_to_the_millisecond(tones(), found) > at_least
 
 
@@ -154,19 +154,19 @@ def test_streams_of_a_stem_file(tmp_path: Path) -> None:
     songs = [tones(amplitude=amplitude) for amplitude in (0.5, 0.1, 0.3)]
     path = write_av(tmp_path / "a.stem.mp4", songs)
     assert audio_streams(path) == 3
-    assert snr_to_the_millisecond(songs[0], open_audio(path, RATE, 2).read()) > 20
+    assert snr_to_the_millisecond(songs[0], AudioSource(path, RATE, 2).read()) > 20
     for index, song in enumerate(songs):
-        found = open_audio(path, RATE, 2, stream=index).read()
+        found = AudioSource(path, RATE, 2, stream=index).read()
         assert snr_to_the_millisecond(song, found) > 20
     with pytest.raises(AudioError, match="no audio stream 3, it has 3"):
-        open_audio(path, RATE, 2, stream=3)
+        AudioSource(path, RATE, 2, stream=3)
 
 
 def test_streams_of_a_plain_file(wav: Path) -> None:
     assert audio_streams(wav) == 1
-    assert open_audio(wav, RATE, 2, stream=0).read().shape == (2, 50003)
+    assert AudioSource(wav, RATE, 2, stream=0).read().shape == (2, 50003)
     with pytest.raises(AudioError, match="no audio stream 1"):
-        open_audio(wav, RATE, 2, stream=1)
+        AudioSource(wav, RATE, 2, stream=1)
 
 
 # Channels
@@ -187,13 +187,13 @@ def test_channels(tmp_path: Path, file_channels: int, model_channels: int, expec
     song = tones(channels=file_channels, frames=3000)
     path = tmp_path / "a.wav"
     soundfile.write(path, song.T, RATE, subtype="FLOAT")
-    found = open_audio(path, RATE, model_channels).read()
+    found = AudioSource(path, RATE, model_channels).read()
     np.testing.assert_array_equal(found, expected(song))
 
 
 def test_too_few_channels(wav: Path) -> None:
     with pytest.raises(AudioError, match="has 2 channels, expected 1 or at least 4"):
-        open_audio(wav, RATE, 4)
+        AudioSource(wav, RATE, 4)
 
 
 # Blocks and sample rate
@@ -207,7 +207,7 @@ def test_resampled_song_is_aligned_and_two_passes_are_identical(
     path = tmp_path / "a.wav"
     song = tones(rate, channels, frames=2 * rate + 11)
     soundfile.write(path, song.T, rate, subtype="FLOAT")
-    source = open_audio(path, RATE, channels)
+    source = AudioSource(path, RATE, channels)
     blocks = list(source.blocks(10_000))
     assert {block.shape for block in blocks[:-1]} == {(channels, 10_000)}
     assert all(block.dtype == np.float32 and block.flags.c_contiguous for block in blocks)
@@ -226,7 +226,7 @@ def test_streamed_resampling_is_one_shot_resampling(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, sweep.T, rate, subtype="FLOAT")
     one_shot = soxr.resample(sweep[0].astype(np.float64), rate, RATE, quality="VHQ")[None]
-    assert snr(one_shot, open_audio(path, RATE, 1).read()) > 100
+    assert snr(one_shot, AudioSource(path, RATE, 1).read()) > 100
     assert snr(one_shot, resample(sweep, rate, RATE)) > 100
     time = np.arange(RATE * seconds) / RATE
     ideal = 0.5 * np.sin(2 * np.pi * (1000 * time + 14000 / (2 * seconds) * time**2))[None]
@@ -254,7 +254,7 @@ def test_any_pieces_make_the_same_blocks(lengths: list[int], frames: int) -> Non
 def test_memory_does_not_grow_with_the_song(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, np.zeros((8_000_000, 2), np.int16), 48000)  # 61 MB as float32
-    source = open_audio(path, RATE, 2)
+    source = AudioSource(path, RATE, 2)
     tracemalloc.start()
     frames = sum(block.shape[1] for block in source.blocks())
     peak = tracemalloc.get_traced_memory()[1]
@@ -268,7 +268,7 @@ def test_nonsense_arguments(wav: Path, bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="1 or more"):
         AudioSource(wav, **bad)
     with pytest.raises(ValueError, match="1 or more"):
-        next(open_audio(wav, RATE, 2).blocks(0))
+        next(AudioSource(wav, RATE, 2).blocks(0))
 
 
 # Broken files
@@ -305,7 +305,7 @@ def test_broken_file(tmp_path: Path, name: str, content: bytes, message: str) ->
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(AudioError, match=message) as caught:
-        open_audio(path, RATE, 1)
+        AudioSource(path, RATE, 1)
     assert str(path) in caught.value.message
     assert caught.value.fix
 
@@ -314,7 +314,7 @@ def test_a_cut_m4a(tmp_path: Path) -> None:
     path = write_av(tmp_path / "a.m4a", [tones()])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # the index is at the end
     with pytest.raises(AudioError, match="not audio that can be decoded"):
-        open_audio(path, RATE, 2)
+        AudioSource(path, RATE, 2)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -325,38 +325,38 @@ def test_samples_that_are_no_numbers(tmp_path: Path, value: float, rate: int) ->
     path = tmp_path / "a.wav"
     soundfile.write(path, song.T, rate, subtype="FLOAT")
     with pytest.raises(AudioError, match=rf"at {100_000 / rate:.3f} s \(frame 100000\)"):
-        open_audio(path, RATE, 2).read()
+        AudioSource(path, RATE, 2).read()
 
 
 def test_a_bad_sample_in_a_channel_the_model_does_not_hear(tmp_path: Path) -> None:
     song = tones(channels=6, frames=100)
     song[3] = np.nan
     soundfile.write(tmp_path / "a.wav", song.T, RATE, subtype="FLOAT")
-    assert np.isfinite(open_audio(tmp_path / "a.wav", RATE, 2).read()).all()
+    assert np.isfinite(AudioSource(tmp_path / "a.wav", RATE, 2).read()).all()
 
 
 def test_a_double_too_great_for_float32(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.array([0.0, 1e300]), RATE, subtype="DOUBLE")
     with pytest.raises(AudioError, match="frame 1"):
-        open_audio(tmp_path / "a.wav", RATE, 1).read()
+        AudioSource(tmp_path / "a.wav", RATE, 1).read()
 
 
 def test_places_that_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="does not exist"):
-        open_audio(tmp_path / "missing.wav", RATE, 2)
+        AudioSource(tmp_path / "missing.wav", RATE, 2)
     with pytest.raises(AudioError, match="is a directory"):
-        open_audio(tmp_path, RATE, 2)
+        AudioSource(tmp_path, RATE, 2)
     with pytest.raises(AudioError, match="cannot be opened"):
-        open_audio(tmp_path / "a\0.wav", RATE, 2)
+        AudioSource(tmp_path / "a\0.wav", RATE, 2)
     with pytest.raises(AudioError, match="cannot be opened"):
-        open_audio(tmp_path / ("a" * 300 + ".wav"), RATE, 2)
+        AudioSource(tmp_path / ("a" * 300 + ".wav"), RATE, 2)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match="pipe or a device"):
-        open_audio(tmp_path / "pipe.wav", RATE, 2)
+        AudioSource(tmp_path / "pipe.wav", RATE, 2)
 
 
 def test_no_permission(wav: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,18 +365,18 @@ def test_no_permission(wav: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("mrsep_deploy.audio.info.open", refuse, raising=False)
     with pytest.raises(AudioError, match="may not be read"):
-        open_audio(wav, RATE, 2)
+        AudioSource(wav, RATE, 2)
 
 
 def test_without_ffmpeg_the_message_is_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_av(tmp_path / "a.m4a", [tones(frames=5000)])
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(AudioError, match="cannot be decoded without FFmpeg") as caught:
-        open_audio(path, RATE, 2)
+        AudioSource(path, RATE, 2)
     assert caught.value.fix == 'pip install "mrsep-deploy[av]"'
 
 
 @pytest.mark.parametrize("name", ["песня ♫.wav", "-i.wav", "http:a.wav", "concat:a|b.wav"])
 def test_odd_names(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, tones(frames=100).T, RATE, subtype="FLOAT")
-    assert open_audio(tmp_path / name, RATE, 2).read().shape == (2, 100)
+    assert AudioSource(tmp_path / name, RATE, 2).read().shape == (2, 100)

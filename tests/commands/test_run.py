@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from goldens import Export, checkpoint, golden
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import open_audio, resampled_length
+from mrsep_deploy.audio import AudioSource, resampled_length
 from mrsep_deploy.bundle import Bundle, registry, write_archive
 from mrsep_deploy.commands.main import INTERRUPTED, main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE
@@ -84,7 +84,7 @@ def stems_of(folder: Path) -> dict[str, NDArray[np.float64]]:
 def expected_stems(bundle: Bundle, track: Path, **options: Any) -> dict[str, Float32]:
     """Through the Python door: the whole song in memory, at the model's rate."""
     with Separator(bundle, **options) as separator:
-        return separator.separate(open_audio(track, separator.sample_rate, separator.audio_channels).read())
+        return separator.separate(AudioSource(track, separator.sample_rate, separator.audio_channels).read())
 
 
 # --- songs to stems ----------------------------------------------------------------------------------------

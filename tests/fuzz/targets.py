@@ -194,9 +194,9 @@ class Audio(Target):
     def read(self) -> None:
         import numpy as np
 
-        from mrsep_deploy.audio import open_audio, read_tags
+        from mrsep_deploy.audio import AudioSource, read_tags
 
-        source = open_audio(self.folder / self.file, RATE, CHANNELS)
+        source = AudioSource(self.folder / self.file, RATE, CHANNELS)
         for block in islice(source.blocks(), MOST_BLOCKS):
             assert block.dtype == np.float32
             assert block.shape[0] == CHANNELS

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from mrsep_deploy.audio import open_audio
+from mrsep_deploy.audio import AudioSource
 from mrsep_deploy.bundle import Bundle, registry
 from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, USAGE, UsageError
@@ -127,7 +127,7 @@ def test_on_the_command_line(tmp_path: Path, models: list[Bundle], name: str) ->
     assert done.exit_code == DONE, done.output
     with BagSeparator(open_bag(tmp_path / name), {0, 1}, engine="ort") as separator:
         for track in ("s", "t"):
-            expected = separated(separator, open_audio(f"{track}.wav", SAMPLE_RATE, CHANNELS).read())
+            expected = separated(separator, AudioSource(f"{track}.wav", SAMPLE_RATE, CHANNELS).read())
             for index, source in enumerate(SOURCES):
                 found = soundfile.read(f"separated/my bag/{track}/{source}.wav", dtype="float32")[0].T
                 np.testing.assert_allclose(found, expected[index], atol=1e-5 * np.abs(expected).max())
