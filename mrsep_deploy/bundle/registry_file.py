@@ -96,9 +96,9 @@ def load() -> Registry:
             raise FormatError(
                 f"{what}.models[{shown(name)}] has a name that is none, expected {NAME_RULE}", fix
             )
-    for field, name in (("last", found.last), ("chosen", found.chosen)):
-        if name is not None and name not in found.models and (field, name) != ("chosen", shipped.NAME):
-            raise FormatError(f"{what}.{field} is {shown(name)}, expected one of the models", fix)
+    for field, chosen in (("last", found.last), ("chosen", found.chosen)):
+        if chosen is not None and chosen not in found.models and (field, chosen) != ("chosen", shipped.NAME):
+            raise FormatError(f"{what}.{field} is {shown(chosen)}, expected one of the models", fix)
     return found
 
 

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.files.parts import explained
@@ -24,7 +26,21 @@ from mrsep_deploy.songs.track import Track
 NAME = ".mrsep-deploy-journal.jsonl"
 MAX_LINE = 1 << 16
 
-Line = Mapping[str, object]
+
+class Line(msgspec.Struct):
+    """A song that is done.
+
+    Attributes:
+        settings: digest of what decided its outputs.
+        track: absolute path of its file.
+        state: of that file: its size, and the time of its last change in ns.
+        outputs: sizes of its outputs, by their paths from the journal's folder.
+    """
+
+    settings: str
+    track: str
+    state: list[int] | None
+    outputs: dict[str, int | None]
 
 
 def settings_digest(settings: Mapping[str, object]) -> str:
@@ -52,16 +68,18 @@ class Journal:
         self._settings = settings
         self._lock = threading.Lock()
         lines = _lines(folder, root)
-        self._done = {str(line["track"]): line for line in lines if line.get("settings") == settings}
+        self._done = {line.track: line for line in lines if line.settings == settings}
 
     def is_done(self, track: Track, outputs: Sequence[Path]) -> bool:
         """Whether nothing is left to do for a track."""
         line = self._done.get(_identity(track))
-        if line is None or track.is_stdin or line.get("state") != _state(track.path):
+        if line is None or track.is_stdin or line.state != _state(track.path):
             return False
-        sizes = line.get("outputs")
-        found = {os.path.relpath(path, self._folder): _size(path) for path in outputs}
-        return None not in found.values() and sizes == found
+        found = self._sizes(outputs)
+        return None not in found.values() and line.outputs == found
+
+    def _sizes(self, outputs: Sequence[Path]) -> dict[str, int | None]:
+        return {os.path.relpath(path, self._folder): _size(path) for path in outputs}
 
     def add(self, track: Track, outputs: Sequence[Path]) -> None:
         """Note that a track is done; its outputs are on the disk.
@@ -71,19 +89,14 @@ class Journal:
         """
         if track.is_stdin:
             return
-        line = {
-            "settings": self._settings,
-            "track": _identity(track),
-            "state": _state(track.path),
-            "outputs": {os.path.relpath(path, self._folder): _size(path) for path in outputs},
-        }
+        line = Line(self._settings, _identity(track), _state(track.path), self._sizes(outputs))
         with self._lock, explained(self.path, "Or run without --resume."):
             with OpenFolder(self._folder, self._root) as folder:
                 descriptor = folder.opener(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 # A kill may have left half a line. Each line goes out in one call, so that two runs do not mix.
                 start = b"" if _ends_with_newline(descriptor) else b"\n"
-                text = start + json.dumps(line).encode() + b"\n"
+                text = start + json.dumps(msgspec.to_builtins(line)).encode() + b"\n"
                 if os.write(descriptor, text) != len(text):  # the rest of the disk was less than a line
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
@@ -99,10 +112,9 @@ def _lines(folder: Path, root: Path | None) -> Iterator[Line]:
             open(folder / NAME, "rb", opener=opened.opener) as file,
         ):
             while data := file.readline(MAX_LINE):
-                with contextlib.suppress(ValueError, RecursionError):
-                    line = json.loads(data)
-                    if isinstance(line, dict) and isinstance(line.get("track"), str):
-                        yield line
+                with contextlib.suppress(ValueError, RecursionError, msgspec.ValidationError):
+                    # msgspec's own parser refuses what names that are no Unicode have become in JSON.
+                    yield msgspec.convert(json.loads(data), Line)
     except OSError:
         return
 
@@ -112,8 +124,7 @@ def noted_outputs(folder: Path) -> frozenset[str]:
     found: set[str] = set()
     with contextlib.suppress(OutputError):  # a link or a pipe, which no run has written
         for line in _lines(folder, None):
-            if isinstance(outputs := line.get("outputs"), dict):
-                found.update(os.path.abspath(folder / name) for name in outputs)
+            found.update(os.path.abspath(folder / name) for name in line.outputs)
     return frozenset(found)
 
 

@@ -65,10 +65,11 @@ class _Active:
     unfinished: int = 0
 
 
+@dataclass(eq=False)
 class Catalogue:
     """Separates many songs.
 
-    Args:
+    Attributes:
         separator: ready to run.
         options: what is written, and where.
         reporter: is told of progress and ends.
@@ -79,25 +80,16 @@ class Catalogue:
         allow_damaged: separate what is there of a song that is cut or damaged.
     """
 
-    def __init__(
-        self,
-        separator: SeparatesSongs,
-        options: WriteOptions,
-        reporter: Reporter,
-        journal: Journal | None = None,
-        skip_done: bool = False,
-        jobs: int = DEFAULT_JOBS,
-        raw: RawForm | None = None,
-        allow_damaged: bool = False,
-    ) -> None:
-        self._separator = separator
-        self._options = options
-        self._reporter = reporter
-        self._journal = journal
-        self._skip_done = skip_done
-        self._jobs = jobs
-        self._raw = raw
-        self._allow_damaged = allow_damaged
+    separator: SeparatesSongs
+    options: WriteOptions
+    reporter: Reporter
+    journal: Journal | None = None
+    skip_done: bool = False
+    jobs: int = DEFAULT_JOBS
+    raw: RawForm | None = None
+    allow_damaged: bool = False
+
+    def __post_init__(self) -> None:
         self._cancel = threading.Event()
         self._lock = threading.Lock()
         self._outcomes: list[Outcome] = []
@@ -112,11 +104,11 @@ class Catalogue:
         self._tracks = tracks
         self._began = time.perf_counter()
         with (
-            ThreadPoolExecutor(self._jobs, "load") as loaders,
-            ThreadPoolExecutor(self._jobs, "encode") as encoders,
+            ThreadPoolExecutor(self.jobs, "load") as loaders,
+            ThreadPoolExecutor(self.jobs, "encode") as encoders,
             self._cleaned_up(loaders, encoders),
         ):
-            for separated in self._separator.separate_songs(self._songs(tracks, loaders)):
+            for separated in self.separator.separate_songs(self._songs(tracks, loaders)):
                 self._take(self._active[separated.song], separated, encoders)
             while self._encoding:
                 self._complete_oldest()
@@ -150,16 +142,16 @@ class Catalogue:
             yield song
 
     def _load_ahead(self, waiting: Iterator[Track], loaders: ThreadPoolExecutor) -> None:
-        rate, channels = self._separator.sample_rate, self._separator.audio_channels
-        while len(self._loading) < self._jobs:
+        rate, channels = self.separator.sample_rate, self.separator.audio_channels
+        while len(self._loading) < self.jobs:
             track = next(waiting, None)
             if track is None:
                 return
-            paths = self._options.naming.paths(track, self._options.outputs)
-            if self._skip_done and self._journal is not None and self._journal.is_done(track, paths):
+            paths = self.options.naming.paths(track, self.options.outputs)
+            if self.skip_done and self.journal is not None and self.journal.is_done(track, paths):
                 self._end(Outcome(track, "skipped", tuple(paths)))
                 continue
-            arguments = track, rate, channels, self._cancel, self._raw, self._allow_damaged
+            arguments = track, rate, channels, self._cancel, self.raw, self.allow_damaged
             if track.is_stdin:  # read by this thread: one that waits for a pipe could not be interrupted
                 self._loading.append((track, _called(lambda given=arguments: load(*given))))  # type: ignore[misc]
             else:
@@ -175,11 +167,11 @@ class Catalogue:
 
     def _begin(self, loaded: LoadedSong) -> Song:
         try:
-            writer = SongWriter(loaded, self._options, self._cancel)
+            writer = SongWriter(loaded, self.options, self._cancel)
         except BaseException:
             loaded.close()
             raise
-        wanted = any(output.from_mix for output in self._options.outputs)
+        wanted = any(output.from_mix for output in self.options.outputs)
         mix = MixBuffer(loaded.blocks(self._cancel), wanted)
         active = _Active(loaded, writer, mix, time.perf_counter())
         song = Song(loaded.statistics, self._unless_failed(active))
@@ -214,7 +206,7 @@ class Catalogue:
         active.unfinished = len(active.writer.paths)
         active.files = [encoders.submit(self._finish, active, n) for n in range(active.unfinished)]
         self._encoding.append(active)
-        while len(self._encoding) > self._jobs:
+        while len(self._encoding) > self.jobs:
             self._complete_oldest()
 
     def _finish(self, active: _Active, index: int) -> None:
@@ -225,8 +217,8 @@ class Catalogue:
             last = not active.unfinished
         if last:
             active.writer.sync()
-            if self._journal is not None:
-                self._journal.add(active.loaded.track, active.writer.paths)
+            if self.journal is not None:
+                self.journal.add(active.loaded.track, active.writer.paths)
 
     def _write(self, active: _Active, separated: Separated) -> None:
         assert separated.stems is not None
@@ -238,7 +230,7 @@ class Catalogue:
                 active.failed = error
         active.done += count
         elapsed = time.perf_counter() - active.began
-        self._reporter.progress(active.loaded.track, active.done, active.loaded.statistics.frames, elapsed)
+        self.reporter.progress(active.loaded.track, active.done, active.loaded.statistics.frames, elapsed)
 
     def _complete_finished(self) -> None:
         while self._encoding and all(file.done() for file in self._encoding[0].files):
@@ -259,7 +251,7 @@ class Catalogue:
         self._end(self._done(active))
 
     def _done(self, active: _Active) -> Outcome:
-        seconds = active.loaded.statistics.frames / self._separator.sample_rate
+        seconds = active.loaded.statistics.frames / self.separator.sample_rate
         elapsed = time.perf_counter() - active.began
         loaded, writer = active.loaded, active.writer
         return Outcome(
@@ -285,7 +277,7 @@ class Catalogue:
 
     def _end(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
-        self._reporter.ended(outcome)
+        self.reporter.ended(outcome)
 
     @contextlib.contextmanager
     def _cleaned_up(self, *pools: ThreadPoolExecutor) -> Iterator[None]:
