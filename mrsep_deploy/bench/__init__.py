@@ -1,1 +1,1 @@
-"""Benchmarks: contenders in turns, each in a process of its own; what came of it, and whether to believe it."""
+"""Benchmarks engines and baselines in interleaved rounds, each in a process of its own."""

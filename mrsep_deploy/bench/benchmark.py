@@ -1,4 +1,4 @@
-"""The benchmark: every bundle's contenders opened, checked, raced and looked into, one bundle after the other."""
+"""Runs a benchmark: opens, checks and times every bundle's contenders, one bundle after the other."""
 
 from __future__ import annotations
 
@@ -49,16 +49,10 @@ class Settings:
     limit: float | None = None
 
     def plain(self) -> dict[str, object]:
-        """For JSON; of the music only its name, as paths are nobody else's business."""
-        return {
-            "rounds": self.rounds,
-            "seconds": self.seconds,
-            "warm_up": self.warm_up,
-            "seed": self.seed,
-            "audio": None if self.audio is None else self.audio.name,
-            "lengths": list(self.lengths),
-            "limit": self.limit,
-        }
+        """Returns what was asked for as JSON has it; of the music only its name, as paths are private."""
+        names = ("rounds", "seconds", "warm_up", "seed", "lengths", "limit")
+        audio = None if self.audio is None else self.audio.name
+        return {**{name: getattr(self, name) for name in names}, "audio": audio}
 
 
 def benchmark(entries: Sequence[Entry], settings: Settings, progress: Progress) -> Result:

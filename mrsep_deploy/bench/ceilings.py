@@ -1,9 +1,9 @@
-"""What a CPU can do at best: matrix products and copies, on as many threads as the contenders have.
+"""Measures the best rates of a CPU: matrix products and copies, on as many threads as the contenders have.
 
 python -m mrsep_deploy.bench.ceilings THREADS
 
 A process of its own, because BLAS reads how many threads it may use when it is loaded. The best of some
-runs counts: a ceiling is what the machine can do, not what it does on average.
+runs counts: a ceiling is the best that the machine can do, not its average.
 """
 
 from __future__ import annotations

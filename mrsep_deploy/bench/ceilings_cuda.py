@@ -1,4 +1,4 @@
-"""What the GPU can do at best: copies and matrix products on random data, through torch.
+"""Measures the best rates of a GPU: copies and matrix products on random data, through torch.
 
 python -m mrsep_deploy.bench.ceilings_cuda
 """

@@ -1,4 +1,4 @@
-"""Who takes part: specifications that a measuring process can be started from, and what each one promises there.
+"""Contenders: specifications that a measuring process is started from, and the interface of each one there.
 
 engines         a bundle on one of this project's engines, in a mode and a precision
 torch           the published module, eager, on the CPU             torch-cuda        on the GPU

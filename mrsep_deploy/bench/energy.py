@@ -1,7 +1,7 @@
-"""Energy, where the hardware counts it: RAPL for the processor, NVML for the GPU.
+"""Reads energy counters where the hardware has them: RAPL for the processor, NVML for the GPU.
 
-Both count the whole device, whoever uses it, and idling is in it; so a figure means something on a machine
-that does nothing else.
+Both count the whole device with everything that runs on it, idling included; a figure is meaningful only on a
+machine that does nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known of machine and model beside the times: ceilings, costs, floors."""
+"""Facts about machine and model beside the times: ceilings, costs, floors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contenders of one bundle, each in its process: opened, checked, asked, and looked into at the end."""
+"""Runs the contenders of one bundle, each in its process: opens, checks and times them."""
 
 from __future__ import annotations
 

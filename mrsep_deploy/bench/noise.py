@@ -1,4 +1,4 @@
-"""Whether the machine was quiet: what others did on it, and whether it slowed down.
+"""Measures whether the machine was quiet: what other processes did on it, and whether it slowed down.
 
     others    CPU cores that were busy with something else: all busy time of ``/proc/stat`` less our own
               processes' CPU time, over the wall time
@@ -9,7 +9,7 @@
     drift     how much slower the later half of the rounds was than the earlier; said where it is more than the
               rounds of a half differ among themselves
 
-What the system does not tell is None, and nothing is said of it.
+A figure that the system does not report is None, and no remark is made about it.
 """
 
 from __future__ import annotations

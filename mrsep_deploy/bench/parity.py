@@ -1,4 +1,4 @@
-"""Whether a contender's stems are right: a fast wrong engine has won nothing.
+"""Judges whether a contender's stems are right; wrong stems fail it, however fast it is.
 
 The reference of segments is PyTorch in float64 where the checkpoint is there, and PyTorch's own float32 is
 the yardstick beside it; elsewhere, and for songs, the baseline's stems, whose own error then counts twice:

@@ -1,4 +1,4 @@
-"""From what a user asks for to who takes part: bundles, and the contenders of each."""
+"""Turns a request into bundles and the contenders of each."""
 
 from __future__ import annotations
 
@@ -200,16 +200,16 @@ def _keys(bundles: Sequence[Bundle]) -> list[str]:
 def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -> Entry:
     manifest = bundle.manifest
     against = request.against if request.against is not None else usual_opponents(manifest.model.family)
+    base = Contender(
+        "",
+        OURS,
+        str(bundle.path),
+        threads=request.budget,
+        overlap=request.overlap,
+        checkpoint=None if request.checkpoint is None else str(request.checkpoint),
+    )
     made = [
-        Contender(
-            label=name,
-            opener=AGAINST[name],
-            bundle=str(bundle.path),
-            device="cuda" if "cuda" in name else "cpu",
-            threads=request.budget,
-            overlap=request.overlap,
-            checkpoint=None if request.checkpoint is None else str(request.checkpoint),
-        )
+        replace(base, label=name, opener=AGAINST[name], device="cuda" if "cuda" in name else "cpu")
         for name in against
     ]
     refused: list[tuple[Contender, MrsepError]] = []
@@ -218,18 +218,14 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
     for engine, precision, mode, lanes in itertools.product(
         engines, precisions, request.modes, request.lanes
     ):
-        contender = Contender(
+        contender = replace(
+            base,
             label=label_of(engine, precision, mode, precisions, lanes),
-            opener=OURS,
-            bundle=str(bundle.path),
             engine=engine,
             mode=mode,
             precision=precision,
             device=engine_class(engine).runs_on,
-            threads=request.budget,
             lanes=lanes,
-            overlap=request.overlap,
-            checkpoint=None if request.checkpoint is None else str(request.checkpoint),
         )
         try:
             own = _converted(contender, bundle, request.plan)

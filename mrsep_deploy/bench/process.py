@@ -1,4 +1,4 @@
-"""The other end of a measuring process: starts it, gives orders, and turns what goes wrong into one line."""
+"""Starts a measuring process, sends it orders, and turns its failures into errors of one line."""
 
 from __future__ import annotations
 

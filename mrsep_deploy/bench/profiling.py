@@ -1,6 +1,6 @@
-"""Engines that note how long every operator takes: ONNX Runtime by its profiler, OpenVINO by its counters.
+"""Engines that record how long every operator takes: ONNX Runtime by its profiler, OpenVINO by its counters.
 
-Both slow a run down a little, by themselves and by looking at the clock.
+Both slow a run down a little.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The measuring process of one contender: loads it, runs it when told to, and tells seconds, memory and energy.
+"""The measuring process of one contender: loads it, runs it on order, and reports seconds, memory and energy.
 
 python -m mrsep_deploy.bench.worker CONTENDER.json
 

@@ -1,4 +1,4 @@
-"""What contenders run on: batches of segments, and whole songs, out of a file of music or made up."""
+"""Makes the inputs of a benchmark: batches of segments and whole songs, from a file of music or synthetic."""
 
 from __future__ import annotations
 

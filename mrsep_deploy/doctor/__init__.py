@@ -1,1 +1,1 @@
-"""What works on this machine, and what to do about the rest."""
+"""Finds which engines work on this machine, and what to do about the others."""

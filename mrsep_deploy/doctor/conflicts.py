@@ -1,4 +1,4 @@
-"""What is known to bite: pure checks of an :class:`~mrsep_deploy.doctor.environment.Environment`.
+"""Known conflicts and limits: pure checks of an :class:`~mrsep_deploy.doctor.environment.Environment`.
 
 Each check yields findings, none if all is well. A finding says what was found and the one line that fixes it.
 """

@@ -1,4 +1,4 @@
-"""Whether this machine can separate music: every engine's own word, and what is known to bite.
+"""Diagnoses whether this machine can separate music: every engine's own check, and known conflicts.
 
 >>> from mrsep_deploy.doctor.diagnosis import examine
 >>> examine().healthy                                                        # doctest: +SKIP
@@ -21,7 +21,7 @@ from mrsep_deploy.files.strict_json import plain
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What one engine says of itself."""
+    """The result of one engine's own check."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""What is installed and what the machine allows, as plain data: what ``mrsep-deploy doctor`` judges by.
+"""Reads what is installed and what the machine allows, as plain data for ``mrsep-deploy doctor``.
 
 Nothing here imports the packages it looks at, but for ONNX Runtime, and nothing raises: what cannot be found
 out is empty.

@@ -1,4 +1,4 @@
-"""The run: every track on every engine, one after the other, picking up where an earlier run stopped.
+"""Separates and scores every track on every engine, one after the other, and continues an earlier run.
 
 Engines take turns as a whole, not track by track: only one model is in memory at a time.
 """
@@ -55,7 +55,7 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of it.
+    """The result of an evaluation.
 
     Attributes:
         engines: in the order in which they were asked for.
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def evaluate(request: Request, progress: Progress) -> Evaluation:
-    """Separate and score every track.
+    """Separates and scores every track.
 
     Raises:
         UsageError: an engine is named twice, or does not exist.

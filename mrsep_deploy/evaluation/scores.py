@@ -1,4 +1,4 @@
-"""What is known of one track on one engine, as data and as JSON."""
+"""Scores of one track on one engine, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TrackScores:
 
 
 def write_scores(path: Path, conditions: Conditions, scores: TrackScores) -> None:
-    """Keep scores at ``path``; they appear whole or not at all.
+    """Writes scores to ``path``; they appear whole or not at all.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,1 +1,1 @@
-"""What is in a model, and what it costs."""
+"""Shows the contents of a model, and its costs."""

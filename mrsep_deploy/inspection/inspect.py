@@ -1,4 +1,4 @@
-"""What a bundle or a checkpoint is made of, what it costs, and what it has learnt about resolutions.
+"""Inspects a bundle or a checkpoint: its parts, its costs, and its learnt weights of the resolutions.
 
 A bundle is read with nothing but this package's own dependencies; a checkpoint needs the extra ``export``.
 
@@ -136,7 +136,7 @@ class Inspection:
 
 
 def inspect(path_or_name: str | os.PathLike[str] | None = None) -> Inspection:
-    """Look at a bundle (its path, its registered name, or None for the default) or at a checkpoint.
+    """Inspects a bundle (its path, its registered name, or None for the default) or at a checkpoint.
 
     Raises:
         UsageError: nothing of that name is registered.
@@ -149,7 +149,7 @@ def inspect(path_or_name: str | os.PathLike[str] | None = None) -> Inspection:
 
 
 def inspect_bundle(bundle: Bundle) -> Inspection:
-    """Look at an opened bundle."""
+    """Inspects an opened bundle."""
     manifest = bundle.manifest
     tensors = {tensor.name: tensor for tensor in manifest.tensors}
     return Inspection(

@@ -1,1 +1,1 @@
-"""How times and signals are measured and compared, for every tool that does."""
+"""Measures and compares times and signals, for every tool."""

@@ -1,4 +1,4 @@
-"""How far two signals are apart, relative to the reference."""
+"""Compares two signals: their distance relative to the reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Deviation:
 
     @classmethod
     def between(cls, value: NDArray[Any], reference: NDArray[Any]) -> Deviation:
-        """``||value - reference|| / ||reference||`` in float64; NaN counts as infinitely far.
+        """Returns ``||value - reference|| / ||reference||`` in float64; NaN counts as infinitely far.
 
         A reference of zeros is met only by zeros.
         """

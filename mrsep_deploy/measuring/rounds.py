@@ -1,7 +1,7 @@
-"""Contenders taking turns: the one loop that everything timed here goes through.
+"""Times contenders in interleaved rounds; every tool that times something uses this loop.
 
-Each round runs every contender once, in an order drawn anew, so that a slow moment of the machine meets all
-of them and nobody always follows the same neighbour. Times of one round are pairs.
+Each round runs every contender once, in an order drawn anew, so that a slow moment of the machine affects all of
+them and no contender always follows the same one. Times of one round are pairs.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 Turn = Callable[[int], float]
-"""Runs on the input of a round, counted from 0, and gives the seconds that took."""
+"""Runs on the input of a round, counted from 0, and returns the seconds that it took."""
 
 
 @dataclass
 class Race:
-    """What came of it.
+    """The times of a race.
 
     Attributes:
         times: seconds by contender, one for every complete round; contenders that failed have none.
-        failed: what those that failed raised.
-        interrupted: Ctrl-C ended it; the rounds before stand.
+        failed: the errors of contenders that failed.
+        interrupted: whether Ctrl-C ended it; the rounds before it are complete.
     """
 
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Race:
 
 
 def clocked(work: Callable[[int], object]) -> Turn:
-    """A turn that is timed by the host's clock."""
+    """Returns a turn that is timed by the host's clock."""
 
     def turn(number: int) -> float:
         began = time.perf_counter()
@@ -56,7 +56,7 @@ def race(
     through: tuple[type[BaseException], ...] = (),
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Race:
-    """Let contenders take turns.
+    """Runs contenders in interleaved rounds.
 
     Args:
         contenders: what runs, by name.
@@ -97,7 +97,7 @@ def race(
 
 
 def _round(found: Race, run: Callable[[str, int], float | None], order: random.Random, turn: int) -> None:
-    """One round; its times count only once it is complete."""
+    """Runs one round; its times count only once it is complete."""
     names = list(found.times)
     order.shuffle(names)
     taken = {name: run(name, turn) for name in names}

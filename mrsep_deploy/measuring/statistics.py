@@ -1,9 +1,9 @@
-"""What is made of times: medians with spread, tails, paired ratios with intervals, drift.
+"""Statistics of times: medians with spread, tails, paired ratios with intervals, drift.
 
 The interval of a ratio is a percentile bootstrap of the median of the rounds' own ratios. With the times
 ``a_i`` and ``b_i`` of two contenders in round ``i`` of ``n``:
 
-    r_i = a_i / b_i                                        what a slow moment does to both cancels
+    r_i = a_i / b_i                                        a slow moment of both cancels
     m_k = median(r_{j_1}, ..., r_{j_n})                    n rounds drawn with replacement, k = 1 .. 2000
     [low, high] = the 2.5th and 97.5th percentile of m_k   (Efron and Tibshirani, 1993, chapter 13)
 """
@@ -21,7 +21,7 @@ SEED = 20260
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and range, in the unit of the values."""
+    """Returns median, quartiles and range, in the unit of the values."""
     array = np.asarray(values, np.float64)
     low, middle, high = np.percentile(array, [25, 50, 75])
     return {
@@ -34,19 +34,19 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def rounds_for(percent: float) -> int:
-    """Rounds that a percentile needs: so many that one of them is expected beyond it (20 for the 95th)."""
+    """Returns how many rounds a percentile needs, so that one of them is expected beyond it: 20 for the 95th."""
     return round(100 / (100 - percent))
 
 
 def tail(values: Sequence[float], percent: float) -> float | None:
-    """A percentile, or None where fewer than :func:`rounds_for` rounds would only repeat the slowest."""
+    """Returns a percentile, or None where fewer than :func:`rounds_for` rounds would only repeat the slowest."""
     if len(values) < rounds_for(percent):
         return None
     return float(np.percentile(np.asarray(values, np.float64), percent))
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = SEED) -> dict[str, float]:
-    """Median of the rounds' own ratios, and its bootstrap interval.
+    """Returns the median of the rounds' own ratios, and its bootstrap interval.
 
     Args:
         above, below: times of two contenders in the same rounds, as many of one as of the other.
@@ -63,7 +63,7 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = S
 
 
 def verdict(sequential: Sequence[float], concurrent: Sequence[float]) -> dict[str, object]:
-    """Whether streams side by side win: how many times faster they are, and that in words."""
+    """Returns how many times faster concurrent streams are, and whether they win, in words."""
     found = ratio_interval(sequential, concurrent)
     low, high = found["low"], found["high"]
     share = f"{abs(found['median'] - 1):.1%} (times faster {found['median']:.3f}, 95 % from {low:.3f} to {high:.3f})"
@@ -77,9 +77,9 @@ def verdict(sequential: Sequence[float], concurrent: Sequence[float]) -> dict[st
 
 
 def drift(values: Sequence[float]) -> float | None:
-    """Median of the later half of the rounds over that of the earlier, less 1; None below four rounds.
+    """Returns the median of the later half of the rounds over that of the earlier, less 1; None below four rounds.
 
-    The middle one of an odd number belongs to neither half.
+    The middle one of an odd number of rounds belongs to neither half.
     """
     half = len(values) // 2
     if half < 2:
@@ -88,7 +88,7 @@ def drift(values: Sequence[float]) -> float | None:
 
 
 def drifted(values: Sequence[float]) -> bool:
-    """Whether the halves are further apart than rounds of the same half are.
+    """Returns whether the halves of the rounds differ by more than rounds of the same half do.
 
     The medians of the halves differ by more than three times the median distance of a round from the median
     of its own half. Chance alone does that about once in a hundred times; below six rounds nothing is said.

@@ -1,4 +1,4 @@
-"""What was measured on: the machine, the software, the commit, the moment. Neither names of hosts nor paths."""
+"""Describes where something was measured: machine, software, commit, moment. No names of hosts, no paths."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ DISTRIBUTIONS = (
 
 
 def machine_info(root: Path = ROOT) -> dict[str, object]:
-    """The machine, the software and the moment.
+    """Returns the machine, the software and the moment.
 
-    Call it before measuring: ``load_before`` tells whether the machine was quiet.
+    Call it before measuring: ``load_before`` shows whether the machine was quiet.
 
     Args:
         root: of the clone whose commit counts.
@@ -41,7 +41,7 @@ def machine_info(root: Path = ROOT) -> dict[str, object]:
 
 
 def memory_gib() -> float | None:
-    """Memory of the machine, or None where the system does not tell."""
+    """Returns the memory of the machine, or None where the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):
@@ -49,18 +49,18 @@ def memory_gib() -> float | None:
 
 
 def load_average() -> float | None:
-    """Processes that wanted to run, averaged over the last minute."""
+    """Returns the number of processes ready to run, averaged over the last minute."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide how fast something is, those that are installed."""
+    """Returns the versions of the installed packages that decide how fast something is."""
     installed = {name: list(importlib.metadata.distributions(name=name)) for name in DISTRIBUTIONS}
     return {name: found[0].version for name, found in installed.items() if found}
 
 
 def commit(root: Path = ROOT) -> str | None:
-    """The commit, with ``+`` where files differ from it; None where ``root`` is no clone."""
+    """Returns the commit, with ``+`` where files differ from it; None where ``root`` is no clone."""
     if not (root / ".git").exists():
         return None  # installed, perhaps below the clone of something else
     head = _git(root, "rev-parse", "--short=12", "HEAD")

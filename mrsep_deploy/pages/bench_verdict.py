@@ -1,4 +1,4 @@
-"""Who won and by how much, in words: with the interval, with those that lost, and with what makes it doubtful."""
+"""Says in words which contender won and by how much, which lost, and what makes the result doubtful."""
 
 from __future__ import annotations
 

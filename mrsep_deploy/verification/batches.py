@@ -1,4 +1,4 @@
-"""A track as batches of segments, as the model takes them."""
+"""Cuts a track into batches of segments, as the model takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a signal is from its reference, gathered block by block in flat memory."""
+"""Compares a signal with its reference block by block, in constant memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Samples = NDArray[Any]
 
 @dataclass(frozen=True)
 class Figures:
-    """How far a tensor or a stem is from its reference.
+    """The distance of a tensor or a stem from its reference.
 
     Attributes:
         snr: reference over error in dB; infinite if they are equal, minus infinity with NaN or infinity.

@@ -1,4 +1,4 @@
-"""From what a user asks for to what is compared: candidate, reference, engine and tracks."""
+"""Turns a request into candidate, reference, engine and tracks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The segments that a candidate did worst on, kept while songs pass by, in bounded memory."""
+"""Keeps the segments that a candidate did worst on, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is right: PyTorch in float64, or the float32 bundle that a bundle of lower precision came from."""
+"""References of a verification: PyTorch in float64, or the float32 bundle that the candidate was made from."""
 
 from __future__ import annotations
 

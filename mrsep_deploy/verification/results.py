@@ -1,4 +1,4 @@
-"""What a verification found, as plain typed data, and whether that is good enough."""
+"""Results of a verification as typed data, and whether they are within the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that every model is tried on, one segment each: what breaks reduced precision breaks on these."""
+"""Built-in test signals, one segment each, on which faults of reduced precision show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle on an engine against its reference: every stage by itself, and every stem from end to end."""
+"""Compares a bundle on an engine with its reference: every stage by itself, and every stem from end to end."""
 
 from __future__ import annotations
 
