@@ -235,9 +235,17 @@ def _branches(branches: Iterable[Branch], stages: Sequence[Stage], rate: int) ->
         )
 
 
+def resolution_names(branches: Iterable[tuple[str, bool]]) -> list[str]:
+    """Returns the names of branches in the order of fusion weights: the waveform, which may have none, comes last.
+
+    Args:
+        branches: each with its name, and whether it is the waveform.
+    """
+    return [name for name, _ in sorted(branches, key=lambda branch: branch[1])]
+
+
 def _fusion(fusion: Iterable[FusionShares], branches: Sequence[Branch]) -> Iterator[FusionReport]:
-    names = [branch.name for branch in branches if not branch.is_waveform]
-    names += [branch.name for branch in branches if branch.is_waveform]
+    names = resolution_names((branch.name, branch.is_waveform) for branch in branches)
     for shares in fusion:
         resolutions = tuple(names[: len(shares.weights[0])])
         for index, weights in enumerate(shares.weights):

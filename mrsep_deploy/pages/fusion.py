@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mrsep_deploy.inspection.inspect import resolution_names
 from mrsep_deploy.pages.blocks import Block, Key, Mark, Plot, Strip
 from mrsep_deploy.pages.scales import Scale
 
@@ -18,8 +19,7 @@ def fusion_blocks(fusion: Sequence[Plain], branches: Sequence[Plain]) -> list[Bl
         fusion: as the manifest has it: ``where``, ``sources`` (empty if they share a row), ``weights``.
         branches: of the model, ``name`` and ``n_fft``, 0 for the waveform.
     """
-    # The waveform comes last, wherever weights are learnt for it at all.
-    names = [branch["name"] for branch in sorted(branches, key=lambda branch: branch["n_fft"] == 0)]
+    names = resolution_names((branch["name"], branch["n_fft"] == 0) for branch in branches)
     return [_plot(shares, names) for shares in fusion]
 
 

@@ -39,7 +39,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_arguments: object) -> None:
         raise AssertionError("the engine is started")
 
-    monkeypatch.setattr(run_module, "_opened", opened)
+    monkeypatch.setattr(run_module, "_separator", opened)
 
 
 @pytest.mark.usefixtures("bundle", "no_engine")
