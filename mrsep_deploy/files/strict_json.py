@@ -286,10 +286,6 @@ class Record:
     def __contains__(self, key: str) -> bool:
         return key in self._fields
 
-    def is_null(self, key: str) -> bool:
-        """Whether the field is there and empty."""
-        return self._fields[key] is None
-
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Raise the error that says ``key`` is not what was expected."""
         raise FormatError(f"{self.where}.{key} is {shown(self._fields[key])}, expected {expected}", self.fix)
