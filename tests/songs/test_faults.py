@@ -73,7 +73,7 @@ def test_ended_while_the_engine_starts(bundle: Bundle, monkeypatch: pytest.Monke
     def opened(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "_opened", opened)
+    monkeypatch.setattr(run_module, "_separator", opened)
     song("s.wav")
     song("missing.wav").unlink()
     assert run("missing.wav", "--summary", "summary.json").code == FAILED
@@ -90,7 +90,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_arguments: object) -> None:
         raise AssertionError("the engine is started")
 
-    monkeypatch.setattr(run_module, "_opened", opened)
+    monkeypatch.setattr(run_module, "_separator", opened)
 
 
 @pytest.mark.usefixtures("bundle", "no_engine")
