@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -167,8 +168,8 @@ def _encoded(value: object) -> object:
         return str(value)
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, float):  # a number of NumPy's
-        return float(value)
+    if isinstance(value, numbers.Real):  # one of NumPy's
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     raise TypeError(f"JSON cannot hold {type(value).__name__}")
 
 

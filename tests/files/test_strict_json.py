@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec import Meta
 
 from mrsep_deploy.errors import BundleError, FormatError, UsageError
-from mrsep_deploy.files.strict_json import MAX_DEPTH, parse, raised_as, typed
+from mrsep_deploy.files.strict_json import MAX_DEPTH, dumped, parse, plain, raised_as, typed
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,3 +97,29 @@ def test_finding_the_key_leaves_the_tree_as_it_was() -> None:
 def test_a_reader_raises_its_own_error(error: type[BundleError | UsageError]) -> None:
     with pytest.raises(error, match=r"thing is not valid JSON.*Mend it\."), raised_as(error):
         parse("{", "thing", "Mend it.")
+
+
+def test_plain_values_of_what_json_cannot_hold() -> None:
+    found = plain(
+        {
+            "part": Part(3),
+            "whole": Whole((), {"x": math.inf, "y": -math.inf, "z": 0.5}),
+            "numbers": (np.float64(math.nan), np.float32(0.5), np.int64(3), None, True),
+            "path": Path("a") / "b",
+            "seconds": Fraction(39, 5),
+        }
+    )
+    assert found == {
+        "part": {"size": 3, "kind": "a", "name": "x"},
+        "whole": {"parts": [], "gains": {"x": None, "y": None, "z": 0.5}},
+        "numbers": [None, 0.5, 3, None, True],
+        "path": str(Path("a") / "b"),
+        "seconds": "39/5",
+    }
+    assert json.loads(dumped(found)) == found
+    with pytest.raises(TypeError, match="JSON cannot hold"):
+        plain({"a": object()})
+
+
+def test_names_that_are_no_text_can_be_written() -> None:
+    assert json.loads(dumped({"name": "a\udcff"}).encode()) == {"name": "a\udcff"}
