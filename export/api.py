@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.export.exporter import Progress
     from mrsep_deploy.export.load import LoadedModel
 
-EXTRA = ("torch", "onnx", "onnxscript", "yaml", "safetensors")
+EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "yaml", "safetensors")
 """Modules of the extra ``mrsep-deploy[export]``."""
 
 INSTALL = 'pip install "mrsep-deploy[export]"'

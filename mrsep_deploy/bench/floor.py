@@ -52,10 +52,10 @@ def _sizes(manifest: Manifest) -> dict[str, int]:
 def stage_macs(bundle: Bundle) -> tuple[dict[str, int], str]:
     """Multiply-accumulates of one segment by graph stage, and where they were counted.
 
-    On the graphs themselves where ``onnx`` is installed, else as the manifest tells.
+    On the graphs themselves where ``onnx-ir`` is installed, else as the manifest tells.
     """
     manifest = bundle.manifest
-    if importlib.util.find_spec("onnx") is None:
+    if importlib.util.find_spec("onnx_ir") is None:
         return {stage.name: stage.macs for stage in manifest.graph_stages}, "manifest"
     from mrsep_deploy.inspection.graph_costs import bundle_cost
 
