@@ -1,4 +1,4 @@
-"""Reading a trained checkpoint, whoever made it, without running anything that is in it.
+"""Reads trained checkpoints, also of unknown origin, without running anything that is in them.
 
 A package names its model class, the arguments it was made with and its parameters. The class is only ever a
 name here: no module is imported for it. See ``allowed`` for what a file may ask for, ``packages`` for the

@@ -1,4 +1,4 @@
-"""More channels than the model hears: mixed down, so that nothing goes missing without a word.
+"""Mixes a file of more channels than the model takes, and says what is left out.
 
 Two channels are mixed from more as ITU-R BS.775 has it: left and right as they are, what is in the middle on both
 sides and what is at the side or behind on its own side, 3 dB lower. The sum is divided by its weights, so that it
@@ -39,7 +39,7 @@ class Downmix:
     """``[n, frames]`` to ``[channels, frames]``, channels ≤ n; see ``read`` for the rules.
 
     Attributes:
-        remark: what of the song is heard otherwise than it is; empty if all of it is there.
+        remark: how the result differs from the file; empty if every channel is kept.
     """
 
     def __init__(self, info: AudioInfo, channels: int) -> None:

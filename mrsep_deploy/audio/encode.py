@@ -25,7 +25,7 @@ class Encoding:
 
     Integers follow Demucs: ``x`` is clamped to ±1, multiplied by ``2**(bits - 1) - 1`` in float32 and
     cut towards zero, without dither. Float samples are kept as they are, beyond ±1 too. ``raw`` samples have
-    no header: whoever reads them has to know.
+    no header: a program that reads them has to be told what they are.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 How channels are matched:
 
-    file            model           what the model hears
+    file            model           what the model gets
     n               n               the file
     any             1               the mean of the channels
     1               n               that channel, n times

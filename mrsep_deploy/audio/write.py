@@ -34,7 +34,7 @@ _RESCALING = ("rescale", "rescale-each")
 
 
 class Cancelled(Exception):
-    """The file was not finished because somebody asked for an end; nothing is left of it."""
+    """The file was not finished because the run was cancelled; nothing is left of it."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ DRAWN = 4
 
 
 def reporter_of(options: RunOptions, sample_rate: int, single: bool) -> Quiet:
-    """Who is told, as the options say."""
+    """Returns the reporter that the options ask for."""
     from mrsep_deploy.songs.reporting import Bars, JsonLines, Quiet
 
     if options.json:
@@ -63,7 +63,7 @@ def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) 
 
 
 def check_reports(options: RunOptions, tracks: Sequence[Track], stems: Iterable[Path]) -> None:
-    """Refuse reports that would replace a song, a stem or a file of somebody else's, or cannot be written.
+    """Refuse reports that would replace a song, a stem or a file that no run has written, or cannot be written.
 
     Args:
         stems: what the run writes.
@@ -130,7 +130,7 @@ def tell_plan(
 
 
 def tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
-    """The end of a run, to whoever is told and to the file that was asked for."""
+    """Reports the end of a run, and writes the summary that was asked for."""
     reporter.summary(summary)
     if options.summary is not None:
         write_summary(options.summary, summary)

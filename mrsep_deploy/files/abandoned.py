@@ -1,7 +1,7 @@
-"""Part files that killed processes have left: told from those that somebody writes, and deleted.
+"""Part files that killed processes have left: told from those that are being written, and deleted.
 
-Whoever writes a part file holds a lock on it, and until the file is locked its process is there, by the number in
-the file's name. (A container has numbers of its own, and a number is given out again; a lock is the file's.)
+A process that writes a part file holds a lock on it. Before the file is locked, the number in its name tells whether
+its process still runs. (Numbers alone would not do: a container has its own, and the system gives them out again.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ except ImportError:  # Windows
     fcntl = None
 
 SETTLED = 60.0
-"""Seconds after which a file that is not locked is nobody's, even if a process has its number."""
+"""Seconds after which a file that is not locked is abandoned, even if a process has its number."""
 _PART = re.compile(r"\..{1,40}\.([0-9]{1,10})\.[0-9a-f]{8}\.part", re.DOTALL)
 """A name that ``parts.part_of`` gives."""
 
@@ -51,7 +51,7 @@ def is_locked(folder: OpenFolder, name: str) -> bool:
 
 
 def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:
-    """Deletes the part files in these folders that nobody writes any more, and returns how many there were.
+    """Deletes the part files in these folders that no process writes any more, and returns how many there were.
 
     Folders that lie behind a link below ``root``, the output folder, are left alone.
     """

@@ -1,8 +1,8 @@
 """A folder that stays open: what is made in it stays in it, whatever becomes of its name, and no link leads out.
 
 The first folder is one that a user named; it may be a link. Below it, every folder is opened by its name in the
-one above, and a link is refused: who can write there could otherwise choose what file is overwritten. Where the
-system has no calls relative to an open folder (Windows), names are looked at before they are used.
+one above, and a link is refused: another user who can write there could otherwise choose what file is overwritten.
+Where the system has no calls relative to an open folder (Windows), names are looked at before they are used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RELATIVE = {os.open, os.mkdir, os.rename, os.unlink, os.rmdir, os.stat} <= os.su
 
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # who opens a pipe would wait for its other end
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its other end
 
 
 class OpenFolder:

@@ -3,7 +3,7 @@
     MRSEP_DEPLOY_HOME set:    HOME/registry.json  HOME/models/NAME  HOME/cache/...  HOME/config.toml
     otherwise:                the same below the platform's data, cache and configuration folders of this user
 
-Nothing here creates a folder; whoever writes does.
+Nothing here creates a folder; the code that writes a file does.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def aside(function: Callable[[], T]) -> T:
     def work() -> None:
         try:
             found.append(function())
-        except BaseException as error:  # raised again by who waits
+        except BaseException as error:  # raised again in the thread that waits
             failed.append(error)
         finally:
             done.set()

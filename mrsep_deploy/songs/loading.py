@@ -1,4 +1,4 @@
-"""One song in: opened, measured, and read ahead of whoever needs it."""
+"""One song in: opened, measured, and read ahead of the separation."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _read_ahead(blocks: Iterable[Samples], cancel: threading.Event) -> Iterator[
                 if left.is_set() or cancel.is_set():
                     return
             put(None)
-        except BaseException as error:  # whoever reads is to have it
+        except BaseException as error:  # raised again where the blocks are read
             put(error)
 
     worker = threading.Thread(target=work, name="decode", daemon=True)

@@ -42,7 +42,7 @@ class SeparatesSongs(Protocol):
 
 
 class Reporter(Protocol):
-    """Who is told. All calls come from the thread that runs the catalogue."""
+    """Receives progress and results. All calls come from the thread that runs the catalogue."""
 
     def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
         """A song has come so far, in samples at the model's rate, in so many seconds since its own begin."""

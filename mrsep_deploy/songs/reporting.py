@@ -1,4 +1,4 @@
-"""Who is told how far a run is: people by bars and lines, programs by JSON, or nobody."""
+"""Reports of a run's progress and results: bars and lines for people, JSON for programs, or errors only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output that says so when it cannot be written: whoever prints need not think of it."""
+"""Standard output whose failures are an ``OutputError``, wherever in the program something is printed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Stdout(FileIO):
         except OSError as error:
             self.broken = True
             if isinstance(error, BrokenPipeError):
-                raise  # whoever reads has enough
+                raise  # the reader has closed the pipe
             raise _explained(error) from error
 
 
