@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +20,7 @@ from mrsep_deploy.devices import open_cuda
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, DeviceKind, Stream
 from mrsep_deploy.devices.runner import Runner
-from mrsep_deploy.engines.cache import EngineCache
+from mrsep_deploy.engines.cache import CachedEngine, EngineCache
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.machine import cpu_budget
@@ -165,27 +165,6 @@ class BuildOptions:
     workspace: int | None = None
 
 
-@dataclass(frozen=True)
-class BuiltStage:
-    """An engine built for one stage.
-
-    Attributes:
-        stage: its name.
-        data: the serialised engine.
-        key: its name in the engine cache.
-        seconds: what building took, now or when the cached one was built.
-        from_cache: it was there already.
-        details: element types of its tensors and layers, for people and for checks.
-    """
-
-    stage: str
-    data: bytes
-    key: str
-    seconds: float
-    from_cache: bool
-    details: Mapping[str, object]
-
-
 class BuildingEngine(Engine):
     """An engine with a build step of its own, whose results are cached.
 
@@ -201,7 +180,7 @@ class BuildingEngine(Engine):
         self.cache = EngineCache()
 
     @abc.abstractmethod
-    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> BuiltStage:
+    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> CachedEngine:
         """Build a stage or take it from the cache.
 
         Raises:

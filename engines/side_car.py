@@ -72,16 +72,7 @@ class SideCar:
 
 def to_json(side_car: SideCar) -> bytes:
     """The file's content."""
-    tree = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "key": asdict(side_car.key),
-        "sha256": side_car.sha256,
-        "bytes": side_car.bytes,
-        "created": side_car.created,
-        "milliseconds": side_car.milliseconds,
-        "details": side_car.details,
-    }
+    tree = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(side_car)}
     return (json.dumps(tree, indent=2) + "\n").encode()
 
 

@@ -20,7 +20,6 @@ from mrsep_deploy.engines.contract import (
     Availability,
     BuildingEngine,
     BuildOptions,
-    BuiltStage,
     Preference,
 )
 from mrsep_deploy.engines.side_car import EngineKey
@@ -74,7 +73,7 @@ class TensorRtEngine(BuildingEngine):
 
     def build(
         self, bundle: Bundle, stage: Stage, options: BuildOptions, *, fresh: bool = False
-    ) -> BuiltStage:
+    ) -> CachedEngine:
         """Build a stage or take it from the cache; ``fresh`` builds in any case."""
         graph = self._graph(bundle, stage)
         key, options = self._key(graph, bundle, options)
@@ -91,7 +90,7 @@ class TensorRtEngine(BuildingEngine):
         if not self.library.portable:
             _ = self.device  # the builder times kernels in its context
             timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
-        return _built(stage, self.cache.get_or_build(key, make, fresh=fresh))
+        return self.cache.get_or_build(key, make, fresh=fresh)
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         _ = self.device  # engines are loaded into its context
@@ -151,7 +150,7 @@ class TensorRtEngine(BuildingEngine):
                 f"Name one or more of {','.join(self.library.capabilities())}, such as --target sm_86.",
             ) from error
 
-    def _built_last(self, bundle: Bundle, stage: Stage) -> BuiltStage | None:
+    def _built_last(self, bundle: Bundle, stage: Stage) -> CachedEngine | None:
         """The newest engine in the cache that runs this graph on this GPU, with whatever options."""
         wanted, _ = self._key(self._graph(bundle, stage), bundle, BuildOptions())
 
@@ -162,8 +161,7 @@ class TensorRtEngine(BuildingEngine):
             return fits and replace(key, target=wanted.target, options=wanted.options) == wanted
 
         key = self.cache.newest(serves)
-        found = self.cache.find(key) if key else None
-        return _built(stage, found) if found else None
+        return self.cache.find(key) if key else None
 
 
 class TensorRtRtxEngine(TensorRtEngine):
@@ -182,7 +180,3 @@ def _check_capability(library: Library, gpu: Gpu) -> None:
         raise EngineUnavailableError(
             f"{library.title} does not run on {gpu}, it runs on {', '.join(known)}", "Choose --engine trt."
         )
-
-
-def _built(stage: Stage, found: CachedEngine) -> BuiltStage:
-    return BuiltStage(stage.name, found.data, found.key.name, found.seconds, found.from_cache, found.details)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.manifest import Stage
-    from mrsep_deploy.engines.contract import BuildingEngine, BuildOptions, BuiltStage
+    from mrsep_deploy.engines.cache import CachedEngine
+    from mrsep_deploy.engines.contract import BuildingEngine, BuildOptions
     from mrsep_deploy.precision.names import AskedPrecision
 
 Report = Callable[[str, str], None]
@@ -122,7 +123,9 @@ def build(
     if as_json:
         costs = costs_to_json(read_costs(bundle.manifest))
         click.echo(
-            json.dumps([{**_plain(stage), "cost": costs.get(stage.stage)} for stage in built], indent=2)
+            json.dumps(
+                [{**_plain(name, each), "cost": costs.get(name)} for name, each in built.items()], indent=2
+            )
         )
     elif not quiet:
         from mrsep_deploy.terminal.progress import console
@@ -145,8 +148,8 @@ def _check(bundle: Bundle, engine: BuildingEngine, name: str, batch: int | None,
 
 def _build(
     engine: BuildingEngine, bundle: Bundle, options: BuildOptions, jobs: int, output: Path | None, quiet: bool
-) -> list[BuiltStage]:
-    """Every stage that has a graph, ``jobs`` at a time; the first error ends it."""
+) -> dict[str, CachedEngine]:
+    """The engines of every stage that has a graph, by its name, ``jobs`` at a time; the first error ends it."""
     from concurrent.futures import ThreadPoolExecutor
 
     from mrsep_deploy.engines.cache import EngineCache
@@ -162,7 +165,7 @@ def _build(
             err=True,
         )
 
-    def one(stage: Stage) -> BuiltStage:
+    def one(stage: Stage) -> CachedEngine:
         report(stage.name, "building")
         done = engine.build(bundle, stage, options)
         report(stage.name, "cached" if done.from_cache else f"built in {done.seconds:.1f} s")
@@ -170,10 +173,10 @@ def _build(
 
     with _bars([stage.name for stage in stages], quiet) as report, ThreadPoolExecutor(jobs) as pool:
         if jobs == 1:
-            return [one(stage) for stage in stages]
-        futures = [pool.submit(one, stage) for stage in stages]
+            return {stage.name: one(stage) for stage in stages}
+        futures = {stage.name: pool.submit(one, stage) for stage in stages}
         try:
-            return [future.result() for future in futures]
+            return {name: future.result() for name, future in futures.items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -217,34 +220,34 @@ def _moving_bars(names: list[str], screen: Console) -> Iterator[Report]:
         yield report
 
 
-def _types(stage: BuiltStage, kind: str) -> dict[str, str | int]:
-    found = stage.details.get(kind)
+def _types(built: CachedEngine, kind: str) -> dict[str, str | int]:
+    found = built.details.get(kind)
     return found if isinstance(found, dict) else {}
 
 
-def _plain(stage: BuiltStage) -> dict[str, object]:
+def _plain(stage: str, built: CachedEngine) -> dict[str, object]:
     return {
-        "stage": stage.stage,
-        "key": stage.key,
-        "bytes": len(stage.data),
-        "seconds": round(stage.seconds, 3),
-        "from_cache": stage.from_cache,
-        "tensors": _types(stage, "tensors"),
-        "layers": _types(stage, "layers"),
+        "stage": stage,
+        "key": built.key.name,
+        "bytes": len(built.data),
+        "seconds": round(built.seconds, 3),
+        "from_cache": built.from_cache,
+        "tensors": _types(built, "tensors"),
+        "layers": _types(built, "layers"),
     }
 
 
-def _print(screen: Console, built: list[BuiltStage], folder: Path, bundle: Bundle) -> None:
+def _print(screen: Console, built: Mapping[str, CachedEngine], folder: Path, bundle: Bundle) -> None:
     from mrsep_deploy.precision.costs import print_costs, read_costs
     from mrsep_deploy.terminal.tables import file_size, table
 
     made = table("stage", "build", "", "engine", "in and out", "layers", "key", right=("build", "engine"))
-    for stage in built:
-        layers = ", ".join(f"{count} {dtype}" for dtype, count in sorted(_types(stage, "layers").items()))
-        tensors = ", ".join(sorted(set(map(str, _types(stage, "tensors").values()))))
-        cached = "cached" if stage.from_cache else ""
-        size = file_size(len(stage.data))
-        made.add_row(stage.stage, f"{stage.seconds:.1f} s", cached, size, tensors, layers, stage.key)
+    for stage, each in built.items():
+        layers = ", ".join(f"{count} {dtype}" for dtype, count in sorted(_types(each, "layers").items()))
+        tensors = ", ".join(sorted(set(map(str, _types(each, "tensors").values()))))
+        cached = "cached" if each.from_cache else ""
+        size = file_size(len(each.data))
+        made.add_row(stage, f"{each.seconds:.1f} s", cached, size, tensors, layers, each.key.name)
     screen.print(made)
     print_costs(screen, read_costs(bundle.manifest), bundle.manifest.precision)
     screen.print(f"\nkept in {folder}", soft_wrap=True)

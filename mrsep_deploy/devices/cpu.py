@@ -19,10 +19,10 @@ from mrsep_deploy.devices.interface import (
     Event,
     Graph,
     Memory,
+    OpenObjects,
     Stream,
     TensorView,
 )
-from mrsep_deploy.devices.open_objects import OpenObjects
 from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.process.interrupts import wait_for
@@ -191,9 +191,6 @@ class CpuDevice(Device):
     kind: DeviceKind = "cpu"
     name = "CPU"
 
-    def __init__(self) -> None:
-        self._open = OpenObjects()
-
     def stream(self, name: str) -> CpuStream:
         return self._open.add(CpuStream(name, self._open))
 
@@ -219,13 +216,3 @@ class CpuDevice(Device):
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         raise EngineError("a CPU cannot capture work into a graph", "Choose --mode sequential or concurrent.")
-
-    def synchronize(self) -> None:
-        for stream in self._open.streams():
-            stream.synchronize()
-
-    def memory_used(self) -> int:
-        return self._open.memory_bytes()
-
-    def close(self) -> None:
-        self._open.close_all()

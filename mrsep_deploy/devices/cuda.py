@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor
-from mrsep_deploy.devices.open_objects import OpenObjects
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 
 NO_DRIVER = "there is no NVIDIA driver"
@@ -50,17 +49,14 @@ class CudaDevice(Device):
     kind: DeviceKind = "cuda"
 
     def __init__(self, index: int, properties: CudaProperties) -> None:
+        super().__init__()
         self.index = index
         self.properties = properties
         self.name = properties.name
-        self._open = OpenObjects()
 
     @abc.abstractmethod
     def free_bytes(self) -> int:
         """Device memory nobody has taken, other programs included."""
-
-    def memory_used(self) -> int:
-        return self._open.memory_bytes()
 
     def out_of_memory(self, size: int) -> EngineError:
         """The error of an allocation that does not fit."""

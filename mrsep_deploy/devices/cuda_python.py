@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.devices.cuda import CudaDevice, check_index, slice_block
 from mrsep_deploy.devices.cuda_runtime import CudaCallError, CudaRuntime, probe
-from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, Stream, TensorView
-from mrsep_deploy.devices.open_objects import OpenObjects
+from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, OpenObjects, Stream, TensorView
 from mrsep_deploy.devices.views import address, check_copy
 from mrsep_deploy.errors import EngineError
 
@@ -232,10 +231,3 @@ class CudaPythonDevice(CudaDevice):
         """A capture that went wrong may have left no graph at all."""
         if graph is not None and int(graph):
             self.runtime.release("cudaGraphDestroy", graph)
-
-    def synchronize(self) -> None:
-        for stream in self._open.streams():
-            stream.synchronize()
-
-    def close(self) -> None:
-        self._open.close_all()

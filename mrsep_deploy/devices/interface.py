@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,11 +111,47 @@ class Memory(abc.ABC):
         """Free the block. Idempotent."""
 
 
+Closable = Graph | Stream | Event | Memory
+Made = TypeVar("Made", bound=Closable)
+
+# Graphs and streams first: nothing may run any more when events and memory go.
+_ORDER = (Graph, Stream, Event, Memory)
+
+
+class OpenObjects:
+    """What a device has made and nobody has closed yet: objects enter when they are made, and leave when closed."""
+
+    def __init__(self) -> None:
+        self._objects: dict[int, Closable] = {}
+
+    def add(self, made: Made) -> Made:
+        self._objects[id(made)] = made
+        return made
+
+    def remove(self, closed: Closable) -> None:
+        self._objects.pop(id(closed), None)
+
+    def streams(self) -> list[Stream]:
+        return [each for each in list(self._objects.values()) if isinstance(each, Stream)]
+
+    def memory_bytes(self) -> int:
+        return sum(each.size for each in list(self._objects.values()) if isinstance(each, Memory))
+
+    def close_all(self) -> None:
+        for kind in _ORDER:
+            for each in list(self._objects.values()):
+                if isinstance(each, kind):
+                    each.close()
+
+
 class Device(abc.ABC):
-    """One device. Everything made by it is closed by whoever made it, or by ``close``."""
+    """One device. Everything made by it is closed by its user, or by ``close``."""
 
     kind: DeviceKind
     name: str
+
+    def __init__(self) -> None:
+        self._open = OpenObjects()
 
     @abc.abstractmethod
     def stream(self, name: str) -> Stream:
@@ -161,14 +197,15 @@ class Device(abc.ABC):
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         """Capture what ``work`` enqueues on ``stream`` and on streams forked from it and joined to it by events."""
 
-    @abc.abstractmethod
     def synchronize(self) -> None:
         """Block the host until every stream of this object is empty; raises as a stream's does."""
+        for stream in self._open.streams():
+            stream.synchronize()
 
-    @abc.abstractmethod
     def memory_used(self) -> int:
         """Bytes of device memory taken through this object and not yet given back."""
+        return self._open.memory_bytes()
 
-    @abc.abstractmethod
     def close(self) -> None:
-        """Close what is still open, streams first. Idempotent."""
+        """Close what is still open, graphs and streams first. Idempotent."""
+        self._open.close_all()

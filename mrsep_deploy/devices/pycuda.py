@@ -270,11 +270,7 @@ class PyCudaDevice(CudaDevice):
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         raise EngineError("pycuda cannot capture work into a graph", "Use cuda-python, or another --mode.")
 
-    def synchronize(self) -> None:
-        for stream in self._open.streams():
-            stream.synchronize()
-
     def close(self) -> None:
         if self._context is not None:
-            self._open.close_all()
+            super().close()
             self._context = None

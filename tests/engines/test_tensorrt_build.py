@@ -105,7 +105,9 @@ def test_tiny_graphs_build_for_every_target(
 def test_options(engine: TensorRtRtxEngine, tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
     keys = {
-        engine.build(bundle, stage_of(bundle), replace(SM_86, optimization_level=level, workspace=space)).key
+        engine.build(
+            bundle, stage_of(bundle), replace(SM_86, optimization_level=level, workspace=space)
+        ).key.name
         for level, space in ((None, None), (0, None), (5, None), (None, 2**20))
     }
     assert len(keys) == 4
