@@ -43,12 +43,12 @@ class GraphCost:
 
 
 def costs_to_json(costs: Mapping[str, GraphCost]) -> dict[str, object]:
-    """Costs by stage as plain values, as ``provenance`` and ``--json`` hold them."""
+    """Returns costs by stage as plain values, as ``provenance`` and ``--json`` hold them."""
     return {stage: asdict(cost) for stage, cost in costs.items()}
 
 
 def read_costs(manifest: Manifest) -> dict[str, GraphCost]:
-    """The costs that a converted bundle's ``provenance`` tells of; of any other, none."""
+    """Reads the costs in a converted bundle's ``provenance``; any other bundle has none."""
     graphs = _mapping(_mapping(manifest.provenance, "precision"), "graphs")
     names = [field.name for field in fields(GraphCost)]
     found: dict[str, GraphCost] = {}
@@ -79,7 +79,7 @@ def cost_table(costs: Mapping[str, GraphCost], precision: str) -> Table:
 
 
 def print_costs(screen: Console, costs: Mapping[str, GraphCost], precision: str) -> None:
-    """The table with its note; nothing where there are no costs."""
+    """Prints the table with its note; nothing where there are no costs."""
     if costs:
         screen.print()
         screen.print(cost_table(costs, precision))

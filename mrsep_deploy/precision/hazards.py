@@ -52,7 +52,7 @@ class Hazard:
 
 
 def predict(bundle: Bundle, plan: PrecisionPlan, calibration: Calibration) -> list[Hazard]:
-    """The hazards of a float32 bundle in the precision of a plan, by kind, the worst first.
+    """Predicts the hazards of a float32 bundle in the precision of a plan, by kind, the worst first.
 
     Raises:
         UsageError: the plan names stages or nodes the bundle does not have.

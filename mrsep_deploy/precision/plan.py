@@ -54,7 +54,7 @@ class PrecisionPlan:
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """The plan as plain values."""
+        """Returns the plan as plain values."""
         keep = {stage: list(names) for stage, names in sorted(self.keep.items())}
         return {
             "format": FORMAT,
@@ -66,7 +66,7 @@ class PrecisionPlan:
 
     @classmethod
     def from_json(cls, value: object, where: str = "plan") -> PrecisionPlan:
-        """The plan that plain values hold.
+        """Returns the plan that plain values hold.
 
         Raises:
             UsageError: a field is missing, unknown or of another kind; says which one and what was expected.
@@ -81,7 +81,7 @@ def default_plan(precision: Low = "float16", family: Iterable[str] = ()) -> Prec
 
 
 def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
-    """The plan in a JSON file.
+    """Reads the plan in a JSON file.
 
     Raises:
         UsageError: it cannot be read, or is no plan.
@@ -98,7 +98,7 @@ def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
 
 
 def write_plan(plan: PrecisionPlan, path: str | os.PathLike[str]) -> None:
-    """Write a plan as indented JSON; the file appears whole or not at all.
+    """Writes a plan as indented JSON; the file appears whole or not at all.
 
     Raises:
         OutputError: it cannot be written.
@@ -126,7 +126,7 @@ def check_plan(plan: PrecisionPlan, manifest: Manifest) -> None:
 
 
 def matching_nodes(plan: PrecisionPlan, stage: str, names: Iterable[str]) -> frozenset[str]:
-    """The nodes of a stage that ``keep`` names.
+    """Returns the nodes of a stage that ``keep`` names.
 
     Raises:
         UsageError: a pattern matches none of them.

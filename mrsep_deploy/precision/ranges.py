@@ -25,7 +25,7 @@ _Numbers = tuple[_Magnitude, _Magnitude, _Magnitude, _Magnitude, _Magnitude, _Ma
 
 @dataclass(frozen=True)
 class Range:
-    """One tensor over everything that was listened to.
+    """The range of one tensor over all that was run.
 
     Attributes:
         largest: the largest magnitude.
@@ -63,7 +63,7 @@ class Calibration:
 
 
 def store(bundle: Bundle, calibration: Calibration) -> Bundle:
-    """Write a calibration into a bundle's folder, in place of an older one.
+    """Writes a calibration into a bundle's folder, in place of an older one.
 
     Raises:
         UsageError: the bundle is an archive.
@@ -76,7 +76,7 @@ def store(bundle: Bundle, calibration: Calibration) -> Bundle:
 
 
 def require_folder(bundle: Bundle) -> None:
-    """Raise ``UsageError`` for an archive, which cannot be added to."""
+    """Raises ``UsageError`` for an archive, which cannot be added to."""
     if bundle.path.suffix.lower() == ARCHIVE_SUFFIX and bundle.path.is_file():
         raise UsageError(
             f"{bundle.path} is an archive, expected a folder to store the ranges in", "Unpack it first."
@@ -84,7 +84,7 @@ def require_folder(bundle: Bundle) -> None:
 
 
 def load(bundle: Bundle) -> Calibration | None:
-    """The calibration that a bundle holds; None if it was never calibrated.
+    """Returns the calibration that a bundle holds; None if it was never calibrated.
 
     Raises:
         BundleError: the file is damaged, or of another format version.
@@ -100,7 +100,7 @@ def load(bundle: Bundle) -> Calibration | None:
 
 
 def to_json(calibration: Calibration) -> str:
-    """As text, a line for every tensor."""
+    """Returns the text of the file, with a line for every tensor."""
     lines = [
         f'  "format": {json.dumps(FORMAT)}',
         f'  "format_version": {FORMAT_VERSION}',

@@ -32,7 +32,7 @@ def is_mixed(manifest: Manifest) -> bool:
 
 
 def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None = None) -> Bundle:
-    """A bundle in the precision that was asked for.
+    """Returns a bundle in the precision that was asked for.
 
     Args:
         bundle: of any precision.
@@ -45,7 +45,7 @@ def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None
     Raises:
         UsageError: the bundle is of another precision and cannot become this one; plan and precision do not
             fit together; the plan does not fit the bundle.
-        EngineUnavailableError: it has to be converted, and ``onnx`` is not installed.
+        EngineUnavailableError: it has to be converted, and ``onnx`` or ``onnx-ir`` is not installed.
         OutputError: the cache cannot be written.
     """
     if asked is None and plan is None:
@@ -96,7 +96,7 @@ def chosen_plan(
 
 
 def _require_equal(manifest: Manifest, asked: AskedPrecision | None, plan: Path | None) -> None:
-    """Raise unless a bundle of lower precision already is what was asked for."""
+    """Raises unless a bundle of lower precision already is what was asked for."""
     found = manifest.precision
     if plan is not None:
         raise UsageError(
@@ -117,7 +117,7 @@ def _require_equal(manifest: Manifest, asked: AskedPrecision | None, plan: Path 
 
 
 def require_onnx(what: str) -> None:
-    """Raise ``EngineUnavailableError`` with the line that installs it unless ``onnx`` is there."""
+    """Raises ``EngineUnavailableError`` with the line that installs it unless ``onnx`` and ``onnx-ir`` are there."""
     for package, module in (("onnx", "onnx"), ("onnx-ir", "onnx_ir")):
         if importlib.util.find_spec(module) is None:
             raise EngineUnavailableError(f"{what} needs {package}, which is not installed", INSTALL_ONNX)

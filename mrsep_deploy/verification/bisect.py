@@ -1,4 +1,4 @@
-"""Which nodes have to return to float32? Found by splitting stages in halves, proved by running.
+"""Finds the nodes that have to return to float32, by splitting stages in halves, and proves it by running.
 
 Rounding errors of disjoint groups of nodes are independent, so their energies add up. Each group is
 measured with only its own nodes in low precision, on the reference's inputs; the error energy at each of the
@@ -94,7 +94,7 @@ def bisect(
     probes: Sequence[Probe],
     progress: Progress | None = None,
 ) -> Bisection:
-    """Find the smallest set of nodes that have to be float32 for the limit to be met on every probe.
+    """Finds the smallest set of nodes that have to be float32 for the limit to be met on every probe.
 
     Args:
         bundle: in float32.
@@ -105,7 +105,7 @@ def bisect(
 
     Raises:
         EngineError: a typed stage cannot be prepared or fails.
-        UsageError: there is nothing to listen to.
+        UsageError: there are no probes.
     """
     if not probes:
         raise UsageError(

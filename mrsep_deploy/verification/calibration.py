@@ -41,11 +41,11 @@ _HUGE = float(np.finfo(np.float32).max)
 def calibrate(
     bundle: Bundle, tracks: Sequence[Track], threads: int = 0, progress: Progress | None = None
 ) -> Bundle:
-    """Measure the ranges of all tensors of a float32 bundle and store them in it.
+    """Measures the ranges of all tensors of a float32 bundle and store them in it.
 
     Args:
         bundle: a folder, not an archive.
-        tracks: what to listen to, up to ``ISOLATED`` batches of each.
+        tracks: what to run, up to ``ISOLATED`` batches of each.
         threads: CPU threads, 0 for all.
         progress: called before every batch.
 
@@ -131,7 +131,7 @@ class _Stage:
             ) from error
 
     def measure(self, tensors: Mapping[str, Array], track: str) -> None:
-        """Run on one batch, given every tensor between stages."""
+        """Runs on one batch, given every tensor between stages."""
         values = self.session.run(None, {name: tensors[name] for name in self.inputs})
         for (name, figure), value in zip(self.figures, values, strict=True):
             if figure == "squares" and not np.isfinite(value):
