@@ -38,7 +38,7 @@ COMMANDS = {
     "bench": "Measure how fast models run on each engine.",
     "eval": "Measure the SDR of a model on tracks with known stems.",
     "build": "Build a bundle's engines ahead of time.",
-    "cache": "List and delete built engines.",
+    "cache": "List and delete built engines and all else in the cache.",
     "doctor": "Show which engines work here, and what to do about the others.",
     "completion": "Print what makes a shell complete commands and options.",
 }
