@@ -102,7 +102,7 @@ class EngineCache:
     ) -> CachedEngine:
         """The engine of a key, built if it is not there.
 
-        Of several processes that want it at the same time one builds and the others wait. Where the
+        Of several processes that need it at the same time one builds it and the others wait. Where the
         cache cannot be written the engine is used all the same, with one line of warning.
 
         Args:
@@ -114,7 +114,7 @@ class EngineCache:
             return found
         lock = self._lock(key.name)
         try:
-            found = None if fresh else self.find(key)  # the one who held the lock may have built it
+            found = None if fresh else self.find(key)  # the process that held the lock may have built it
             return found or self._build(key, build)
         finally:
             if lock is not None:

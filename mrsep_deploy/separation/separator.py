@@ -1,4 +1,4 @@
-"""The main door: a bundle and an engine, songs in, stems out."""
+"""Separates songs into stems with a bundle on an engine."""
 
 from __future__ import annotations
 

@@ -300,13 +300,14 @@ def test_torch_with_captured_parts_is_the_model(monkeypatch: pytest.MonkeyPatch)
     from mrsep_deploy.bench import torch_contenders
     from mrsep_deploy.export.load import load_model
 
-    model = load_model(shim.ROOT / "tests" / "golden" / "htdemucs_n.th").model.eval()
+    loaded = load_model(shim.ROOT / "tests" / "golden" / "htdemucs_n.th")
+    model = loaded.model.eval()
     mix = torch.randn(1, 2, model.config.segment_samples)
     monkeypatch.setattr(torch_contenders, "_captured", lambda part, inputs: part)
     monkeypatch.setattr(torch_contenders, "GPU", "cpu")
     with torch.inference_mode():
         torch.testing.assert_close(
-            torch_contenders.GraphedModel(model, mix)(mix), model(mix), rtol=1e-4, atol=1e-4
+            torch_contenders.GraphedModel(loaded.staged("whole"), mix)(mix), model(mix), rtol=1e-4, atol=1e-4
         )
 
 
