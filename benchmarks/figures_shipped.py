@@ -47,7 +47,11 @@ def _row(title: str, source: str, values: Mapping[str, float], gain: float) -> s
 
 
 def _shares(found: Mapping[str, Any]) -> Iterator[str]:
-    windows = [branch.n_fft for branch in Bundle.open(BUNDLE, verify=False).manifest.branches]
+    windows = [
+        branch.transform.n_fft
+        for branch in Bundle.open(BUNDLE, verify=False).manifest.branches
+        if branch.transform
+    ]
     yield "| learnt fusion weights, window of | " + " | ".join(map(str, windows)) + " |"
     yield "|---|" + "---|" * len(windows)
     for share in found["fusion"]:

@@ -95,8 +95,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, 
 
 def _host_outputs(stage: Stage, audio: Audio, branch: Branch | None) -> tuple[Tensor, ...]:
     """Empty tensors of the shapes a host stage gives: Fourier transforms do not run on ``meta``."""
-    if branch is not None and stage.kind == "spectrogram":
-        return torch.empty(1, 2 * audio.channels, branch.bins, branch.frames), torch.empty(1, 2)
+    statistics = [torch.empty(1, 2)] * (len(stage.outputs) - 1)
+    if branch is not None and branch.transform is not None and stage.kind == "spectrogram":
+        transform = branch.transform
+        return torch.empty(1, 2 * audio.channels, transform.bins, transform.frames), *statistics
     if stage.kind == "normalize":
-        return torch.empty(1, audio.channels, audio.segment_samples), torch.empty(1, 2)
+        return torch.empty(1, audio.channels, audio.segment_samples), *statistics
     return (torch.empty(1, len(audio.sources), audio.channels, audio.segment_samples),)

@@ -175,6 +175,7 @@ class _Export:
             opset=OPSET,
             precision="float32",
             files={},
+            application=self.loaded.audio.application,
             fusion=self.loaded.shares(),
             checks={
                 "signal": "seeded music-like probe, one segment; relative L2 against PyTorch float64",

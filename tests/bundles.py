@@ -24,6 +24,7 @@ from mrsep_deploy.bundle.manifest import (
     ModelInfo,
     Stage,
     TensorSpec,
+    Transform,
 )
 
 SOURCES = ("drums", "other")
@@ -32,6 +33,12 @@ SAMPLE_RATE = 8000
 SAMPLES = 64
 N_FFT, HOP = 16, 4
 OFFSET = 0.25
+
+
+def transform(n_fft: int, hop: int, samples: int) -> Transform:
+    """The published transform: frame 0 begins 3/8 of a window early for a hop of a quarter, else one hop."""
+    frames, offset = -(-samples // hop), 3 * (hop // 2) if 4 * hop == n_fft else hop
+    return Transform(n_fft, hop, frames, n_fft // 2, offset, offset + frames * hop - samples)
 
 
 def tiny_manifest(batch: int = 1, name: str = "tiny") -> Manifest:
@@ -76,8 +83,8 @@ def tiny_manifest(batch: int = 1, name: str = "tiny") -> Manifest:
             config={"depth": 1, "note": "naïve"},
         ),
         branches=(
-            Branch("16", N_FFT, HOP, bins, frames, (1.0, 0.5)),
-            Branch("time", 0, 0, 0, SAMPLES, (1.0, 1.0)),
+            Branch("16", (1.0, 0.5), transform(N_FFT, HOP, SAMPLES)),
+            Branch("time", (1.0, 1.0), None),
         ),
         tensors=tuple(TensorSpec(tensor, shape) for tensor, shape in shapes.items()),
         stages=stages,

@@ -25,7 +25,17 @@ from fake_cuda import FakeDriver
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import MIX, STEMS, Branch, FileInfo, Manifest, ModelInfo, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest import (
+    MIX,
+    STEMS,
+    Branch,
+    FileInfo,
+    Manifest,
+    ModelInfo,
+    Stage,
+    TensorSpec,
+    Transform,
+)
 from mrsep_deploy.bundle.manifest_check import check
 from mrsep_deploy.devices.interface import Device, Stream
 from mrsep_deploy.devices.runner import Runner, Tensors
@@ -75,7 +85,8 @@ def random_manifest(seed: int, batch: int) -> Manifest:
         kind = "normalize" if name == "time" else "spectrogram"
         model.stage(f"head.{name}", kind, name, [MIX], outputs)
         if choose.random() < 0.2:
-            model.stage(f"idle_head.{name}", kind, name, [MIX], [model.any_size(f"idle_{name}")])
+            idle = [model.any_size(f"idle_{name}"), model.tensor(f"idle_statistics_{name}", 2)]
+            model.stage(f"idle_head.{name}", kind, name, [MIX], idle)
     if middle == "whole":
         estimates = [model.any_size(f"estimate_{name}") for name in names]
         model.stage("model", "graph", "shared", [f"input_{name}" for name in names], estimates)
@@ -128,7 +139,11 @@ def _split_body(model: _Model, names: list[str], middle: str) -> None:
 def _finished(model: _Model, names: list[str]) -> Manifest:
     stages = _shuffled(model.stages, model.choose)
     branches = tuple(
-        Branch(n, 0, 0, 0, SAMPLES, (1.0, 1.0)) if n == "time" else Branch(n, int(n), 4, 8, 12, (1.0, 1.0))
+        Branch(
+            n,
+            (1.0, 1.0),
+            None if n == "time" else Transform(int(n), 4, 12, int(n) // 2, int(n) // 2, int(n) // 2),
+        )
         for n in names
     )
     manifest = Manifest(

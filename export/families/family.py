@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mrsep_deploy.bundle.manifest import Branch, FusionShares, Stage
+from mrsep_deploy.bundle.manifest import Application, Branch, FusionShares, Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Audio:
-    """What a model separates: its sources, its sample rate in Hz, its audio channels, its segment in samples."""
+    """What a model separates: its sources, its sample rate in Hz, its audio channels, its segment in samples.
+
+    ``application`` says how it is applied to a song.
+    """
 
     sources: tuple[str, ...]
     sample_rate: int
     channels: int
     segment_samples: int
+    application: Application = field(default_factory=Application)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def analysis(branches: Sequence[Branch]) -> list[StageSource]:
     sources = []
     for branch in branches:
         kind = "normalize" if branch.is_waveform else "spectrogram"
-        outputs = (features(branch), f"statistics_{tag(branch.name)}")
+        outputs = (features(branch), *_statistics(branch))
         stage = Stage(f"{kind}.{branch.name}", kind, branch.name, (MIX,), outputs)  # type: ignore[arg-type]
         sources.append(StageSource(stage, _Analysis(branch)))
     return sources
@@ -117,12 +117,16 @@ def synthesis(
     sources = []
     for index, branch in enumerate(branches):
         kind, name = "denormalize" if branch.is_waveform else "inverse", tag(branch.name)
-        inputs = (f"estimate_{name}", f"statistics_{name}")
+        inputs = (f"estimate_{name}", *_statistics(branch))
         stage = Stage(f"{kind}.{branch.name}", kind, branch.name, inputs, (f"signal_{name}",))  # type: ignore[arg-type]
         sources.append(
             StageSource(stage, _Synthesis(branch, samples, None if gains is None else gains[index]))
         )
     return sources
+
+
+def _statistics(branch: Branch) -> tuple[str, ...]:
+    return (f"statistics_{tag(branch.name)}",) if branch.normalise else ()
 
 
 def signals(branches: Sequence[Branch]) -> list[str]:
@@ -169,7 +173,7 @@ class _Joined(nn.Module):
 
 
 class _Analysis(nn.Module):
-    """mix ``[B, C, L]`` -> normalised spectrogram or waveform, statistics ``[B, 2]``."""
+    """mix ``[B, C, L]`` -> spectrogram or waveform and, where it is normalised, statistics ``[B, 2]``."""
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
@@ -177,25 +181,29 @@ class _Analysis(nn.Module):
 
     def forward(self, mix: Tensor) -> tuple[Tensor, ...]:
         branch = self.branch
-        x = mix if branch.is_waveform else analyse(mix, branch.n_fft, branch.hop)
+        x = mix if branch.transform is None else analyse(mix, branch.transform)
+        if not branch.normalise:
+            return (x,)
         mean, std = statistics(x)
         return (x - mean) / (NORMALISE_EPS + std), torch.stack([mean.flatten(), std.flatten()], dim=1)
 
 
 class _Synthesis(nn.Module):
-    """estimate ``[B, S*2C, F, T]`` or ``[B, S*C, L]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
+    """estimate ``[B, S*2C, F, T]`` or ``[B, S*C, L]``, perhaps statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
 
     def __init__(self, branch: Branch, samples: int, gains: Tensor | None) -> None:
         super().__init__()
         self.branch, self.samples, self.gains = branch, samples, gains
 
-    def forward(self, x: Tensor, found: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, found: Tensor | None = None) -> tuple[Tensor, ...]:
         branch = self.branch
         gains = x.new_tensor(branch.gains) if self.gains is None else self.gains.to(x)
         x = x.view(len(x), len(gains), -1, *x.shape[2:])
-        mean, std = (s.view(-1, *[1] * (x.dim() - 1)) for s in found.unbind(1))
-        x = (x * std + mean) * gains.view(-1, *[1] * (x.dim() - 2))
-        return (x if branch.is_waveform else synthesise(x, branch.n_fft, branch.hop, self.samples),)
+        if found is not None:
+            mean, std = (s.view(-1, *[1] * (x.dim() - 1)) for s in found.unbind(1))
+            x = x * std + mean
+        x = x * gains.view(-1, *[1] * (x.dim() - 2))
+        return (x if branch.transform is None else synthesise(x, branch.transform, self.samples),)
 
 
 class _Sum(nn.Module):

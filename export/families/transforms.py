@@ -1,21 +1,16 @@
-"""Analysis and synthesis in torch, as the families define them (the exported bundle has its own).
+"""Analysis and synthesis in torch, in any precision: what graphs and the host's transforms are checked against.
 
-Spectrograms are complex-as-channels: ``[B, 2C, F, T]`` with (real, imaginary) adjacent for each
-audio channel, ``F = n_fft / 2`` bins (the Nyquist bin is dropped) and ``T = ceil(L / hop)`` frames.
+Spectrograms are complex-as-channels: ``[B, 2C, F, T]`` with (real, imaginary) adjacent for each audio channel.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def frame_layout(n_fft: int, hop: int) -> tuple[int, int, int]:
-    """Reflection on the left in samples, frames dropped before and after (see :func:`analyse`)."""
-    return (3 * (hop // 2), 2, 2) if hop * 4 == n_fft else (hop, 1, 2)
+from mrsep_deploy.bundle.manifest import Transform
+from mrsep_deploy.transforms.spectrogram import envelope
 
 
 def reflect(x: Tensor, left: int, right: int) -> Tensor:
@@ -31,28 +26,35 @@ def reflect(x: Tensor, left: int, right: int) -> Tensor:
     return F.pad(x, (left, right), mode="reflect")
 
 
-def analyse(x: Tensor, n_fft: int, hop: int) -> Tensor:
-    """Short-time Fourier transform of ``[B, C, L]`` -> ``[B, 2C, n_fft/2, ceil(L/hop)]``."""
-    b, c, length = x.shape
-    frames = math.ceil(length / hop)
-    pad, skip, _ = frame_layout(n_fft, hop)
-    x = reflect(x, pad, pad + frames * hop - length)
-    window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
+def analyse(x: Tensor, transform: Transform) -> Tensor:
+    """Short-time Fourier transform of ``[B, C, L]`` -> ``[B, 2C, F, T]``."""
+    b, c, _ = x.shape
+    n_fft, bins, frames = transform.n_fft, transform.bins, transform.frames
+    if transform.padding == "reflect":
+        x = reflect(x, transform.offset, transform.after)
+    else:
+        x = F.pad(x, (transform.offset, transform.after))
     z = torch.stft(
-        x.flatten(0, 1), n_fft, hop, window=window, normalized=True, center=True, return_complex=True
-    )
-    z = z[:, :-1, skip : skip + frames]
-    ri = torch.view_as_real(z).view(b, c, n_fft // 2, frames, 2)
-    return ri.permute(0, 1, 4, 2, 3).reshape(b, 2 * c, n_fft // 2, frames)
+        x.flatten(0, 1), n_fft, transform.hop, window=_window(transform, x),
+        normalized=transform.scale == "orthonormal", center=False, return_complex=True,
+    )  # fmt: skip
+    ri = torch.view_as_real(z[:, :bins, :frames]).view(b, c, bins, frames, 2)
+    return ri.permute(0, 1, 4, 2, 3).reshape(b, 2 * c, bins, frames)
 
 
-def synthesise(x: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
+def synthesise(x: Tensor, transform: Transform, length: int) -> Tensor:
     """Inverse of :func:`analyse`: ``[..., 2C, F, T]`` -> ``[..., C, length]``."""
     *other, c2, bins, frames = x.shape
     ri = x.reshape(-1, 2, bins, frames)
     z = torch.complex(ri[:, 0], ri[:, 1])
-    pad, before, after = frame_layout(n_fft, hop)
-    z = F.pad(F.pad(z, (0, 0, 0, 1)), (before, after))
-    window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
-    y = torch.istft(z, n_fft, hop, window=window, normalized=True, center=True, length=hop * frames + 2 * pad)
-    return y[..., pad : pad + length].view(*other, c2 // 2, length)
+    norm = "ortho" if transform.scale == "orthonormal" else "backward"
+    pieces = torch.fft.irfft(z, transform.n_fft, dim=1, norm=norm) * _window(transform, x)[:, None]
+    n_fft, hop = transform.n_fft, transform.hop
+    total = F.fold(pieces, (1, transform.span), (1, n_fft), stride=(1, hop)).flatten(1)
+    weights = torch.from_numpy(envelope(transform)[:length]).to(x)
+    y = total[:, transform.offset : transform.offset + length] / weights
+    return y.view(*other, c2 // 2, length)
+
+
+def _window(transform: Transform, like: Tensor) -> Tensor:
+    return torch.hann_window(transform.n_fft, dtype=like.dtype, device=like.device)

@@ -72,7 +72,12 @@ class GraphBuilder:
 
     def pad_last(self, x: str, dims: int, before: int, after: int) -> str:
         """Zeros around the last of ``dims`` axes."""
-        pads = [0] * (dims - 1) + [before] + [0] * (dims - 1) + [after]
+        others = (0,) * (dims - 1)
+        return self.pad(x, (*others, before), (*others, after))
+
+    def pad(self, x: str, before: Sequence[int], after: Sequence[int]) -> str:
+        """Zeros before and after, one number each for every axis."""
+        pads = (*before, *after)
         return self.op("Pad", x, self.integers(*pads), self.number(0, "zero"), mode="constant")
 
     def serialise(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:

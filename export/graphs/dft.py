@@ -27,9 +27,10 @@ from its real and imaginary parts.
 given; the others are their conjugates, so ``x[n] = Re(Z[0] + 2 sum_{0<k<N/2} Z[k] w_N^(-n k)) / sqrt(N)``
 and the products run from ``k3`` over ``k2`` to ``k1`` with the conjugate constants. The one that ends at
 ``n1`` has twice the synthesis window ``h'`` for ``h``, and of it only the real part is computed; bin 0 must
-have been halved. ``h'`` is the window divided by the overlapped squared windows. Those repeat with the
-hop wherever windows overlap fully, and the synthesis of the models surrounds its frames with zero
-frames so that they do everywhere.
+have been halved. ``h'`` is the window divided by the overlapped squared windows, where these repeat with the
+hop; elsewhere the window alone, and the overlapped sum is divided.
+
+**Nyquist bin.** ``X[N/2] = sum_n (-1)^n h[n] x[n] / sqrt(N)`` is real, one product of a row; the inverse likewise.
 
 **Cost.** ``N (2 N1 + 4 N2 + 2 N3)`` multiply-accumulates a frame and channel in either direction, without the
 middle term for two factors:
@@ -59,11 +60,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.transforms.spectrogram import Float32, Float64, hann
+from mrsep_deploy.bundle.manifest import Transform
+from mrsep_deploy.transforms.spectrogram import Float32, Float64, divisor, hann
 
 Complex128 = NDArray[np.complex128]
 
@@ -99,31 +102,36 @@ class Factors:
         return self.macs + (STEP * self.first * self.rest if self.middle > 1 else 0)
 
 
+@lru_cache(maxsize=32)
 def factorise(n_fft: int, hop: int) -> Factors:
-    """The cheapest factors of ``n_fft``; of equally cheap ones, those with the smaller constants.
+    """The cheapest factors of an even ``n_fft``; of equally cheap ones, those with the smaller constants.
 
-    ``N3`` is even (half of ``k3`` is computed) and ``M`` divides the hop, so that frames are made of whole
-    rows ``n1`` of blocks one hop long.
-
-    Raises:
-        ValueError: there are none; multiples of 8 with a hop of a half or a quarter always have some.
+    ``N3`` is even (half of ``k3`` is computed). If some such factors let ``M`` divide the hop, these are taken:
+    frames then are made of whole rows ``n1`` of blocks one hop long.
     """
+    firsts = [
+        first for first in range(1, LARGEST_FIRST + 1) if n_fft % first == 0 and n_fft // first % 2 == 0
+    ]
+    aligned = [first for first in firsts if n_fft % hop == 0 and hop % (n_fft // first) == 0]
     usable = [
         Factors(first, n_fft // first // last, last)
-        for first in range(1, LARGEST_FIRST + 1)
-        if n_fft % first == 0 and hop % (n_fft // first) == 0
+        for first in aligned or firsts
         for last in range(2, n_fft // first + 1, 2)
         if n_fft // first % last == 0
     ]
-    if not usable:
-        raise ValueError(f"n_fft {n_fft} with hop {hop} has no factors to compute it with")
     return min(usable, key=lambda factors: (factors.cost, factors.first))
 
 
-def forward_first(factors: Factors) -> Float32:
+def forward_first(factors: Factors, transform: Transform) -> Float32:
     """``[M, 2 N1, N1]``: for every (``n3``, ``n2``) from ``n1`` to (re/im, ``k1``) of ``A``."""
-    window = _by_first(hann(factors.first * factors.rest), factors)
-    return _first(factors, window / math.sqrt(window.size)).astype(np.float32)
+    window = _by_first(hann(transform.n_fft), factors)
+    return _first(factors, window / divisor(transform)).astype(np.float32)
+
+
+def forward_nyquist(factors: Factors, transform: Transform) -> Float32:
+    """``[1, N]``: from (``n3``, ``n2``, ``n1``) of a frame to its Nyquist bin, ``sum_n (-1)^n h[n] x[n]``."""
+    window = _alternating(factors, hann(transform.n_fft)) / divisor(transform)
+    return window.astype(np.float32)[None]
 
 
 def forward_middle(factors: Factors) -> Float32:
@@ -153,22 +161,46 @@ def inverse_middle(factors: Factors) -> Float32:
     return np.ascontiguousarray(forward_middle(factors).transpose(0, 2, 1))
 
 
-def inverse_first(factors: Factors, hop: int) -> Float32:
+def inverse_first(factors: Factors, transform: Transform) -> Float32:
     """``[M, N1, 2 N1]``: for every (``n3``, ``n2``) from (re/im, ``k1``) to ``n1`` of the windowed frame."""
-    window = _by_first(synthesis_window(factors.first * factors.rest, hop), factors)
+    window = _by_first(synthesis_window(transform), factors)
     # Re(conj(w) G) = Re w Re G + Im w Im G
-    matrices = _first(factors, window * (2 / math.sqrt(window.size)))
+    matrices = _first(factors, window * (2 * _back(transform)))
     return np.ascontiguousarray(matrices.transpose(0, 2, 1)).astype(np.float32)
 
 
-def synthesis_window(n_fft: int, hop: int) -> Float64:
-    """The window over the sum of all squared windows that overlap it, ``[n_fft]``.
+def inverse_nyquist(factors: Factors, transform: Transform) -> Float32:
+    """``[N, 1]``: from the Nyquist bin to (``n3``, ``n2``, ``n1``) of the windowed frame."""
+    window = _alternating(factors, synthesis_window(transform)) * _back(transform)
+    return window.astype(np.float32)[:, None]
 
-    The transform is scaled by ``sqrt(N) / N``, so its part of the scaling is in the matrices.
+
+def _back(transform: Transform) -> float:
+    """What an inverse transform is multiplied by."""
+    return 1 / math.sqrt(transform.n_fft) if transform.scale == "orthonormal" else 1 / transform.n_fft
+
+
+def divided(transform: Transform) -> bool:
+    """Whether the division by the overlapped squared windows is in ``synthesis_window``.
+
+    It is where these repeat with the hop: the hop divides the window, and frames overlap fully everywhere.
     """
-    window = hann(n_fft)
-    envelope = np.square(window).reshape(-1, hop).sum(axis=0)
-    return np.asarray(window / np.tile(envelope, n_fft // hop))
+    return transform.n_fft % transform.hop == 0 and transform.envelope == "endless"
+
+
+def synthesis_window(transform: Transform) -> Float64:
+    """The window, over the sum of all squared windows that overlap it where :func:`divided`, ``[n_fft]``."""
+    window = hann(transform.n_fft)
+    if not divided(transform):
+        return window
+    envelope = np.square(window).reshape(-1, transform.hop).sum(axis=0)
+    return np.asarray(window / np.tile(envelope, transform.overlap))
+
+
+def _alternating(factors: Factors, window: Float64) -> Float64:
+    """``(-1)^n window[n]`` in the order (``n3``, ``n2``, ``n1``)."""
+    signs = 1 - 2 * (np.arange(window.size) % 2)
+    return _by_first(window * signs, factors).reshape(-1)
 
 
 def _by_first(window: Float64, factors: Factors) -> Float64:

@@ -20,11 +20,11 @@ from functools import reduce
 
 import numpy as np
 
-from mrsep_deploy.bundle.manifest import Branch, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest import Branch, Stage, TensorSpec, Transform
 from mrsep_deploy.export.graphs import dft
 from mrsep_deploy.export.graphs.build import GraphBuilder
 from mrsep_deploy.export.graphs.dft import factorise
-from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS, Float64, frame_offset
+from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS, Float64, envelope
 
 SHORT_SUM = 1024
 """Terms that one float32 accumulator adds with an error of 1e-6 (about ``6e-8 sqrt(n) / 2``)."""
@@ -45,17 +45,10 @@ def transform_graph(stage: Stage, branches: Sequence[Branch], tensors: Mapping[s
     graph = GraphBuilder(stage.name)
     if stage.kind == "sum":
         _sum(graph, inputs, outputs[0])
-    elif stage.kind == "spectrogram":
-        _spectrogram(graph, _branch(stage, branches), inputs[0], outputs)
-    elif stage.kind == "normalize":
-        _normalise(graph, inputs[0].name, inputs[0].shape, outputs)
-    elif stage.kind == "inverse":
-        _inverse(graph, _branch(stage, branches), inputs, outputs[0])
-    elif stage.kind == "denormalize":
-        signal = outputs[0]
-        gains = np.array(_branch(stage, branches).gains).reshape(1, -1, 1, 1)
-        estimate = graph.reshape(inputs[0].name, *signal.shape)
-        _denormalise(graph, estimate, inputs[1], gains, output=signal.name)
+    elif stage.kind in ("spectrogram", "normalize"):
+        _analysis(graph, _branch(stage, branches), inputs[0], outputs)
+    elif stage.kind in ("inverse", "denormalize"):
+        _synthesis(graph, _branch(stage, branches), inputs, outputs[0])
     else:
         raise ValueError(f"stage {stage.name} of kind {stage.kind} is a graph of its own")
     return graph.serialise(inputs, outputs)
@@ -69,10 +62,13 @@ def transform_macs(stage: Stage, branches: Sequence[Branch], tensors: Mapping[st
     """
     if stage.kind not in ("spectrogram", "inverse"):
         return 0
-    branch = _branch(stage, branches)
+    transform = _branch(stage, branches).transform
+    if transform is None:
+        return 0
     signal = tensors[stage.inputs[0] if stage.kind == "spectrogram" else stage.outputs[0]]
-    transforms = math.prod(signal.shape[1:-1]) * branch.frames
-    return transforms * factorise(branch.n_fft, branch.hop).macs
+    nyquist = transform.n_fft if transform.nyquist else 0
+    frames = math.prod(signal.shape[1:-1]) * transform.frames
+    return frames * (factorise(transform.n_fft, transform.hop).macs + nyquist)
 
 
 def _branch(stage: Stage, branches: Sequence[Branch]) -> Branch:
@@ -93,55 +89,92 @@ def _sum(graph: GraphBuilder, signals: Sequence[TensorSpec], stems: TensorSpec) 
 # --- analysis
 
 
-def _spectrogram(graph: GraphBuilder, branch: Branch, mix: TensorSpec, outputs: Sequence[TensorSpec]) -> None:
-    """mix ``[B, C, L]`` -> normalised spectrogram ``[B, 2C, F, T]``, statistics ``[B, 2]``."""
-    x = _forward(graph, branch, _frames(graph, branch, mix), math.prod(mix.shape[:-1]))
-    shape = (mix.shape[0], 2 * mix.shape[1], branch.bins, branch.frames)
-    _normalise(graph, graph.reshape(x, *shape), shape, outputs)
+def _analysis(graph: GraphBuilder, branch: Branch, mix: TensorSpec, outputs: Sequence[TensorSpec]) -> None:
+    """mix ``[B, C, L]`` -> spectrogram ``[B, 2C, F, T]`` or waveform, and statistics ``[B, 2]`` if normalised."""
+    x, shape, transform = mix.name, mix.shape, branch.transform
+    if transform is not None:
+        rows = math.prod(mix.shape[:-1])
+        frames = _frames(graph, transform, mix)
+        x = _forward(graph, transform, frames, rows)
+        if transform.nyquist:
+            x = _with_nyquist(graph, transform, x, frames, rows)
+        shape = (mix.shape[0], 2 * mix.shape[1], transform.bins, transform.frames)
+    if branch.normalise:
+        _normalise(graph, x if transform is None else graph.reshape(x, *shape), shape, outputs)
+    elif transform is None:
+        graph.op("Identity", x, output=outputs[0].name)
+    else:
+        graph.reshape(x, *shape, output=outputs[0].name)
 
 
-def _forward(graph: GraphBuilder, branch: Branch, x: str, rows: int) -> str:
+def _forward(graph: GraphBuilder, transform: Transform, x: str, rows: int) -> str:
     """Frames ``[R, (n3, n2), n1, T]`` -> spectrogram ``[R, (re/im, k3), (k2, k1, T)]``, ``k1`` fastest: by bins."""
-    factors = factorise(branch.n_fft, branch.hop)
+    factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
-    first = graph.constant(dft.forward_first(factors)[None], "first")
+    first = graph.constant(dft.forward_first(factors, transform)[None], "first")
     x = graph.op("MatMul", first, x)  # [R, (n3, n2), (re/im, k1), T] = [R, n3, (n2, re/im), (k1, T)]
     if factors.middle > 1:
-        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * branch.frames)
+        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * transform.frames)
         middle = graph.constant(dft.forward_middle(factors)[None], "middle")
         x = graph.op("MatMul", middle, x)  # [R, n3, (re/im, k2), (k1, T)] = [R, (n3, re/im), (k2, k1, T)]
-    x = graph.reshape(x, rows, 2 * factors.last, factors.middle * factors.first * branch.frames)
+    x = graph.reshape(x, rows, 2 * factors.last, factors.middle * factors.first * transform.frames)
     last = graph.constant(dft.forward_last(factors)[None], "last")
     return graph.op("MatMul", last, x)
 
 
-def _frames(graph: GraphBuilder, branch: Branch, mix: TensorSpec) -> str:
+def _with_nyquist(graph: GraphBuilder, transform: Transform, x: str, frames: str, rows: int) -> str:
+    """The spectrogram below the Nyquist bin, and that bin, which is real: ``[R, 2, F, T]``."""
+    factors = factorise(transform.n_fft, transform.hop)
+    graph.scope = "nyquist"
+    frames = graph.reshape(frames, rows, transform.n_fft, transform.frames)
+    alternating = graph.constant(dft.forward_nyquist(factors, transform)[None], "alternating")
+    real = graph.reshape(graph.op("MatMul", alternating, frames), rows, 1, 1, transform.frames)
+    both = graph.op("Concat", real, graph.op("Sub", real, real), axis=1)
+    below = graph.reshape(x, rows, 2, transform.n_fft // 2, transform.frames)
+    return graph.op("Concat", below, both, axis=2)
+
+
+def _frames(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
     """``[B, C, L]`` -> ``[R, (n3, n2), n1, T]``: the samples ``n`` of every frame.
 
-    A hop is ``N1 / overlap`` whole rows ``n1``, so frame ``t`` is the hops ``t .. t + overlap - 1`` on top of
-    each other: the transposed signal several times, shifted by one hop each time.
+    Frame ``t`` is the hops ``t .. t + overlap - 1`` in a row. Where a hop is ``N1 / overlap`` whole rows ``n1``, it
+    is these on top of each other: the transposed signal several times, shifted by one hop each time. Elsewhere
+    the frames are put together first, and transposed then.
     """
     graph.scope = "frames"
-    factors = factorise(branch.n_fft, branch.hop)
-    overlap = branch.n_fft // branch.hop
-    hops, height = branch.frames + overlap - 1, factors.first // overlap
-    rows = math.prod(mix.shape[:-1])
-    x = _padded(graph, branch, mix)
-    if hops * branch.hop < branch.frames * branch.hop + 2 * frame_offset(branch.n_fft, branch.hop):
-        x = graph.slice(x, 2, 0, hops * branch.hop)  # a hop of half a frame: one hop is in no frame
-    x = graph.reshape(x, rows, hops, height, factors.middle, factors.last)
+    n_fft, hop, overlap, frames = transform.n_fft, transform.hop, transform.overlap, transform.frames
+    factors = factorise(n_fft, hop)
+    hops, rows = frames + overlap - 1, math.prod(mix.shape[:-1])
+    x = _padded(graph, transform, mix)
+    extended = transform.offset + mix.shape[-1] + transform.after
+    if hops * hop < extended:
+        x = graph.slice(x, 2, 0, hops * hop)  # some samples are in no frame
+    elif hops * hop > extended:
+        x = graph.pad_last(x, 3, 0, hops * hop - extended)  # of the last hop, frames hold a part
+    if factors.first % overlap == 0 and n_fft % hop == 0:
+        height = factors.first // overlap
+        x = graph.reshape(x, rows, hops, height, factors.middle, factors.last)
+        x = graph.op("Transpose", x, perm=[0, 4, 3, 2, 1])
+        x = graph.reshape(x, rows, factors.rest, height, hops)
+        shifted = [graph.slice(x, 3, i, i + frames) for i in range(overlap)]
+        return graph.op("Concat", *shifted, axis=2)
+    x = graph.reshape(x, rows, hops, hop)
+    shifted = [graph.slice(x, 1, i, i + frames) for i in range(overlap)]
+    x = graph.op("Concat", *shifted, axis=2)
+    if overlap * hop > n_fft:
+        x = graph.slice(x, 2, 0, n_fft)
+    x = graph.reshape(x, rows, frames, factors.first, factors.middle, factors.last)
     x = graph.op("Transpose", x, perm=[0, 4, 3, 2, 1])
-    x = graph.reshape(x, rows, factors.rest, height, hops)
-    shifted = [graph.slice(x, 3, hop, hop + branch.frames) for hop in range(overlap)]
-    return graph.op("Concat", *shifted, axis=2)
+    return graph.reshape(x, rows, factors.rest, factors.first, frames)
 
 
-def _padded(graph: GraphBuilder, branch: Branch, mix: TensorSpec) -> str:
-    """``[B, C, L]`` -> ``[B, C, T hop + 2 offset]``, reflected as ``spectrogram.reflect`` does."""
+def _padded(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
+    """``[B, C, L]`` -> ``[B, C, offset + L + after]``, extended as ``spectrogram.extend`` does."""
     samples = mix.shape[-1]
-    left = frame_offset(branch.n_fft, branch.hop)
-    right = left + branch.frames * branch.hop - samples
+    left, right = transform.offset, transform.after
     x = mix.name
+    if transform.padding == "zeros":
+        return graph.pad_last(x, 3, left, right)
     short = max(left, right) - samples + 1
     if short > 0:
         zeros_right = min(right, short)
@@ -208,14 +241,17 @@ def _one_per_item(graph: GraphBuilder, x: str, shape: Sequence[int]) -> str:
 
 
 def _denormalise(
-    graph: GraphBuilder, x: str, statistics: TensorSpec, gains: Float64, output: str | None = None
+    graph: GraphBuilder, x: str, statistics: TensorSpec | None, gains: Float64, output: str | None = None
 ) -> str:
     """``(x std + mean) gain``, for constant ``gains`` that broadcast over ``x`` as ``x[0]`` does.
 
-    One product and one sum over ``x``: gains are multiplied into the statistics, which are few.
+    One product and one sum over ``x``: gains are multiplied into the statistics, which are few. Without
+    statistics, ``x gain``.
     """
     graph.scope = "denormalise"
     gain = graph.constant(gains.astype(np.float32), "gains")
+    if statistics is None:
+        return graph.op("Mul", x, gain, output=output)
     mean, std = (
         graph.reshape(graph.slice(statistics.name, 1, i, i + 1), -1, *[1] * (gains.ndim - 1))
         for i in range(2)
@@ -227,52 +263,87 @@ def _denormalise(
 # --- synthesis
 
 
-def _inverse(graph: GraphBuilder, branch: Branch, inputs: Sequence[TensorSpec], signal: TensorSpec) -> None:
-    """estimate ``[B, 2 S C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
+def _synthesis(graph: GraphBuilder, branch: Branch, inputs: Sequence[TensorSpec], signal: TensorSpec) -> None:
+    """estimate ``[B, 2 S C, F, T]`` or ``[B, S C, L]``, statistics ``[B, 2]`` if normalised -> ``[B, S, C, L]``."""
+    transform, statistics = branch.transform, inputs[1] if branch.normalise else None
     batch, sources, channels, _ = signal.shape
-    estimate = graph.reshape(inputs[0].name, batch, sources, 2 * channels, branch.bins, branch.frames)
-    halved = np.ones(branch.bins)
-    halved[0] = 0.5  # the one bin that is not there twice, see factored_dft
-    gains = np.outer(branch.gains, halved).reshape(1, sources, 1, branch.bins, 1)
-    x = _denormalise(graph, estimate, inputs[1], gains)
-    x = _backward(graph, branch, x, batch * sources * channels)
-    _overlap_add(graph, branch, x, signal)
+    gains = np.array(branch.gains)
+    if transform is None:
+        x = graph.reshape(inputs[0].name, *signal.shape)
+        _denormalise(graph, x, statistics, gains.reshape(1, -1, 1, 1), output=signal.name)
+        return
+    x = graph.reshape(inputs[0].name, batch, sources, 2 * channels, transform.bins, transform.frames)
+    halved = np.ones(transform.bins)
+    halved[0] = 0.5  # the one bin that is not there twice, see dft
+    x = _denormalise(graph, x, statistics, np.outer(gains, halved).reshape(1, sources, 1, transform.bins, 1))
+    rows = batch * sources * channels
+    if transform.nyquist:
+        x = graph.reshape(x, rows, 2, transform.bins, transform.frames)
+        below = graph.slice(x, 2, 0, transform.n_fft // 2)
+        frames = graph.op(
+            "Add", _backward(graph, transform, below, rows), _from_nyquist(graph, transform, x, rows)
+        )
+    else:
+        frames = _backward(graph, transform, x, rows)
+    _overlap_add(graph, transform, frames, signal)
 
 
-def _backward(graph: GraphBuilder, branch: Branch, x: str, rows: int) -> str:
+def _backward(graph: GraphBuilder, transform: Transform, x: str, rows: int) -> str:
     """Spectrogram ``[R, 2, F, T]``, bin 0 halved -> windowed frames ``[R, (n3, n2), n1, T]``: ``_forward`` reversed."""
-    factors = factorise(branch.n_fft, branch.hop)
+    factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
-    x = graph.reshape(x, rows, factors.last, factors.middle * factors.first * branch.frames)
+    x = graph.reshape(x, rows, factors.last, factors.middle * factors.first * transform.frames)
     last = graph.constant(dft.inverse_last(factors)[None], "last")
     x = graph.op("MatMul", last, x)  # [R, (n3, re/im), (k2, k1, T)] = [R, n3, (re/im, k2), (k1, T)]
     if factors.middle > 1:
-        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * branch.frames)
+        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * transform.frames)
         middle = graph.constant(dft.inverse_middle(factors)[None], "middle")
         x = graph.op("MatMul", middle, x)  # [R, n3, (n2, re/im), (k1, T)] = [R, (n3, n2), (re/im, k1), T]
-    x = graph.reshape(x, rows, factors.rest, 2 * factors.first, branch.frames)
-    first = graph.constant(dft.inverse_first(factors, branch.hop)[None], "first")
+    x = graph.reshape(x, rows, factors.rest, 2 * factors.first, transform.frames)
+    first = graph.constant(dft.inverse_first(factors, transform)[None], "first")
     return graph.op("MatMul", first, x)
 
 
-def _overlap_add(graph: GraphBuilder, branch: Branch, x: str, signal: TensorSpec) -> None:
-    """Frames ``[R, (n3, n2), n1, T]`` -> ``[B, S, C, L]``: ``_frames`` reversed, then the padding cut off.
+def _from_nyquist(graph: GraphBuilder, transform: Transform, x: str, rows: int) -> str:
+    """Spectrogram ``[R, 2, F, T]`` -> what its Nyquist bin, whose real part counts, gives of every frame."""
+    factors = factorise(transform.n_fft, transform.hop)
+    graph.scope = "nyquist"
+    half = transform.n_fft // 2
+    real = graph.slice(graph.slice(x, 2, half, half + 1), 1, 0, 1)
+    real = graph.reshape(real, rows, 1, transform.frames)
+    alternating = graph.constant(dft.inverse_nyquist(factors, transform)[None], "alternating")
+    frames = graph.op("MatMul", alternating, real)
+    return graph.reshape(frames, rows, factors.rest, factors.first, transform.frames)
 
-    Hop ``h`` of the signal is the sum over ``i`` of the ``i``-th ``N1 / overlap`` rows ``n1`` of frame
-    ``h - i``.
+
+def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: TensorSpec) -> None:
+    """Frames ``[R, (n3, n2), n1, T]`` -> ``[B, S, C, L]``: ``_frames`` reversed, then what extends it cut off.
+
+    Hop ``h`` of the signal is the sum over ``i`` of the ``i``-th hop of frame ``h - i``.
     """
     graph.scope = "overlap-add"
-    factors = factorise(branch.n_fft, branch.hop)
-    overlap = branch.n_fft // branch.hop
-    hops, height = branch.frames + overlap - 1, factors.first // overlap
-    rows, samples = math.prod(signal.shape[:-1]), signal.shape[-1]
-    shifted = [
-        graph.pad_last(graph.slice(x, 2, i * height, (i + 1) * height), 4, i, overlap - 1 - i)
-        for i in range(overlap)
-    ]
-    total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
-    total = graph.reshape(total, rows, factors.last, factors.middle, height, hops)
-    total = graph.op("Transpose", total, perm=[0, 4, 3, 2, 1])
-    total = graph.reshape(total, rows, hops * branch.hop)
-    offset = frame_offset(branch.n_fft, branch.hop)
-    graph.reshape(graph.slice(total, 1, offset, offset + samples), *signal.shape, output=signal.name)
+    n_fft, hop, overlap, frames = transform.n_fft, transform.hop, transform.overlap, transform.frames
+    factors = factorise(n_fft, hop)
+    hops, rows, samples = frames + overlap - 1, math.prod(signal.shape[:-1]), signal.shape[-1]
+    if factors.first % overlap == 0 and n_fft % hop == 0:
+        height = factors.first // overlap
+        pieces = [graph.slice(x, 2, i * height, (i + 1) * height) for i in range(overlap)]
+        shifted = [graph.pad_last(piece, 4, i, overlap - 1 - i) for i, piece in enumerate(pieces)]
+        total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
+        total = graph.reshape(total, rows, factors.last, factors.middle, height, hops)
+        total = graph.op("Transpose", total, perm=[0, 4, 3, 2, 1])
+    else:
+        x = graph.reshape(x, rows, factors.last, factors.middle, factors.first, frames)
+        x = graph.op("Transpose", x, perm=[0, 4, 3, 2, 1])
+        x = graph.reshape(x, rows, frames, n_fft)
+        if overlap * hop > n_fft:
+            x = graph.pad_last(x, 3, 0, overlap * hop - n_fft)
+        pieces = [graph.slice(x, 2, i * hop, (i + 1) * hop) for i in range(overlap)]
+        shifted = [graph.pad(piece, (0, i, 0), (0, overlap - 1 - i, 0)) for i, piece in enumerate(pieces)]
+        total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
+    total = graph.reshape(total, rows, hops * hop)
+    total = graph.slice(total, 1, transform.offset, transform.offset + samples)
+    if not dft.divided(transform):
+        inverse = graph.constant((1 / envelope(transform)[:samples]).astype(np.float32), "1/envelope")
+        total = graph.op("Mul", total, inverse)
+    graph.reshape(total, *signal.shape, output=signal.name)

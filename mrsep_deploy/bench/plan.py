@@ -20,7 +20,6 @@ from mrsep_deploy.precision.names import AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import chosen_plan, in_precision
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.runtime.schedule import Mode
-from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Request:
         lanes: numbers of segments side by side; more than one only on a CPU.
         against: names out of :data:`AGAINST`, the baseline first; None for what fits the machine and the model.
         threads: CPU threads, 0 for all.
-        overlap: of segments in whole songs.
+        overlap: of segments in whole songs; by default the model's own.
         checkpoint: where the checkpoint of the bundles lies, if it has moved.
         batches: segments at once that checkpoints are exported for, each; a bundle has its own.
         plan: for ``mixed``, the file of a precision plan.
@@ -48,7 +47,7 @@ class Request:
     lanes: Sequence[int] = (1,)
     against: Sequence[str] | None = None
     threads: int = 0
-    overlap: float = DEFAULT_OVERLAP
+    overlap: float | None = None
     checkpoint: Path | None = None
     batches: Sequence[int] = (1,)
     plan: Path | None = None
@@ -199,13 +198,14 @@ def _keys(bundles: Sequence[Bundle]) -> list[str]:
 
 def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -> Entry:
     manifest = bundle.manifest
+    overlap = manifest.application.overlap if request.overlap is None else request.overlap
     against = request.against if request.against is not None else usual_opponents(manifest.model.family)
     base = Contender(
         "",
         OURS,
         str(bundle.path),
         threads=request.budget,
-        overlap=request.overlap,
+        overlap=overlap,
         checkpoint=None if request.checkpoint is None else str(request.checkpoint),
     )
     made = [

@@ -16,17 +16,26 @@ from numpy.typing import NDArray
 from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import EngineUnavailableError
-from mrsep_deploy.separation.segments import (
-    SONG_EPS,
-    OverlapAdd,
-    SongStatistics,
-    cut_segments,
-    grouped,
-    stride_of,
-)
+from mrsep_deploy.separation.segments import SongStatistics, stride_of
+from mrsep_deploy.separation.stream import Cutting, Song, SongStream
 
 INSTALL = 'pip install "mrsep-deploy[export]"'
 GPU = "cuda"
+
+
+class _Direct:
+    """In the place of a scheduler: runs segments when their result is asked for."""
+
+    capacity = 1
+
+    def __init__(self, segments: Callable[[Float32], NDArray[Any]]) -> None:
+        self.segments = segments
+
+    def submit(self, mix: Float32) -> Float32:
+        return mix
+
+    def result(self, ticket: Float32) -> NDArray[Any]:
+        return self.segments(ticket)
 
 
 class TorchEager(Opened):
@@ -72,24 +81,18 @@ class TorchEager(Opened):
 
     def song(self, mix: Float32) -> NDArray[Any]:
         """As :meth:`mrsep_deploy.separation.separator.Separator.separate` has it, around the whole module."""
-        model = self.manifest.model
-        level = SongStatistics.measure([mix])
-        scale = level.std + SONG_EPS
-        normalised = (mix - np.float32(level.mean)) * np.float32(1 / scale)
-        adder = OverlapAdd(len(model.sources), model.audio_channels, model.segment_samples)
+        manifest = self.manifest
+        model, application = manifest.model, manifest.application
         stride = stride_of(model.segment_samples, self.contender.overlap)
-        pieces: list[Float32 | None] = []
-        for group in grouped(cut_segments([normalised], model.segment_samples, stride), self.manifest.batch):
-            outputs = self.segments(np.stack([segment.samples for segment in group]))
-            for segment, output in zip(group, outputs, strict=True):
-                pieces.append(
-                    adder.add(segment.start, output[..., segment.cut : segment.cut + segment.length])
-                )
-        pieces.append(adder.finish(level.frames))
-        stems: Float32 = np.concatenate([piece for piece in pieces if piece is not None], axis=-1)
-        stems *= np.float32(scale)
-        stems += np.float32(level.mean)
-        return stems
+        cutting = Cutting(model.segment_samples, stride, application=application)
+        stream = SongStream(_Direct(self.segments), model, manifest.batch, cutting)
+        pieces = []
+        for separated in stream.run([Song(SongStatistics.measure([mix]), [mix])]):
+            if separated.error is not None:
+                raise separated.error
+            if separated.stems is not None:
+                pieces.append(separated.stems)
+        return np.concatenate(pieces, axis=-1)
 
     def close(self) -> None:
         self.call = None

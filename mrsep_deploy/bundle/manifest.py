@@ -5,6 +5,7 @@ The kinds:
 
     spectrogram   mix -> normalised spectrogram and its statistics      (host or device code)
     normalize     mix -> normalised waveform and its statistics
+                  (without statistics where the branch is not normalised; so do the two below)
     graph         an ONNX graph: encoders, bottleneck, decoders, a fusing convolution
     inverse       estimate and statistics -> time signal of every source
     denormalize   waveform estimate and statistics -> time signal of every source
@@ -26,7 +27,7 @@ from fractions import Fraction
 from typing import Literal
 
 FORMAT = "mrsep-deploy bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 StageKind = Literal["spectrogram", "normalize", "graph", "inverse", "denormalize", "sum"]
 STAGE_KINDS: tuple[StageKind, ...] = (
@@ -56,28 +57,107 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
+Window = Literal["hann"]
+Scale = Literal["orthonormal", "none"]
+Padding = Literal["reflect", "zeros"]
+Envelope = Literal["endless", "frames"]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A short-time Fourier transform of a segment, and its inverse: all that computing them takes.
+
+    Frame ``t`` holds the samples from ``t * hop - offset`` on, ``n_fft`` of them. Synthesis adds the windowed
+    frames up and divides by the windows squared, added up the same way.
+
+    Attributes:
+        n_fft, hop: length of a frame, and from one frame to the next, in samples.
+        frames: how many frames a segment has.
+        bins: of a spectrogram: ``n_fft / 2 + 1``, or one less where the Nyquist bin is left out.
+        offset: samples by which frame 0 begins before the segment.
+        after: samples that the segment is extended by behind its end; frames may leave some of them out.
+        window: a periodic Hann window of ``n_fft`` samples.
+        scale: spectra are multiplied by ``1 / sqrt(n_fft)``, or as they are.
+        padding: what lies before and behind the segment: its reflection, or zeros.
+        envelope: synthesis divides by the squared windows of the frames there are, or of an ``endless`` row of them.
+    """
+
+    n_fft: int
+    hop: int
+    frames: int
+    bins: int
+    offset: int
+    after: int
+    window: Window = "hann"
+    scale: Scale = "orthonormal"
+    padding: Padding = "reflect"
+    envelope: Envelope = "endless"
+
+    @property
+    def nyquist(self) -> bool:
+        """Whether spectrograms hold the Nyquist bin."""
+        return self.bins > self.n_fft // 2
+
+    @property
+    def overlap(self) -> int:
+        """How many hops a frame covers, the last one perhaps in part."""
+        return -(-self.n_fft // self.hop)
+
+    @property
+    def span(self) -> int:
+        """Samples from the beginning of the first frame to the end of the last one."""
+        return (self.frames - 1) * self.hop + self.n_fft
+
+
 @dataclass(frozen=True)
 class Branch:
-    """One path through the model: a spectrogram resolution, or the waveform (``n_fft`` 0).
+    """One path through the model: a spectrogram resolution, or the waveform.
 
     Attributes:
         name: ``2048`` or ``time``; the second half of a stage's name.
-        n_fft, hop: analysis in samples; 0 for the waveform branch.
-        bins, frames: size of the spectrogram; 0 and the segment's samples for the waveform branch.
         gains: weight of this branch's signal in each source, the learnt fusion weights; they are
             constants, so they cost nothing where the signal is de-normalised.
+        transform: of the spectrogram; None for the waveform.
+        normalise: whether graphs read the branch's input less its mean, over its standard deviation.
     """
 
     name: str
-    n_fft: int
-    hop: int
-    bins: int
-    frames: int
     gains: tuple[float, ...]
+    transform: Transform | None
+    normalise: bool = True
 
     @property
     def is_waveform(self) -> bool:
-        return self.n_fft == 0
+        return self.transform is None
+
+
+Normalisation = Literal["song", "none"]
+Weights = Literal["triangle", "linear"]
+Edges = Literal["context", "reflected"]
+Last = Literal["centred", "filled"]
+
+
+@dataclass(frozen=True)
+class Application:
+    """How a song is cut into segments, and how these are put together again.
+
+    Attributes:
+        normalise: whether the model gets the song less its mean, over its standard deviation, or as it is.
+        weights: of a segment's samples in the sum: a triangle, or ones with a linear fade at both ends.
+        fade: samples of each linear fade; 0 for a triangle.
+        overlap: share of a segment that the next one repeats, if none is asked for.
+        edges: a song begins with its first segment, or is ``reflected`` at both ends by what segments overlap
+            (if it is longer than twice that).
+        last: a segment that reaches beyond the end is ``centred`` in what comes before it, or ``filled`` up with
+            its own reflection (if it has more than half of its samples) or zeros.
+    """
+
+    normalise: Normalisation = "song"
+    weights: Weights = "triangle"
+    fade: int = 0
+    overlap: float = 0.25
+    edges: Edges = "context"
+    last: Last = "centred"
 
 
 @dataclass(frozen=True)
@@ -149,6 +229,7 @@ class Manifest:
     opset: int
     precision: str
     files: Mapping[str, FileInfo]
+    application: Application = Application()
     float32: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     fusion: tuple[FusionShares, ...] = ()
     checks: Mapping[str, object] = field(default_factory=dict)

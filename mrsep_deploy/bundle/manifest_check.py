@@ -12,7 +12,16 @@ import re
 from collections.abc import Iterable
 from typing import NoReturn
 
-from mrsep_deploy.bundle.manifest import MIX, STEMS, Branch, Manifest, ModelInfo, Stage
+from mrsep_deploy.bundle.manifest import (
+    MIX,
+    STEMS,
+    Application,
+    Branch,
+    Manifest,
+    ModelInfo,
+    Stage,
+    Transform,
+)
 from mrsep_deploy.errors import BundleError
 from mrsep_deploy.files.strict_json import NAME, NAME_RULE, shown
 
@@ -29,6 +38,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 def check(manifest: Manifest) -> None:
     """Raise ``BundleError`` for the first rule the manifest breaks."""
     check_model(manifest.model)
+    _check_application(manifest.application, manifest.model.segment_samples)
     _check_branches(manifest)
     _check_fusion(manifest)
     _check_distinct("tensors", [tensor.name for tensor in manifest.tensors])
@@ -66,6 +76,12 @@ def check_model(model: ModelInfo) -> None:
         _refuse(f"model.segment_samples is {model.segment_samples}, expected {expected} from model.segment")
 
 
+def _check_application(application: Application, samples: int) -> None:
+    least, most = (1, samples // 2) if application.weights == "linear" else (0, 0)
+    if not least <= application.fade <= most:
+        _refuse(f"application.fade is {application.fade}, expected {least} to {most} samples")
+
+
 def _check_branches(manifest: Manifest) -> None:
     _check_distinct("branches", [branch.name for branch in manifest.branches])
     for branch in manifest.branches:
@@ -75,13 +91,25 @@ def _check_branches(manifest: Manifest) -> None:
         if len(branch.gains) != len(manifest.model.sources):
             sources = len(manifest.model.sources)
             _refuse(f"{where} has {len(branch.gains)} gains, expected one for each of {sources} sources")
-        if branch.is_waveform:
-            samples = manifest.model.segment_samples
-            if (branch.hop, branch.bins, branch.frames) != (0, 0, samples):
-                _refuse(f"{where} has n_fft 0, expected hop 0, bins 0 and {samples} frames")
-        elif not (1 <= branch.hop <= branch.n_fft and 1 <= branch.bins <= branch.n_fft // 2 + 1):
-            sizes = f"hop {branch.hop} and {branch.bins} bins"
-            _refuse(f"{where} has {sizes}, impossible for n_fft {branch.n_fft}")
+        if branch.transform is not None:
+            _check_transform(where, branch.transform, manifest.model.segment_samples)
+
+
+def _check_transform(where: str, transform: Transform, samples: int) -> None:
+    """The frames cover the segment, each sample with weight, and lie within what it is extended by."""
+    n_fft, hop, half = transform.n_fft, transform.hop, transform.n_fft // 2
+    if n_fft % 2 or not 2 * hop <= n_fft or not half <= transform.bins <= half + 1:
+        sizes = f"hop {hop} and {transform.bins} bins"
+        _refuse(f"{where} has {sizes}, impossible for n_fft {n_fft}")
+    least = 0 if transform.envelope == "endless" else 1
+    if not least <= transform.offset < n_fft:
+        _refuse(f"{where} has offset {transform.offset}, expected {least} to {n_fft - 1}")
+    extended = transform.offset + samples + transform.after
+    if not transform.offset + samples <= transform.span <= extended or transform.after > n_fft + hop:
+        _refuse(
+            f"{where} has {transform.frames} frames over {transform.span} samples and after {transform.after}, "
+            f"expected to cover {samples} samples and at most {extended}"
+        )
 
 
 def _check_fusion(manifest: Manifest) -> None:
@@ -122,6 +150,14 @@ def _check_host_branch(stage: Stage, branch: Branch | None) -> None:
     if branch.is_waveform != wants_waveform:
         sort = "waveform" if wants_waveform else "spectrogram"
         _refuse(f"stage {stage.name!r} is of kind {stage.kind}, but {branch.name!r} is no {sort} branch")
+    analysis = stage.kind in ("spectrogram", "normalize")
+    tensors, what = (stage.outputs, "outputs") if analysis else (stage.inputs, "inputs")
+    expected = 2 if branch.normalise else 1
+    if len(tensors) != expected or len(stage.inputs if analysis else stage.outputs) != 1:
+        _refuse(
+            f"stage {stage.name!r} has {len(stage.inputs)} inputs and {len(stage.outputs)} outputs, "
+            f"expected {expected} {what} and one other"
+        )
 
 
 def _check_flow(manifest: Manifest) -> None:

@@ -20,14 +20,24 @@ from mrsep_deploy.bundle.manifest import (
     FORMAT,
     FORMAT_VERSION,
     STAGE_KINDS,
+    Application,
     Branch,
+    Edges,
+    Envelope,
     FileInfo,
     FusionShares,
+    Last,
     Layout,
     Manifest,
     ModelInfo,
+    Normalisation,
+    Padding,
+    Scale,
     Stage,
     TensorSpec,
+    Transform,
+    Weights,
+    Window,
 )
 from mrsep_deploy.bundle.manifest_check import FIX, MAX_FILE_BYTES, check, check_file_name, check_model
 from mrsep_deploy.errors import BundleError
@@ -36,6 +46,8 @@ from mrsep_deploy.files.strict_json import NAME, Record, as_numbers, parse, rais
 MAX_LINE = 100
 MAX_COUNT = 2**63 - 1
 MAX_SAMPLES = 2**31
+MAX_WINDOW = 2**20
+MAX_OVERLAP = 0.99
 DTYPES = ("float32", "float16", "float64", "int32", "int64")
 FUSED_AT = ("bottleneck", "output")
 
@@ -78,6 +90,7 @@ def from_json(text: str) -> Manifest:
         precision=top.name("precision"),
         files=_files(top.mapping("files")),
         float32=typed(top.mapping("float32"), _FLOAT32, "float32", FIX) if "float32" in top else {},
+        application=_application(top.mapping("application")),
         fusion=tuple(_shares(item, where) for where, item in top.items("fusion", 0, 16)),
         checks=top.mapping("checks"),
         provenance=top.mapping("provenance"),
@@ -94,7 +107,7 @@ def require_model(model: ModelInfo) -> None:
 
 _TOP = (
     *("format", "format_version", "name", "model", "layout", "batch", "opset", "precision"),
-    *("branches", "tensors", "stages", "fusion", "files", "checks", "provenance"),
+    *("application", "branches", "tensors", "stages", "fusion", "files", "checks", "provenance"),
 )
 
 
@@ -136,14 +149,29 @@ def _model(value: object) -> ModelInfo:
 
 
 def _branch(value: object, where: str) -> Branch:
-    record = Record(value, where, FIX, ("name", "n_fft", "hop", "bins", "frames", "gains"))
+    record = Record(value, where, FIX, ("name", "gains", "normalise"), ("transform",))
     return Branch(
         name=record.name("name"),
-        n_fft=record.integer("n_fft", 0, 2**20),
-        hop=record.integer("hop", 0, 2**20),
-        bins=record.integer("bins", 0, 2**20),
-        frames=record.integer("frames", 1, MAX_SAMPLES),
         gains=record.numbers("gains", 64),
+        transform=_transform(record.mapping("transform"), where) if "transform" in record else None,
+        normalise=record.flag("normalise"),
+    )
+
+
+def _transform(value: object, where: str) -> Transform:
+    sizes = ("n_fft", "hop", "frames", "bins", "offset", "after")
+    record = Record(value, f"{where}.transform", FIX, (*sizes, "window", "scale", "padding", "envelope"))
+    return Transform(
+        n_fft=record.integer("n_fft", 2, MAX_WINDOW),
+        hop=record.integer("hop", 1, MAX_WINDOW),
+        frames=record.integer("frames", 1, MAX_SAMPLES),
+        bins=record.integer("bins", 1, MAX_WINDOW),
+        offset=record.integer("offset", 0, MAX_WINDOW),
+        after=record.integer("after", 0, 2 * MAX_WINDOW),
+        window=record.choice("window", get_args(Window)),
+        scale=record.choice("scale", get_args(Scale)),
+        padding=record.choice("padding", get_args(Padding)),
+        envelope=record.choice("envelope", get_args(Envelope)),
     )
 
 
@@ -153,6 +181,19 @@ def _tensor(value: object, where: str) -> TensorSpec:
     if math.prod(shape) > MAX_SAMPLES:
         record.wrong("shape", f"at most {MAX_SAMPLES} elements")
     return TensorSpec(name=record.name("name"), shape=shape, dtype=record.choice("dtype", DTYPES))
+
+
+def _application(value: object) -> Application:
+    keys = ("normalise", "weights", "fade", "overlap", "edges", "last")
+    record = Record(value, "application", FIX, keys)
+    return Application(
+        normalise=record.choice("normalise", get_args(Normalisation)),
+        weights=record.choice("weights", get_args(Weights)),
+        fade=record.integer("fade", 0, MAX_SAMPLES),
+        overlap=record.number("overlap", 0, MAX_OVERLAP),
+        edges=record.choice("edges", get_args(Edges)),
+        last=record.choice("last", get_args(Last)),
+    )
 
 
 def _stage(value: object, where: str) -> Stage:
@@ -208,7 +249,8 @@ def _tree(manifest: Manifest) -> dict[str, object]:
         "opset": manifest.opset,
         "precision": manifest.precision,
         **({"float32": manifest.float32} if manifest.float32 else {}),
-        "branches": [vars(branch) for branch in manifest.branches],
+        "application": vars(manifest.application),
+        "branches": [_branch_tree(branch) for branch in manifest.branches],
         "tensors": [vars(tensor) for tensor in manifest.tensors],
         "stages": [_stage_tree(stage) for stage in manifest.stages],
         "fusion": [vars(shares) for shares in manifest.fusion],
@@ -216,6 +258,11 @@ def _tree(manifest: Manifest) -> dict[str, object]:
         "checks": manifest.checks,
         "provenance": manifest.provenance,
     }
+
+
+def _branch_tree(branch: Branch) -> dict[str, object]:
+    tree = {"name": branch.name, "gains": branch.gains, "normalise": branch.normalise}
+    return tree if branch.transform is None else {**tree, "transform": vars(branch.transform)}
 
 
 def _stage_tree(stage: Stage) -> dict[str, object]:

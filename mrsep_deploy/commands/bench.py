@@ -101,8 +101,8 @@ Exit codes: 0 done, 1 no row was measured with right stems, 2 wrong usage, 3 som
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
               help="Start no round of a race after so long.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order in rounds.")
-@click.option("--overlap", type=click.FloatRange(0, 1, max_open=True), default=0.25, show_default=True,
-              help="Of segments in whole songs, as a share.")  # fmt: skip
+@click.option("--overlap", type=click.FloatRange(0, 1, max_open=True),
+              help="Of segments in whole songs, as a share.  [default: the model's, 0.25 mostly]")  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
 )
@@ -135,7 +135,7 @@ def bench(
     rounds: int,
     seconds: float | None,
     seed: int,
-    overlap: float,
+    overlap: float | None,
     threads: int,
     checkpoint: Path | None,
     profile: bool,

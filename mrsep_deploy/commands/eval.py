@@ -64,7 +64,7 @@ Examples:
 @click.option("--subset", type=click.Choice(["test", "train", "all"]),
               help="Of a DIR with the folders train and test.  [default: test]")  # fmt: skip
 @click.option(
-    "--overlap", type=float, default=0.25, show_default=True, help="Share of a segment that overlaps."
+    "--overlap", type=float, help="Share of a segment that overlaps.  [default: the model's, 0.25 mostly]"
 )
 @click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
@@ -82,7 +82,7 @@ def eval(
     engines: tuple[str, ...],
     metrics: tuple[str, ...],
     subset: Subset | None,
-    overlap: float,
+    overlap: float | None,
     threads: int,
     checkpoint: Path | None,
     html_file: Path | None,
@@ -113,7 +113,7 @@ def eval(
         engines=engines,
         metrics=metrics or METRICS,
         out=out or Path("evaluated") / bundle.manifest.name,
-        overlap=overlap,
+        overlap=bundle.manifest.application.overlap if overlap is None else overlap,
         threads=threads,
         checkpoint=checkpoint,
     )

@@ -77,9 +77,7 @@ def choosing(command: Command) -> Command:
             click.option(
                 "--overlap",
                 type=float,
-                default=0.25,
-                show_default=True,
-                help="Share of a segment that overlaps.",
+                help="Share of a segment that overlaps.  [default: the model's, 0.25 mostly]",
             ),
             click.option(
                 "--segment",

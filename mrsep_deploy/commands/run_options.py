@@ -42,7 +42,7 @@ class RunOptions:
     lanes: int | None
     shifts: int
     seed: int
-    overlap: float
+    overlap: float | None
     segment: float | None
     no_split: bool
     jobs: int

@@ -195,11 +195,12 @@ def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
     from mrsep_deploy.verification.calibration import calibrate
     from mrsep_deploy.verification.hazard_report import prediction, prediction_to_plain, print_prediction
     from mrsep_deploy.verification.job import requested_plan
-    from mrsep_deploy.verification.tracks import builtin_tracks, read_tracks
+    from mrsep_deploy.verification.tracks import builtin_tracks, for_model, read_tracks
 
     bundle, model = request.bundle, request.bundle.manifest.model
     plan = requested_plan(request) or default_plan(family=bundle.manifest.float32)
     tracks = [*builtin_tracks(model), *read_tracks(request.audio, model)]
+    tracks = for_model(tracks, bundle.manifest.application)
     if not quiet:
         _say_remarks(tracks)
     with step_progress(quiet or as_json) as progress:

@@ -332,6 +332,13 @@ class Record:
             self.wrong(key, f"a list of whole numbers from {low} to {high}")
         return tuple(value for value in values if isinstance(value, int))
 
+    def number(self, key: str, low: float, high: float) -> float:
+        """A number, ``low <= x <= high``."""
+        (value,) = as_numbers([self._fields[key]], f"{self.where}.{key}", self.fix)
+        if not low <= value <= high:
+            self.wrong(key, f"a number from {low:g} to {high:g}")
+        return value
+
     def numbers(self, key: str, most: int) -> tuple[float, ...]:
         """A list of up to ``most`` finite numbers."""
         return as_numbers(self._list(key, 0, most), f"{self.where}.{key}", self.fix)

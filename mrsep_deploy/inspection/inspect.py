@@ -157,7 +157,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         path=bundle.path,
         name=manifest.name,
         model=manifest.model,
-        branches=tuple(_branches(manifest.branches, manifest.stages, manifest.model.sample_rate)),
+        branches=tuple(_branches(manifest.branches, manifest.stages, manifest.model)),
         stages=tuple(_stages(manifest.stages, tensors, manifest.checks)),
         fusion=tuple(_fusion(manifest.fusion, manifest.branches)),
         provenance=Provenance.read(manifest.provenance),
@@ -195,7 +195,7 @@ def _inspect_checkpoint(path: Path) -> Inspection:
         path=path.absolute(),
         name=default_name(loaded),
         model=loaded.info(),
-        branches=tuple(_branches(branches, counted.stages, audio.sample_rate)),
+        branches=tuple(_branches(branches, counted.stages, loaded.info())),
         stages=tuple(_stages(counted.stages, counted.tensors, {})),
         fusion=tuple(_fusion(loaded.shares(), branches)),
         provenance=Provenance.read({**loaded.origin, "ignored_arguments": loaded.ignored}),
@@ -218,18 +218,23 @@ def _stages(
         )
 
 
-def _branches(branches: Iterable[Branch], stages: Sequence[Stage], rate: int) -> Iterator[BranchReport]:
+def _branches(
+    branches: Iterable[Branch], stages: Sequence[Stage], model: ModelInfo
+) -> Iterator[BranchReport]:
+    rate = model.sample_rate
     for branch in branches:
+        transform = branch.transform
+        window, hop = (0, 0) if transform is None else (transform.n_fft, transform.hop)
         own = [stage for stage in stages if stage.branch == branch.name]
         yield BranchReport(
             name=branch.name,
-            window=branch.n_fft,
-            hop=branch.hop,
-            window_ms=1000 * branch.n_fft / rate,
-            hop_ms=1000 * branch.hop / rate,
-            bin_hz=0.0 if branch.is_waveform else rate / branch.n_fft,
-            bins=branch.bins,
-            frames=branch.frames,
+            window=window,
+            hop=hop,
+            window_ms=1000 * window / rate,
+            hop_ms=1000 * hop / rate,
+            bin_hz=rate / window if window else 0.0,
+            bins=0 if transform is None else transform.bins,
+            frames=model.segment_samples if transform is None else transform.frames,
             parameters=sum(stage.parameters for stage in own),
             macs=sum(stage.macs for stage in own),
         )

@@ -1,8 +1,7 @@
-"""A song as overlapping segments, and back: what users of Demucs know, in flat memory.
+"""A song as overlapping segments, and back, as a manifest's ``Application`` has it, in flat memory.
 
-Segments of the model's length start every ``(1 - overlap) * segment`` samples. One that reaches
-beyond the end is centred in real context where there is any, zeros elsewhere, and its output is cut
-back. Outputs are weighted by a triangle, added, and divided by the summed weights.
+Segments of the model's length start every ``(1 - overlap) * segment`` samples. Outputs are weighted, added, and
+divided by the summed weights.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio.blocks import BlockQueue
+from mrsep_deploy.bundle.manifest import Application, Last
 from mrsep_deploy.errors import UsageError
 
 Float32 = NDArray[np.float32]
@@ -49,6 +49,13 @@ class SongStatistics:
         return cls(mean, (power / (frames - 1)) ** 0.5 if frames > 1 else 0.0, frames)
 
 
+def applied(statistics: SongStatistics, application: Application) -> SongStatistics:
+    """What a song is normalised by: its own statistics, or those that leave it as it is."""
+    if application.normalise == "song":
+        return statistics
+    return SongStatistics(0.0, 1.0 - SONG_EPS, statistics.frames)
+
+
 @dataclass(frozen=True)
 class Segment:
     """One model input: ``samples`` ``[C, L]``, whose part ``[cut, cut + length)`` is song from ``start`` on."""
@@ -73,13 +80,41 @@ def stride_of(segment: int, overlap: float) -> int:
     return stride
 
 
-def cut_segments(blocks: Iterable[Float32], segment: int, stride: int) -> Iterator[Segment]:
+def border_of(application: Application, segment: int, stride: int, frames: int) -> int:
+    """Samples by which a song of ``frames`` is extended at each end."""
+    border = segment - stride if application.edges == "reflected" else 0
+    return border if frames > 2 * border else 0
+
+
+def reflected(blocks: Iterable[Float32], border: int) -> Iterator[Float32]:
+    """A song ``[C, n]`` of more than ``border`` samples, with its reflection before and behind it."""
+    if not border:
+        yield from blocks
+        return
+    held = BlockQueue()
+    source = iter(blocks)
+    while len(held) <= border and (block := next(source, None)) is not None:
+        held.push(block)
+    yield held.first(border + 1)[:, :0:-1].copy()
+    for block in source:
+        held.push(block)
+        if len(held) > border + 1:
+            yield held.take(len(held) - border - 1)
+    rest = held.take(len(held))
+    yield rest
+    yield rest[:, -2 : -border - 2 : -1].copy()
+
+
+def cut_segments(
+    blocks: Iterable[Float32], segment: int, stride: int, last: Last = "centred"
+) -> Iterator[Segment]:
     """Cut a stream of blocks ``[C, n]`` into segments, holding about two segments in memory.
 
     Args:
         blocks: the song in order.
         segment: model input in samples.
         stride: samples between the starts of segments.
+        last: what becomes of a segment that reaches beyond the end (see ``Application``).
     """
     source = iter(blocks)
     held = BlockQueue()
@@ -90,12 +125,23 @@ def cut_segments(blocks: Iterable[Float32], segment: int, stride: int) -> Iterat
         end = origin + len(held)
         if end <= start:
             return
-        yield _segment_at(held.first(end - origin), origin, end, start, segment)
+        if last == "filled" and end - start < segment:
+            yield _filled(held.first(end - origin)[:, start - origin :], start, segment)
+        else:
+            yield _segment_at(held.first(end - origin), origin, end, start, segment)
         start += stride
         # A last, short segment reaches back by up to half a segment for context.
         keep = max(origin, start - segment)
         held.drop(keep - origin)
         origin = keep
+
+
+def _filled(samples: Float32, start: int, segment: int) -> Segment:
+    length = samples.shape[-1]
+    missing = [(0, 0), (0, segment - length)]
+    if 2 * length > segment:
+        return Segment(start, length, 0, np.pad(samples, missing, mode="reflect"))
+    return Segment(start, length, 0, np.pad(samples, missing))
 
 
 def _segment_at(held: Float32, origin: int, end: int, start: int, segment: int) -> Segment:
@@ -132,14 +178,27 @@ def triangle(segment: int) -> Float32:
     return weights
 
 
+def weights_of(application: Application, segment: int) -> Float32:
+    """Weights of a segment's samples, all of them positive. Not to be written to."""
+    if application.weights == "triangle":
+        return triangle(segment)
+    fade = min(application.fade, segment // 2)
+    weights = np.ones(segment, np.float32)
+    weights[:fade] = np.arange(1, fade + 1) / (fade + 1)
+    weights[segment - fade :] = weights[:fade][::-1]
+    return weights
+
+
 class OverlapAdd:
     """Adds weighted outputs ``[S, C, n]`` and hands out what no later segment will touch.
 
     Segments come in order of their start.
     """
 
-    def __init__(self, sources: int, channels: int, segment: int) -> None:
-        self.weights = triangle(segment)
+    def __init__(
+        self, sources: int, channels: int, segment: int, application: Application | None = None
+    ) -> None:
+        self.weights = weights_of(application or Application(), segment)
         self.total = np.zeros((sources, channels, segment), np.float32)
         self.weight_sum = np.zeros(segment, np.float32)
         self.position = 0
@@ -154,7 +213,7 @@ class OverlapAdd:
         return finished
 
     def finish(self, frames: int) -> Float32 | None:
-        """The rest, up to the song's ``frames``; nothing can be added after that."""
+        """The rest, up to the song's ``frames``; nothing can be added after that. Some may have been given beyond."""
         count = frames - self.position
         return self._done(count) if count > 0 else None
 

@@ -55,7 +55,7 @@ class Separator:
         engine: a name out of ``mrsep_deploy.engines.ENGINE_NAMES``, ``auto``, or an engine, which the
             separator then owns (``threads`` and ``checkpoint`` are for engines chosen by name).
         threads: CPU threads to use, 0 for all this process may use.
-        overlap: share of a segment that the next one repeats, 0 to below 1.
+        overlap: share of a segment that the next one repeats, 0 to below 1; by default the model's own.
         segment: seconds of a segment, at most the model's own, which it is by default. The graphs have one
             length: a shorter segment is filled up with silence, and takes as long as a whole one.
         shifts: how often to separate each song, randomly shifted in time, for the average; 0 for once, unshifted.
@@ -81,7 +81,7 @@ class Separator:
         *,
         engine: Engine | str = AUTO,
         threads: int = 0,
-        overlap: float = DEFAULT_OVERLAP,
+        overlap: float | None = None,
         segment: float | None = None,
         shifts: int = 0,
         seed: int = 0,
@@ -99,9 +99,9 @@ class Separator:
         given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
         with breakable():  # a conversion takes seconds, and leaves nothing half written
             self.bundle = in_precision(given, precision, plan)
-        self.overlap = overlap
+        self.overlap = self.manifest.application.overlap if overlap is None else overlap
         self.segment_samples = _segment_samples(self.manifest, segment)
-        self.stride = stride_of(self.segment_samples, overlap)
+        self.stride = stride_of(self.segment_samples, self.overlap)
         self.leads = draw_leads(shifts, self.sample_rate, random.Random(seed))
         kind, index = parse_device(device)
         options = EngineOptions(threads, checkpoint, arithmetic(self.manifest), index)
@@ -224,7 +224,7 @@ class Separator:
 
         See ``SongStream.run``. :func:`~mrsep_deploy.separation.stream.stems_of` takes the stems of a single song.
         """
-        cutting = Cutting(self.segment_samples, self.stride, self.leads)
+        cutting = Cutting(self.segment_samples, self.stride, self.leads, self.manifest.application)
         stream = SongStream(self._scheduler, self.manifest.model, self.manifest.batch, cutting)
         with self._occupancy.taken():
             yield from stream.run(songs)

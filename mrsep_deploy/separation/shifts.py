@@ -43,18 +43,21 @@ class TakeAverage:
     """Averages the takes of one song as they come, each at its own pace.
 
     Args:
-        leads: for each take, how many of its first samples come before the song.
+        early: for each take, how many of its first samples come before the song.
+        frames: samples of the song; what a take has beyond them is left out.
     """
 
-    def __init__(self, leads: tuple[int, ...]) -> None:
-        self._early = list(leads)
-        self._held = [BlockQueue() for _ in leads]
+    def __init__(self, early: tuple[int, ...], frames: int) -> None:
+        self._early = list(early)
+        self._missing = [frames] * len(early)
+        self._held = [BlockQueue() for _ in early]
 
     def add(self, take: int, done: Float32) -> Float32 | None:
         """Append samples ``[S, C, n]`` to a take; returns the average of what all takes have, if any."""
         skipped = min(self._early[take], done.shape[-1])
         self._early[take] -= skipped
-        done = done[..., skipped:]
+        done = done[..., skipped : skipped + self._missing[take]]
+        self._missing[take] -= done.shape[-1]
         if not done.shape[-1]:
             return None
         if len(self._held) == 1:

@@ -10,19 +10,22 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.bundle.manifest import ModelInfo
-from mrsep_deploy.runtime.scheduler import Scheduler, Ticket
+from mrsep_deploy.bundle.manifest import Application, ModelInfo
 from mrsep_deploy.separation.segments import (
     SONG_EPS,
     OverlapAdd,
     Segment,
     SongStatistics,
+    applied,
+    border_of,
     cut_segments,
     grouped,
+    reflected,
 )
 from mrsep_deploy.separation.shifts import TakeAverage
 
@@ -71,11 +74,13 @@ class Cutting:
         segment: samples of a segment; what the model takes beyond that is filled with zeros, as HTDemucs does.
         stride: samples from one segment's start to the next.
         leads: for each take of a song, samples of silence before it (see ``shifts``).
+        application: of the model.
     """
 
     segment: int
     stride: int
     leads: tuple[int, ...] = (0,)
+    application: Application = field(default_factory=Application)
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,24 @@ class _Group:
     members: list[tuple[int, Segment]]
 
 
+class Runs(Protocol):
+    """What runs segments: a scheduler, or something in its place."""
+
+    @property
+    def capacity(self) -> int:
+        """Tickets that may be open at once."""
+
+    def submit(self, mix: Float32) -> Any:
+        """Starts segments ``[b, C, L]``; returns a ticket."""
+
+    def result(self, ticket: Any) -> Float32:
+        """The stems ``[b, S, C, L]`` of a ticket, in the order in which they were given out."""
+
+
 @dataclass
 class _Pending:
     group: _Group
-    ticket: Ticket
+    ticket: Any
 
 
 @dataclass
@@ -102,24 +121,37 @@ class _UnderWay:
     open_groups: int = 0
     cut: bool = False
     ended: bool = False
+    level: SongStatistics = field(init=False)
+    borders: list[int] = field(init=False)
     adders: list[OverlapAdd] = field(init=False)
     average: TakeAverage = field(init=False)
 
     def __post_init__(self) -> None:
         sources, channels = len(self.model.sources), self.model.audio_channels
-        self.adders = [OverlapAdd(sources, channels, self.cutting.segment) for _ in self.cutting.leads]
-        self.average = TakeAverage(self.cutting.leads)
+        cutting, frames = self.cutting, self.song.statistics.frames
+        application = cutting.application
+        self.level = applied(self.song.statistics, application)
+        self.borders = [
+            border_of(application, cutting.segment, cutting.stride, frames + lead) for lead in cutting.leads
+        ]
+        self.adders = [OverlapAdd(sources, channels, cutting.segment, application) for _ in cutting.leads]
+        self.average = TakeAverage(
+            tuple(map(sum, zip(cutting.leads, self.borders, strict=True))), self.level.frames
+        )
 
     def segments(self) -> Iterator[tuple[int, Segment]]:
         """Segments of all takes in turn, so that every take is at about the same place of the song."""
-        mean, scale = self.song.statistics.mean, self.song.statistics.std + SONG_EPS
+        mean, scale = self.level.mean, self.level.std + SONG_EPS
         normalised = ((block - np.float32(mean)) * np.float32(1 / scale) for block in self.song.blocks)
+        cutting = self.cutting
+        copies = itertools.tee(normalised, len(cutting.leads))
         takes = [
-            cut_segments(_after_silence(lead, blocks), self.cutting.segment, self.cutting.stride)
-            for lead, blocks in zip(
-                self.cutting.leads, itertools.tee(normalised, len(self.cutting.leads)), strict=True
+            cut_segments(
+                reflected(_after_silence(lead, blocks), border),
+                cutting.segment, cutting.stride, cutting.application.last,
             )
-        ]
+            for lead, border, blocks in zip(cutting.leads, self.borders, copies, strict=True)
+        ]  # fmt: skip
         running = dict(enumerate(takes))
         while running:
             for take, segments in list(running.items()):
@@ -137,14 +169,15 @@ class _UnderWay:
     def finish(self) -> Iterator[Float32]:
         """The rest of every take."""
         for take, lead in enumerate(self.cutting.leads):
-            yield from self._restored(take, self.adders[take].finish(self.song.statistics.frames + lead))
+            end = self.level.frames + lead + self.borders[take]
+            yield from self._restored(take, self.adders[take].finish(end))
 
     def _restored(self, take: int, done: Float32 | None) -> Iterator[Float32]:
         averaged = None if done is None else self.average.add(take, done)
         if averaged is None:
             return
-        averaged *= np.float32(self.song.statistics.std + SONG_EPS)
-        averaged += np.float32(self.song.statistics.mean)
+        averaged *= np.float32(self.level.std + SONG_EPS)
+        averaged += np.float32(self.level.mean)
         yield averaged
 
 
@@ -159,7 +192,7 @@ def _after_silence(lead: int, blocks: Iterable[Float32]) -> Iterator[Float32]:
 class SongStream:
     """Separates songs one after the other; see :meth:`run`."""
 
-    def __init__(self, scheduler: Scheduler, model: ModelInfo, batch: int, cutting: Cutting) -> None:
+    def __init__(self, scheduler: Runs, model: ModelInfo, batch: int, cutting: Cutting) -> None:
         self._scheduler = scheduler
         self._model = model
         self._batch = batch

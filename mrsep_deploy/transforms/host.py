@@ -25,14 +25,10 @@ def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> H
     if stage.kind == "sum":
         return _Sum(stage)
     branch = next(b for b in branches if b.name == stage.branch)
-    if stage.kind == "spectrogram":
-        return _Spectrogram(stage, branch, workers)
-    if stage.kind == "normalize":
-        return _Normalize(stage)
-    if stage.kind == "inverse":
-        return _Inverse(stage, branch, workers)
-    if stage.kind == "denormalize":
-        return _Denormalize(stage, branch)
+    if stage.kind in ("spectrogram", "normalize"):
+        return _Analysis(stage, branch, workers)
+    if stage.kind in ("inverse", "denormalize"):
+        return _Synthesis(stage, branch, workers)
     raise ValueError(f"stage {stage.name} of kind {stage.kind} does not run on the host")
 
 
@@ -47,37 +43,27 @@ class HostStage(Runner):
         """Host stages hold neither sessions nor memory."""
 
 
-class _Spectrogram(HostStage):
-    """mix ``[B, C, L]`` -> normalised spectrogram ``[B, 2C, F, T]``, statistics ``[B, 2]``."""
+class _Analysis(HostStage):
+    """mix ``[B, C, L]`` -> spectrogram or waveform and, where it is normalised, statistics ``[B, 2]``."""
 
     def __init__(self, stage: Stage, branch: Branch, workers: int) -> None:
         self.stage, self.branch, self.workers = stage, branch, workers
 
     def __call__(self, tensors: Tensors) -> None:
-        spectrogram, stats = (_array(tensors[name]) for name in self.stage.outputs)
+        features, *stats = (_array(tensors[name]) for name in self.stage.outputs)
         mix = _array(tensors[self.stage.inputs[0]])
-        analyse(mix, self.branch.n_fft, self.branch.hop, out=spectrogram, workers=self.workers)
-        found = statistics(spectrogram)
-        stats[:] = found
-        normalise(spectrogram, found)
+        if self.branch.transform is None:
+            features[:] = mix
+        else:
+            analyse(mix, self.branch.transform, out=features, workers=self.workers)
+        if self.branch.normalise:
+            found = statistics(features)
+            stats[0][:] = found
+            normalise(features, found)
 
 
-class _Normalize(HostStage):
-    """mix ``[B, C, L]`` -> normalised waveform ``[B, C, L]``, statistics ``[B, 2]``."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-
-    def __call__(self, tensors: Tensors) -> None:
-        waveform, stats = (_array(tensors[name]) for name in self.stage.outputs)
-        waveform[:] = _array(tensors[self.stage.inputs[0]])
-        found = statistics(waveform)
-        stats[:] = found
-        normalise(waveform, found)
-
-
-class _Inverse(HostStage):
-    """estimate ``[B, S*2C, F, T]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``.
+class _Synthesis(HostStage):
+    """estimate ``[B, S*2C, F, T]`` or ``[B, S*C, L]``, perhaps statistics ``[B, 2]`` -> signal ``[B, S, C, L]``.
 
     The transform is linear, so de-normalisation is done on the signal.
     """
@@ -86,32 +72,20 @@ class _Inverse(HostStage):
         self.stage, self.branch, self.workers = stage, branch, workers
 
     def __call__(self, tensors: Tensors) -> None:
-        estimate, stats = (_array(tensors[name]) for name in self.stage.inputs)
+        estimate, *given = (_array(tensors[name]) for name in self.stage.inputs)
         signal = _array(tensors[self.stage.outputs[0]])
-        branch = self.branch
+        transform, gains = self.branch.transform, self.branch.gains
+        stats = given[0].astype(np.float64) if given else np.tile([0.0, 1.0], (len(signal), 1))
+        if transform is None:
+            signal[:] = estimate.reshape(signal.shape)
+            denormalise(signal, stats, gains)
+            return
         channels, length = signal.shape[-2:]
-        pairs = estimate.reshape(-1, 2, branch.bins, branch.frames)
-        affine = [
-            (std * gain, mean * gain)
-            for mean, std in stats.astype(np.float64)
-            for gain in branch.gains
-            for _ in range(channels)
-        ]
-        flat = signal.reshape(-1, length)
-        synthesise(pairs, branch.n_fft, branch.hop, length, out=flat, workers=self.workers, affine=affine)
-
-
-class _Denormalize(HostStage):
-    """estimate ``[B, S*C, L]``, statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
-
-    def __init__(self, stage: Stage, branch: Branch) -> None:
-        self.stage, self.branch = stage, branch
-
-    def __call__(self, tensors: Tensors) -> None:
-        estimate, stats = (_array(tensors[name]) for name in self.stage.inputs)
-        signal = _array(tensors[self.stage.outputs[0]])
-        signal[:] = estimate.reshape(signal.shape)
-        denormalise(signal, stats.astype(np.float64), self.branch.gains)
+        pairs = estimate.reshape(-1, 2, transform.bins, transform.frames)
+        affine = [(std * gain, mean * gain) for mean, std in stats for gain in gains for _ in range(channels)]
+        synthesise(
+            pairs, transform, length, out=signal.reshape(-1, length), workers=self.workers, affine=affine
+        )
 
 
 class _Sum(HostStage):

@@ -1,12 +1,7 @@
-"""Short-time Fourier analysis and synthesis on the host, as the models define them.
+"""Short-time Fourier analysis and synthesis on the host, as a manifest's :class:`Transform` has it.
 
 Spectrograms are complex-as-channels: ``[B, 2C, F, T]`` with (real, imaginary) adjacent for every
-audio channel, ``F = n_fft / 2`` bins (the Nyquist bin is dropped) and ``T = ceil(L / hop)`` frames.
-The window is a periodic Hann of ``n_fft`` samples and the transform is scaled by ``1 / sqrt(n_fft)``.
-
-Frame ``t`` starts ``offset`` samples before ``t * hop``: 3/8 of the window for a hop of ``n_fft / 4``,
-half of it for ``n_fft / 2``; the signal is reflected beyond its ends. Synthesis is the windowed
-overlap-add, divided by the overlapped squared windows.
+audio channel. Synthesis is the windowed overlap-add, divided by the overlapped squared windows.
 """
 
 from __future__ import annotations
@@ -20,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
+
+from mrsep_deploy.bundle.manifest import Transform
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -35,9 +32,9 @@ CHUNK = 16384
 """Elements whose squares are added in float32; they stay in a core's cache."""
 
 
-def frame_offset(n_fft: int, hop: int) -> int:
-    """Samples by which frame 0 starts before the signal."""
-    return 3 * (hop // 2) if hop * 4 == n_fft else hop
+def divisor(transform: Transform) -> float:
+    """What spectra are divided by."""
+    return math.sqrt(transform.n_fft) if transform.scale == "orthonormal" else 1.0
 
 
 @lru_cache(maxsize=32)
@@ -47,21 +44,24 @@ def hann(n_fft: int) -> Float64:
 
 
 @lru_cache(maxsize=32)
-def _envelope(n_fft: int, hop: int, frames: int) -> Float64:
-    """Overlapped squared windows where the signal lies, ``[hop * frames]``.
+def envelope(transform: Transform) -> Float64:
+    """Overlapped squared windows from where the segment begins to the end of the last frame."""
+    squared = hann(transform.n_fft) ** 2
+    # Frames that are not there, of which an endless row has some before and some behind, overlapping those.
+    around = transform.overlap if transform.envelope == "endless" else 0
+    hop, frames = transform.hop, transform.frames + 2 * around
+    total = np.zeros(hop * (frames - 1) + transform.n_fft)
+    for frame in range(frames):
+        total[frame * hop : frame * hop + transform.n_fft] += squared
+    start = around * hop + transform.offset
+    return total[start : start + transform.span - transform.offset]
 
-    The model's synthesis runs over zero frames on both sides of the given ones, so that windows
-    overlap fully at the ends too; only those overlapping the signal matter here.
-    """
-    squared = hann(n_fft) ** 2
-    overlap = n_fft // hop
-    offset = frame_offset(n_fft, hop)
-    before, after = (2, 2) if overlap == 4 else (1, 2)
-    total = np.zeros(hop * (frames + before + after - 1) + n_fft)
-    for frame in range(frames + before + after):
-        total[frame * hop : frame * hop + n_fft] += squared
-    start = before * hop + offset
-    return total[start : start + hop * frames]
+
+def extend(x: Float32, transform: Transform) -> Float32:
+    """``x`` ``[..., L]`` with what lies before and behind it: ``offset`` and ``after`` samples."""
+    if transform.padding == "reflect":
+        return reflect(x, transform.offset, transform.after)
+    return np.pad(x, [*[(0, 0)] * (x.ndim - 1), (transform.offset, transform.after)])
 
 
 def reflect(x: Float32, left: int, right: int) -> Float32:
@@ -78,24 +78,23 @@ def reflect(x: Float32, left: int, right: int) -> Float32:
     return np.pad(x, [*lead, (left, right)], mode="reflect")
 
 
-def analyse(x: Float32, n_fft: int, hop: int, out: Float32 | None = None, workers: int = 1) -> Float32:
-    """Spectrogram of ``[B, C, L]`` -> ``[B, 2C, n_fft/2, ceil(L/hop)]``, into ``out`` if given.
+def analyse(x: Float32, transform: Transform, out: Float32 | None = None, workers: int = 1) -> Float32:
+    """Spectrogram of ``[B, C, L]`` -> ``[B, 2C, F, T]``, into ``out`` if given.
 
     ``workers`` threads share the signals.
     """
-    batch, channels, length = x.shape
-    frames = math.ceil(length / hop)
-    offset = frame_offset(n_fft, hop)
-    padded = reflect(x, offset, offset + frames * hop - length)
-    windowed = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, :, ::hop][:, :, :frames]
-    window = (hann(n_fft) / math.sqrt(n_fft)).astype(np.float32)
-    result = np.empty((batch, 2 * channels, n_fft // 2, frames), np.float32) if out is None else out
-    pairs = result.reshape(batch, channels, 2, n_fft // 2, frames)
+    batch, channels, _ = x.shape
+    n_fft, bins, frames = transform.n_fft, transform.bins, transform.frames
+    every = np.lib.stride_tricks.sliding_window_view(extend(x, transform), n_fft, axis=-1)
+    windowed = every[:, :, :: transform.hop][:, :, :frames]
+    window = (hann(n_fft) / divisor(transform)).astype(np.float32)
+    result = np.empty((batch, 2 * channels, bins, frames), np.float32) if out is None else out
+    pairs = result.reshape(batch, channels, 2, bins, frames)
 
     def analyse_one(item: int, channel: int) -> None:
         for t in range(0, frames, FRAMES_AT_ONCE):
             some = slice(t, min(t + FRAMES_AT_ONCE, frames))
-            z = fft.rfft(windowed[item, channel, some] * window, axis=-1)[:, :-1]
+            z = fft.rfft(windowed[item, channel, some] * window, axis=-1)[:, :bins]
             pairs[item, channel, 0, :, some] = z.real.T
             pairs[item, channel, 1, :, some] = z.imag.T
 
@@ -105,37 +104,38 @@ def analyse(x: Float32, n_fft: int, hop: int, out: Float32 | None = None, worker
 
 def synthesise(
     x: Float32,
-    n_fft: int,
-    hop: int,
+    transform: Transform,
     length: int,
     out: Float32 | None = None,
     workers: int = 1,
     affine: Sequence[tuple[float, float]] | None = None,
 ) -> Float32:
-    """Inverse of :func:`analyse`: ``[N, 2, n_fft/2, T]`` -> ``[N, length]``, into ``out`` if given.
+    """Inverse of :func:`analyse`: ``[N, 2, F, T]`` -> ``[N, length]``, into ``out`` if given.
 
     ``N`` runs over all leading axes (items, sources, audio channels); ``workers`` threads share it.
     ``affine`` gives the synthesis of ``a * x + b`` for an ``(a, b)`` per signal: the transform is linear, so
     both are applied to the signal, which is a quarter of the spectrogram.
     """
-    count, _, bins, frames = x.shape
-    offset, overlap = frame_offset(n_fft, hop), n_fft // hop
-    window, gain = _synthesis_windows(n_fft, hop, frames)
+    count = len(x)
+    n_fft, hop, frames, overlap = transform.n_fft, transform.hop, transform.frames, transform.overlap
+    bins, offset = transform.bins, transform.offset
+    window, gain = _synthesis_windows(transform)
     signals = np.empty((count, length), np.float32) if out is None else out
-    ones = _response_to_ones(n_fft, hop, frames) if affine is not None else None
+    ones = _response_to_ones(transform) if affine is not None else None
 
     def synthesise_one(index: int) -> None:
-        # Frame t covers hops t .. t + overlap - 1: add the frames' pieces hop by hop.
+        # Frame t covers hops t .. t + overlap - 1, the last perhaps in part: add the frames' pieces hop by hop.
         total = np.zeros((frames + overlap - 1, hop), np.float32)
-        z = np.zeros((min(FRAMES_AT_ONCE, frames), bins + 1), np.complex64)
+        z = np.zeros((min(FRAMES_AT_ONCE, frames), n_fft // 2 + 1), np.complex64)
         for t in range(0, frames, FRAMES_AT_ONCE):
             some = x[index, :, :, t : t + FRAMES_AT_ONCE]
             n = some.shape[-1]
-            z.real[:n, :-1], z.imag[:n, :-1] = some[0].T, some[1].T
+            z.real[:n, :bins], z.imag[:n, :bins] = some[0].T, some[1].T
             pieces = fft.irfft(z[:n], n_fft, axis=-1)
             pieces *= window
             for piece in range(overlap):
-                total[t + piece : t + piece + n] += pieces[:, piece * hop : (piece + 1) * hop]
+                part = pieces[:, piece * hop : (piece + 1) * hop]
+                total[t + piece : t + piece + n, : part.shape[1]] += part
         signal = signals[index]
         np.multiply(total.reshape(-1)[offset : offset + length], gain[:length], out=signal)
         if affine is not None and ones is not None:
@@ -148,17 +148,19 @@ def synthesise(
 
 
 @lru_cache(maxsize=32)
-def _synthesis_windows(n_fft: int, hop: int, frames: int) -> tuple[Float32, Float32]:
-    """The window of a frame, and what overlapped frames are multiplied by, ``[hop * frames]``."""
-    window = (hann(n_fft) * math.sqrt(n_fft)).astype(np.float32)
-    return window, (1 / _envelope(n_fft, hop, frames)).astype(np.float32)
+def _synthesis_windows(transform: Transform) -> tuple[Float32, Float32]:
+    """The window of a frame, and what overlapped frames are multiplied by, from where the segment begins."""
+    window = (hann(transform.n_fft) * divisor(transform)).astype(np.float32)
+    with np.errstate(divide="ignore"):  # behind the segment, where an envelope may end in zeros
+        return window, (1 / envelope(transform)).astype(np.float32)
 
 
 @lru_cache(maxsize=32)
-def _response_to_ones(n_fft: int, hop: int, frames: int) -> Float32:
-    """Synthesis of a spectrogram whose real and imaginary parts are all one, ``[hop * frames]``."""
-    ones = np.ones((1, 2, n_fft // 2, frames), np.float32)
-    response: Float32 = synthesise(ones, n_fft, hop, hop * frames)[0]
+def _response_to_ones(transform: Transform) -> Float32:
+    """Synthesis of a spectrogram whose real and imaginary parts are all one."""
+    ones = np.ones((1, 2, transform.bins, transform.frames), np.float32)
+    with np.errstate(invalid="ignore"):
+        response: Float32 = synthesise(ones, transform, transform.span - transform.offset)[0]
     return response
 
 

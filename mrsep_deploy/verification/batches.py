@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.separation.segments import Segment, cut_segments, grouped, stride_of
-from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
 from mrsep_deploy.verification.tracks import Track
 
 ISOLATED = 4
@@ -20,13 +19,15 @@ ISOLATED = 4
 def groups(track: Track, manifest: Manifest) -> Iterator[list[Segment]]:
     """The track's segments, in groups of the bundle's batch."""
     samples = manifest.model.segment_samples
-    segments = cut_segments(track.normalised(), samples, stride_of(samples, DEFAULT_OVERLAP))
+    application = manifest.application
+    stride = stride_of(samples, application.overlap)
+    segments = cut_segments(track.normalised(), samples, stride, application.last)
     return grouped(segments, manifest.batch)
 
 
 def batches(track: Track, manifest: Manifest) -> int:
     """How many groups a track has."""
-    stride = stride_of(manifest.model.segment_samples, DEFAULT_OVERLAP)
+    stride = stride_of(manifest.model.segment_samples, manifest.application.overlap)
     return math.ceil(math.ceil(track.statistics.frames / stride) / manifest.batch)
 
 

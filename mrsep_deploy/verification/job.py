@@ -23,7 +23,7 @@ from mrsep_deploy.verification.reference import (
     require_same_stages,
 )
 from mrsep_deploy.verification.results import Verification
-from mrsep_deploy.verification.tracks import Track, builtin_tracks, read_tracks
+from mrsep_deploy.verification.tracks import Track, builtin_tracks, for_model, read_tracks
 from mrsep_deploy.verification.verify import Progress, verify
 
 if TYPE_CHECKING:
@@ -182,5 +182,7 @@ def _reference(request: Request, derived: bool) -> Reference:
 
 
 def _tracks(request: Request) -> list[Track]:
-    model = request.bundle.manifest.model
-    return read_tracks(request.audio, model) if request.audio else builtin_tracks(model)
+    manifest = request.bundle.manifest
+    model = manifest.model
+    tracks = read_tracks(request.audio, model) if request.audio else builtin_tracks(model)
+    return for_model(tracks, manifest.application)

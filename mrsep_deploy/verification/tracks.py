@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio import AudioSource
-from mrsep_deploy.bundle.manifest import ModelInfo
-from mrsep_deploy.separation.segments import SONG_EPS, SongStatistics, stride_of
-from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
+from mrsep_deploy.bundle.manifest import Application, ModelInfo
+from mrsep_deploy.separation.segments import SONG_EPS, SongStatistics, applied, stride_of
 from mrsep_deploy.verification.multitrack import TrackFiles, read_multitrack
 from mrsep_deploy.verification.signals import builtin_signals
 
@@ -48,13 +47,18 @@ class Track:
         return ((block - mean) * factor for block in self.blocks())
 
 
+def for_model(tracks: Sequence[Track], application: Application) -> list[Track]:
+    """The tracks as a model takes them, normalised or as they are."""
+    return [replace(track, statistics=applied(track.statistics, application)) for track in tracks]
+
+
 def builtin_tracks(model: ModelInfo) -> list[Track]:
     """The built-in signals, one segment each.
 
     They are not normalised as songs are: a segment far louder or quieter than its song is what they are for.
     """
     # Anything longer than a stride is cut into two segments.
-    samples = stride_of(model.segment_samples, DEFAULT_OVERLAP)
+    samples = stride_of(model.segment_samples, Application().overlap)
     signals = builtin_signals(model.audio_channels, samples, model.sample_rate)
     as_it_is = SongStatistics(0.0, 1.0 - SONG_EPS, samples)
     return [Track(name, as_it_is, _whole(samples)) for name, samples in signals]

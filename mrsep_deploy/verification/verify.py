@@ -143,7 +143,9 @@ class _Song:
     def __init__(self, track: Track, manifest: Manifest) -> None:
         model = manifest.model
         self.track = track
-        self.adder = OverlapAdd(len(model.sources), model.audio_channels, model.segment_samples)
+        self.adder = OverlapAdd(
+            len(model.sources), model.audio_channels, model.segment_samples, manifest.application
+        )
 
     def add(self, segment: Segment, stems: Array) -> Array | None:
         """What is finished before this segment, if anything."""

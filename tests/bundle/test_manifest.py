@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from bundles import tiny_manifest
+from bundles import tiny_manifest, transform
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +40,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     rate, samples = draw(st.sampled_from([8000, 44100, 48000])), draw(st.integers(1, 500_000))
     gain = st.floats(-2, 2)
     branches = [
-        Branch(name, n_fft, n_fft // 4, n_fft // 2, 7, tuple(draw(gain) for _ in sources))
+        Branch(name, tuple(draw(gain) for _ in sources), transform(n_fft, n_fft // 4, samples))
         for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))
         for n_fft in [draw(st.sampled_from([16, 2048]))]
     ]
@@ -48,7 +48,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
     tensors, stages, files, signals = [TensorSpec("mix", (batch, channels, samples))], [], {}, []
     for index, branch in enumerate(branches):
         x, stats, y, signal = (f"{what}.{index}" for what in ("x", "stats", "y", "signal"))
-        size = (branch.bins, branch.frames)
+        assert branch.transform is not None
+        size = (branch.transform.bins, branch.transform.frames)
         tensors += [
             TensorSpec(x, (batch, 2 * channels, *size)),
             TensorSpec(stats, (batch, 2)),
@@ -86,7 +87,7 @@ def test_round_trip(manifest: Manifest) -> None:
 
 def test_text_is_for_people() -> None:
     lines = to_json(tiny_manifest()).splitlines()
-    assert lines[:3] == ["{", '  "format": "mrsep-deploy bundle",', '  "format_version": 1,']
+    assert lines[:3] == ["{", '  "format": "mrsep-deploy bundle",', '  "format_version": 2,']
     assert '    "segment": "1/125",' in lines
     assert '    {"name": "mix", "shape": [1, 2, 64], "dtype": "float32"},' in lines
     assert '    "config": {"depth": 1, "note": "naïve"}' in lines
@@ -163,7 +164,11 @@ REFUSED = [
     (put("float32", {"last": {"core": ["a"] * 257}}), r"float32\['last'\]\['core'\] is .*expected.* 256"),
     (put("float32", {"a\x1b[2J": {}}), r"float32.*a\\x1b.*expected"),
     (put("format", "zip"), "manifest.format is 'zip'"),
-    (put("format_version", 2), "format version 2, this mrsep-deploy reads version 1. Upgrade"),
+    (put("format_version", 3), "format version 3, this mrsep-deploy reads version 2. Upgrade"),
+    (
+        put("format_version", 1),
+        "format version 1, this mrsep-deploy reads version 2. Export the checkpoint again",
+    ),
     (put("format_version", "1"), "manifest.format_version is '1'"),
     (put("format_version", True), "manifest.format_version is True"),
     (put("extra", 1), "unknown field 'extra'"),
@@ -196,10 +201,31 @@ REFUSED = [
     (put("branches", 0, "gains", [1.0]), "branch '16' has 1 gains"),
     (put("branches", 0, "gains", [1.0, "x"]), "branches\\[0\\].gains"),
     (put("branches", 0, "gains", [1.0, True]), "branches\\[0\\].gains"),
-    (put("branches", 0, "hop", 17), "branch '16' has hop 17 and 8 bins"),
+    (put("branches", 0, "transform", "hop", 17), "branch '16' has hop 17 and 8 bins"),
+    (put("branches", 0, "transform", "hop", 9), "branch '16' has hop 9 and 8 bins"),
+    (put("branches", 0, "transform", "bins", 7), "branch '16' has hop 4 and 7 bins"),
+    (put("branches", 0, "transform", "n_fft", 17), "impossible for n_fft 17"),
+    (
+        put("branches", 0, "transform", "n_fft", 2**21),
+        "transform.n_fft is 2097152, expected a whole number from 2",
+    ),
+    (put("branches", 0, "transform", "offset", 16), "branch '16' has offset 16, expected 0 to 15"),
+    (put("branches", 0, "transform", "after", 0), "branch '16' has 16 frames over 76 samples and after 0"),
+    (put("branches", 0, "transform", "after", 2**20), "and after 1048576, expected to cover 64 samples"),
+    (put("branches", 0, "transform", "frames", 14), "branch '16' has 14 frames"),
+    (put("branches", 0, "transform", "frames", 2**31), "branch '16' has 2147483648 frames"),
+    (
+        put("branches", 0, "transform", "window", "kaiser"),
+        "transform.window is 'kaiser', expected one of hann",
+    ),
+    (put("branches", 0, "transform", "scale", 1), "transform.scale is 1, expected one of orthonormal, none"),
+    (put("branches", 0, "transform", "padding", ""), "expected one of reflect, zeros"),
+    (put("branches", 0, "transform", "envelope", None), "expected one of endless, frames"),
+    (put("branches", 0, "normalise", False), "has 1 inputs and 2 outputs, expected 1 outputs and one other"),
+    (put("branches", 0, "normalise", 1), "normalise is 1, expected true or false"),
     (put("branches", 0, "name", "shared"), "branch 'shared'"),
     (put("branches", 0, "name", "time"), "lists 'time' twice in branches"),
-    (put("branches", 1, "frames", 63), "expected hop 0, bins 0 and 64 frames"),
+    (put("branches", 1, "transform", 0), "branches\\[1\\].transform is 0, expected an object"),
     (put("tensors", 1, "shape", [1, 0]), "tensors\\[1\\].shape"),
     (put("tensors", 1, "shape", []), "tensors\\[1\\].shape has 0 entries"),
     (put("tensors", 1, "shape", [2**16, 2**16]), "tensors\\[1\\].shape .* at most 2147483648 elements"),

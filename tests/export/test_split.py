@@ -30,18 +30,21 @@ def written_out(model: SeparationModel, mix: Tensor) -> Tensor:
         inject = skips_t[-1] if model.plan.merge is not None else None
     found, encoded = [], []
     for index, branch in enumerate(staged(model).branches[: len(config.nfft_list)]):
-        x = analyse(mix, branch.n_fft, branch.hop)
+        assert branch.transform is not None
+        x = analyse(mix, branch.transform)
         mean, std = statistics(x)
         found.append((mean, std))
         encoded.append(model.encode_spectrogram(index, (x - mean) / (NORMALISE_EPS + std), inject))
     xs, xt = model.bottleneck([skips[-1] for skips in encoded], skips_t[-1] if skips_t else None)
     signals = []
-    for index, (n_fft, hop) in enumerate(zip(config.nfft_list, config.hops, strict=True)):
+    for index, transform in enumerate(branch.transform for branch in staged(model).branches):
+        if transform is None:
+            continue
         x, before = model.decode_spectrogram(index, xs[index], encoded[index])
         mean, std = found[index]
         x = x.view(len(x), len(config.sources), -1, *x.shape[2:])
         x = (x * std[:, None] + mean[:, None]) * model.gains[index].to(x)[:, None, None, None]
-        signals.append(synthesise(x, n_fft, hop, config.segment_samples))
+        signals.append(synthesise(x, transform, config.segment_samples))
         if before is not None:
             xt = before.flatten(1, 2) if before.dim() == 4 else before
     if not config.waveform:
@@ -167,8 +170,6 @@ def test_branches_describe_their_spectrograms(name: str) -> None:
     mix = noise(1, config.audio_channels, config.segment_samples)
     for branch in staged(model).branches:
         assert len(branch.gains) == len(config.sources)
-        if branch.is_waveform:
-            assert branch.frames == config.segment_samples
-        else:
-            shape = (1, 2 * config.audio_channels, branch.bins, branch.frames)
-            assert analyse(mix, branch.n_fft, branch.hop).shape == shape
+        if branch.transform is not None:
+            shape = (1, 2 * config.audio_channels, branch.transform.bins, branch.transform.frames)
+            assert analyse(mix, branch.transform).shape == shape

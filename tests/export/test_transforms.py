@@ -12,7 +12,11 @@ from demucs.htdemucs import HTDemucs
 from models import noise, relative
 from torch import Tensor
 
-from mrsep_deploy.export.families.transforms import analyse, reflect, synthesise
+from mrsep_deploy.bundle.manifest import Transform
+from mrsep_deploy.export.families import transforms
+from mrsep_deploy.export.families.demucs.stages import transform
+from mrsep_deploy.export.families.transforms import reflect
+from mrsep_deploy.transforms import spectrogram
 
 # All in float64, where an FFT rounds to about 1e-15: 1e-12 is that and a few thousand additions.
 TOLERANCE = 1e-12
@@ -27,6 +31,15 @@ def _windows_in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def analyse(x: Tensor, n_fft: int, hop: int) -> Tensor:
+    """The published transform of the whole of ``x``."""
+    return transforms.analyse(x, transform(n_fft, hop, x.shape[-1]))
+
+
+def synthesise(x: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
+    return transforms.synthesise(x, transform(n_fft, hop, length), length)
 
 
 def published(n_fft: int) -> HTDemucs:
@@ -155,3 +168,53 @@ def test_scale_is_orthonormal() -> None:
     x = torch.randn(1, 1, 200_000, generator=torch.Generator().manual_seed(0))
     z = as_complex(analyse(x, 1024, 256))
     assert float(z.abs().square().mean()) == pytest.approx(3 / 8, rel=0.03)
+
+
+OTHERS = [
+    Transform(2048, 441, 101, 1025, 1024, 1024, scale="none", envelope="frames"),
+    Transform(2048, 441, 101, 1024, 1024, 1024, padding="zeros"),
+    Transform(512, 128, 346, 257, 256, 256, envelope="frames", padding="zeros"),
+    Transform(100, 33, 1340, 51, 50, 50),
+]
+"""Hops that do not divide the window, the Nyquist bin, no scale, zeros around; of 44,100 samples."""
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_any_transform_is_torchs_and_comes_back(other: Transform) -> None:
+    """Centred frames are what ``torch.stft`` and ``torch.istft`` have; with the Nyquist bin nothing is lost."""
+    x = noise(1, 2, 44_100)
+    found = transforms.analyse(x, other)
+    window = torch.hann_window(other.n_fft)
+    mode = "reflect" if other.padding == "reflect" else "constant"
+    z = torch.stft(
+        x[0], other.n_fft, other.hop, window=window, pad_mode=mode, normalized=other.scale == "orthonormal",
+        return_complex=True,
+    )  # fmt: skip
+    assert (
+        relative(torch.view_as_real(as_complex(found)[0]), torch.view_as_real(z[:, : other.bins])) < TOLERANCE
+    )
+    back = transforms.synthesise(found, other, 44_100)
+    if other.nyquist:
+        assert relative(back, x) < TOLERANCE
+    if other.envelope == "frames":
+        expected = torch.istft(
+            as_complex(found)[0], other.n_fft, other.hop, window=window, length=44_100,
+            normalized=other.scale == "orthonormal",
+        )  # fmt: skip
+        assert relative(back[0], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_any_transform_on_the_host(other: Transform) -> None:
+    """The host's are torch's, but for float32: 120 dB."""
+    x = noise(1, 2, 44_100, dtype=torch.float32)
+    exact = transforms.analyse(x.double(), other)
+    found = spectrogram.analyse(x.numpy(), other)
+    assert relative(torch.from_numpy(found), exact) < 1e-6
+    back = spectrogram.synthesise(found.reshape(2, 2, other.bins, other.frames), other, 44_100, workers=2)
+    assert (
+        relative(
+            torch.from_numpy(back), transforms.synthesise(torch.from_numpy(found).double(), other, 44_100)[0]
+        )
+        < 1e-6
+    )

@@ -12,7 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import CHANNELS, HOP, N_FFT, OFFSET, SAMPLES, SOURCES, tiny_bundle, tiny_files, tiny_manifest
+from bundles import (
+    CHANNELS,
+    HOP,
+    N_FFT,
+    OFFSET,
+    SAMPLES,
+    SOURCES,
+    tiny_bundle,
+    tiny_files,
+    tiny_manifest,
+    transform,
+)
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle, write_bundle
@@ -60,9 +71,9 @@ def test_what_the_stages_compute_together(bundle: Bundle, mode: Mode) -> None:
     """Identity stages: each source is the waveform, plus what analysis and synthesis make of it times the
     gain of the spectrogram branch."""
     mix = segments(3)
-    spectrogram = analyse(mix, N_FFT, HOP)
+    spectrogram = analyse(mix, transform(N_FFT, HOP, SAMPLES))
     pairs = spectrogram.reshape(-1, 2, *spectrogram.shape[2:])
-    back = synthesise(pairs, N_FFT, HOP, SAMPLES).reshape(mix.shape)
+    back = synthesise(pairs, transform(N_FFT, HOP, SAMPLES), SAMPLES).reshape(mix.shape)
     with closing(Scheduler(bundle, FakeEngine(), mode)) as scheduler:
         stems = scheduler.run(mix)
     assert stems.shape == (3, len(SOURCES), CHANNELS, SAMPLES)

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundles import transform as published_transform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from mrsep_deploy.transforms import spectrogram
 from mrsep_deploy.transforms.spectrogram import (
     NORMALISE_EPS,
-    analyse,
     denormalise,
-    frame_offset,
     normalise,
     statistics,
-    synthesise,
 )
 
 Array = NDArray[Any]
@@ -33,6 +32,19 @@ TRANSFORMS = [(2048, 512), (4096, 1024), (512, 128), (512, 256), (4096, 2048), (
 # operations lose 10 to 20 dB. A window, an offset or a scale computed in float32 with an error that adds up
 # would fall below.
 SNR = 130.0
+
+
+def analyse(x: Array, n_fft: int, hop: int, **options: Any) -> NDArray[np.float32]:
+    """The published transform of the whole of ``x``."""
+    return spectrogram.analyse(x, published_transform(n_fft, hop, x.shape[-1]), **options)
+
+
+def synthesise(x: Array, n_fft: int, hop: int, length: int, **options: Any) -> NDArray[np.float32]:
+    return spectrogram.synthesise(x, published_transform(n_fft, hop, length), length, **options)
+
+
+def frame_offset(n_fft: int, hop: int) -> int:
+    return published_transform(n_fft, hop, 1).offset
 
 
 def snr(found: Array, exact: Array) -> float:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mrsep_deploy.bundle.manifest import STEMS, Branch
+from mrsep_deploy.bundle.manifest import STEMS, Branch, Transform
 from mrsep_deploy.export.families.demucs.config import ModelConfig
 from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.families.family import StageSource
@@ -36,7 +36,7 @@ def make_branches(config: ModelConfig, gains: Sequence[Sequence[float]] = ()) ->
     """
     length, ones = config.segment_samples, (1.0,) * len(config.sources)
     branches = [
-        Branch(name, n_fft, hop, n_fft // 2, -(-length // hop), tuple(gain))
+        Branch(name, tuple(gain), transform(n_fft, hop, length))
         for name, n_fft, hop, gain in zip(
             branch_names(config.nfft_list),
             config.nfft_list,
@@ -45,7 +45,17 @@ def make_branches(config: ModelConfig, gains: Sequence[Sequence[float]] = ()) ->
             strict=True,
         )
     ]
-    return (*branches, Branch(TIME, 0, 0, 0, length, ones)) if config.waveform else tuple(branches)
+    return (*branches, Branch(TIME, ones, None)) if config.waveform else tuple(branches)
+
+
+def transform(n_fft: int, hop: int, length: int) -> Transform:
+    """The published transform of ``length`` samples: ``ceil(length / hop)`` frames without the Nyquist bin.
+
+    Frame 0 begins 3/8 of a window before the segment where the hop is a quarter of it, else one hop before.
+    """
+    frames = -(-length // hop)
+    offset = 3 * (hop // 2) if hop * 4 == n_fft else hop
+    return Transform(n_fft, hop, frames, n_fft // 2, offset, after=offset + frames * hop - length)
 
 
 def branch_names(nfft_list: tuple[int, ...]) -> list[str]:
