@@ -47,7 +47,7 @@ class Pair:
     """A float32 bundle and the one that is made from it."""
 
     def __init__(self, bundle: Bundle, folder: Path, threads: int) -> None:
-        self.low = convert_bundle(bundle, default_plan(), folder)
+        self.low = convert_bundle(bundle, default_plan(family=bundle.manifest.float32), folder)
         self.bundle, self.threads = bundle, threads
 
     def verify(self, tracks: Sequence[Track]) -> Verification:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrsep_deploy.files import strict_json
 from mrsep_deploy.measuring.decibels import level_db
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit, worst_stem
@@ -78,14 +79,17 @@ class Parity:
 
     def plain(self) -> dict[str, object]:
         """Returns the fields as JSON has them."""
-        return {
-            "reference": self.reference,
-            "snr_db": self.snr,
-            "exact": [name for name, value in self.snr.items() if value == math.inf],
-            "limit_db": self.limit,
-            "passes": self.passes,
-            "reason": self.reason,
-        }
+        found: dict[str, object] = strict_json.plain(
+            {
+                "reference": self.reference,
+                "snr_db": self.snr,
+                "exact": [name for name, value in self.snr.items() if value == math.inf],
+                "limit_db": self.limit,
+                "passes": self.passes,
+                "reason": self.reason,
+            }
+        )
+        return found
 
 
 def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: Limit) -> Parity:

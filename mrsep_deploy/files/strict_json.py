@@ -164,7 +164,7 @@ def plain(value: object) -> Any:
 
 
 def _encoded(value: object) -> object:
-    if isinstance(value, (Path, Fraction)):
+    if isinstance(value, (str, Path, Fraction)):  # texts of other types, too: versions of libraries
         return str(value)
     if isinstance(value, Mapping):
         return dict(value)

@@ -17,9 +17,9 @@ def fusion_blocks(fusion: Sequence[Plain], branches: Sequence[Plain]) -> list[Bl
 
     Args:
         fusion: as the manifest has it: ``where``, ``sources`` (empty if they share a row), ``weights``.
-        branches: of the model, ``name`` and ``n_fft``, 0 for the waveform.
+        branches: of the model, ``name`` and ``transform``, None for the waveform.
     """
-    names = resolution_names((branch["name"], branch["n_fft"] == 0) for branch in branches)
+    names = resolution_names((branch["name"], branch.get("transform") is None) for branch in branches)
     return [_plot(shares, names) for shares in fusion]
 
 

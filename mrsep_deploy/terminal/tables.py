@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -61,16 +62,25 @@ def without_empty(found: Table) -> Table:
 
 
 def print_table(screen: Console, found: Table) -> None:
-    """Prints the rows and, below them, the note; the first column does not fold."""
+    """Prints the rows and, below them, the note; columns fold where they have to, the first one between words."""
     right = [name for number, name in enumerate(found.columns) if number not in found.text_columns]
     made = table(*found.columns, right=right)
-    made.columns[0].no_wrap = True  # the name of a row stays readable where figures have to fold
+    made.columns[0].no_wrap = True  # names of rows stay readable where figures have to fold
+    names = _folded(screen.width, found)
     for number, row in enumerate(found.rows):
         style = "red" if number in found.bad else "bold" if number in found.strong else None
-        made.add_row(*map(Text, row), style=style)
+        made.add_row(Text(names[number]), *map(Text, row[1:]), style=style)
     screen.print(made)
     if found.note:
         screen.print(found.note, style="dim", soft_wrap=True)
+
+
+def _folded(width: int, found: Table) -> list[str]:
+    """Returns the cells of the first column, folded between words to what the other columns leave of ``width``."""
+    others = list(zip(*([found.columns, *found.rows]), strict=True))[1:]
+    room = width - sum(2 + max(map(len, column)) for column in others)
+    longest = max((len(word) for row in found.rows for word in row[0].split()), default=1)
+    return [textwrap.fill(row[0], max(room, longest), break_on_hyphens=False) for row in found.rows]
 
 
 def print_parts(screen: Console, parts: Iterable[Part]) -> None:

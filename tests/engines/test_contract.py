@@ -291,6 +291,7 @@ def test_torch_on_a_bundle_whose_checkpoint_nobody_knows(tmp_path: Path) -> None
     engine = choose("torch", EngineOptions()).engine
     with pytest.raises(MrsepError, match="checkpoint"):
         engine.prepare(bundle, bundle.manifest.graph_stages[0], 1, engine.device.stream("test"))
+    engine.close()
 
 
 # --- availability ------------------------------------------------------------------------------------------

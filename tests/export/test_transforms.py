@@ -173,8 +173,8 @@ def test_scale_is_orthonormal() -> None:
 OTHERS = [
     Transform(2048, 441, 101, 1025, 1024, 1024, scale="none", envelope="frames"),
     Transform(2048, 441, 101, 1024, 1024, 1024, padding="zeros"),
-    Transform(512, 128, 346, 257, 256, 256, envelope="frames", padding="zeros"),
-    Transform(100, 33, 1340, 51, 50, 50),
+    Transform(512, 128, 345, 257, 256, 256, envelope="frames", padding="zeros"),
+    Transform(100, 33, 1337, 51, 50, 50, envelope="frames"),
 ]
 """Hops that do not divide the window, the Nyquist bin, no scale, zeros around; of 44,100 samples."""
 

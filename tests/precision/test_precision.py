@@ -138,6 +138,7 @@ def test_openvino_is_given_no_bfloat16(bundle: Bundle) -> None:
     engine = engine_class("openvino")(EngineOptions())
     with pytest.raises(EngineError, match="OpenVINO computes no bfloat16"):
         engine.prepare(low, low.manifest.graph_stages[0], 1, engine.device.stream("test"))
+    engine.close()
 
 
 # --- the command line --------------------------------------------------------------------------------------
