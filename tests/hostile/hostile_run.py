@@ -33,7 +33,7 @@ PLAN: dict[str, object] = {
 
 
 def main(kind: str, place: Path) -> None:
-    sys.path[:0] = [str(TESTS), str(TESTS / "fuzz")]
+    sys.path[:0] = [str(TESTS / room) for room in ("", "fuzz", "export", "bundle")]
     from hostile_models import bundles, checkpoints
     from hostile_songs import songs
     from hostile_texts import texts
