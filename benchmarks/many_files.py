@@ -32,7 +32,6 @@ from memory_hour import write_song
 from small_model import TITLE, small_bundle
 
 from mrsep_deploy.separation.segments import stride_of
-from mrsep_deploy.separation.separator import DEFAULT_OVERLAP
 
 STRIDES = 2
 KINDS = ("many", "one")
@@ -44,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         folder = Path(name)
         bundle = small_bundle(folder / "small")
-        frames = STRIDES * stride_of(bundle.manifest.model.segment_samples, DEFAULT_OVERLAP)
+        frames = STRIDES * stride_of(
+            bundle.manifest.model.segment_samples, bundle.manifest.application.overlap
+        )
         write_songs(folder, frames, options.files)
         rounds = []
         for _ in range(options.rounds):

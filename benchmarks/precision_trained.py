@@ -47,7 +47,7 @@ class Pair:
     """A float32 bundle and the one that is made from it."""
 
     def __init__(self, bundle: Bundle, folder: Path, threads: int) -> None:
-        self.low = convert_bundle(bundle, default_plan(family=bundle.manifest.float32), folder)
+        self.low = convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), folder)
         self.bundle, self.threads = bundle, threads
 
     def verify(self, tracks: Sequence[Track]) -> Verification:
@@ -126,7 +126,7 @@ def _goldens(folder: Path, threads: int) -> Mapping[str, object]:
     for checkpoint in sorted(GOLDEN.glob("*.th")):
         name = checkpoint.stem
         bundle = export_model(load_model(checkpoint), name, folder / name)
-        tracks = [golden_track(name), *builtin_tracks(bundle.manifest.model)]
+        tracks = [golden_track(name), *builtin_tracks(bundle.manifest)]
         found = Pair(bundle, folder / f"{name}-low", threads).verify(tracks)
         judged = [stem for stem in found.stems if stem.judged]
         worst = {

@@ -82,10 +82,7 @@ def from_json(data: bytes, name: str) -> SideCar:
     Raises:
         FormatError: it is damaged, of another version, or its key does not belong to this name.
     """
-    try:
-        tree = parse(data.decode("utf-8"), "side-car", FIX)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"side-car is not UTF-8 text: {error}", FIX) from error
+    tree = parse(data, "side-car", FIX)
     fields = ("format", "format_version", "key", "sha256", "bytes", "created", "milliseconds", "details")
     top = Record(tree, "side-car", FIX, fields)
     top.choice("format", (FORMAT,))

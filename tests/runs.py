@@ -14,6 +14,7 @@ from bundles import SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner
 
 from mrsep_deploy.bundle import Bundle, registry
+from mrsep_deploy.commands import run as run_module
 from mrsep_deploy.commands.main import main
 from mrsep_deploy.songs import journal
 
@@ -34,6 +35,16 @@ def bundle(tmp_path: Path) -> Bundle:
     made = tiny_bundle(tmp_path / "bundles")
     registry.register(made)
     return made
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What separates must not be opened."""
+
+    def opened(*_arguments: object) -> None:
+        raise AssertionError("the engine is started")
+
+    monkeypatch.setattr(run_module, "_separator", opened)
 
 
 def song(path: Path | str, frames: int = 2000, seed: int = 0, **how: Any) -> Path:

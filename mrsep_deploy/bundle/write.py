@@ -114,8 +114,7 @@ def _require_free(place: Path, overwrite: bool) -> None:
 def _looks_like_bundle(place: Path) -> bool:
     """Whether its manifest says so, of whatever version and in whatever state the rest is."""
     try:
-        text = Folder(place).read(MANIFEST_FILE, MAX_BYTES).decode("utf-8")
-        tree = parse(text, "manifest", FIX)
-    except (MrsepError, UnicodeDecodeError):
+        tree = parse(Folder(place).read(MANIFEST_FILE, MAX_BYTES), "manifest", FIX)
+    except MrsepError:
         return False
     return isinstance(tree, dict) and tree.get("format") == FORMAT

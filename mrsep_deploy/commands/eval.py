@@ -113,7 +113,7 @@ def eval(
         engines=engines,
         metrics=metrics or METRICS,
         out=out or Path("evaluated") / bundle.manifest.name,
-        overlap=bundle.manifest.application.overlap if overlap is None else overlap,
+        overlap=overlap,
         threads=threads,
         checkpoint=checkpoint,
     )

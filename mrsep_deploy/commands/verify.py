@@ -198,8 +198,8 @@ def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
     from mrsep_deploy.verification.tracks import builtin_tracks, for_model, read_tracks
 
     bundle, model = request.bundle, request.bundle.manifest.model
-    plan = requested_plan(request) or default_plan(family=bundle.manifest.float32)
-    tracks = [*builtin_tracks(model), *read_tracks(request.audio, model)]
+    plan = requested_plan(request) or default_plan("float16", bundle.manifest.float32)
+    tracks = [*builtin_tracks(bundle.manifest), *read_tracks(request.audio, model)]
     tracks = for_model(tracks, bundle.manifest.application)
     if not quiet:
         _say_remarks(tracks)

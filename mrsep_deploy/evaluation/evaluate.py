@@ -19,7 +19,7 @@ from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import AudioError, EngineUnavailableError, EvaluationError, UsageError
 from mrsep_deploy.evaluation.metrics import bss_eval, mdx_sdr, require_metrics
 from mrsep_deploy.evaluation.scores import Conditions, TrackScores, read_scores, write_scores
-from mrsep_deploy.separation.separator import DEFAULT_OVERLAP, Separator
+from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.verification.multitrack import Multitrack, TrackFiles, read_multitrack
 
 Progress = Callable[[str, int, int], None]
@@ -32,6 +32,7 @@ class Request:
     Attributes:
         engines: names; the first is what the others are compared with.
         out: the folder of the results; scores of single tracks are kept in ``out/tracks``.
+        overlap: share of a segment that the next one repeats; None for the model's own.
         checkpoint: for the torch engine, the checkpoint if it has moved since the export.
     """
 
@@ -40,9 +41,14 @@ class Request:
     engines: tuple[str, ...]
     metrics: tuple[str, ...]
     out: Path
-    overlap: float = DEFAULT_OVERLAP
+    overlap: float | None = None
     threads: int = 0
     checkpoint: Path | None = None
+
+    @property
+    def used_overlap(self) -> float:
+        """The overlap that was asked for, or else the model's own."""
+        return self.bundle.manifest.application.overlap if self.overlap is None else self.overlap
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class _Run:
             self._audio[track.name] = track.digest(self.request.bundle.manifest.model)
         version = self.engines[engine].version
         return Conditions(
-            self.request.bundle.digest, engine, version, self.request.overlap, self._audio[track.name]
+            self.request.bundle.digest, engine, version, self.request.used_overlap, self._audio[track.name]
         )
 
     def _place(self, engine: str, track: TrackFiles) -> Path:

@@ -68,7 +68,7 @@ def to_plain(found: Evaluation, dataset: Path, command: str = "") -> dict[str, A
             "machine": machine_info(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "version": __version__,
-            "overlap": found.request.overlap,
+            "overlap": found.request.used_overlap,
             "metrics": metrics,
             "engines": found.engines,
             "summary": summary,

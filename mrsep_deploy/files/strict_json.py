@@ -48,17 +48,22 @@ _IN_WORDS = {
 _STEP = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
-def parse(text: str, what: str, fix: str) -> object:
+def parse(text: str | bytes, what: str, fix: str) -> object:
     """Plain values of a JSON text.
 
     Args:
-        text: the JSON, at most 16 MiB.
+        text: the JSON, at most 16 MiB; bytes are UTF-8.
         what: what the text is, the subject of every message ("manifest").
         fix: what to do when it is damaged.
 
     Raises:
-        FormatError: syntax, duplicate keys, NaN or infinity, nesting deeper than 48, lone surrogates.
+        FormatError: syntax, duplicate keys, NaN or infinity, nesting deeper than 48, lone surrogates, other bytes.
     """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{what} is not UTF-8 text: {error}", fix) from error
     if len(text) > MAX_BYTES:
         raise FormatError(f"{what} has {len(text)} characters, expected at most {MAX_BYTES}", fix)
     try:

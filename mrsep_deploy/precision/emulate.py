@@ -14,9 +14,8 @@ import onnx
 import onnx_ir as ir
 
 from mrsep_deploy.precision.graph import MOVEMENT, cast, inferred, numbers_of, serialised, values
+from mrsep_deploy.precision.node_types import FLOAT
 from mrsep_deploy.precision.numbers import LOW_TYPES
-
-FLOAT = ir.DataType.FLOAT
 
 
 def rounded_graph(data: bytes) -> bytes:

@@ -75,7 +75,7 @@ class PrecisionPlan:
             return _read(value, where)
 
 
-def default_plan(precision: Low = "float16", family: Iterable[str] = ()) -> PrecisionPlan:
+def default_plan(precision: Low, family: Iterable[str]) -> PrecisionPlan:
     """Returns the plan of all rules, the general ones and a family's (a manifest's ``float32``), and no more."""
     return PrecisionPlan(precision, tuple(dict.fromkeys((*GENERAL, *family))))
 
@@ -87,13 +87,11 @@ def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
         UsageError: it cannot be read, or is no plan.
     """
     try:
-        text = read_start(path, MAX_BYTES).decode("utf-8")
+        data = read_start(path, MAX_BYTES)
     except OSError as error:
         raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}", _FIX) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the plan {path} is not UTF-8 text: {error}", _FIX) from error
     with raised_as(UsageError):
-        value = parse(text, f"the plan {path}", _FIX)
+        value = parse(data, f"the plan {path}", _FIX)
     return PrecisionPlan.from_json(value, f"the plan {path}")
 
 

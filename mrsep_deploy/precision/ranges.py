@@ -92,11 +92,7 @@ def load(bundle: Bundle) -> Calibration | None:
     data = bundle.ranges_bytes()
     if data is None:
         return None
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{RANGES_FILE} is not UTF-8 text: {error}", FIX) from error
-    return from_json(text)
+    return from_json(data)
 
 
 def to_json(calibration: Calibration) -> str:
@@ -122,7 +118,7 @@ def _stages(ranges: Ranges) -> str:
 
 
 @raised_as(BundleError)
-def from_json(text: str) -> Calibration:
+def from_json(text: str | bytes) -> Calibration:
     """Returns the calibration that a text holds.
 
     Raises:

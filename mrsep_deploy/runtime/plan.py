@@ -188,10 +188,7 @@ def _read(path: Path) -> tuple[EngineKey, str, RunPlan]:
     """Key, name of the model, and plan; raises OSError or FormatError."""
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
-    try:
-        tree = parse(data.decode("utf-8"), "run plan", FIX)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"run plan is not UTF-8 text: {error}", FIX) from error
+    tree = parse(data, "run plan", FIX)
     top = Record(tree, "run plan", FIX, _FIELDS)
     top.choice("format", (FORMAT,))
     top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)

@@ -48,12 +48,25 @@ class SongStatistics:
             frames += count
         return cls(mean, (power / (frames - 1)) ** 0.5 if frames > 1 else 0.0, frames)
 
+    @classmethod
+    def neutral(cls, frames: int) -> SongStatistics:
+        """Statistics by which a song of ``frames`` samples is normalised to itself."""
+        return cls(0.0, 1.0 - SONG_EPS, frames)
+
+    @property
+    def scale(self) -> float:
+        """What a normalised song is multiplied by in the end."""
+        return self.std + SONG_EPS
+
+    def normalised(self, blocks: Iterable[Float32]) -> Iterator[Float32]:
+        """The blocks less the mean, over the scale."""
+        mean, factor = np.float32(self.mean), np.float32(1 / self.scale)
+        return ((block - mean) * factor for block in blocks)
+
 
 def applied(statistics: SongStatistics, application: Application) -> SongStatistics:
     """What a song is normalised by: its own statistics, or those that leave it as it is."""
-    if application.normalise == "song":
-        return statistics
-    return SongStatistics(0.0, 1.0 - SONG_EPS, statistics.frames)
+    return statistics if application.normalise == "song" else SongStatistics.neutral(statistics.frames)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,6 @@ from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream,
 Float32 = NDArray[np.float32]
 Blocks = Callable[[], Iterable[Float32]]
 
-DEFAULT_OVERLAP = 0.25
-
 _inherited: list[object] = []
 """What a forked process has of its parent's separators: sessions that were collected would wait for their threads."""
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import Application, ModelInfo
 from mrsep_deploy.separation.segments import (
-    SONG_EPS,
     OverlapAdd,
     Segment,
     SongStatistics,
@@ -141,10 +140,8 @@ class _UnderWay:
 
     def segments(self) -> Iterator[tuple[int, Segment]]:
         """Segments of all takes in turn, so that every take is at about the same place of the song."""
-        mean, scale = self.level.mean, self.level.std + SONG_EPS
-        normalised = ((block - np.float32(mean)) * np.float32(1 / scale) for block in self.song.blocks)
         cutting = self.cutting
-        copies = itertools.tee(normalised, len(cutting.leads))
+        copies = itertools.tee(self.level.normalised(self.song.blocks), len(cutting.leads))
         takes = [
             cut_segments(
                 reflected(_after_silence(lead, blocks), border),
@@ -176,7 +173,7 @@ class _UnderWay:
         averaged = None if done is None else self.average.add(take, done)
         if averaged is None:
             return
-        averaged *= np.float32(self.level.std + SONG_EPS)
+        averaged *= np.float32(self.level.scale)
         averaged += np.float32(self.level.mean)
         yield averaged
 

@@ -77,7 +77,7 @@ def print_table(screen: Console, found: Table) -> None:
 
 def _folded(width: int, found: Table) -> list[str]:
     """Returns the cells of the first column, folded between words to what the other columns leave of ``width``."""
-    others = list(zip(*([found.columns, *found.rows]), strict=True))[1:]
+    others = list(zip(found.columns, *found.rows, strict=True))[1:]
     room = width - sum(2 + max(map(len, column)) for column in others)
     longest = max((len(word) for row in found.rows for word in row[0].split()), default=1)
     return [textwrap.fill(row[0], max(room, longest), break_on_hyphens=False) for row in found.rows]

@@ -184,5 +184,5 @@ def _reference(request: Request, derived: bool) -> Reference:
 def _tracks(request: Request) -> list[Track]:
     manifest = request.bundle.manifest
     model = manifest.model
-    tracks = read_tracks(request.audio, model) if request.audio else builtin_tracks(model)
+    tracks = read_tracks(request.audio, model) if request.audio else builtin_tracks(manifest)
     return for_model(tracks, manifest.application)

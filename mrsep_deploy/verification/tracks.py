@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio import AudioSource
-from mrsep_deploy.bundle.manifest import Application, ModelInfo
-from mrsep_deploy.separation.segments import SONG_EPS, SongStatistics, applied, stride_of
+from mrsep_deploy.bundle.manifest import Application, Manifest, ModelInfo
+from mrsep_deploy.separation.segments import SongStatistics, applied, stride_of
 from mrsep_deploy.verification.multitrack import TrackFiles, read_multitrack
 from mrsep_deploy.verification.signals import builtin_signals
 
@@ -39,12 +39,11 @@ class Track:
     @property
     def scale(self) -> float:
         """What the normalised song is multiplied by in the end."""
-        return self.statistics.std + SONG_EPS
+        return self.statistics.scale
 
     def normalised(self) -> Iterator[Float32]:
         """The blocks as the model hears them."""
-        mean, factor = np.float32(self.statistics.mean), np.float32(1 / self.scale)
-        return ((block - mean) * factor for block in self.blocks())
+        return self.statistics.normalised(self.blocks())
 
 
 def for_model(tracks: Sequence[Track], application: Application) -> list[Track]:
@@ -52,15 +51,16 @@ def for_model(tracks: Sequence[Track], application: Application) -> list[Track]:
     return [replace(track, statistics=applied(track.statistics, application)) for track in tracks]
 
 
-def builtin_tracks(model: ModelInfo) -> list[Track]:
+def builtin_tracks(manifest: Manifest) -> list[Track]:
     """The built-in signals, one segment each.
 
     They are not normalised as songs are: a segment far louder or quieter than its song is what they are for.
     """
     # Anything longer than a stride is cut into two segments.
-    samples = stride_of(model.segment_samples, Application().overlap)
+    model = manifest.model
+    samples = stride_of(model.segment_samples, manifest.application.overlap)
     signals = builtin_signals(model.audio_channels, samples, model.sample_rate)
-    as_it_is = SongStatistics(0.0, 1.0 - SONG_EPS, samples)
+    as_it_is = SongStatistics.neutral(samples)
     return [Track(name, as_it_is, _whole(samples)) for name, samples in signals]
 
 

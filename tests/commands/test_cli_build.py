@@ -8,26 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from bundles import tiny_bundle
-from click.testing import CliRunner, Result
+import wide_terminal
 from filelock import FileLock
+from wide_terminal import run
 
-from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.registry import register
-from mrsep_deploy.commands import main
 from mrsep_deploy.engines.cache import EngineCache
 
 RTX = ("build", "tiny", "--engine", "trt-rtx", "--target", "sm_86")
 
 
-@pytest.fixture(autouse=True)
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """A registered bundle called tiny, in a home of its own."""
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-    made = tiny_bundle(tmp_path)
-    register(made)
-    return made
+bundle = wide_terminal.bundle
 
 
 @pytest.fixture
@@ -35,10 +25,6 @@ def rtx() -> None:
     pytest.importorskip(
         "tensorrt_rtx_bindings", reason='TensorRT for RTX is not installed: pip install ".[rtx]"'
     )
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main.main, arguments, prog_name=main.PROGRAM)
 
 
 # --- build -------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_calibration_stores_ranges_and_predicts(verify: Verify, tmp_path: Path) 
 
 def test_prediction_and_calibration_agree_on_names(tmp_path: Path) -> None:
     bundle = saturating(tmp_path)
-    measured = calibration.measure(bundle, builtin_tracks(bundle.manifest.model)[:1], 1)
+    measured = calibration.measure(bundle, builtin_tracks(bundle.manifest)[:1], 1)
     found = hazards.predict(bundle, PrecisionPlan("float16", ()), measured)
     assert ("branch.time", "repeat/Gain", "loud") in {(h.stage, h.node, h.tensor) for h in found}
 
@@ -179,7 +179,7 @@ def test_wrong_usage_is_one_clear_line(
 
 
 def test_a_plan_of_another_precision_is_refused(verify: Verify, bundle: Bundle) -> None:
-    write_plan(default_plan("bfloat16"), "plan.json")
+    write_plan(default_plan("bfloat16", ()), "plan.json")
     done = verify(bundle.path, "--precision", "fp16", "--plan", "plan.json")
     assert done.exit_code == 2
     assert "is a plan for bf16, fp16 was asked for" in done.output

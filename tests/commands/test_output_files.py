@@ -16,7 +16,6 @@ from runs import NOWHERE, run, song
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.commands import output_files as kinds
-from mrsep_deploy.commands import run as run_module
 from mrsep_deploy.commands.main import main
 from mrsep_deploy.commands.output_files import check_output_files, wanted
 from mrsep_deploy.errors import DONE, FAILED, USAGE, OutputError, UsageError
@@ -26,20 +25,12 @@ from mrsep_deploy.precision.plan import PrecisionPlan, write_plan
 from mrsep_deploy.runtime.timeline import timeline_svg
 from mrsep_deploy.songs.outcome import Summary
 
-_home, bundle = runs._home, runs.bundle
+_home, bundle, no_engine = runs._home, runs.bundle, runs.no_engine
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
 
 
 def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)))
-
-
-@pytest.fixture
-def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*_arguments: object) -> None:
-        raise AssertionError("the engine is started")
-
-    monkeypatch.setattr(run_module, "_separator", opened)
 
 
 @pytest.mark.usefixtures("bundle", "no_engine")

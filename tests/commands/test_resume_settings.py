@@ -89,7 +89,7 @@ def digest(arguments: list[str], model: str = "1") -> str:
 @pytest.fixture(autouse=True)
 def _plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_plan(default_plan(), "plan.json")
+    write_plan(default_plan("float16", ()), "plan.json")
 
 
 def test_every_option_is_one_or_the_other() -> None:
@@ -120,7 +120,7 @@ def test_a_plan_counts_by_what_it_says() -> None:
     before = digest([*arguments, "plan.json"])
     Path("copy.json").write_text(json.dumps(json.loads(Path("plan.json").read_text())))
     assert digest([*arguments, "copy.json"]) == before
-    write_plan(PrecisionPlan("float16", default_plan().rules, {"encoder": ("*",)}), "plan.json")
+    write_plan(PrecisionPlan("float16", default_plan("float16", ()).rules, {"encoder": ("*",)}), "plan.json")
     assert digest([*arguments, "plan.json"]) != before
 
 

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import runs
 import soundfile
 from bundles import CHANNELS, SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner
@@ -34,10 +35,7 @@ from mrsep_deploy.songs import journal
 Float32 = NDArray[np.float32]
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+_home = runs._home
 
 
 @pytest.fixture

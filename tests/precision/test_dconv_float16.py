@@ -46,7 +46,7 @@ def test_still_features_keep_their_digits(spread: float) -> None:
     still = torch.randn(1, 16, 4, 1)
     x = still + spread * torch.randn(1, 16, 4, 64)
     data = export_graph(Residual().eval(), [x], "dconv", (["x"], ["y"]))
-    low = typed_graph(StageGraph(data, "dconv"), default_plan())
+    low = typed_graph(StageGraph(data, "dconv"), default_plan("float16", ()))
     exact, found = run(data, x.numpy()), run(rounded_graph(low.data), x.numpy())
     snr = 10 * np.log10(np.square(exact).sum() / np.square(found - exact).sum())
     assert snr > 66, "with the constant part inside the convolution it is 65"

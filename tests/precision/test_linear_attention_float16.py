@@ -51,7 +51,7 @@ def test_the_divisor_does_not_overflow(channels: int, heads: int) -> None:
         divisor = torch.einsum("bnhc,bhc->bnh", q, k.sum(1))
     assert float(divisor.max()) > LARGEST, "as in a model of the published size"
     data = export_graph(module, [tokens], "attention", (["tokens"], ["out"]))
-    low = typed_graph(StageGraph(data, "attention"), default_plan())
+    low = typed_graph(StageGraph(data, "attention"), default_plan("float16", ()))
     exact, found = run(data, tokens.numpy()), run(rounded_graph(low.data), tokens.numpy())
     snr = 10 * np.log10(np.square(exact).sum() / np.square(found - exact).sum())
     assert snr > 55, "what a rounding to 11 bits before and after each product leaves"

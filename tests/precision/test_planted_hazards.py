@@ -65,7 +65,7 @@ def case(exports: Export, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
     """The golden HTDemucs with a hazard in one stage."""
     stage, edit, names = request.param
     bundle = planted.edited(exports("htdemucs"), stage, edit, tmp_path / "bundle")
-    tracks = [track for track in builtin_tracks(bundle.manifest.model) if track.name in names]
+    tracks = [track for track in builtin_tracks(bundle.manifest) if track.name in names]
     made = Case(bundle, tracks, tmp_path)
     yield made
     made.close()
@@ -133,7 +133,7 @@ def test_a_gain_that_saturates_one_decoder(case: Case) -> None:
 def test_loss_without_a_single_culprit(exports: Export, tmp_path: Path) -> None:
     """Where rounding errors of many nodes add up, some return to float32, and most do not."""
     bundle = exports("htdemucs")
-    tracks = [track for track in builtin_tracks(bundle.manifest.model) if track.name == "music"]
+    tracks = [track for track in builtin_tracks(bundle.manifest) if track.name == "music"]
     made = Case(bundle, tracks, tmp_path, limit=54.0)
     try:
         found = made.verify(without(bundle))

@@ -78,7 +78,7 @@ def test_what_cannot_be_had(
     bundle: Bundle, tmp_path: Path, held: str, asked: AskedPrecision, message: str
 ) -> None:
     if held != "float32":
-        bundle = convert_bundle(bundle, default_plan(held), tmp_path / held)  # type: ignore[arg-type]
+        bundle = convert_bundle(bundle, default_plan(held, ()), tmp_path / held)  # type: ignore[arg-type]
         assert in_precision(bundle, None) is bundle
         assert in_precision(bundle, arithmetic(bundle.manifest)) is bundle
     with pytest.raises(UsageError) as caught:

@@ -224,7 +224,7 @@ def test_trained_builds_for_rtx_cards(tmp_path: Path, precision: Precision) -> N
 
 def test_what_a_converted_bundle_says_of_itself(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
-    plan = replace(default_plan(), keep={"branch.16": ("Add*",)})
+    plan = replace(default_plan("float16", ()), keep={"branch.16": ("Add*",)})
     half = convert_bundle(bundle, plan, tmp_path / "half")
     assert (half.manifest.name, half.manifest.precision) == ("tiny", "float16")
     assert arithmetic(half.manifest) == "fp16"
@@ -274,19 +274,23 @@ def test_a_rule_that_should_match_and_does_not_is_told(
 
 def test_equal_bundles_are_equal_bytes(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
-    digests = {convert_bundle(bundle, default_plan(), tmp_path / name).digest for name in ("a", "b")}
+    digests = {
+        convert_bundle(bundle, default_plan("float16", ()), tmp_path / name).digest for name in ("a", "b")
+    }
     assert len(digests) == 1
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
-    half = convert_bundle(bundle, default_plan(), tmp_path / "half")
+    half = convert_bundle(bundle, default_plan("float16", ()), tmp_path / "half")
     with pytest.raises(OutputError, match="overwrit"):
-        convert_bundle(bundle, default_plan(), tmp_path / "half")
+        convert_bundle(bundle, default_plan("float16", ()), tmp_path / "half")
     with pytest.raises(UsageError, match="tiny holds float16 graphs, expected float32 ones to convert"):
-        convert_bundle(half, default_plan(), tmp_path / "again")
+        convert_bundle(half, default_plan("float16", ()), tmp_path / "again")
     with pytest.raises(UsageError, match=r"a stage 'bottleneck', this bundle has the graphs branch\.16"):
-        convert_bundle(bundle, replace(default_plan(), keep={"bottleneck": ("*",)}), tmp_path / "again")
+        convert_bundle(
+            bundle, replace(default_plan("float16", ()), keep={"bottleneck": ("*",)}), tmp_path / "again"
+        )
     assert not (tmp_path / "again").exists()
 
 
@@ -295,24 +299,27 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_a_derived_bundle_is_made_once(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
-    first = derived_bundle(bundle, default_plan())
+    first = derived_bundle(bundle, default_plan("float16", ()))
     made = first.path.stat().st_mtime_ns
     assert first.path.is_relative_to(paths.cache_dir("bundles"))
-    again = derived_bundle(bundle, default_plan())
+    again = derived_bundle(bundle, default_plan("float16", ()))
     assert (again.path, again.digest, again.path.stat().st_mtime_ns) == (first.path, first.digest, made)
-    others = [default_plan("bfloat16"), replace(default_plan(), rules=())]
+    others = [default_plan("bfloat16", ()), replace(default_plan("float16", ()), rules=())]
     assert len({derived_bundle(bundle, plan).path for plan in others} | {first.path}) == 3
-    assert derived_bundle(tiny_bundle(tmp_path, "batch", batch=2), default_plan()).path != first.path
+    assert (
+        derived_bundle(tiny_bundle(tmp_path, "batch", batch=2), default_plan("float16", ())).path
+        != first.path
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "manifest"])
 def test_a_damaged_derived_bundle_is_made_again(tmp_path: Path, damage: str) -> None:
     bundle = tiny_bundle(tmp_path)
-    first = derived_bundle(bundle, default_plan())
+    first = derived_bundle(bundle, default_plan("float16", ()))
     file = first.path / ("manifest.json" if damage == "manifest" else "branch.16.onnx")
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "changed" else data[: len(data) // 2])
-    again = derived_bundle(bundle, default_plan())
+    again = derived_bundle(bundle, default_plan("float16", ()))
     assert again.digest == first.digest
     assert Bundle.open(first.path).digest == first.digest
 

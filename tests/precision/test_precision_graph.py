@@ -98,7 +98,7 @@ def graphs(draw: st.DrawFn) -> bytes:
 
 
 def typed(data: bytes, plan: PrecisionPlan | None = None, low_border: bool = False) -> TypedGraph:
-    plan = plan or default_plan()
+    plan = plan or default_plan("float16", ())
     graph = StageGraph(data, "test")
     kind = plan.precision if low_border else "float32"
     ends = graph.model.graph.inputs, graph.model.graph.outputs
@@ -133,7 +133,7 @@ def element_types(model: ModelProto) -> dict[str, int]:
 @settings(max_examples=60, deadline=None)
 @given(graphs(), st.booleans(), st.sampled_from(["default", "bare"]))
 def test_casts_are_those_that_are_needed(data: bytes, low_border: bool, which: str) -> None:
-    made = typed(data, default_plan() if which == "default" else BARE, low_border)
+    made = typed(data, default_plan("float16", ()) if which == "default" else BARE, low_border)
     model = onnx.load_model_from_string(made.data)
     onnx.checker.check_model(model, full_check=True)
     casts = [node for node in model.graph.node if node.op_type == "Cast"]

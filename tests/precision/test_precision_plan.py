@@ -27,7 +27,7 @@ PLAN = PrecisionPlan(
 
 
 @pytest.mark.parametrize(
-    "plan", [PLAN, default_plan(), default_plan("bfloat16"), PrecisionPlan("float16", ())]
+    "plan", [PLAN, default_plan("float16", ()), default_plan("bfloat16", ()), PrecisionPlan("float16", ())]
 )
 def test_a_plan_survives_its_file(tmp_path: Path, plan: PrecisionPlan) -> None:
     write_plan(plan, tmp_path / "plan.json")
@@ -37,10 +37,10 @@ def test_a_plan_survives_its_file(tmp_path: Path, plan: PrecisionPlan) -> None:
 
 
 def test_the_default_has_every_rule_and_keeps_nothing_else() -> None:
-    assert default_plan().rules == GENERAL
+    assert default_plan("float16", ()).rules == GENERAL
     # a family may name a general rule, where it expects it to match
     assert default_plan("bfloat16", ("norms", "fold")).rules == (*GENERAL, "fold")
-    assert not default_plan().keep
+    assert not default_plan("float16", ()).keep
 
 
 @pytest.mark.parametrize(

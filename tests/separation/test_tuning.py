@@ -12,13 +12,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import soundfile
-from bundles import CHANNELS, SAMPLE_RATE, SAMPLES, tiny_bundle, tiny_manifest
-from click.testing import CliRunner, Result
+import wide_terminal
+from bundles import CHANNELS, SAMPLE_RATE, SAMPLES, tiny_manifest
+from wide_terminal import run
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.bundle.registry import register
-from mrsep_deploy.commands import main
 from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.choice import choose
@@ -35,18 +34,7 @@ from mrsep_deploy.testing import FakeEngine
 TWO = EngineOptions(threads=2)
 
 
-@pytest.fixture(autouse=True)
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """A registered bundle called tiny, in a home of its own."""
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-    made = tiny_bundle(tmp_path)
-    register(made)
-    return made
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main.main, arguments, prog_name=main.PROGRAM)
+bundle = wide_terminal.bundle
 
 
 def ort(threads: int = 2) -> Engine:

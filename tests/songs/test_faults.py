@@ -29,7 +29,7 @@ from mrsep_deploy.songs import journal, writing
 from mrsep_deploy.songs.writing import SongWriter
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
-_home, bundle = runs._home, runs.bundle
+_home, bundle, no_engine = runs._home, runs.bundle, runs.no_engine
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux")
 
 
@@ -83,14 +83,6 @@ def test_ended_while_the_engine_starts(bundle: Bundle, monkeypatch: pytest.Monke
 
 
 # --- songs that are none -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*_arguments: object) -> None:
-        raise AssertionError("the engine is started")
-
-    monkeypatch.setattr(run_module, "_separator", opened)
 
 
 @pytest.mark.usefixtures("bundle", "no_engine")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runs
 import soundfile
 from bundles import CHANNELS, SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner
@@ -33,17 +34,7 @@ from mrsep_deploy.songs.writing import SongWriter
 Float32 = NDArray[np.float32]
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    made = tiny_bundle(tmp_path / "bundles")
-    registry.register(made)
-    return made
+_home, bundle = runs._home, runs.bundle
 
 
 def notes(frames: int = 3001, rate: int = SAMPLE_RATE, seed: int = 0) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ Array = NDArray[np.float32]
 
 
 def tracks(bundle: Bundle, *names: str) -> list[Track]:
-    return [track for track in builtin_tracks(bundle.manifest.model) if track.name in names]
+    return [track for track in builtin_tracks(bundle.manifest) if track.name in names]
 
 
 def with_nodes(

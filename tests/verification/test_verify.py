@@ -162,7 +162,7 @@ def track(samples: Float32, **truth: Float32) -> Track:
 
 
 def test_a_bundle_is_exactly_itself(bundle: Bundle, music: Float32) -> None:
-    found = verified(bundle, bundle, [track(music), *builtin_tracks(bundle.manifest.model)])
+    found = verified(bundle, bundle, [track(music), *builtin_tracks(bundle.manifest)])
     assert found.passes
     assert {stem.figures.snr for stem in found.stems} == {math.inf}
     assert {stage.stage for stage in found.stages} == {"branch.16", "branch.time"}
@@ -283,7 +283,7 @@ def test_folders_that_hold_something_else_are_refused(bundle: Bundle, folder: Pa
 
 
 def test_builtin_tracks_are_one_segment_each_and_always_the_same(bundle: Bundle) -> None:
-    first, second = (builtin_tracks(bundle.manifest.model) for _ in range(2))
+    first, second = (builtin_tracks(bundle.manifest) for _ in range(2))
     assert len(first) == 8
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(*(np.concatenate(list(t.blocks()), axis=1) for t in (one, other)))
