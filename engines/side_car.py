@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
 
 from mrsep_deploy.errors import FormatError
-from mrsep_deploy.files.strict_json import Record, parse
+from mrsep_deploy.files.strict_json import written
+from mrsep_deploy.files.typed_json import Sha256, document
 
-FORMAT = "mrsep-deploy engine"
-FORMAT_VERSION = 1
 MAX_SIDE_CAR_BYTES = 2**20
 FIX = "Delete it: mrsep-deploy cache prune"
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_LINE = re.compile(r"[^\0-\x1f]{0,1000}")
-_TEXTS = ("graph", "engine", "library", "target", "driver", "precision")
+_HEADER = {"format": "mrsep-deploy engine", "format_version": 1}
+_Line = Annotated[str, Meta(pattern=r"\A[^\0-\x1f]{0,1000}\Z", description="one line of text")]
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class EngineKey:
         options: everything else that was asked of the build, as plain JSON values.
     """
 
-    graph: str
-    engine: str
-    library: str
-    target: str
-    driver: str
-    precision: str
-    batch: int
+    graph: _Line
+    engine: _Line
+    library: _Line
+    target: _Line
+    driver: _Line
+    precision: _Line
+    batch: Annotated[int, Meta(ge=1, le=2**16)]
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -63,17 +63,16 @@ class SideCar:
     """
 
     key: EngineKey
-    sha256: str
-    bytes: int
-    created: str
-    milliseconds: int
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=1, le=2**40)]
+    created: _Line
+    milliseconds: Annotated[int, Meta(ge=0, le=2**40)]
     details: Mapping[str, object]
 
 
 def to_json(side_car: SideCar) -> bytes:
     """The file's content."""
-    tree = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(side_car)}
-    return (json.dumps(tree, indent=2) + "\n").encode()
+    return written(_HEADER, side_car)
 
 
 def from_json(data: bytes, name: str) -> SideCar:
@@ -82,26 +81,7 @@ def from_json(data: bytes, name: str) -> SideCar:
     Raises:
         FormatError: it is damaged, of another version, or its key does not belong to this name.
     """
-    tree = parse(data, "side-car", FIX)
-    fields = ("format", "format_version", "key", "sha256", "bytes", "created", "milliseconds", "details")
-    top = Record(tree, "side-car", FIX, fields)
-    top.choice("format", (FORMAT,))
-    top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
-    found = SideCar(
-        key=key_from_json(top.mapping("key"), "side-car.key", FIX),
-        sha256=top.text("sha256", _SHA256, "a sha256"),
-        bytes=top.integer("bytes", 1, 2**40),
-        created=top.text("created", _LINE, "a time"),
-        milliseconds=top.integer("milliseconds", 0, 2**40),
-        details=top.mapping("details"),
-    )
+    found = document(data, _HEADER, SideCar, "side-car", FIX)
     if found.key.name != name:
         raise FormatError(f"side-car belongs to the engine {found.key.name}, not to {name}", FIX)
     return found
-
-
-def key_from_json(tree: object, where: str, fix: str) -> EngineKey:
-    """Read a key back; raises ``FormatError`` for one with other fields or types."""
-    key = Record(tree, where, fix, (*_TEXTS, "batch", "options"))
-    texts = {name: key.text(name, _LINE, "one line of text") for name in _TEXTS}
-    return EngineKey(**texts, batch=key.integer("batch", 1, 2**16), options=key.mapping("options"))

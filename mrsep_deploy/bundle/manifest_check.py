@@ -23,7 +23,8 @@ from mrsep_deploy.bundle.manifest import (
     Transform,
 )
 from mrsep_deploy.errors import BundleError
-from mrsep_deploy.files.strict_json import NAME, NAME_RULE, shown
+from mrsep_deploy.files.strict_json import shown
+from mrsep_deploy.files.typed_json import NAME, NAME_RULE
 
 FIX = "Export the checkpoint again, or fetch the bundle anew."
 MANIFEST_FILE = "manifest.json"

@@ -7,7 +7,6 @@ trusts nothing: every field has a type and bounds, and the whole must make sense
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -41,9 +40,10 @@ from mrsep_deploy.bundle.manifest import (
 )
 from mrsep_deploy.bundle.manifest_check import FIX, MAX_FILE_BYTES, check, check_file_name, check_model
 from mrsep_deploy.errors import BundleError
-from mrsep_deploy.files.strict_json import NAME, Record, as_numbers, parse, raised_as, shown, typed
+from mrsep_deploy.files.record import Record, as_numbers
+from mrsep_deploy.files.strict_json import parse, pretty, raised_as, shown
+from mrsep_deploy.files.typed_json import NAME, typed
 
-MAX_LINE = 100
 MAX_COUNT = 2**63 - 1
 MAX_SAMPLES = 2**31
 MAX_WINDOW = 2**20
@@ -64,7 +64,7 @@ def to_json(manifest: Manifest) -> str:
     Raises:
         BundleError: a value in ``config``, ``checks`` or ``provenance`` that JSON cannot hold.
     """
-    return _pretty(_plain(_tree(manifest), "manifest"), 0) + "\n"
+    return pretty(_plain(_tree(manifest), "manifest")) + "\n"
 
 
 @raised_as(BundleError)
@@ -289,22 +289,3 @@ def _plain(value: object, where: str) -> object:
     if finite and (value is None or isinstance(value, (str, bool, int, float))):
         return value
     raise BundleError(f"{where} is {shown(value)}, expected plain text, finite numbers, lists or mappings")
-
-
-def _pretty(value: object, indent: int) -> str:
-    """Indented JSON that keeps on one line what fits there and holds no object within an object."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if not isinstance(value, (dict, list)) or not value:
-        return line
-    inner = list(value.values()) if isinstance(value, dict) else value
-    if len(line) + indent <= MAX_LINE and not any(isinstance(item, dict) for item in inner):
-        return line
-    pad = " " * (indent + 2)
-    if isinstance(value, dict):
-        rows = [
-            f"{pad}{json.dumps(key, ensure_ascii=False)}: {_pretty(item, indent + 2)}"
-            for key, item in value.items()
-        ]
-        return "{\n" + ",\n".join(rows) + "\n" + " " * indent + "}"
-    rows = [pad + _pretty(item, indent + 2) for item in value]
-    return "[\n" + ",\n".join(rows) + "\n" + " " * indent + "]"

@@ -13,9 +13,10 @@ from mrsep_deploy.errors import FormatError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import write_file
 from mrsep_deploy.files.reading import read_start
-from mrsep_deploy.files.strict_json import MAX_BYTES, dumped, parse, shown, typed
+from mrsep_deploy.files.strict_json import MAX_BYTES, shown, written
+from mrsep_deploy.files.typed_json import Sha256, document
 
-FORMAT: Literal["mrsep-deploy registry"] = "mrsep-deploy registry"
+_HEADER = {"format": "mrsep-deploy registry", "format_version": 1}
 
 Reason = Literal["chosen", "last", "shipped"]
 
@@ -33,7 +34,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a name's bundle is, its digest, and when it got the name (ISO 8601, UTC)."""
 
     path: Annotated[str, msgspec.Meta(pattern=r"\A[^\0]{1,4096}\Z")]
-    digest: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    digest: Sha256
     registered: Annotated[str, msgspec.Meta(pattern=r"\A[0-9T:.+Z-]{10,40}\Z")]
 
 
@@ -53,8 +54,6 @@ class Default:
 class Registry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The file: entries by name, the name exported last, and the default that was chosen, if one was."""
 
-    format: Literal["mrsep-deploy registry"]
-    format_version: Literal[1]
     last: str | None
     models: dict[str, Entry]
     chosen: str | None = None
@@ -85,12 +84,12 @@ def load() -> Registry:
     fix = f"Repair {path}, or move it away and register the bundles again."
     what = f"registry {path}"
     try:
-        text = read_start(path, MAX_BYTES).decode("utf-8")
+        data = read_start(path, MAX_BYTES)
     except FileNotFoundError:
-        return Registry(FORMAT, 1, None, {})
-    except (OSError, UnicodeDecodeError) as error:
+        return Registry(None, {})
+    except OSError as error:
         raise FormatError(f"the {what} cannot be read: {error}", fix) from error
-    found = typed(parse(text, what, fix), Registry, what, fix)
+    found = document(data, _HEADER, Registry, what, fix, optional=("chosen",))
     for name in found.models:
         if NAME.fullmatch(name) is None:
             raise FormatError(
@@ -108,4 +107,4 @@ def save(registry: Registry) -> None:
     Raises:
         OutputError: it cannot be written; the old one is still there.
     """
-    write_file(paths.registry_file(), (dumped(registry) + "\n").encode())
+    write_file(paths.registry_file(), written(_HEADER, registry))

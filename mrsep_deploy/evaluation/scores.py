@@ -10,7 +10,8 @@ from typing import Any
 
 from mrsep_deploy.evaluation.metrics import METRICS, BssScore
 from mrsep_deploy.files.parts import make_folder, write_file
-from mrsep_deploy.files.strict_json import MAX_BYTES, dumped, parse, typed
+from mrsep_deploy.files.strict_json import MAX_BYTES, dumped, parse
+from mrsep_deploy.files.typed_json import typed
 
 FORMAT = "mrsep-deploy track scores 1"
 

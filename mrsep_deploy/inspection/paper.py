@@ -12,7 +12,8 @@ import msgspec
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.families import FAMILIES
 from mrsep_deploy.export.families.family import PaperModel, PaperTable
-from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as, typed
+from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as
+from mrsep_deploy.files.typed_json import typed
 from mrsep_deploy.inspection.complexity import configuration_cost
 from mrsep_deploy.inspection.costs import ModelCost
 

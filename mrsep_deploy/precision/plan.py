@@ -13,30 +13,32 @@ Nodes are named as in the float32 graphs, by name or by pattern (``*``, ``?``, `
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import Annotated
+
+from msgspec import Meta
 
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.files.parts import write_file
 from mrsep_deploy.files.reading import read_start
-from mrsep_deploy.files.strict_json import MAX_BYTES, Record, parse, raised_as, shown
+from mrsep_deploy.files.strict_json import MAX_BYTES, plain, raised_as, shown, written
+from mrsep_deploy.files.typed_json import Name, document
 from mrsep_deploy.precision.names import Low
-
-FORMAT = "mrsep-deploy precision plan"
-FORMAT_VERSION = 1
-MAX_STAGES = MAX_RULES = 64
-MAX_PATTERNS = 4096
-MAX_PATTERN = 512
 
 GENERAL = ("norms", "attention", "residual", "constants", "transposed", "chains")
 """Names of the rules that any model may need (``rules.RULES`` says what they are); bundles carry their family's."""
 
+_HEADER = {"format": "mrsep-deploy precision plan", "format_version": 1}
 _FIX = "A plan is what `verify --bisect` writes."
+
+_Pattern = Annotated[
+    str, Meta(min_length=1, max_length=512, description="a name or a pattern of up to 512 characters")
+]
+_Patterns = Annotated[tuple[_Pattern, ...], Meta(max_length=4096)]
 
 
 @dataclass(frozen=True)
@@ -50,29 +52,12 @@ class PrecisionPlan:
     """
 
     precision: Low
-    rules: tuple[str, ...]
-    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rules: Annotated[tuple[Name, ...], Meta(max_length=64)]
+    keep: Annotated[Mapping[str, _Patterns], Meta(max_length=64)] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Returns the plan as plain values."""
-        keep = {stage: list(names) for stage, names in sorted(self.keep.items())}
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "precision": self.precision,
-            "rules": list(self.rules),
-            "keep": keep,
-        }
-
-    @classmethod
-    def from_json(cls, value: object, where: str = "plan") -> PrecisionPlan:
-        """Returns the plan that plain values hold.
-
-        Raises:
-            UsageError: a field is missing, unknown or of another kind; says which one and what was expected.
-        """
-        with raised_as(UsageError):
-            return _read(value, where)
+        return {**_HEADER, **plain(replace(self, keep=dict(sorted(self.keep.items()))))}
 
 
 def default_plan(precision: Low, family: Iterable[str]) -> PrecisionPlan:
@@ -91,8 +76,10 @@ def read_plan(path: str | os.PathLike[str]) -> PrecisionPlan:
     except OSError as error:
         raise UsageError(f"the plan {path} cannot be read: {error.strerror or error}", _FIX) from error
     with raised_as(UsageError):
-        value = parse(data, f"the plan {path}", _FIX)
-    return PrecisionPlan.from_json(value, f"the plan {path}")
+        plan = document(data, _HEADER, PrecisionPlan, f"the plan {path}", _FIX)
+    if len(set(plan.rules)) != len(plan.rules):
+        raise UsageError(f"the plan {path}.rules is {shown(plan.rules)}, expected names that differ", _FIX)
+    return plan
 
 
 def write_plan(plan: PrecisionPlan, path: str | os.PathLike[str]) -> None:
@@ -101,8 +88,7 @@ def write_plan(plan: PrecisionPlan, path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    text = json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n"
-    write_file(Path(os.path.abspath(path)), text.encode())
+    write_file(Path(os.path.abspath(path)), written({}, plan.to_json()))
 
 
 def check_plan(plan: PrecisionPlan, manifest: Manifest) -> None:
@@ -144,25 +130,3 @@ def matching_nodes(plan: PrecisionPlan, stage: str, names: Iterable[str]) -> fro
             )
         found.update(matches)
     return frozenset(found)
-
-
-def _read(value: object, where: str) -> PrecisionPlan:
-    record = Record(value, where, _FIX, ("format", "format_version", "precision", "rules", "keep"))
-    record.choice("format", (FORMAT,))
-    record.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
-    rules = record.names("rules", 0, MAX_RULES)
-    keep = record.mapping("keep")
-    if len(keep) > MAX_STAGES:
-        record.wrong("keep", f"at most {MAX_STAGES} stages")
-    patterns = {stage: _patterns(names, f"{where}.keep[{shown(stage)}]") for stage, names in keep.items()}
-    return PrecisionPlan(record.choice("precision", get_args(Low)), rules, patterns)
-
-
-def _patterns(value: object, where: str) -> tuple[str, ...]:
-    expected = f"a list of up to {MAX_PATTERNS} names or patterns of up to {MAX_PATTERN} characters"
-    if not isinstance(value, list) or len(value) > MAX_PATTERNS:
-        raise UsageError(f"{where} is {shown(value)}, expected {expected}", _FIX)
-    for item in value:
-        if not isinstance(item, str) or not 0 < len(item) <= MAX_PATTERN:
-            raise UsageError(f"{where} holds {shown(item)}, expected {expected}", _FIX)
-    return tuple(str(item) for item in value)

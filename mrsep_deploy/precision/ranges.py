@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import msgspec
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, RANGES_FILE, Bundle, write_bundle
 from mrsep_deploy.errors import BundleError, UsageError
-from mrsep_deploy.files.strict_json import Record, parse, raised_as, typed
+from mrsep_deploy.files.strict_json import pretty, raised_as
+from mrsep_deploy.files.typed_json import document
 
-FORMAT = "mrsep-deploy ranges"
-FORMAT_VERSION = 1
+_HEADER = {"format": "mrsep-deploy ranges", "format_version": 1}
 FIX = "Calibrate again: mrsep-deploy verify BUNDLE --calibrate."
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
 _Magnitude = Annotated[float, msgspec.Meta(ge=0)]
-_Numbers = tuple[_Magnitude, _Magnitude, _Magnitude, _Magnitude, _Magnitude, _Magnitude]
-"""A range in the file, in the order of :class:`Range`."""
 
 
-@dataclass(frozen=True)
-class Range:
-    """The range of one tensor over all that was run.
+class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The range of one tensor over all that was run; a list of its numbers in the file.
 
     Attributes:
         largest: the largest magnitude.
@@ -37,12 +32,12 @@ class Range:
             rounding errors of what it multiplies, by cancellation; 0 for other tensors.
     """
 
-    largest: float
-    smallest: float
-    rms: float
-    quietest: float
-    tiny: float
-    amplification: float = 0.0
+    largest: _Magnitude
+    smallest: _Magnitude
+    rms: _Magnitude
+    quietest: _Magnitude
+    tiny: _Magnitude
+    amplification: _Magnitude
 
 
 Ranges = Mapping[str, Mapping[str, Range]]
@@ -62,6 +57,12 @@ class Calibration:
     ranges: Ranges
 
 
+@dataclass(frozen=True)
+class _File:
+    signals: dict[str, Annotated[int, msgspec.Meta(ge=1)]]
+    stages: dict[str, dict[str, Range]]
+
+
 def store(bundle: Bundle, calibration: Calibration) -> Bundle:
     """Writes a calibration into a bundle's folder, in place of an older one.
 
@@ -71,7 +72,7 @@ def store(bundle: Bundle, calibration: Calibration) -> Bundle:
     """
     require_folder(bundle)
     files = {stage.file: bundle.graph_bytes(stage) for stage in bundle.manifest.stages if stage.file}
-    files[RANGES_FILE] = to_json(calibration).encode()
+    files[RANGES_FILE] = to_json(calibration)
     return write_bundle(bundle.path, replace(bundle.manifest, files={}), files, overwrite=True)
 
 
@@ -90,48 +91,28 @@ def load(bundle: Bundle) -> Calibration | None:
         BundleError: the file is damaged, or of another format version.
     """
     data = bundle.ranges_bytes()
-    if data is None:
-        return None
-    return from_json(data)
+    return None if data is None else from_json(data)
 
 
-def to_json(calibration: Calibration) -> str:
-    """Returns the text of the file, with a line for every tensor."""
-    lines = [
-        f'  "format": {json.dumps(FORMAT)}',
-        f'  "format_version": {FORMAT_VERSION}',
-        f'  "signals": {json.dumps(dict(calibration.signals), ensure_ascii=False)}',
-        f'  "stages": {_stages(calibration.ranges)}',
-    ]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+def to_json(calibration: Calibration) -> bytes:
+    """Returns the content of the file; numbers have six digits."""
 
+    def numbers(found: Range) -> list[float]:
+        return [float(f"{value:.6g}") for value in msgspec.structs.astuple(found)]
 
-def _stages(ranges: Ranges) -> str:
-    stages = []
-    for stage, tensors in ranges.items():
-        rows = [
-            f"      {json.dumps(name)}: {json.dumps([float(f'{value:.6g}') for value in astuple(found)])}"
-            for name, found in tensors.items()
-        ]
-        stages.append(f"    {json.dumps(stage)}: {{\n" + ",\n".join(rows) + "\n    }")
-    return "{\n" + ",\n".join(stages) + "\n  }"
+    stages = {
+        stage: {name: numbers(found) for name, found in tensors.items()}
+        for stage, tensors in calibration.ranges.items()
+    }
+    return f"{pretty({**_HEADER, 'signals': dict(calibration.signals), 'stages': stages})}\n".encode()
 
 
 @raised_as(BundleError)
-def from_json(text: str | bytes) -> Calibration:
-    """Returns the calibration that a text holds.
+def from_json(data: bytes) -> Calibration:
+    """Returns the calibration that a file holds.
 
     Raises:
         BundleError: names what was found and what was expected.
     """
-    record = Record(
-        parse(text, RANGES_FILE, FIX), RANGES_FILE, FIX, ("format", "format_version", "signals", "stages")
-    )
-    record.choice("format", (FORMAT,))
-    record.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
-    signals, stages = record.mapping("signals"), record.mapping("stages")
-    found = typed(stages, dict[str, dict[str, _Numbers]], f"{RANGES_FILE}.stages", FIX)
-    return Calibration(
-        typed(signals, dict[str, _Count], f"{RANGES_FILE}.signals", FIX),
-        {stage: {name: Range(*each) for name, each in tensors.items()} for stage, tensors in found.items()},
-    )
+    found = document(data, _HEADER, _File, RANGES_FILE, FIX)
+    return Calibration(found.signals, found.stages)

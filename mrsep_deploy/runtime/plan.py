@@ -9,32 +9,32 @@ threads use it. NAME is the beginning of the sha256 of that key.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.engines.side_car import EngineKey, key_from_json
+from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import explained, make_folder, write_file
-from mrsep_deploy.files.strict_json import Record, parse
-from mrsep_deploy.precision.names import ARITHMETIC, Precision
+from mrsep_deploy.files.strict_json import shown, written
+from mrsep_deploy.files.typed_json import Name, document
+from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.machine import cpu_model
 from mrsep_deploy.runtime.schedule import MODES, Mode
 
-FORMAT = "mrsep-deploy run plan"
-FORMAT_VERSION = 1
 MAX_BYTES = 2**16
 MAX_LANES = 1024
 FIX = "Measure again: mrsep-deploy build"
 
-_FIELDS = ("format", "format_version", "key", "model", "mode", "lanes", "precision")
+_HEADER = {"format": "mrsep-deploy run plan", "format_version": 1}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ class RunPlan:
         if self.lanes == 1:
             return self.mode
         return side_by_side if self.mode == "sequential" else f"{side_by_side}, {self.mode}"
+
+
+@dataclass(frozen=True)
+class _File:
+    key: EngineKey
+    model: Name
+    mode: Mode
+    lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -132,17 +141,9 @@ def keep_plan(bundle: Bundle, engine: Engine, plan: RunPlan) -> None:
         OutputError: the cache cannot be written.
     """
     key = _key(bundle, engine)
-    tree: Mapping[str, object] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "key": asdict(key),
-        "model": bundle.manifest.name,
-        "mode": plan.mode,
-        "lanes": plan.lanes,
-        "precision": engine.options.precision,
-    }
+    content = _File(key, bundle.manifest.name, plan.mode, plan.lanes, engine.options.precision)
     folder = make_folder(plans_dir(), paths.SET_HOME)
-    write_file(folder / f"{key.name}.json", (json.dumps(tree, indent=2) + "\n").encode())
+    write_file(folder / f"{key.name}.json", written(_HEADER, content))
 
 
 def stored_plans() -> list[StoredPlan]:
@@ -188,22 +189,14 @@ def _read(path: Path) -> tuple[EngineKey, str, RunPlan]:
     """Key, name of the model, and plan; raises OSError or FormatError."""
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
-    tree = parse(data, "run plan", FIX)
-    top = Record(tree, "run plan", FIX, _FIELDS)
-    top.choice("format", (FORMAT,))
-    top.integer("format_version", FORMAT_VERSION, FORMAT_VERSION)
-    key = key_from_json(top.mapping("key"), "run plan.key", FIX)
+    found = document(data, _HEADER, _File, "run plan", FIX)
+    key, precision = found.key, found.precision
     if key.name != path.stem:
         raise FormatError(f"run plan belongs to the key {key.name}, not to {path.stem}", FIX)
-    plan = RunPlan(
-        top.choice("mode", MODES),
-        top.integer("lanes", 1, MAX_LANES),
-        top.choice("precision", tuple(ARITHMETIC.values())),
-        measured=True,
-    )
-    if plan.precision != key.precision:
-        top.wrong("precision", f"the key's, {key.precision}")
-    return key, top.name("model"), plan
+    if precision != key.precision:
+        expected = f"the key's, {key.precision}"
+        raise FormatError(f"run plan.precision is {shown(precision)}, expected {expected}", FIX)
+    return key, found.model, RunPlan(found.mode, found.lanes, precision, measured=True)
 
 
 def _key(bundle: Bundle, engine: Engine) -> EngineKey:

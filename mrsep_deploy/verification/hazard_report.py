@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from msgspec.structs import asdict as fields_of
 from rich.console import Console
 from rich.table import Table
 
@@ -76,7 +77,7 @@ def prediction_to_plain(found: Prediction) -> dict[str, object]:
         "averted": [asdict(hazard) for hazard in found.averted],
         "numbers": dict(KINDS),
         "ranges": {
-            stage: {name: asdict(each) for name, each in tensors.items()}
+            stage: {name: fields_of(each) for name, each in tensors.items()}
             for stage, tensors in found.calibration.ranges.items()
         },
     }

@@ -16,7 +16,8 @@ import pytest
 from msgspec import Meta
 
 from mrsep_deploy.errors import BundleError, FormatError, UsageError
-from mrsep_deploy.files.strict_json import MAX_DEPTH, dumped, parse, plain, raised_as, typed
+from mrsep_deploy.files.strict_json import MAX_DEPTH, dumped, parse, plain, raised_as, written
+from mrsep_deploy.files.typed_json import document, exactly, typed
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,17 +61,26 @@ def test_a_tree_becomes_an_object_of_its_type() -> None:
     ("tree", "message"),
     [
         (3, "thing is 3, expected an object"),
-        ({"parts": []}, "thing has no field gains"),
+        ({"parts": []}, "thing has no field 'gains'"),
         (
             {"parts": [{"size": 9}], "gains": {}},
-            "thing.parts[0].size is 9, expected a whole number of at most 8",
+            "thing.parts[0].size is 9, expected a whole number from 1 to 8",
         ),
-        ({"parts": [{"size": True}], "gains": {}}, "thing.parts[0].size is True, expected a whole number"),
-        ({"parts": [{"size": "1"}], "gains": {}}, "thing.parts[0].size is '1', expected a whole number"),
-        ({"parts": [{"size": 1, "z": 1}], "gains": {}}, "thing.parts[0] has unknown field z"),
+        (
+            {"parts": [{"size": True}], "gains": {}},
+            "thing.parts[0].size is True, expected a whole number from 1 to 8",
+        ),
+        (
+            {"parts": [{"size": "1"}], "gains": {}},
+            "thing.parts[0].size is '1', expected a whole number from 1 to 8",
+        ),
+        (
+            {"parts": [{"size": 1, "z": 1}], "gains": {}},
+            "thing.parts[0] has an unknown field 'z', expected size, kind, name",
+        ),
         (
             {"parts": [{"size": 1}, {"size": 1, "kind": "c"}], "gains": {}},
-            "thing.parts[1].kind is 'c', invalid enum value 'c'",
+            "thing.parts[1].kind is 'c', expected one of a, b",
         ),
         ({"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}, "thing.gains['y'] is '2', expected a number"),
         (
@@ -86,11 +96,35 @@ def test_what_does_not_fit_is_named(tree: object, message: str) -> None:
     assert caught.value.fix == "Mend it."
 
 
-def test_finding_the_key_leaves_the_tree_as_it_was() -> None:
-    tree = {"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}
-    with pytest.raises(FormatError):
-        typed(tree, Whole, "thing", "")
-    assert tree == {"parts": [], "gains": {"x": 1, "y": "2", "z": 3}}
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {"parts": [], "gains": {}, "z\x1b": 1},
+            r"thing has an unknown field 'z\x1b', expected parts, gains",
+        ),
+        ({"parts": [{"size": 1, "kind": "a"}], "gains": {}}, "thing.parts[0] has no field 'name'"),
+    ],
+)
+def test_objects_have_the_fields_of_their_dataclass_and_no_other(tree: object, message: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        exactly(tree, Whole, "thing", "")
+    assert caught.value.message == message
+
+
+def test_fields_may_be_optional() -> None:
+    tree = {"parts": [{"size": 1}], "gains": {}}
+    assert exactly(tree, Whole, "thing", "", optional=("kind", "name")) == Whole((Part(1),), {})
+
+
+def test_a_file_comes_back_with_its_header_alone() -> None:
+    header = {"format": "thing", "format_version": 1}
+    whole = Whole((Part(1),), {"x": 0.5})
+    assert document(written(header, whole), header, Whole, "thing", "") == whole
+    for version in (2, True, 1.0):
+        data = written({**header, "format_version": version}, whole)
+        with pytest.raises(FormatError, match=f"^thing.format_version is {version}, expected 1$"):
+            document(data, header, Whole, "thing", "")
 
 
 @pytest.mark.parametrize("error", [BundleError, UsageError])

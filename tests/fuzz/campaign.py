@@ -45,6 +45,7 @@ INSTRUMENTED = (
         "mrsep_deploy.bundle.manifest_json",
         "mrsep_deploy.bundle.manifest_check",
         "mrsep_deploy.files.strict_json",
+        "mrsep_deploy.files.typed_json",
     ),
     *(
         "mrsep_deploy.bundle.onnx_scan",

@@ -67,7 +67,7 @@ def _side_car() -> tuple[str, bytes]:
 def _ranges() -> bytes:
     from mrsep_deploy.precision.ranges import Calibration, Range, to_json
 
-    return to_json(Calibration({"noise": 2}, {"branch.16": {"x": Range(*map(float, range(1, 7)))}})).encode()
+    return to_json(Calibration({"noise": 2}, {"branch.16": {"x": Range(*map(float, range(1, 7)))}}))
 
 
 def _load_ranges() -> object:

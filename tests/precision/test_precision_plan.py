@@ -32,7 +32,6 @@ PLAN = PrecisionPlan(
 def test_a_plan_survives_its_file(tmp_path: Path, plan: PrecisionPlan) -> None:
     write_plan(plan, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
-    assert PrecisionPlan.from_json(plan.to_json()) == plan
     assert "\n" in (tmp_path / "plan.json").read_text().strip()
 
 
@@ -51,16 +50,18 @@ def test_the_default_has_every_rule_and_keeps_nothing_else() -> None:
         ({"rules": ["norms", "norms"]}, "expected names that differ"),
         ({"rules": "norms"}, "rules is 'norms', expected a list"),
         ({"keep": ["a"]}, "keep is ['a'], expected an object"),
-        ({"keep": {"a": "b"}}, "keep['a'] is 'b', expected a list of up to 4096 names"),
-        ({"keep": {"a": [1]}}, "keep['a'] holds 1, expected a list"),
-        ({"keep": {"a": [""]}}, "keep['a'] holds '', expected a list"),
-        ({"keep": {"a": ["x" * 513]}}, "expected a list of up to 4096 names"),
-        ({"keep": {str(i): [] for i in range(65)}}, "expected at most 64 stages"),
+        ({"keep": {"a": "b"}}, "keep['a'] is 'b', expected a list"),
+        ({"keep": {"a": [1]}}, "keep['a'][0] is 1, expected a name or a pattern of up to 512"),
+        ({"keep": {"a": [""]}}, "keep['a'][0] is '', expected a name or a pattern of up to 512"),
+        ({"keep": {"a": ["x" * 513]}}, "expected a name or a pattern of up to 512"),
+        ({"keep": {str(i): [] for i in range(65)}}, "keep has 65 entries, expected 0 to 64"),
+        ({"keep": {"a": ["b"] * 4097}}, "keep['a'] has 4097 entries, expected 0 to 4096"),
+        ({"rules": ["../x"]}, "rules[0] is '../x', expected up to 128 of"),
         (
             {"format": "mrsep-deploy bundle"},
-            "format is 'mrsep-deploy bundle', expected one of mrsep-deploy pre",
+            "format is 'mrsep-deploy bundle', expected 'mrsep-deploy pre",
         ),
-        ({"format_version": 2}, "format_version is 2, expected a whole number from 1 to 1"),
+        ({"format_version": 2}, "format_version is 2, expected 1"),
         ({"extra": 1}, "has an unknown field 'extra'"),
     ],
 )

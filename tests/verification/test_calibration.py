@@ -75,7 +75,7 @@ def test_zeros_do_not_count_as_small(tmp_path: Path) -> None:
     assert found.smallest > 0
     assert found.quietest > 0
     silent = measure(bundle, tracks(bundle, "silence"), 1).ranges["branch.time"]["made"]
-    assert silent == Range(0, 0, 0, 0, 0)
+    assert silent == Range(0, 0, 0, 0, 0, 0)
 
 
 def test_tiny_is_the_share_below_the_smallest_normal_number(tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_ranges_survive_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "has no field 'format'"),
+        ("{}", "format is None, expected 'mrsep-deploy ranges'"),
         ("[", "not valid JSON"),
-        ('{"format": "x", "format_version": 1, "signals": {}, "stages": {}}', "expected one of"),
+        ('{"format": "x", "format_version": 1, "signals": {}, "stages": {}}', "format is 'x', expected"),
         (
             '{"format": "mrsep-deploy ranges", "format_version": 2, "signals": {}, "stages": {}}',
             "format_version",
@@ -144,13 +144,13 @@ def test_ranges_survive_the_file(tmp_path: Path) -> None:
         ),
         (
             '{"format": "mrsep-deploy ranges", "format_version": 1, "signals": {}, "stages": {"a": {"b": [1]}}}',
-            "expected a list of length 6",
+            "expected a list of at least length 6",
         ),
     ],
 )
 def test_damaged_ranges_are_refused(text: str, message: str) -> None:
     with pytest.raises(BundleError, match=message):
-        from_json(text)
+        from_json(text.encode())
 
 
 def test_only_float32_is_calibrated(tmp_path: Path) -> None:
