@@ -33,7 +33,7 @@ import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import AudioSource
+from mrsep_deploy.audio.read import AudioSource
 
 SAMPLE_RATE = 44100
 CHANNELS = 2

@@ -66,7 +66,7 @@ def compare(song: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mrsep_deploy.audio import AudioSource
+    from mrsep_deploy.audio.read import AudioSource
     from mrsep_deploy.measuring.deviation import Deviation
     from mrsep_deploy.separation.separator import Separator
 

@@ -18,7 +18,7 @@ from assets import CHANNELS, SAMPLE_RATE, STEMS, read_excerpt, songs, trained_ht
 from numpy.typing import NDArray
 from parity_trained import REQUIRED_SNR, StemParity, parity, sdr, separate_published
 
-from mrsep_deploy.audio import AudioSource
+from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.export.checkpoint.read import read_checkpoint
 from mrsep_deploy.export.families import known_classes

@@ -22,7 +22,7 @@ from material import PACKAGES, fetched
 from numpy.typing import NDArray
 from store import SAMPLE_RATE, entry_path, write_entry
 
-from mrsep_deploy.audio import AudioSource
+from mrsep_deploy.audio.read import AudioSource
 
 PACKAGE = "lmms-common"
 _NUMBERED = re.compile(r"(\d+)_")

@@ -26,7 +26,7 @@ from store import SAMPLE_RATE, entry_path, write_entry
 from synthesis import Player
 from voices import sing
 
-from mrsep_deploy.audio import AudioSource
+from mrsep_deploy.audio.read import AudioSource
 
 SECONDS = 60.0
 HELD_OUT_SECONDS = 45.0

@@ -86,6 +86,7 @@ class Compressed:
         import soundfile
 
         frames = 0
+        advice = "Free some space, or choose another place or format."
         try:
             with (
                 contextlib.ExitStack() as stack,
@@ -111,22 +112,17 @@ class Compressed:
         except (soundfile.LibsndfileError, AssertionError) as error:
             raise OutputError(
                 f"{path} cannot be written as {self.name}: {str(error) or 'the encoder wrote less than it was given'}",
-                "Free some space, or choose another place or format.",
+                advice,
             ) from error
         if held != frames:
-            raise OutputError(
-                f"{path} holds {held} frames as {self.name}, expected {frames}",
-                "Free some space, or choose another place or format.",
-            )
+            raise OutputError(f"{path} holds {held} frames as {self.name}, expected {frames}", advice)
         os.fsync(part.fileno())
 
     def _target(self, part: IO[bytes], tags: Tags, stack: contextlib.ExitStack) -> int | str | bytes | _After:
         """Where libsndfile is to write. Into an MP3 it writes an ID3v1 tag: 30 bytes a name, in no known encoding."""
         if self.container != "MP3" or not tags:
             return _for_libsndfile(part)
-        file = stack.enter_context(io.FileIO(os.dup(part.fileno()), "wb"))
-        file.seek(0)
-        return _After(file, id3_tag(tags))
+        return _After(stack.enter_context(io.FileIO(os.dup(part.fileno()), "wb")), id3_tag(tags))
 
     def _given(self, chunk: Samples) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         """``[channels, n]`` as ``[n, channels]``: the very integers of a WAV file, or floats in ±1."""
@@ -144,8 +140,7 @@ class Compressed:
             return None
         # MPEG-1, MPEG-2 and MPEG-2.5: what libsndfile takes level 0 and 1 for, in kbit/s
         low, high = (32, 320) if sample_rate >= 32000 else (8, 160) if sample_rate >= 16000 else (8, 64)
-        wanted = min(max(self.bitrate, low), high)
-        return (high - wanted) / (high - low)
+        return (high - min(max(self.bitrate, low), high)) / (high - low)
 
 
 class _After:
@@ -153,6 +148,7 @@ class _After:
 
     def __init__(self, file: io.FileIO, before: bytes) -> None:
         self._file, self._start = file, len(before)
+        file.seek(0)
         file.write(before)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

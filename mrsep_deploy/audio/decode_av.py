@@ -20,31 +20,12 @@ if TYPE_CHECKING:
     import av.container
 
 _FORMATS = (
-    *("mov", "matroska", "asf", "avi", "flv", "mpegts", "mpeg", "rm", "mxf", "nut", "ogg", "caf", "iff"),
-    *("wav", "w64", "aiff", "au", "voc", "mp3", "aac", "loas", "ac3", "eac3", "ac4", "dts", "dtshd", "mlp"),
-    *(
-        "truehd",
-        "flac",
-        "ape",
-        "wv",
-        "tta",
-        "tak",
-        "mpc",
-        "mpc8",
-        "shn",
-        "dsf",
-        "oma",
-        "amr",
-        "amrnb",
-        "amrwb",
-    ),
-    *("qcp", "gsm", "xwma", "sox", "ircam", "adx", "spdif"),
+    "mov,matroska,asf,avi,flv,mpegts,mpeg,rm,mxf,nut,ogg,caf,iff,wav,w64,aiff,au,voc,mp3,aac,loas,ac3,eac3,ac4,dts,"
+    "dtshd,mlp,truehd,flac,ape,wv,tta,tak,mpc,mpc8,shn,dsf,oma,amr,amrnb,amrwb,qcp,gsm,xwma,sox,ircam,adx,spdif"
 )
 """FFmpeg's names of what may be opened: files with sound in them. Not what names other files (playlists, concat, a
 numbered row of pictures), nor devices, descriptions of streams, subtitles, or samples without a header."""
-_STATING = frozenset(
-    {"mov", "matroska", "asf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "caf", "aiff", "w64", "flac"}
-)
+_STATING = {"mov", "matroska", "asf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "caf", "aiff", "w64", "flac"}
 """Formats whose files state how long they are. Of others FFmpeg tells what their bit rate or their end suggests."""
 PYAV_ERRORS = (ValueError, LookupError, ArithmeticError, MemoryError)
 """What PyAV raises beside FFmpeg's errors: a stream that turns up in the middle of a file is an IndexError."""
@@ -69,7 +50,7 @@ class AvDecoder:
     def __init__(self, path: Path, stream: int, reason: str) -> None:
         self._stream = stream
         with _open(path, reason) as container:
-            found = container.streams.audio
+            found, container_name = container.streams.audio, container.format.name
             if not found:
                 raise AudioError(f"{path} has no audio stream", "Name a file with sound in it")
             if not 0 <= stream < len(found):
@@ -82,17 +63,25 @@ class AvDecoder:
                 raise AudioError(
                     f"{path} has audio in a codec that this FFmpeg does not decode", "Convert it to WAV first"
                 )
-            name = f"{container.format.name} {codec.name}"
             frames = _told_frames(found[stream], container)
-            if frames is not None:
-                frames = stated_frames(path, frames)
             named = tuple(channel.name for channel in codec.layout.channels)
-            layout = usual_layout(codec.channels) if "NONE" in named else named
-            estimated = not _STATING.intersection(container.format.name.split(","))
-            self.info = AudioInfo(path, codec.sample_rate, codec.channels, frames, name, layout, estimated)
+            self.info = AudioInfo(
+                path,
+                codec.sample_rate,
+                codec.channels,
+                None if frames is None else stated_frames(path, frames),
+                f"{container_name} {codec.name}",
+                usual_layout(codec.channels) if "NONE" in named else named,
+                estimated=not _STATING.intersection(container_name.split(",")),
+            )
 
     def pieces(self) -> Iterator[Samples]:
-        """Yield ``[channels, n]``, n as the codec frames it."""
+        """Yield ``[channels, n]``, n as the codec frames it; every call decodes the file again from the start.
+
+        Raises:
+            DamagedAudio: after what can be decoded.
+            AudioError: the file changes its rate or its channels.
+        """
         import av
 
         done = 0
@@ -100,7 +89,7 @@ class AvDecoder:
             resampler = av.AudioResampler(format="fltp")  # changes the sample format, not the rate
             try:
                 for frame, keep in _frames(container, self._stream):
-                    self._check_unchanged(frame, done)
+                    self.info.check_unchanged(frame.sample_rate, len(frame.layout.channels), done)
                     for part in resampler.resample(frame):
                         piece: Samples = part.to_ndarray()[:, :keep]
                         done += piece.shape[1]
@@ -114,16 +103,6 @@ class AvDecoder:
             clock = OPUS_CLOCK if self.info.format.endswith("opus") else self.info.sample_rate
             if (damage := first_damage(find_links(self.info.path), clock)) is not None:
                 raise DamagedAudio(self.info.path, damage)
-
-    def _check_unchanged(self, frame: Any, done: int) -> None:
-        found = frame.sample_rate, len(frame.layout.channels)
-        if found != (self.info.sample_rate, self.info.channels):
-            raise AudioError(
-                f"{self.info.path} changes to {found[0]} Hz, {found[1]} channels after "
-                f"{done / self.info.sample_rate:.2f} s, expected {self.info.sample_rate} Hz, "
-                f"{self.info.channels} channels throughout",
-                "Convert it to WAV first",
-            )
 
 
 def count_streams(path: Path, reason: str) -> int:
@@ -145,7 +124,7 @@ def open_container(path: Path, encoding: str = "utf-8") -> av.container.InputCon
     import av
 
     # "file" alone keeps FFmpeg on this disk, and as a prefix keeps it from reading a protocol into an odd name.
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
     return av.open(f"file:{path}", options=options, metadata_encoding=encoding, metadata_errors="replace")
 
 

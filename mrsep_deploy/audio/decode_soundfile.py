@@ -5,20 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from mrsep_deploy.audio.downmix import usual_layout
 from mrsep_deploy.audio.headers import stated_frames
 from mrsep_deploy.audio.info import AudioInfo, DamagedAudio, Samples, native
 from mrsep_deploy.audio.ogg_pages import OPUS_CLOCK, Link, find_links, first_damage
-from mrsep_deploy.errors import AudioError
 from mrsep_deploy.process.muted import muted
-
-if TYPE_CHECKING:
-    import soundfile
 
 BLOCK = 65536
 SEARCH_BLOCK = 256  # where a block is damaged, what comes before the damage is read in pieces of this
@@ -43,44 +38,35 @@ class SoundfileDecoder:
 
         try:
             with muted(), soundfile.SoundFile(native(path)) as file:
-                name = f"{file.format} {file.subtype}"
-                frames = None if file.frames >= _UNKNOWN else file.frames
-                layout = usual_layout(file.channels, vorbis=file.format == "OGG" and file.subtype != "FLAC")
-                self.info = AudioInfo(path, file.samplerate, file.channels, frames, name, layout)
+                rate, channels, frames = file.samplerate, file.channels, file.frames
+                container, codec = file.format, file.subtype
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
             reason = getattr(error, "error_string", "no header to read")
             raise Unsupported(f"libsndfile: {reason.rstrip('.')}") from error
-        if name.startswith("MP3"):
+        if container == "MP3":
             _check_length_of_mp3(path)
-        self._links = find_links(path) if name.startswith("OGG") else []
-        self.info = replace(self.info, frames=self._stated_frames())
-
-    def _stated_frames(self) -> int | None:
-        """libsndfile shortens what a header says to what is in the file, and tells of the first link only."""
+        self._noisy = container == "MP3"
+        self._links = find_links(path) if container == "OGG" else []
+        self._clock = OPUS_CLOCK if codec == "OPUS" else rate  # of positions in an Ogg file, in Hz
+        # libsndfile shortens what a header says to what is in the file, and tells of the first link only.
+        stated = None if frames >= _UNKNOWN else stated_frames(path, frames)
         if len(self._links) > 1:
-            return round(sum(link.granule for link in self._links) * self.info.sample_rate / self._clock)
-        return None if self.info.frames is None else stated_frames(self.info.path, self.info.frames)
-
-    @property
-    def _clock(self) -> int:
-        """Of positions in an Ogg file, in Hz."""
-        return OPUS_CLOCK if self.info.format.endswith("OPUS") else self.info.sample_rate
+            stated = round(sum(link.granule for link in self._links) * rate / self._clock)
+        layout = usual_layout(channels, vorbis=container == "OGG" and codec != "FLAC")
+        self.info = AudioInfo(path, rate, channels, stated, f"{container} {codec}", layout)
 
     def pieces(self) -> Iterator[Samples]:
-        """Yield ``[channels, n]``, n at most ``BLOCK``.
+        """Yield ``[channels, n]``, n at most ``BLOCK``; every call decodes the file again from the start.
 
         Raises:
             DamagedAudio: after what can be decoded.
             AudioError: another link of an Ogg file has another rate or other channels.
         """
-        if len(self._links) < 2:
-            yield from self._pieces_of(None, 0)
-        else:
-            done = 0
-            for link in self._links:
-                for piece in self._pieces_of(link, done):
-                    done += piece.shape[1]
-                    yield piece
+        done = 0
+        for link in self._links if len(self._links) > 1 else (None,):
+            for piece in self._pieces_of(link, done):
+                done += piece.shape[1]
+                yield piece
         if (damage := first_damage(self._links, self._clock)) is not None:
             raise DamagedAudio(self.info.path, damage)
 
@@ -106,25 +92,26 @@ class SoundfileDecoder:
             raise DamagedAudio(self.info.path, f"is damaged after {seconds:.2f} s: {reason}") from error
 
     def _decoded(self, link: Link | None, begun: int, sizes: Iterable[int]) -> Iterator[Samples]:
-        """``[channels, n]`` of these sizes; a smaller one is the last."""
-        noisy = self.info.format.startswith("MP3")
-        with _opened_forward(self.info.path, link) as file:
-            self._check_unchanged(file, begun)
+        """One pass from start to end: ``[channels, n]`` of these sizes; a smaller one is the last."""
+        import soundfile
+
+        with contextlib.ExitStack() as stack:
+            source: str | bytes | _Range = native(self.info.path)
+            if link is not None:
+                source = _Range(stack.enter_context(open(self.info.path, "rb")), link.start, link.end)
+            with muted():
+                file = stack.enter_context(soundfile.SoundFile(source))
+            # ``SoundFile.read`` seeks to the place it has just reached, after every block, unless the file says that
+            # it cannot seek. An MP3 decoder restarts at a seek without the bits it had in reserve, so blocks come
+            # out wrong by up to full scale; a FLAC of unknown length cannot seek at all.
+            file.seekable = lambda: False
+            self.info.check_unchanged(file.samplerate, file.channels, begun)
             for size in sizes:
-                with muted() if noisy else contextlib.nullcontext():
+                with muted() if self._noisy else contextlib.nullcontext():
                     piece = file.read(size, dtype="float32", always_2d=True)
                 if not len(piece):
                     return
                 yield piece.T
-
-    def _check_unchanged(self, file: soundfile.SoundFile, begun: int) -> None:
-        rate, channels = self.info.sample_rate, self.info.channels
-        if (file.samplerate, file.channels) != (rate, channels):
-            raise AudioError(
-                f"{self.info.path} changes to {file.samplerate} Hz, {file.channels} channels after "
-                f"{begun / rate:.2f} s, expected {rate} Hz, {channels} channels throughout",
-                "Convert it to WAV first",
-            )
 
 
 class _Range(io.RawIOBase):
@@ -156,29 +143,6 @@ class _Range(io.RawIOBase):
         return len(data)
 
 
-@contextlib.contextmanager
-def _opened_forward(path: Path, link: Link | None) -> Iterator[soundfile.SoundFile]:
-    """A file, or a link of it, for one pass from start to end.
-
-    ``SoundFile.read`` seeks to the place it has just reached, after every block. An MP3 decoder restarts
-    at a seek without the bits it had in reserve, so blocks of an MP3 come out wrong by up to full
-    scale; a FLAC of unknown length cannot seek at all. A file that says it cannot seek is left alone.
-    """
-    import soundfile
-
-    class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]
-        def seekable(self) -> bool:
-            return False
-
-    with contextlib.ExitStack() as stack:
-        source: str | bytes | _Range = native(path)
-        if link is not None:
-            source = _Range(stack.enter_context(open(path, "rb")), link.start, link.end)
-        with muted():
-            file = stack.enter_context(ForwardSoundFile(source))
-        yield file
-
-
 def _check_length_of_mp3(path: Path) -> None:
     """Refuse an MP3 that does not state how long it is, or that goes on after that.
 
@@ -190,7 +154,15 @@ def _check_length_of_mp3(path: Path) -> None:
         Unsupported: it is one of these.
     """
     with open(path, "rb") as file:
-        start = _after_tags(file)
+        start = 0
+        for _ in range(MAX_TAGS):
+            file.seek(start)
+            tag = file.read(10)
+            if len(tag) < 10 or tag[:3] != b"ID3":
+                break
+            # size in 4 × 7 bits, without these 10 bytes
+            start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
+        file.seek(start)
         head = file.read(4096)
         if b"VBRI" in head:
             return
@@ -203,17 +175,3 @@ def _check_length_of_mp3(path: Path) -> None:
             more = file.read(MORE_BYTES)
             if len(more) == MORE_BYTES and (more[:3] == b"ID3" or (more[0] == 0xFF and more[1] >= 0xE0)):
                 raise Unsupported("an MP3 with more after its stated end")
-
-
-def _after_tags(file: BinaryIO) -> int:
-    """Where an MP3's first frame begins; the file is then there."""
-    start = 0
-    for _ in range(MAX_TAGS):
-        tag = file.read(10)
-        if len(tag) < 10 or tag[:3] != b"ID3":
-            break
-        # size in 4 × 7 bits, without these 10 bytes
-        start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
-        file.seek(start)
-    file.seek(start)
-    return start

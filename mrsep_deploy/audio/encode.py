@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.audio.info import Samples
 
-_PCM, _IEEE_FLOAT = 1, 3
 _MAX_RIFF = 0xFFFF_FFFF
 _DS64 = struct.Struct("<QQQI")  # RIFF size, data size, frames, entries of a table that stays empty
 
@@ -42,11 +41,8 @@ class Encoding:
         """``[channels, frames]`` as interleaved little-endian samples; 4, 3 or 2 bytes each."""
         if self.floating:
             return np.ascontiguousarray(samples.T).astype("<f4", copy=False).tobytes()
-        integers = self.integers(samples)
-        if self.bits == 16:
-            return integers.astype("<i2").tobytes()
-        low_three = integers.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]
-        return low_three.tobytes()
+        four_bytes = self.integers(samples).astype("<i4").view(np.uint8).reshape(-1, 4)
+        return four_bytes[:, : self.bits // 8].tobytes()
 
     def integers(self, samples: Samples) -> NDArray[np.int32]:
         """``[channels, frames]`` floats as ``[frames, channels]`` integers of ``bits`` bits."""
@@ -65,16 +61,16 @@ class Encoding:
             return b""
         frame = self.frame_bytes(channels)
         size = frames * frame
-        tag = _IEEE_FLOAT if self.floating else _PCM
+        tag = 3 if self.floating else 1  # IEEE float, PCM
         form = struct.pack("<HHIIHH", tag, channels, sample_rate, sample_rate * frame, frame, self.bits)
-        fact = _chunk(b"fact", struct.pack("<I", min(frames, _MAX_RIFF))) if self.floating else b""
-        rest = _chunk(b"fmt ", form) + fact + b"data"
+        fact = chunk(b"fact", struct.pack("<I", min(frames, _MAX_RIFF))) if self.floating else b""
+        rest = chunk(b"fmt ", form) + fact + b"data"
         riff_size = 4 + 8 + _DS64.size + len(rest) + 4 + size + size % 2 + trailing
         if riff_size <= _MAX_RIFF:
-            start = struct.pack("<4sI4s", b"RIFF", riff_size, b"WAVE") + _chunk(b"JUNK", bytes(_DS64.size))
+            start = struct.pack("<4sI4s", b"RIFF", riff_size, b"WAVE") + chunk(b"JUNK", bytes(_DS64.size))
             return start + rest + struct.pack("<I", size)
         start = struct.pack("<4sI4s", b"RF64", _MAX_RIFF, b"WAVE")
-        sizes = _chunk(b"ds64", _DS64.pack(riff_size, size, frames, 0))
+        sizes = chunk(b"ds64", _DS64.pack(riff_size, size, frames, 0))
         return start + sizes + rest + struct.pack("<I", _MAX_RIFF)
 
     def padding(self, channels: int, frames: int) -> bytes:
@@ -82,7 +78,8 @@ class Encoding:
         return b"" if self.raw else bytes(frames * self.frame_bytes(channels) % 2)
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a RIFF file, without the byte that may fill it up."""
     return name + struct.pack("<I", len(content)) + content
 
 
@@ -92,5 +89,3 @@ WAV_FLOAT = Encoding("wav32f", 32, floating=True)
 RAW_16 = Encoding("s16le", 16, suffix=".raw", raw=True)
 RAW_24 = Encoding("s24le", 24, suffix=".raw", raw=True)
 RAW_FLOAT = Encoding("f32le", 32, floating=True, suffix=".raw", raw=True)
-ENCODINGS = {encoding.name: encoding for encoding in (WAV_16, WAV_24, WAV_FLOAT)}
-RAW_ENCODINGS = {encoding.name: encoding for encoding in (RAW_16, RAW_24, RAW_FLOAT)}

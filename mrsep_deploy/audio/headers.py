@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 MAX_CHUNKS = 4096  # before the samples: a file could be full of empty ones
-_AIFF = (b"AIFF", b"AIFC")
 _RF64_SIZE = 0xFFFF_FFFF  # "see the chunk ds64"
 
 
@@ -50,28 +50,23 @@ def stated_frames(path: Path, present: int) -> int:
     Knows WAV, RF64, W64, AIFF, AU and CAF. Takes the decoder's word for other formats, and where the header leaves
     the length open.
     """
-    found = _stated_bytes(path)
-    return present if found is None or not found[0] > found[1] > 0 else present * found[0] // found[1]
-
-
-def _stated_bytes(path: Path) -> tuple[int, int] | None:
-    """Bytes of samples as the header has it, and bytes from the first sample to the end of the file."""
     with open(path, "rb") as file:
         head = file.read(12)
+        chunks = _FORMATS.get(head[:4])
         if head[:4] in (b".snd", b"dns.") and len(head) == 12:
             start, stated = struct.unpack(">II" if head[:1] == b"." else "<II", head[4:])
-        else:
-            chunks = _FORMATS.get(head[:4])
-            if chunks is None or (head[:4] == b"FORM" and head[8:] not in _AIFF):
-                return None
-            stated = _size_of_samples(file, chunks, head[:4])
+        elif chunks is not None and (head[:4] != b"FORM" or head[8:] in (b"AIFF", b"AIFC")):
+            stated = _size_of_samples(file, chunks)
             start = file.tell() + chunks.before
-        if stated is None or _is_left_open(stated):
-            return None
-        return stated, max(file.seek(0, 2) - start, 0)
+        else:
+            return present
+        there = file.seek(0, os.SEEK_END) - start
+    if stated is None or _is_left_open(stated) or not stated > there > 0:
+        return present
+    return present * stated // there
 
 
-def _size_of_samples(file: BinaryIO, chunks: _Chunks, magic: bytes) -> int | None:
+def _size_of_samples(file: BinaryIO, chunks: _Chunks) -> int | None:
     """What the header says; the file is then read up to the beginning of that chunk's content."""
     at, long_size = chunks.start, 0
     for _ in range(MAX_CHUNKS):
@@ -81,11 +76,11 @@ def _size_of_samples(file: BinaryIO, chunks: _Chunks, magic: bytes) -> int | Non
             return None
         name, size = chunks.header.unpack(header)
         if name == chunks.samples:
-            stated = long_size if magic == b"RF64" and size == _RF64_SIZE else size
+            stated = long_size if size == _RF64_SIZE else size
             return max(stated - chunks.counted - chunks.before, 0)
         if name == b"ds64":
             long_size = int.from_bytes(file.read(16)[8:], "little")
-        at += max(size + (0 if chunks.counted else chunks.header.size), chunks.header.size)
+        at += max(size - chunks.counted, 0) + chunks.header.size
         at += -at % chunks.aligned
         if at >= 1 << 63:
             return None

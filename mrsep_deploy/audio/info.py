@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +42,14 @@ class AudioInfo:
     layout: tuple[str, ...] = ()
     estimated: bool = False
 
-    @property
-    def duration(self) -> float | None:
-        """Length in seconds as stated by the file, or None."""
-        return None if self.frames is None else self.frames / self.sample_rate
+    def check_unchanged(self, sample_rate: int, channels: int, done: int) -> None:
+        """Refuse a file that goes on in another rate or with other channels after ``done`` frames."""
+        if (sample_rate, channels) != (self.sample_rate, self.channels):
+            raise AudioError(
+                f"{self.path} changes to {sample_rate} Hz, {channels} channels after "
+                f"{done / self.sample_rate:.2f} s, expected {self.sample_rate} Hz, {self.channels} channels throughout",
+                "Convert it to WAV first",
+            )
 
 
 class DamagedAudio(AudioError):
@@ -61,20 +64,6 @@ class DamagedAudio(AudioError):
             f"{path} {what}", "Get the file again, or take what is there with run --allow-damaged"
         )
         self.what = what
-
-
-class Decoder(Protocol):
-    """One audio stream of one file; every call of ``pieces`` decodes it again from the start."""
-
-    info: AudioInfo
-
-    def pieces(self) -> Iterator[Samples]:
-        """Yield ``[info.channels, n]`` at ``info.sample_rate``, n as it comes.
-
-        Raises:
-            DamagedAudio: something is missing. All that can be decoded has been yielded.
-            AudioError: the file changes its rate or its channels.
-        """
 
 
 def check_file(path: Path) -> None:

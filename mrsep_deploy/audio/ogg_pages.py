@@ -16,9 +16,8 @@ from typing import BinaryIO
 MAX_LINKS = 1000
 OPUS_CLOCK = 48_000
 """Hz, whatever the rate of the samples."""
-_PAGE = struct.Struct(
-    "<4sBBqIII B"
-)  # magic, version, flags, granule, serial, number, checksum, lacing values
+# magic, version, flags, granule, serial, number, checksum, lacing values
+_PAGE = struct.Struct("<4sBBqIII B")
 _FIRST, _LAST = 2, 4  # flags
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _STEP = 1 << 16
@@ -116,42 +115,24 @@ class _Page:
 def _next_page(file: BinaryIO, at: int) -> _Page | None:
     """The next page that is whole, from here on."""
     while True:
-        page = _page(file, at)
-        if page is not None:
-            return page
-        found = _find(file, at + 1)
-        if found is None:
-            return None
-        at = found
-
-
-def _page(file: BinaryIO, at: int) -> _Page | None:
-    file.seek(at)
-    header = file.read(_PAGE.size)
-    if len(header) < _PAGE.size or header[:5] != b"OggS\0":
-        return None
-    _, _, flags, granule, serial, number, checksum, count = _PAGE.unpack(header)
-    lacing = file.read(count)
-    length = sum(lacing)
-    body = file.read(length)
-    if len(lacing) < count or len(body) < length:
-        return None
-    if _checksum(header[:22] + bytes(4) + header[26:] + lacing + body) != checksum:
-        return None
-    return _Page(at, at + _PAGE.size + count + length, flags, granule, serial, number)
-
-
-def _find(file: BinaryIO, at: int) -> int | None:
-    """Where the next page may begin."""
-    while True:
         file.seek(at)
-        data = file.read(_STEP)
-        found = data.find(b"OggS")
-        if found >= 0:
-            return at + found
-        if len(data) < 4:
-            return None
-        at += len(data) - 3
+        header = file.read(_PAGE.size)
+        if len(header) == _PAGE.size and header[:5] == b"OggS\0":
+            _, _, flags, granule, serial, number, checksum, count = _PAGE.unpack(header)
+            lacing = file.read(count)
+            body = file.read(sum(lacing))
+            data = header[:22] + bytes(4) + header[26:] + lacing + body
+            if len(data) == _PAGE.size + count + sum(lacing) and _checksum(data) == checksum:
+                return _Page(at, at + len(data), flags, granule, serial, number)
+        # where the next page may begin
+        at += 1
+        file.seek(at)
+        while (found := (data := file.read(_STEP)).find(b"OggS")) < 0:
+            if len(data) < 4:
+                return None
+            at += len(data) - 3
+            file.seek(at)
+        at += found
 
 
 def _checksum(data: bytes) -> int:

@@ -16,7 +16,7 @@ A song of which more than ``SLACK`` is missing is an error, unless what is there
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +25,8 @@ from mrsep_deploy.audio.blocks import first_nonfinite, reblock
 from mrsep_deploy.audio.decode_av import AvDecoder, count_streams
 from mrsep_deploy.audio.decode_soundfile import SoundfileDecoder, Unsupported
 from mrsep_deploy.audio.downmix import Downmix
-from mrsep_deploy.audio.info import (
-    AudioInfo,
-    DamagedAudio,
-    Decoder,
-    Samples,
-    check_file,
-    check_info,
-    no_samples,
-)
-from mrsep_deploy.audio.resample import resample_stream, resampled_length
+from mrsep_deploy.audio.info import AudioInfo, DamagedAudio, Samples, check_file, check_info, no_samples
+from mrsep_deploy.audio.resample import resample_stream
 from mrsep_deploy.errors import AudioError
 
 BLOCK_FRAMES = 65536
@@ -88,13 +80,6 @@ class AudioSource:
         self._reduce = Downmix(self.info, min(self.info.channels, channels))
         self.remarks: tuple[str, ...] = (self._reduce.remark,) if self._reduce.remark else ()
 
-    @property
-    def frames(self) -> int | None:
-        """Frames to expect at ``sample_rate``, as far as the file's header can be believed; or None."""
-        if self.info.frames is None:
-            return None
-        return resampled_length(self.info.frames, self.info.sample_rate, self.sample_rate)
-
     def blocks(self, frames: int = BLOCK_FRAMES) -> Iterator[Samples]:
         """Yield the song as ``[channels, frames]`` blocks in order, without overlap; the last is shorter.
 
@@ -107,8 +92,7 @@ class AudioSource:
         # Reduce, resample, then duplicate: each channel is resampled once. Resampling is linear, so
         # the order changes nothing else.
         kept = min(self.info.channels, self.channels)
-        reduced = self._counted(_finite(map(self._reduce, self._decoder.pieces()), self.info))
-        resampled = resample_stream(reduced, self.info.sample_rate, self.sample_rate, kept)
+        resampled = resample_stream(self._reduced(), self.info.sample_rate, self.sample_rate, kept)
         empty = True
         for block in reblock(resampled, frames):
             empty = False
@@ -116,27 +100,30 @@ class AudioSource:
         if empty:
             raise no_samples(self.info.path)
 
-    def _counted(self, pieces: Iterable[Samples]) -> Iterator[Samples]:
+    def _reduced(self) -> Iterator[Samples]:
+        """The file's samples in fewer channels, all of them finite and as many as its header says."""
+        path, stated, rate = self.info.path, self.info.frames, self.info.sample_rate
         done = 0
         try:
-            for piece in pieces:
+            for piece in map(self._reduce, self._decoder.pieces()):
+                if (place := first_nonfinite(piece)) is not None:  # it would spread over every stem
+                    at = done + place
+                    raise AudioError(
+                        f"{path} holds NaN or infinity at {at / rate:.3f} s (frame {at})",
+                        "Export it again, as 16-bit or 24-bit WAV",
+                    )
                 done += piece.shape[1]
                 yield piece
-            self._check_end(done)
+            if stated is not None and not self.info.estimated and done < stated - SLACK * rate:
+                raise DamagedAudio(
+                    path, f"ends after {done / rate:.2f} s, its header states {stated / rate:.2f} s"
+                )
         except DamagedAudio as error:
             if not self.allow_damaged:
                 raise
             if error.what not in self.remarks:
                 self.remarks += (error.what,)
         self.decoded = done
-
-    def _check_end(self, done: int) -> None:
-        """Whether the song is as long as its header says."""
-        stated, rate = self.info.frames, self.info.sample_rate
-        if stated is not None and not self.info.estimated and done < stated - SLACK * rate:
-            raise DamagedAudio(
-                self.info.path, f"ends after {done / rate:.2f} s, its header states {stated / rate:.2f} s"
-            )
 
     def read(self) -> Samples:
         """The whole song, ``[channels, frames]``. Memory grows with it: 2.5 GB per hour of stereo at peak."""
@@ -158,7 +145,7 @@ def audio_streams(path: str | os.PathLike[str]) -> int:
     return 1  # libsndfile knows no container with more
 
 
-def _open_decoder(path: Path, stream: int) -> Decoder:
+def _open_decoder(path: Path, stream: int) -> SoundfileDecoder | AvDecoder:
     check_file(path)
     try:
         decoder = SoundfileDecoder(path)
@@ -167,17 +154,3 @@ def _open_decoder(path: Path, stream: int) -> Decoder:
     if stream != 0:
         raise AudioError(f"{path} has no audio stream {stream}, it has 1", "Take stream 0")
     return decoder
-
-
-def _finite(pieces: Iterable[Samples], info: AudioInfo) -> Iterator[Samples]:
-    """Pass the samples on; NaN or infinity anywhere would spread over every stem."""
-    done = 0
-    for piece in pieces:
-        if (place := first_nonfinite(piece)) is not None:
-            at = done + place
-            raise AudioError(
-                f"{info.path} holds NaN or infinity at {at / info.sample_rate:.3f} s (frame {at})",
-                "Export it again, as 16-bit or 24-bit WAV",
-            )
-        done += piece.shape[1]
-        yield piece

@@ -25,12 +25,6 @@ def resampled_length(frames: int, rate_in: int, rate_out: int) -> int:
     return max((2 * frames * rate_out + rate_in) // (2 * rate_in), min(frames, 1))
 
 
-def resample(samples: Samples, rate_in: int, rate_out: int) -> Samples:
-    """Resample ``[channels, frames]`` to ``[channels, resampled_length(frames)]``."""
-    pieces = list(resample_stream([samples], rate_in, rate_out, samples.shape[0]))
-    return np.concatenate(pieces, axis=1)
-
-
 def resample_stream(
     pieces: Iterable[Samples], rate_in: int, rate_out: int, channels: int
 ) -> Iterator[Samples]:

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mrsep_deploy.audio.decode_av import PYAV_ERRORS, open_container
+from mrsep_deploy.audio.encode import chunk
 from mrsep_deploy.audio.info import native
 from mrsep_deploy.process.muted import muted
 
 Tags: TypeAlias = Mapping[str, str]
 """Text by name; the names are those of ``NAMES``."""
 
-NAMES = ("title", "artist", "album", "date", "genre", "tracknumber", "comment", "copyright", "license")
+NAMES = {
+    "title": (b"INAM", b"TIT2", b""),
+    "artist": (b"IART", b"TPE1", b""),
+    "album": (b"IPRD", b"TALB", b""),
+    "date": (b"ICRD", b"TDRC", b""),
+    "genre": (b"IGNR", b"TCON", b""),
+    "tracknumber": (b"ITRK", b"TRCK", b""),
+    "comment": (b"ICMT", b"COMM", b"und\0"),
+    "copyright": (b"ICOP", b"TCOP", b""),
+    "license": (None, b"TXXX", b"license\0"),
+}
+"""What a name is called in a WAV file and in an MP3 file, and what comes before its text in the latter: a language and
+a description, a name."""
 MAX_CHARACTERS = 2000
 """Longer ones are lyrics or pictures, not names."""
 
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 """libsndfile's wrapper takes all text for UTF-8; this is what it makes of other bytes."""
 _FFMPEG_NAMES = {"track": "tracknumber", "year": "date"}
-_INFO = {
-    "title": b"INAM",
-    "artist": b"IART",
-    "album": b"IPRD",
-    "date": b"ICRD",
-    "genre": b"IGNR",
-    "tracknumber": b"ITRK",
-    "comment": b"ICMT",
-    "copyright": b"ICOP",
-}
-
-
-_ID3 = {
-    "title": b"TIT2",
-    "artist": b"TPE1",
-    "album": b"TALB",
-    "date": b"TDRC",
-    "genre": b"TCON",
-    "tracknumber": b"TRCK",
-    "comment": b"COMM",
-    "copyright": b"TCOP",
-    "license": b"TXXX",
-}
-_ID3_BEFORE = {"comment": b"und\0", "license": b"license\0"}
-"""What comes before the text: a language and a description, a name."""
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -68,12 +55,11 @@ def read_tags(path: Path) -> dict[str, str]:
     with suppress(ImportError):
         import av
 
-        with (
-            suppress(av.FFmpegError, *PYAV_ERRORS),
-            open_container(path, "latin-1" if found else "utf-8") as container,
-        ):
-            streams = container.streams.audio[:1]
-            told = {**container.metadata, **(streams[0].metadata if streams else {})}
+        encoding = "latin-1" if found else "utf-8"
+        with suppress(av.FFmpegError, *PYAV_ERRORS), open_container(path, encoding) as container:
+            told = dict(container.metadata)
+            for stream in container.streams.audio[:1]:
+                told |= stream.metadata
             lower = {name.lower(): text for name, text in told.items()}
             found = {_FFMPEG_NAMES.get(name, name): text for name, text in lower.items()}
     return _cleaned(found)
@@ -103,9 +89,9 @@ def _repaired(text: str) -> str:
 def id3_tag(tags: Tags) -> bytes:
     """Tags as an ID3v2.4 tag, which begins an MP3 file, with its text in UTF-8; empty if there are none."""
     frames = b""
-    for name, identifier in _ID3.items():
+    for name, (_, identifier, before) in NAMES.items():
         if name in tags:
-            content = b"\x03" + _ID3_BEFORE.get(name, b"") + tags[name].encode()
+            content = b"\x03" + before + tags[name].encode()
             frames += identifier + _seven_bits(len(content)) + bytes(2) + content
     return b"ID3\x04\0\0" + _seven_bits(len(frames)) + frames if frames else b""
 
@@ -120,10 +106,9 @@ def info_chunk(tags: Tags) -> bytes:
 
     Empty if there are none that such a chunk has a name for.
     """
-    parts = []
-    for name, identifier in _INFO.items():
-        if name in tags:
+    chunks = b""
+    for name, (identifier, _, _) in NAMES.items():
+        if identifier is not None and name in tags:
             text = tags[name].encode() + b"\0"
-            parts.append(identifier + struct.pack("<I", len(text)) + text + bytes(len(text) % 2))
-    content = b"INFO" + b"".join(parts)
-    return b"LIST" + struct.pack("<I", len(content)) + content if parts else b""
+            chunks += chunk(identifier, text) + bytes(len(text) % 2)
+    return chunk(b"LIST", b"INFO" + chunks) if chunks else b""

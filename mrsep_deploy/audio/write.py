@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -91,6 +90,10 @@ class StemWriter:
 
     As a context manager it closes at the end of the block, and removes what it wrote if the block raises.
 
+    Attributes:
+        peak: largest absolute sample so far.
+        written: the finished file; None before ``close``.
+
     Args:
         sample_rate: in Hz.
         tags: written into the file; raw samples and RF64 have no place for them.
@@ -124,26 +127,21 @@ class StemWriter:
         self.clip = clip
         self.tags = tags or {}
         self.written: WrittenStem | None = None
+        self.peak = 0.0
         self._cancel = cancel or threading.Event()
-        self._parts: list[Path] = []
+        self._parts = [part_of(self.path)]
         if isinstance(encoding, Compressed):
             encoding.check(self.path, sample_rate, channels)
         self._working = _working_encoding(encoding, clip)
-        self._frames = 0
-        self._peak = 0.0
-        self._limit = _limit(encoding, clip)
-        self._clipped = 0
+        self._frames = self._clipped = 0
+        # the largest absolute sample that is written as it is
+        kept = clip in _RESCALING or (isinstance(encoding, Encoding) and encoding.floating)
+        self._limit = CLAMP if clip == "clamp" else math.inf if kept else 1.0
         with self._clean_up_on_error():
             self._folder = open_place(self.path, root)
-            self._part = self._new_part()
-            self._file = open(self._part, "xb+", opener=self._folder.opener)  # noqa: SIM115 - closed by close or abort
+            self._file = open(self._parts[0], "xb+", opener=self._folder.opener)  # noqa: SIM115 - closed by close or abort
             lock(self._file)
             self._file.write(self._working.header(sample_rate, channels, 0))
-
-    def _new_part(self) -> Path:
-        part = part_of(self.path)
-        self._parts.append(part)
-        return part
 
     def write(self, block: Samples) -> None:
         """Append ``[channels, n]`` float32 samples.
@@ -165,17 +163,12 @@ class StemWriter:
                     f"samples for {self.path} are NaN or infinite after {at:.2f} s",
                     "The engine failed; try another one, or float32",
                 )
-            self._peak = max(self._peak, peak)
+            self.peak = max(self.peak, peak)
             self._frames += block.shape[1]
             if peak > self._limit:
                 self._clipped += int(np.count_nonzero(np.abs(block) > self._limit))
             clipped = np.clip(block, -CLAMP, CLAMP) if self.clip == "clamp" else block
             self._file.write(self._working.data(clipped))
-
-    @property
-    def peak(self) -> float:
-        """Largest absolute sample so far."""
-        return self._peak
 
     def close(self, song_peak: float | None = None) -> WrittenStem:
         """Finish the file and put it under its name. A second call does nothing.
@@ -193,12 +186,12 @@ class StemWriter:
         with self._clean_up_on_error():
             divisor = self._divisor(song_peak)
             if isinstance(self.encoding, Compressed):
-                finished = self._compressed(self.encoding, divisor)
+                self._compress(self.encoding, divisor)
             else:
-                finished = self._sealed(self.encoding, divisor)
-            self._folder.replace(finished.name, self.path.name)
+                self._seal(self.encoding, divisor)
+            self._folder.replace(self._parts[-1].name, self.path.name)
             self._remove_parts()
-        self.written = WrittenStem(self.path, self._frames, self._peak, float(1 / divisor), self._clipped)
+        self.written = WrittenStem(self.path, self._frames, self.peak, float(1 / divisor), self._clipped)
         return self.written
 
     def abort(self) -> None:
@@ -217,9 +210,7 @@ class StemWriter:
     def __enter__(self) -> StemWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
@@ -228,25 +219,31 @@ class StemWriter:
     def _divisor(self, song_peak: float | None) -> np.float32:
         if self.clip not in _RESCALING:
             return np.float32(1)
-        peak = self._peak if song_peak is None or self.clip == "rescale-each" else max(song_peak, self._peak)
+        peak = self.peak if song_peak is None or self.clip == "rescale-each" else max(song_peak, self.peak)
         # In float32, as Demucs computes it, so that files come out the same to the last bit.
         return max(np.float32(1.01) * np.float32(peak), np.float32(1))
 
-    def _compressed(self, encoding: Compressed, divisor: np.float32) -> Path:
-        part = self._new_part()
-        with open(part, "xb+", opener=self._folder.opener) as mine:
-            lock(mine)
+    def _compress(self, encoding: Compressed, divisor: np.float32) -> None:
+        """Encode the samples into a second part."""
+        self._parts.append(part_of(self.path))
+        with open(self._parts[-1], "xb+", opener=self._folder.opener) as part:
+            lock(part)
             encoding.encode(
-                self._samples(divisor), mine, self.path, self.sample_rate, self.channels, self.tags
+                self._samples(divisor), part, self.path, self.sample_rate, self.channels, self.tags
             )
         self._file.close()
-        return part
 
-    def _sealed(self, encoding: Encoding, divisor: np.float32) -> Path:
-        """The part as a WAV file that is whole and on the disk, not only in its cache."""
-        if self._working is not encoding or divisor != 1:
-            self._encode_in_place(encoding, divisor)
+    def _seal(self, encoding: Encoding, divisor: np.float32) -> None:
+        """Make the part a WAV file that is whole and on the disk, not only in its cache."""
         header = encoding.header(self.sample_rate, self.channels, self._frames)
+        if self._working is not encoding or divisor != 1:
+            # In place, from front to back: a sample never gets longer nor does the header, so what is written ends
+            # before what is still to be read.
+            at = len(header)
+            for samples in self._samples(divisor):
+                self._file.seek(at)
+                at += self._file.write(encoding.data(samples))
+            self._file.truncate(at)
         # RF64 files are for machines; few of their readers expect chunks after the data.
         chunk = info_chunk(self.tags) if header[:4] == b"RIFF" else b""
         self._file.seek(0, os.SEEK_END)
@@ -256,7 +253,6 @@ class StemWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return self._part
 
     def _samples(self, divisor: np.float32) -> Iterator[Samples]:
         """The samples on the disk, divided, as ``[channels, n]`` chunks."""
@@ -270,20 +266,6 @@ class StemWriter:
             samples = np.frombuffer(self._file.read(count * size), "<f4").astype(np.float32, copy=False)
             yield samples.reshape(-1, self.channels).T / divisor
 
-    def _encode_in_place(self, encoding: Encoding, divisor: np.float32) -> None:
-        """Turn the float32 samples of the file into ``encoding``, from front to back.
-
-        A sample never gets longer nor does the header, so what is written ends before what is still to
-        be read, and a stem needs no second file.
-        """
-        size = encoding.frame_bytes(self.channels)
-        at = len(encoding.header(self.sample_rate, self.channels, self._frames))
-        for chunk in self._samples(divisor):
-            self._file.seek(at)
-            self._file.write(encoding.data(chunk))
-            at += chunk.shape[1] * size
-        self._file.truncate(at)
-
     @contextmanager
     def _clean_up_on_error(self) -> Iterator[None]:
         """Whatever goes wrong, an interrupt from the keyboard too: no part is left, and disks explain."""
@@ -296,14 +278,6 @@ class StemWriter:
         except BaseException:
             self.abort()
             raise
-
-
-def _limit(encoding: AnyEncoding, clip: Clip) -> float:
-    """Returns the largest absolute sample that is written as it is."""
-    if clip == "clamp":
-        return CLAMP
-    kept = clip in _RESCALING or (isinstance(encoding, Encoding) and encoding.floating)
-    return math.inf if kept else 1.0
 
 
 def _working_encoding(encoding: AnyEncoding, clip: Clip) -> Encoding:

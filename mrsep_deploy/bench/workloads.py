@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import AudioSource
+from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import AudioError, UsageError
 from mrsep_deploy.separation.segments import SONG_EPS

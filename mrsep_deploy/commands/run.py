@@ -30,7 +30,7 @@ from mrsep_deploy.errors import FAILED, UsageError
 from mrsep_deploy.process.interrupts import breakable, last_words, protected
 
 if TYPE_CHECKING:
-    from mrsep_deploy.audio import AnyEncoding
+    from mrsep_deploy.audio.write import AnyEncoding
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.separation.bag import Bag, BagSeparator
     from mrsep_deploy.separation.separator import Separator

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from mrsep_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from mrsep_deploy.audio import AnyEncoding, Clip
+    from mrsep_deploy.audio.write import AnyEncoding, Clip
     from mrsep_deploy.precision.names import AskedPrecision
     from mrsep_deploy.runtime.schedule import Mode
     from mrsep_deploy.songs.loading import RawForm
@@ -83,7 +83,7 @@ class RunOptions:
         Raises:
             click.UsageError: options exclude each other.
         """
-        from mrsep_deploy import audio
+        from mrsep_deploy.audio import compress, encode
 
         form = one_of(ctx, FORMATS)
         depth = one_of(ctx, DEPTHS)
@@ -92,12 +92,12 @@ class RunOptions:
                 instead = ", FLAC holds 16 or 24 bits" if form == "flac" else ""
                 raise click.UsageError(f"--{depth} is not for --{form}{instead}")
             depth = None
-        wav = {None: audio.WAV_16, "int24": audio.WAV_24, "float32": audio.WAV_FLOAT}[depth]
-        raw = {None: audio.RAW_16, "int24": audio.RAW_24, "float32": audio.RAW_FLOAT}[depth]
+        wav = {None: encode.WAV_16, "int24": encode.WAV_24, "float32": encode.WAV_FLOAT}[depth]
+        raw = {None: encode.RAW_16, "int24": encode.RAW_24, "float32": encode.RAW_FLOAT}[depth]
         compressed = {
-            "flac": audio.flac(24 if depth else 16),
-            "mp3": audio.mp3(self.mp3_bitrate),
-            "ogg": audio.ogg(self.ogg_quality),
+            "flac": compress.flac(24 if depth else 16),
+            "mp3": compress.mp3(self.mp3_bitrate),
+            "ogg": compress.ogg(self.ogg_quality),
         }
         return wav if form is None else raw if form == "raw" else compressed[form]
 
@@ -174,7 +174,7 @@ def mp3_bitrate(ctx: click.Context, _option: click.Parameter, given: int) -> int
     """One of the bit rates that MP3 has."""
     if ctx.resilient_parsing:  # a shell asks for completions, and waits
         return given
-    from mrsep_deploy.audio import MP3_BITRATES
+    from mrsep_deploy.audio.compress import MP3_BITRATES
 
     if given not in MP3_BITRATES:
         raise click.BadParameter(f"{given} is none of {', '.join(map(str, MP3_BITRATES))}")
@@ -185,7 +185,7 @@ def raw_form(_ctx: click.Context, _option: click.Parameter, given: str | None) -
     """``44100:2:f32le`` -> what raw samples on stdin are."""
     if given is None:
         return None
-    from mrsep_deploy.audio import WAV_16, WAV_24, WAV_FLOAT
+    from mrsep_deploy.audio.encode import WAV_16, WAV_24, WAV_FLOAT
     from mrsep_deploy.songs.loading import RawForm
 
     encodings = {"s16le": WAV_16, "s24le": WAV_24, "f32le": WAV_FLOAT}

@@ -90,7 +90,7 @@ def notice(options: RunOptions) -> Callable[[str], None]:
 
 def objection(track: Track) -> MrsepError | None:
     """Why there is no song, as far as that is known before it is opened."""
-    from mrsep_deploy.audio import check_file
+    from mrsep_deploy.audio.info import check_file
 
     try:
         if track.problem is None and not track.is_stdin:

@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mrsep_deploy.audio import AudioSource, Cancelled, Encoding, Samples, read_tags
+from mrsep_deploy.audio.encode import Encoding
+from mrsep_deploy.audio.info import Samples
+from mrsep_deploy.audio.read import AudioSource
+from mrsep_deploy.audio.tags import read_tags
+from mrsep_deploy.audio.write import Cancelled
 from mrsep_deploy.errors import AudioError
 from mrsep_deploy.files.parts import explained
 from mrsep_deploy.process.interrupts import breakable

@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mrsep_deploy.audio import Samples
+from mrsep_deploy.audio.info import Samples
 from mrsep_deploy.process.interrupts import breakable
 from mrsep_deploy.separation.stream import Separated, Song
 from mrsep_deploy.songs.journal import Journal

@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mrsep_deploy.audio import (
-    AnyEncoding,
-    Clip,
-    Resampler,
-    Samples,
-    StemWriter,
-    WrittenStem,
-    bytes_needed,
-    resampled_length,
-)
 from mrsep_deploy.audio.blocks import BlockQueue
-from mrsep_deploy.audio.write import CLAMP
+from mrsep_deploy.audio.info import Samples
+from mrsep_deploy.audio.resample import Resampler, resampled_length
+from mrsep_deploy.audio.write import CLAMP, AnyEncoding, Clip, StemWriter, WrittenStem, bytes_needed
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.files.parts import sync_folder

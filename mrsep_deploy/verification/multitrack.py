@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import AudioSource, audio_streams
+from mrsep_deploy.audio.read import AudioSource, audio_streams
 from mrsep_deploy.bundle.manifest import ModelInfo
 from mrsep_deploy.errors import AudioError
 from mrsep_deploy.export.checkpoint.files import sha256

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import AudioSource
+from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle.manifest import Application, Manifest, ModelInfo
 from mrsep_deploy.separation.segments import SongStatistics, applied, stride_of
 from mrsep_deploy.verification.multitrack import TrackFiles, read_multitrack

@@ -11,25 +11,11 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import (
-    RAW_16,
-    RAW_24,
-    RAW_FLOAT,
-    WAV_16,
-    WAV_24,
-    WAV_FLOAT,
-    AnyEncoding,
-    AudioSource,
-    Cancelled,
-    Clip,
-    Encoding,
-    StemWriter,
-    bytes_needed,
-    flac,
-    mp3,
-    ogg,
-    read_tags,
-)
+from mrsep_deploy.audio.compress import flac, mp3, ogg
+from mrsep_deploy.audio.encode import RAW_16, RAW_24, RAW_FLOAT, WAV_16, WAV_24, WAV_FLOAT, Encoding
+from mrsep_deploy.audio.read import AudioSource
+from mrsep_deploy.audio.tags import read_tags
+from mrsep_deploy.audio.write import AnyEncoding, Cancelled, Clip, StemWriter, bytes_needed
 from mrsep_deploy.errors import OutputError
 
 RATE = 44100

@@ -16,9 +16,10 @@ import soundfile
 from bundles import tiny_bundle
 from test_audio_read import RATE, tones, wav_bytes, write_av
 
-from mrsep_deploy.audio import AudioSource, DamagedAudio, Samples
 from mrsep_deploy.audio.headers import stated_frames
+from mrsep_deploy.audio.info import DamagedAudio, Samples
 from mrsep_deploy.audio.ogg_pages import find_links
+from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle import registry
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, AudioError
 

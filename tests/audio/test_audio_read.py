@@ -16,8 +16,10 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrsep_deploy.audio import AudioSource, Samples, audio_streams, resample, resampled_length
 from mrsep_deploy.audio.blocks import reblock
+from mrsep_deploy.audio.info import Samples
+from mrsep_deploy.audio.read import AudioSource, audio_streams
+from mrsep_deploy.audio.resample import resample_stream, resampled_length
 from mrsep_deploy.errors import AudioError
 
 RATE = 44100
@@ -29,6 +31,10 @@ def tones(rate: int = RATE, channels: int = 2, frames: int = 50003, amplitude: f
     return np.stack(
         [amplitude * np.sin(2 * np.pi * 220 * (n + 1) * time) for n in range(channels)], dtype=np.float32
     )
+
+
+def resample(samples: Samples, rate_in: int, rate_out: int) -> Samples:
+    return np.concatenate(list(resample_stream([samples], rate_in, rate_out, len(samples))), axis=1)
 
 
 def snr(reference: Samples, found: Samples) -> float:
@@ -96,8 +102,7 @@ def test_every_format_gives_the_song_at_its_length(
     path = tmp_path / name
     soundfile.write(path, tones().T, RATE, **options)
     source = AudioSource(path, RATE, 2)
-    assert source.info.frames == source.frames == 50003
-    assert source.info.duration == pytest.approx(50003 / RATE)
+    assert source.info.frames == 50003
     assert snr(tones(), source.read()) > at_least
 
 
@@ -139,7 +144,7 @@ def test_a_flac_of_unknown_length(tmp_path: Path) -> None:
     data[22:26] = bytes(4)
     path.write_bytes(data)
     source = AudioSource(path, RATE, 2)
-    assert source.info.frames is source.info.duration is source.frames is None
+    assert source.info.frames is None
     assert snr(tones(), source.read()) > 85
 
 
@@ -212,7 +217,7 @@ def test_resampled_song_is_aligned_and_two_passes_are_identical(
     assert {block.shape for block in blocks[:-1]} == {(channels, 10_000)}
     assert all(block.dtype == np.float32 and block.flags.c_contiguous for block in blocks)
     found = np.concatenate(blocks, axis=1)
-    assert source.frames == found.shape[1] == resampled_length(song.shape[1], rate, RATE)
+    assert found.shape[1] == resampled_length(song.shape[1], rate, RATE)
     np.testing.assert_array_equal(found, source.read())
     middle = slice(2000, -2000)  # the ends ring: the tone starts and stops there
     assert snr(tones(RATE, channels, found.shape[1])[:, middle], found[:, middle]) > 100

@@ -18,22 +18,13 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrsep_deploy.audio import (
-    CLIP_MODES,
-    ENCODINGS,
-    WAV_16,
-    WAV_24,
-    WAV_FLOAT,
-    Clip,
-    Encoding,
-    Samples,
-    StemWriter,
-    WrittenStem,
-    bytes_needed,
-)
+from mrsep_deploy.audio.encode import WAV_16, WAV_24, WAV_FLOAT, Encoding
+from mrsep_deploy.audio.info import Samples
+from mrsep_deploy.audio.write import CLIP_MODES, Clip, StemWriter, WrittenStem, bytes_needed
 from mrsep_deploy.errors import OutputError, UsageError
 
 RATE = 44100
+ENCODINGS = {encoding.name: encoding for encoding in (WAV_16, WAV_24, WAV_FLOAT)}
 
 
 def noise(peak: float, channels: int = 2, frames: int = 5001) -> Samples:

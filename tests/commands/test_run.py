@@ -24,7 +24,8 @@ from click.testing import CliRunner
 from goldens import Export, checkpoint, golden
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import AudioSource, resampled_length
+from mrsep_deploy.audio.read import AudioSource
+from mrsep_deploy.audio.resample import resampled_length
 from mrsep_deploy.bundle import Bundle, registry, write_archive
 from mrsep_deploy.commands.main import INTERRUPTED, main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE

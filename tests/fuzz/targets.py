@@ -194,7 +194,8 @@ class Audio(Target):
     def read(self) -> None:
         import numpy as np
 
-        from mrsep_deploy.audio import AudioSource, read_tags
+        from mrsep_deploy.audio.read import AudioSource
+        from mrsep_deploy.audio.tags import read_tags
 
         source = AudioSource(self.folder / self.file, RATE, CHANNELS)
         for block in islice(source.blocks(), MOST_BLOCKS):

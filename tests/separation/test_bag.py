@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from mrsep_deploy.audio import AudioSource
+from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle import Bundle, registry
 from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, USAGE, UsageError

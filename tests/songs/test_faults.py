@@ -19,7 +19,7 @@ import runs
 from bundles import SAMPLE_RATE, SOURCES
 from runs import NOWHERE, PROGRAM, process, run, song, stems, written
 
-from mrsep_deploy.audio import StemWriter
+from mrsep_deploy.audio.write import StemWriter
 from mrsep_deploy.bundle import Bundle, write_archive
 from mrsep_deploy.commands import run as run_module
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError

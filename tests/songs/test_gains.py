@@ -13,7 +13,8 @@ from bundles import SAMPLE_RATE, SOURCES
 from numpy.typing import NDArray
 from runs import run
 
-from mrsep_deploy.audio import StemWriter, flac
+from mrsep_deploy.audio.compress import flac
+from mrsep_deploy.audio.write import StemWriter
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import DONE
 

@@ -14,8 +14,9 @@ import pytest
 import runs
 from runs import run, song, written
 
-from mrsep_deploy.audio import AnyEncoding, StemWriter, flac, mp3, ogg
+from mrsep_deploy.audio.compress import flac, mp3, ogg
 from mrsep_deploy.audio.encode import WAV_16
+from mrsep_deploy.audio.write import AnyEncoding, StemWriter
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import DONE, FAILED, OutputError
 from mrsep_deploy.files import open_folder

@@ -22,7 +22,7 @@ from bundles import CHANNELS, SAMPLE_RATE, SOURCES, tiny_bundle
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from mrsep_deploy.audio import read_tags
+from mrsep_deploy.audio.tags import read_tags
 from mrsep_deploy.bundle import Bundle, registry
 from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
