@@ -53,6 +53,8 @@ def stated_frames(path: Path, present: int) -> int:
     with open(path, "rb") as file:
         head = file.read(12)
         chunks = _FORMATS.get(head[:4])
+        start: int
+        stated: int | None
         if head[:4] in (b".snd", b"dns.") and len(head) == 12:
             start, stated = struct.unpack(">II" if head[:1] == b"." else "<II", head[4:])
         elif chunks is not None and (head[:4] != b"FORM" or head[8:] in (b"AIFF", b"AIFC")):

@@ -14,7 +14,6 @@ import random
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -179,15 +178,15 @@ class BagSeparator:
                     queue.push(next(stems))
             count = min(map(len, held))
             left -= count
-            yield self._weighted([queue.take(count) for queue in held])
+            total, *others = (
+                weights[:, None, None] * queue.take(count)
+                for weights, queue in zip(self._weights, held, strict=True)
+            )
+            for other in others:
+                total += other
+            yield total
         for stems in running:
             next(stems, None)  # its own end
-
-    def _weighted(self, takes: list[Float32]) -> Float32:
-        total = np.zeros_like(takes[0])
-        for weights, stems in zip(self._weights, takes, strict=True):
-            total += weights[:, None, None] * stems
-        return total
 
     def close(self) -> None:
         """Close every separator. Idempotent."""
@@ -196,7 +195,5 @@ class BagSeparator:
     def __enter__(self) -> BagSeparator:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()

@@ -138,35 +138,22 @@ def cut_segments(
         end = origin + len(held)
         if end <= start:
             return
-        if last == "filled" and end - start < segment:
-            yield _filled(held.first(end - origin)[:, start - origin :], start, segment)
-        else:
-            yield _segment_at(held.first(end - origin), origin, end, start, segment)
+        length = min(segment, end - start)
+        cut = 0 if last == "filled" else (segment - length) // 2
+        first = start - cut
+        lo, hi = max(first, 0), min(first + segment, end)
+        # Context before the song's first sample and after its last does not exist.
+        samples = np.pad(
+            held.first(hi - origin)[:, lo - origin :],
+            [(0, 0), (lo - first, first + segment - hi)],
+            mode="reflect" if last == "filled" and 2 * length > segment else "constant",
+        )
+        yield Segment(start, length, cut, samples)
         start += stride
         # A last, short segment reaches back by up to half a segment for context.
         keep = max(origin, start - segment)
         held.drop(keep - origin)
         origin = keep
-
-
-def _filled(samples: Float32, start: int, segment: int) -> Segment:
-    length = samples.shape[-1]
-    missing = [(0, 0), (0, segment - length)]
-    if 2 * length > segment:
-        return Segment(start, length, 0, np.pad(samples, missing, mode="reflect"))
-    return Segment(start, length, 0, np.pad(samples, missing))
-
-
-def _segment_at(held: Float32, origin: int, end: int, start: int, segment: int) -> Segment:
-    length = min(segment, end - start)
-    missing = segment - length
-    cut = missing // 2
-    first = start - cut
-    samples = np.zeros((held.shape[0], segment), np.float32)
-    # Context before the song's first sample and after its last does not exist: zeros.
-    lo, hi = max(first, 0), min(first + segment, end)
-    samples[:, lo - first : hi - first] = held[:, lo - origin : hi - origin]
-    return Segment(start, length, cut, samples)
 
 
 Item = TypeVar("Item")
@@ -218,7 +205,12 @@ class OverlapAdd:
 
     def add(self, start: int, output: Float32) -> Float32 | None:
         """Add the output of the segment at ``start``; returns the finished samples before it, if any."""
-        finished = self._advance(start - self.position) if start > self.position else None
+        finished, count = None, start - self.position
+        if count > 0:
+            finished = self._done(count)
+            for buffer in (self.total, self.weight_sum):
+                buffer[..., :-count] = buffer[..., count:].copy()
+                buffer[..., -count:] = 0
         length = output.shape[-1]
         weights = self.weights[:length]
         self.total[..., :length] += output * weights
@@ -233,11 +225,4 @@ class OverlapAdd:
     def _done(self, count: int) -> Float32:
         self.position += count
         done: Float32 = self.total[..., :count] / self.weight_sum[:count]
-        return done
-
-    def _advance(self, count: int) -> Float32:
-        done = self._done(count)
-        for buffer in (self.total, self.weight_sum):
-            buffer[..., :-count] = buffer[..., count:].copy()
-            buffer[..., -count:] = 0
         return done

@@ -7,7 +7,6 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +68,9 @@ class Separator:
         plan: for ``mixed``, the file of a plan.
         trace: note who runs when, for ``scheduler.trace``.
 
+    Attributes:
+        scheduler: runs the segments; its ``trace`` tells where the last one's time went.
+
     Raises:
         BundleError, EngineUnavailableError, UsageError: the bundle, the engine or a value is not usable.
     """
@@ -111,13 +113,13 @@ class Separator:
             self.engine, self.engine_reason = chosen.engine, chosen.reason
         try:
             self.run_plan = run_plan(self.bundle, self.engine, mode, lanes)
-            self._scheduler = Scheduler(
+            self.scheduler = Scheduler(
                 self.bundle, self.engine, self.run_plan.mode, self.run_plan.lanes, trace
             )
         except BaseException:
             self.engine.close()
             raise
-        self._closing = weakref.finalize(self, _close, self._scheduler, self.engine, os.getpid())
+        self._closing = weakref.finalize(self, _close, self.scheduler, self.engine, os.getpid())
         self._closing.atexit = False  # the system takes everything back faster
 
     @property
@@ -140,18 +142,13 @@ class Separator:
     def engine_name(self) -> str:
         return self.engine.name
 
-    @property
-    def scheduler(self) -> Scheduler:
-        """What runs the segments; its ``trace`` tells where the last one's time went."""
-        return self._scheduler
-
     def run_segments(self, segments: Float32) -> Float32:
         """One model call: segments ``[b, C, L]``, ``b`` at most the bundle's batch -> ``[b, S, C, L]``.
 
         The result is a view that the next call but one overwrites.
         """
         with self._occupancy.taken():
-            return self._scheduler.run(segments)
+            return self.scheduler.run(segments)
 
     def separate(self, mix: Float32) -> dict[str, Float32]:
         """Separate a whole song held in memory.
@@ -192,8 +189,16 @@ class Separator:
                 is at work or closed.
             EngineError: a stage failed.
         """
-        again = _readable_twice(blocks)
-        song = Song(SongStatistics.measure(self._checked(again())), self._checked(again()))
+        if not callable(blocks) and iter(blocks) is blocks:
+            raise UsageError(
+                "the blocks are an iterator, which can be read once, and a song is read twice",
+                "Give a list of blocks, or a function that begins again.",
+            )
+
+        def again() -> Iterator[Float32]:
+            return self._checked(blocks() if callable(blocks) else blocks)
+
+        song = Song(SongStatistics.measure(again()), again())
         done = 0
         for stems in stems_of(self.separate_songs([song])):
             done += stems.shape[-1]
@@ -223,7 +228,7 @@ class Separator:
         See ``SongStream.run``. :func:`~mrsep_deploy.separation.stream.stems_of` takes the stems of a single song.
         """
         cutting = Cutting(self.segment_samples, self.stride, self.leads, self.manifest.application)
-        stream = SongStream(self._scheduler, self.manifest.model, self.manifest.batch, cutting)
+        stream = SongStream(self.scheduler, self.manifest.model, self.manifest.batch, cutting)
         with self._occupancy.taken():
             yield from stream.run(songs)
 
@@ -235,9 +240,7 @@ class Separator:
     def __enter__(self) -> Separator:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 
@@ -250,17 +253,6 @@ def _close(scheduler: Scheduler, engine: Engine, process: int) -> None:
         scheduler.close()
     finally:
         engine.close()
-
-
-def _readable_twice(blocks: Blocks | Iterable[Float32]) -> Blocks:
-    if callable(blocks):
-        return blocks
-    if iter(blocks) is blocks:
-        raise UsageError(
-            "the blocks are an iterator, which can be read once, and a song is read twice",
-            "Give a list of blocks, or a function that begins again.",
-        )
-    return lambda: blocks
 
 
 def _segment_samples(manifest: Manifest, seconds: float | None) -> int:

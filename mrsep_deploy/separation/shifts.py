@@ -8,6 +8,7 @@ after the normalised song, which is then read from a random point of the first h
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class TakeAverage:
         frames: samples of the song; what a take has beyond them is left out.
     """
 
-    def __init__(self, early: tuple[int, ...], frames: int) -> None:
+    def __init__(self, early: Sequence[int], frames: int) -> None:
         self._early = list(early)
         self._missing = [frames] * len(early)
         self._held = [BlockQueue() for _ in early]
@@ -64,10 +65,9 @@ class TakeAverage:
             return done
         self._held[take].push(done)
         ready = min(map(len, self._held))
-        return self._average(ready) if ready else None
-
-    def _average(self, count: int) -> Float32:
-        total, *others = (held.take(count) for held in self._held)
+        if not ready:
+            return None
+        total, *others = (held.take(ready) for held in self._held)
         for other in others:
             total += other
         total /= len(self._held)

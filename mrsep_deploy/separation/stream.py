@@ -82,14 +82,6 @@ class Cutting:
     application: Application = field(default_factory=Application)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Segments that run together, each with the take it belongs to."""
-
-    under_way: _UnderWay
-    members: list[tuple[int, Segment]]
-
-
 class Runs(Protocol):
     """What runs segments: a scheduler, or something in its place."""
 
@@ -104,50 +96,35 @@ class Runs(Protocol):
         """The stems ``[b, S, C, L]`` of a ticket, in the order in which they were given out."""
 
 
-@dataclass
-class _Pending:
-    group: _Group
-    ticket: Any
-
-
-@dataclass
 class _UnderWay:
     """One song: what cuts it into segments and puts its stems together again."""
 
-    song: Song
-    model: ModelInfo
-    cutting: Cutting
-    open_groups: int = 0
-    cut: bool = False
-    ended: bool = False
-    level: SongStatistics = field(init=False)
-    borders: list[int] = field(init=False)
-    adders: list[OverlapAdd] = field(init=False)
-    average: TakeAverage = field(init=False)
-
-    def __post_init__(self) -> None:
-        sources, channels = len(self.model.sources), self.model.audio_channels
-        cutting, frames = self.cutting, self.song.statistics.frames
-        application = cutting.application
-        self.level = applied(self.song.statistics, application)
-        self.borders = [
-            border_of(application, cutting.segment, cutting.stride, frames + lead) for lead in cutting.leads
+    def __init__(self, song: Song, model: ModelInfo, cutting: Cutting) -> None:
+        self.song = song
+        self.open_groups = 0
+        self.cut = self.ended = False
+        self._cutting = cutting
+        application, leads = cutting.application, cutting.leads
+        self._level = applied(song.statistics, application)
+        frames = self._level.frames
+        self._borders = [
+            border_of(application, cutting.segment, cutting.stride, frames + lead) for lead in leads
         ]
-        self.adders = [OverlapAdd(sources, channels, cutting.segment, application) for _ in cutting.leads]
-        self.average = TakeAverage(
-            tuple(map(sum, zip(cutting.leads, self.borders, strict=True))), self.level.frames
-        )
+        self._adders = [
+            OverlapAdd(len(model.sources), model.audio_channels, cutting.segment, application) for _ in leads
+        ]
+        self._average = TakeAverage([sum(pair) for pair in zip(leads, self._borders, strict=True)], frames)
 
     def segments(self) -> Iterator[tuple[int, Segment]]:
         """Segments of all takes in turn, so that every take is at about the same place of the song."""
-        cutting = self.cutting
-        copies = itertools.tee(self.level.normalised(self.song.blocks), len(cutting.leads))
+        cutting = self._cutting
+        copies = itertools.tee(self._level.normalised(self.song.blocks), len(cutting.leads))
         takes = [
             cut_segments(
                 reflected(_after_silence(lead, blocks), border),
                 cutting.segment, cutting.stride, cutting.application.last,
             )
-            for lead, border, blocks in zip(cutting.leads, self.borders, copies, strict=True)
+            for lead, border, blocks in zip(cutting.leads, self._borders, copies, strict=True)
         ]  # fmt: skip
         running = dict(enumerate(takes))
         while running:
@@ -158,24 +135,42 @@ class _UnderWay:
                 else:
                     yield take, segment
 
-    def add(self, take: int, segment: Segment, output: Float32) -> Iterator[Float32]:
-        """Add a segment's output ``[S, C, L]``; yields what is finished."""
-        cut = output[..., segment.cut : segment.cut + segment.length]
-        yield from self._restored(take, self.adders[take].add(segment.start, cut))
-
-    def finish(self) -> Iterator[Float32]:
-        """The rest of every take."""
-        for take, lead in enumerate(self.cutting.leads):
-            end = self.level.frames + lead + self.borders[take]
-            yield from self._restored(take, self.adders[take].finish(end))
-
-    def _restored(self, take: int, done: Float32 | None) -> Iterator[Float32]:
-        averaged = None if done is None else self.average.add(take, done)
-        if averaged is None:
+    def collect(
+        self, members: Iterable[tuple[int, Segment]], outputs: Iterable[Float32]
+    ) -> Iterator[Separated]:
+        """Adds outputs ``[S, C, L]`` of segments; yields what is finished, and the end if they are the last ones."""
+        if self.ended:
             return
-        averaged *= np.float32(self.level.scale)
-        averaged += np.float32(self.level.mean)
-        yield averaged
+        whole = self.cut and not self.open_groups
+        try:
+            done = [
+                (take, self._adders[take].add(each.start, output[..., each.cut : each.cut + each.length]))
+                for (take, each), output in zip(members, outputs, strict=True)
+            ]
+            if whole:
+                leads = zip(self._adders, self._cutting.leads, self._borders, strict=True)
+                rests = [adder.finish(self._level.frames + lead + border) for adder, lead, border in leads]
+                done += enumerate(rests)
+            ready = [self._restored(take, stems) for take, stems in done if stems is not None]
+        except Exception as error:
+            yield from self.end(error)
+            return
+        yield from (Separated(self.song, stems) for stems in ready if stems is not None)
+        if whole:
+            yield from self.end()
+
+    def _restored(self, take: int, stems: Float32) -> Float32 | None:
+        averaged = self._average.add(take, stems)
+        if averaged is not None:
+            averaged *= np.float32(self._level.scale)
+            averaged += np.float32(self._level.mean)
+        return averaged
+
+    def end(self, error: Exception | None = None) -> Iterator[Separated]:
+        """Yields the song's end, once."""
+        if not self.ended:
+            self.ended = True
+            yield Separated(self.song, error=error)
 
 
 def _after_silence(lead: int, blocks: Iterable[Float32]) -> Iterator[Float32]:
@@ -186,6 +181,15 @@ def _after_silence(lead: int, blocks: Iterable[Float32]) -> Iterator[Float32]:
         yield block
 
 
+@dataclass
+class _Group:
+    """Segments that run together, each with the take it belongs to."""
+
+    under_way: _UnderWay
+    members: list[tuple[int, Segment]]
+    ticket: Any = None
+
+
 class SongStream:
     """Separates songs one after the other; see :meth:`run`."""
 
@@ -194,7 +198,7 @@ class SongStream:
         self._model = model
         self._batch = batch
         self._cutting = cutting
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[_Group] = deque()
 
     def run(self, songs: Iterable[Song | None]) -> Iterator[Separated]:
         """Separate songs in order.
@@ -206,12 +210,12 @@ class SongStream:
         Yields:
             For every song its stems in order, then its end. Several songs may be under way at once.
         """
-        for song in songs:
-            if song is None:
-                yield from self._drain()
+        for song in itertools.chain(songs, [None]):
+            if song is not None:
+                yield from self._feed(_UnderWay(song, self._model, self._cutting))
                 continue
-            yield from self._feed(_UnderWay(song, self._model, self._cutting))
-        yield from self._drain()
+            while self._pending:
+                yield from self._collect()
 
     def _feed(self, under_way: _UnderWay) -> Iterator[Separated]:
         groups = grouped(under_way.segments(), self._batch)
@@ -219,11 +223,11 @@ class SongStream:
             try:
                 members = next(groups, None)
             except Exception as error:  # the song cannot be read on; those around it are not to blame
-                yield from _end(under_way, error)
+                yield from under_way.end(error)
                 return
             if members is None:
                 under_way.cut = True
-                yield from self._end_if_complete(under_way)
+                yield from under_way.collect([], [])
                 return
             if len(self._pending) == self._scheduler.capacity:
                 yield from self._collect()
@@ -234,62 +238,29 @@ class SongStream:
         """Starts a group, unless its song has ended; what fails here ends that song."""
         if group.under_way.ended:
             return
-        mix = np.zeros(
-            (len(group.members), self._model.audio_channels, self._model.segment_samples), np.float32
-        )
+        model = self._model
+        mix = np.zeros((len(group.members), model.audio_channels, model.segment_samples), np.float32)
         for row, (_, segment) in zip(mix, group.members, strict=True):
             row[:, : self._cutting.segment] = segment.samples
         try:
-            ticket = self._scheduler.submit(mix)
+            group.ticket = self._scheduler.submit(mix)
         except Exception as error:
-            yield from _end(group.under_way, error)
+            yield from group.under_way.end(error)
         else:
-            self._pending.append(_Pending(group, ticket))
-
-    def _drain(self) -> Iterator[Separated]:
-        while self._pending:
-            yield from self._collect()
+            self._pending.append(group)
 
     def _collect(self) -> Iterator[Separated]:
         """Waits for the oldest group."""
         oldest = self._pending.popleft()
-        under_way = oldest.group.under_way
         try:
             outputs = self._scheduler.result(oldest.ticket)
         except Exception as error:
             # All that was under way is lost with it; other songs' segments are started again.
-            lost = [each.group for each in self._pending]
+            lost = list(self._pending)
             self._pending.clear()
-            yield from _end(under_way, error)
+            yield from oldest.under_way.end(error)
             for group in lost:
                 yield from self._submit(group)
             return
-        if under_way.ended:
-            return
-        for (take, segment), output in zip(oldest.group.members, outputs, strict=True):
-            yield from _stems(under_way, under_way.add(take, segment, output))
-        under_way.open_groups -= 1
-        yield from self._end_if_complete(under_way)
-
-    def _end_if_complete(self, under_way: _UnderWay) -> Iterator[Separated]:
-        if under_way.ended or not under_way.cut or under_way.open_groups:
-            return
-        yield from _stems(under_way, under_way.finish())
-        yield from _end(under_way, None)
-
-
-def _stems(under_way: _UnderWay, finished: Iterator[Float32]) -> Iterator[Separated]:
-    """Yields what is finished of a song; what fails here ends that song."""
-    try:
-        ready = list(finished)
-    except Exception as error:
-        yield from _end(under_way, error)
-        return
-    for stems in ready:
-        yield Separated(under_way.song, stems)
-
-
-def _end(under_way: _UnderWay, error: Exception | None) -> Iterator[Separated]:
-    if not under_way.ended:
-        under_way.ended = True
-        yield Separated(under_way.song, error=error)
+        oldest.under_way.open_groups -= 1
+        yield from oldest.under_way.collect(oldest.members, outputs)

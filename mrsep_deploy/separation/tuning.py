@@ -77,21 +77,30 @@ def tune(bundle: Bundle, engine: str, options: EngineOptions, report: Report) ->
     Raises:
         EngineError: the bundle does not run at all.
     """
+
+    def opened(plan: RunPlan) -> Separator:
+        return Separator(bundle, engine=engine_class(engine)(options), mode=plan.mode, lanes=plan.lanes)
+
     first, *challengers = candidates(bundle.manifest, options.budget)
     steps = len(challengers) + 1
     with contextlib.ExitStack() as stack:
         report(first.title, 0, steps)
-        champion = stack.enter_context(_opened(bundle, engine, options, first))
-        alone = race({first.title: _work(champion, first.lanes)}, ROUNDS)
-        _require(alone, first.title)
-        trials = [Trial(first, float(np.median(alone.times[first.title])) / (2 * first.lanes), won=True)]
+        champion = stack.enter_context(opened(first))
+        alone = _raced({"champion": _work(champion, first.lanes)})
+        trials = [Trial(first, float(np.median(alone.times["champion"])) / (2 * first.lanes), won=True)]
         for number, plan in enumerate(challengers):
             report(plan.title, number + 1, steps)
-            trial, opened = _challenge(bundle, engine, options, champion, trials, plan)
-            trials.append(trial)
-            if opened is not None:
-                stack.close()
-                champion = stack.enter_context(opened)
+            with contextlib.ExitStack() as challenge:
+                try:
+                    challenger = challenge.enter_context(opened(plan))
+                except (EngineError, MemoryError) as error:
+                    trials.append(Trial(plan, None, reason=str(error) or "there is not enough memory"))
+                    continue
+                trials.append(_challenge(champion, best(trials), challenger, plan))
+                if trials[-1].won:
+                    stack.close()
+                    champion = challenger
+                    stack.push(challenge.pop_all())
     report("done", steps, steps)
     return trials
 
@@ -101,36 +110,25 @@ def best(trials: Sequence[Trial]) -> RunPlan:
     return [trial.plan for trial in trials if trial.won][-1]
 
 
-def _challenge(
-    bundle: Bundle,
-    engine: str,
-    options: EngineOptions,
-    champion: Separator,
-    trials: Sequence[Trial],
-    plan: RunPlan,
-) -> tuple[Trial, Separator | None]:
-    """One challenge, and the challenger where it has won; otherwise it is closed."""
-    with contextlib.ExitStack() as stack:
-        try:
-            challenger = stack.enter_context(_opened(bundle, engine, options, plan))
-        except (EngineError, MemoryError) as error:
-            return Trial(plan, None, reason=str(error) or "there is not enough memory"), None
-        lanes = max(plan.lanes, best(trials).lanes)
-        found = race({"champion": _work(champion, lanes), "challenger": _work(challenger, lanes)}, ROUNDS)
-        _require(found, "champion")
-        if found.failed:
-            return Trial(plan, None, reason=str(found.failed["challenger"])), None
-        ratio = ratio_interval(found.times["champion"], found.times["challenger"])
-        seconds = float(np.median(found.times["challenger"])) / (2 * lanes)
-        won = ratio["low"] > 1 and ratio["median"] > WORTH
-        if won:
-            stack.pop_all()
-        return Trial(plan, seconds, ratio, won), challenger if won else None
+def _challenge(champion: Separator, before: RunPlan, challenger: Separator, plan: RunPlan) -> Trial:
+    """One challenge of the champion, whose plan is ``before``."""
+    lanes = max(plan.lanes, before.lanes)
+    found = _raced({"champion": _work(champion, lanes), "challenger": _work(challenger, lanes)})
+    if found.failed:
+        return Trial(plan, None, reason=str(found.failed["challenger"]))
+    ratio = ratio_interval(found.times["champion"], found.times["challenger"])
+    seconds = float(np.median(found.times["challenger"])) / (2 * lanes)
+    return Trial(plan, seconds, ratio, won=ratio["low"] > 1 and ratio["median"] > WORTH)
 
 
-def _opened(bundle: Bundle, engine: str, options: EngineOptions, plan: RunPlan) -> Separator:
-    made = engine_class(engine)(options)
-    return Separator(bundle, engine=made, mode=plan.mode, lanes=plan.lanes)
+def _raced(contenders: Mapping[str, Turn]) -> Race:
+    """A race, whole; raises what ended it, or the champion's part in it."""
+    found = race(contenders, ROUNDS)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    if "champion" in found.failed:
+        raise found.failed["champion"]
+    return found
 
 
 def _work(separator: Separator, lanes: int) -> Turn:
@@ -150,11 +148,3 @@ def _work(separator: Separator, lanes: int) -> Turn:
             scheduler.result(pending.popleft())
 
     return clocked(run)
-
-
-def _require(found: Race, name: str) -> None:
-    """Raise what ended a race, or one contender's part in it."""
-    if found.interrupted:
-        raise KeyboardInterrupt
-    if name in found.failed:
-        raise found.failed[name]

@@ -72,7 +72,7 @@ class Journal:
 
     def is_done(self, track: Track, outputs: Sequence[Path]) -> bool:
         """Whether nothing is left to do for a track."""
-        line = self._done.get(_identity(track))
+        line = self._done.get(os.path.abspath(track.path))
         if line is None or track.is_stdin or line.state != _state(track.path):
             return False
         found = self._sizes(outputs)
@@ -89,13 +89,16 @@ class Journal:
         """
         if track.is_stdin:
             return
-        line = Line(self._settings, _identity(track), _state(track.path), self._sizes(outputs))
+        place = os.path.abspath(track.path)
+        line = Line(self._settings, place, _state(track.path), self._sizes(outputs))
         with self._lock, explained(self.path, "Or run without --resume."):
             with OpenFolder(self._folder, self._root) as folder:
                 descriptor = folder.opener(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 # A kill may have left half a line. Each line goes out in one call, so that two runs do not mix.
-                start = b"" if _ends_with_newline(descriptor) else b"\n"
+                size = os.lseek(descriptor, 0, os.SEEK_END)
+                os.lseek(descriptor, max(size - 1, 0), os.SEEK_SET)
+                start = b"" if os.read(descriptor, 1) in (b"", b"\n") else b"\n"
                 text = start + json.dumps(msgspec.to_builtins(line)).encode() + b"\n"
                 if os.write(descriptor, text) != len(text):  # the rest of the disk was less than a line
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -121,15 +124,11 @@ def _lines(folder: Path, root: Path | None) -> Iterator[Line]:
 
 def noted_outputs(folder: Path) -> frozenset[str]:
     """Absolute paths of the files that a folder's journal says are stems; none where there is no journal."""
-    found: set[str] = set()
     with contextlib.suppress(OutputError):  # a link or a pipe, which no run has written
-        for line in _lines(folder, None):
-            found.update(os.path.abspath(folder / name) for name in line.outputs)
-    return frozenset(found)
-
-
-def _identity(track: Track) -> str:
-    return os.path.abspath(track.path)
+        return frozenset(
+            os.path.abspath(folder / name) for line in _lines(folder, None) for name in line.outputs
+        )
+    return frozenset()
 
 
 def _state(path: Path) -> list[int] | None:
@@ -146,11 +145,3 @@ def _size(path: Path) -> int | None:
         found = os.lstat(path)
         return found.st_size if stat.S_ISREG(found.st_mode) else None
     return None
-
-
-def _ends_with_newline(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    if not size:
-        return True
-    os.lseek(descriptor, -1, os.SEEK_END)
-    return os.read(descriptor, 1) == b"\n"

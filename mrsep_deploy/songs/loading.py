@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from mrsep_deploy.audio.encode import Encoding
 from mrsep_deploy.audio.info import Samples
@@ -23,8 +23,6 @@ from mrsep_deploy.files.parts import explained
 from mrsep_deploy.process.interrupts import breakable
 from mrsep_deploy.separation.segments import SongStatistics
 from mrsep_deploy.songs.track import Track
-
-T = TypeVar("T")
 
 KEPT_BYTES = 64 * 2**20
 """A song of up to this size, as float32, is decoded once and stays in memory: three minutes of stereo."""
@@ -56,14 +54,11 @@ class LoadedSong:
     tags: dict[str, str]
     frames: int
     held: list[Samples] | None
-    cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    cleanup: contextlib.ExitStack
 
-    def blocks(self, cancel: threading.Event) -> Iterator[Samples]:
+    def blocks(self) -> Iterator[Samples]:
         """The song from its start, ``[C, n]`` at the model's rate."""
-        if self.held is not None:
-            yield from self.held
-        else:
-            yield from _read_ahead(self.source.blocks(), cancel)
+        return iter(self.held) if self.held is not None else _read_ahead(self.source.blocks())
 
     def close(self) -> None:
         """Forget samples and temporary files."""
@@ -97,7 +92,6 @@ def load(
         path = track.path
         if track.is_stdin:
             path = stack.enter_context(_spooled_stdin(raw))
-            stack.enter_context(_called_stdin(path))
         source = AudioSource(path, sample_rate, channels, allow_damaged=allow_damaged)
         held: list[Samples] | None = []
         size = 0
@@ -121,7 +115,7 @@ def load(
 
 @contextlib.contextmanager
 def _spooled_stdin(raw: RawForm | None) -> Iterator[Path]:
-    """What comes through stdin, as a file: a song is read twice, a pipe once."""
+    """What comes through stdin, as a file: a song is read twice, a pipe once. Its errors speak of stdin."""
     with tempfile.TemporaryDirectory(prefix="mrsep-deploy-stdin-") as folder:
         path = Path(folder) / "stdin.wav"
         with explained(path, "TMPDIR names another place."), open(path, "wb") as file:
@@ -142,52 +136,26 @@ def _spooled_stdin(raw: RawForm | None) -> Iterator[Path]:
                 file.write(raw.encoding.header(raw.sample_rate, raw.channels, frames))
         if not size:
             raise AudioError("stdin is empty", "Pipe an audio file into it.")
-        yield path
-
-
-def _taken(ready: queue.Queue[T]) -> T:
-    with breakable():
-        return ready.get()
-
-
-@contextlib.contextmanager
-def _called_stdin(path: Path) -> Iterator[None]:
-    """Errors of the file that stdin has become speak of stdin."""
-    try:
-        yield
-    except AudioError as error:
-        error.message = error.message.replace(str(path), "stdin")
-        raise
-
-
-def _read_ahead(blocks: Iterable[Samples], cancel: threading.Event) -> Iterator[Samples]:
-    """The same blocks, decoded by a thread that is up to ``AHEAD`` of them ahead."""
-    ready: queue.Queue[Samples | BaseException | None] = queue.Queue(AHEAD)
-    left = threading.Event()
-
-    def put(item: Samples | BaseException | None) -> None:
-        while not left.is_set() and not cancel.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def work() -> None:
         try:
-            for block in blocks:
-                put(block)
-                if left.is_set() or cancel.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # raised again where the blocks are read
-            put(error)
+            yield path
+        except AudioError as error:
+            error.message = error.message.replace(str(path), "stdin")
+            raise
 
-    worker = threading.Thread(target=work, name="decode", daemon=True)
-    worker.start()
-    try:
-        while (item := _taken(ready)) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        left.set()
-        worker.join()
+
+def _read_ahead(blocks: Iterator[Samples]) -> Iterator[Samples]:
+    """The same blocks, decoded by a thread that is up to ``AHEAD`` of them ahead."""
+    with ThreadPoolExecutor(1, "decode") as decoder:
+        ahead = deque(decoder.submit(next, blocks, None) for _ in range(AHEAD))
+        try:
+            while True:
+                with breakable():
+                    block = ahead[0].result()
+                if block is None:
+                    return
+                ahead.popleft()
+                ahead.append(decoder.submit(next, blocks, None))
+                yield block
+        finally:
+            for each in ahead:
+                each.cancel()

@@ -37,8 +37,7 @@ class Naming:
     template: str = DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:
-        used = _variables(self.template)
-        unknown = [name for name in used if name not in VARIABLES]
+        unknown = [name for name in _variables(self.template) if name not in VARIABLES]
         if unknown:
             raise UsageError(f"the file name template has {{{unknown[0]}}}", _HELP)
         plain = PurePosixPath(self.template.replace("\\", "/"))
@@ -54,14 +53,8 @@ class Naming:
 
     def path(self, track: Track, output: Output) -> Path:
         """The file of one output of a track."""
-        filled = self.template.format(
-            track=track.name,
-            trackext=track.extension,
-            stem=output.name,
-            ext=self.extension,
-            model=self.model,
-        )
-        return self.folder / filled
+        song = {"track": track.name, "trackext": track.extension, "stem": output.name}
+        return self.folder / self.template.format(**song, ext=self.extension, model=self.model)
 
     def paths(self, track: Track, outputs: Sequence[Output]) -> list[Path]:
         """The files of a track, in the order of its outputs."""

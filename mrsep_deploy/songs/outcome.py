@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, MrsepError, first_line
 from mrsep_deploy.songs.track import Track
@@ -107,10 +107,7 @@ class Summary:
     def as_json(self) -> dict[str, object]:
         """Plain values."""
         return {
-            "done": len(self.of("done")),
-            "failed": len(self.of("failed")),
-            "skipped": len(self.of("skipped")),
-            "unfinished": len(self.of("unfinished")),
+            **{status: len(self.of(status)) for status in get_args(Status)},
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
             "elapsed": round(self.elapsed, 3),

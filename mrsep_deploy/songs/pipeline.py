@@ -12,57 +12,47 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.audio.info import Samples
 from mrsep_deploy.process.interrupts import breakable
-from mrsep_deploy.separation.stream import Separated, Song
+from mrsep_deploy.separation.bag import BagSeparator
+from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.separation.stream import Song
 from mrsep_deploy.songs.journal import Journal
 from mrsep_deploy.songs.loading import LoadedSong, RawForm, load
 from mrsep_deploy.songs.outcome import Outcome, Summary
+from mrsep_deploy.songs.reporting import Quiet
 from mrsep_deploy.songs.track import Track
-from mrsep_deploy.songs.writing import MixBuffer, SongWriter, WriteOptions
-
-DEFAULT_JOBS = 2
-
-
-class SeparatesSongs(Protocol):
-    """What a catalogue needs of a separator."""
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    @property
-    def audio_channels(self) -> int: ...
-
-    def separate_songs(self, songs: Iterable[Song | None]) -> Iterator[Separated]: ...
-
-
-class Reporter(Protocol):
-    """Receives progress and results. All calls come from the thread that runs the catalogue."""
-
-    def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
-        """A song has come so far, in samples at the model's rate, in so many seconds since its own begin."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """A song has ended, one way or another."""
+from mrsep_deploy.songs.writing import SongWriter, WriteOptions
 
 
 @dataclass(eq=False)
 class _Active:
-    """A song between its first segment and its last file."""
+    """A song between its first segment and its last file.
+
+    Attributes:
+        mix: samples that have no stems yet, where an output is made of them.
+    """
 
     loaded: LoadedSong
     writer: SongWriter
-    mix: MixBuffer
+    mix: BlockQueue | None
     began: float
     done: int = 0
     failed: Exception | None = None
     files: list[Future[None]] = field(default_factory=list)
     unfinished: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all files are finished, and noted down."""
+        ended = all(file.done() and not file.cancelled() for file in self.files)
+        return bool(self.files) and ended and not any(file.exception() for file in self.files)
 
 
 @dataclass(eq=False)
@@ -72,7 +62,7 @@ class Catalogue:
     Attributes:
         separator: ready to run.
         options: what is written, and where.
-        reporter: is told of progress and ends.
+        reporter: is told of progress and ends, always by the thread that runs the catalogue.
         journal: where finished songs are noted, and which of them are skipped.
         skip_done: skip what the journal says is done.
         jobs: songs that are decoded ahead, and songs that are encoded, at the same time.
@@ -80,14 +70,14 @@ class Catalogue:
         allow_damaged: separate what is there of a song that is cut or damaged.
     """
 
-    separator: SeparatesSongs
+    separator: Separator | BagSeparator
     options: WriteOptions
-    reporter: Reporter
-    journal: Journal | None = None
-    skip_done: bool = False
-    jobs: int = DEFAULT_JOBS
-    raw: RawForm | None = None
-    allow_damaged: bool = False
+    reporter: Quiet
+    journal: Journal | None
+    skip_done: bool
+    jobs: int
+    raw: RawForm | None
+    allow_damaged: bool
 
     def __post_init__(self) -> None:
         self._cancel = threading.Event()
@@ -95,7 +85,7 @@ class Catalogue:
         self._outcomes: list[Outcome] = []
         self._active: dict[Song, _Active] = {}
         self._encoding: deque[_Active] = deque()
-        self._loading: deque[tuple[Track, Future[LoadedSong]]] = deque()
+        self._loading: deque[tuple[Track, Future[LoadedSong] | None]] = deque()
         self._tracks: Sequence[Track] = ()
         self._began = time.perf_counter()
 
@@ -109,7 +99,13 @@ class Catalogue:
             self._cleaned_up(loaders, encoders),
         ):
             for separated in self.separator.separate_songs(self._songs(tracks, loaders)):
-                self._take(self._active[separated.song], separated, encoders)
+                self._complete_finished()
+                active = self._active[separated.song]
+                if separated.stems is not None:
+                    self._write(active, separated.stems)
+                else:
+                    del self._active[separated.song]
+                    self._encode(active, separated.error, encoders)
             while self._encoding:
                 self._complete_oldest()
         return self.summary()
@@ -130,19 +126,24 @@ class Catalogue:
             if not self._loading:
                 return
             track, loading = self._loading[0]
-            if not loading.done():
+            if loading is None or not loading.done():
                 yield None  # what is under way gets finished while the song is not there yet
+            if loading is not None:
                 self._wait_for(loading)
             self._loading.popleft()
             try:
-                song = self._begin(loading.result())
+                # stdin is read by this thread: one that waits for a pipe could not be interrupted
+                song = self._begin(self._load(track) if loading is None else loading.result())
             except Exception as error:
                 self._end(Outcome(track, "failed", error=error))
                 continue
             yield song
 
-    def _load_ahead(self, waiting: Iterator[Track], loaders: ThreadPoolExecutor) -> None:
+    def _load(self, track: Track) -> LoadedSong:
         rate, channels = self.separator.sample_rate, self.separator.audio_channels
+        return load(track, rate, channels, self._cancel, self.raw, self.allow_damaged)
+
+    def _load_ahead(self, waiting: Iterator[Track], loaders: ThreadPoolExecutor) -> None:
         while len(self._loading) < self.jobs:
             track = next(waiting, None)
             if track is None:
@@ -151,11 +152,8 @@ class Catalogue:
             if self.skip_done and self.journal is not None and self.journal.is_done(track, paths):
                 self._end(Outcome(track, "skipped", tuple(paths)))
                 continue
-            arguments = track, rate, channels, self._cancel, self.raw, self.allow_damaged
-            if track.is_stdin:  # read by this thread: one that waits for a pipe could not be interrupted
-                self._loading.append((track, _called(lambda given=arguments: load(*given))))  # type: ignore[misc]
-            else:
-                self._loading.append((track, loaders.submit(load, *arguments)))
+            loading = None if track.is_stdin else loaders.submit(self._load, track)
+            self._loading.append((track, loading))
 
     def _wait_for(self, loading: Future[LoadedSong]) -> None:
         while not loading.done():
@@ -171,36 +169,35 @@ class Catalogue:
         except BaseException:
             loaded.close()
             raise
-        wanted = any(output.from_mix for output in self.options.outputs)
-        mix = MixBuffer(loaded.blocks(self._cancel), wanted)
+        mix = BlockQueue() if any(output.from_mix for output in self.options.outputs) else None
         active = _Active(loaded, writer, mix, time.perf_counter())
-        song = Song(loaded.statistics, self._unless_failed(active))
+        song = Song(loaded.statistics, _blocks(active))
         self._active[song] = active
         return song
 
-    def _unless_failed(self, active: _Active) -> Iterator[Samples]:
-        """The song's blocks, as long as its stems can be written."""
-        for block in active.mix:
-            if active.failed is not None:
-                raise active.failed
-            yield block
-
     # --- stems out
 
-    def _take(self, active: _Active, separated: Separated, encoders: ThreadPoolExecutor) -> None:
-        self._complete_finished()
-        if separated.stems is not None:
-            self._write(active, separated)
-            return
-        del self._active[separated.song]
-        active.failed = active.failed or separated.error
-        try:
-            if active.failed is None:
+    def _write(self, active: _Active, stems: Samples) -> None:
+        count = stems.shape[-1]
+        if active.failed is None:
+            try:
+                active.writer.write(stems, None if active.mix is None else active.mix.take(count))
+            except Exception as error:
+                active.failed = error
+        active.done += count
+        elapsed = time.perf_counter() - active.began
+        self.reporter.progress(active.loaded.track, active.done, active.loaded.statistics.frames, elapsed)
+
+    def _encode(self, active: _Active, failed: Exception | None, encoders: ThreadPoolExecutor) -> None:
+        """Let a song's files be finished, unless it has failed; waits if too many songs are there already."""
+        failed = active.failed or failed
+        if failed is None:
+            try:
                 active.writer.flush()
-        except Exception as error:
-            active.failed = error
-        if active.failed is not None:
-            self._give_up(active, active.failed)
+            except Exception as error:
+                failed = error
+        if failed is not None:
+            self._give_up(active, failed)
             return
         active.loaded.close()
         active.unfinished = len(active.writer.paths)
@@ -219,18 +216,6 @@ class Catalogue:
             active.writer.sync()
             if self.journal is not None:
                 self.journal.add(active.loaded.track, active.writer.paths)
-
-    def _write(self, active: _Active, separated: Separated) -> None:
-        assert separated.stems is not None
-        count = separated.stems.shape[-1]
-        if active.failed is None:
-            try:
-                active.writer.write(separated.stems, active.mix.take(count))
-            except Exception as error:
-                active.failed = error
-        active.done += count
-        elapsed = time.perf_counter() - active.began
-        self.reporter.progress(active.loaded.track, active.done, active.loaded.statistics.frames, elapsed)
 
     def _complete_finished(self) -> None:
         while self._encoding and all(file.done() for file in self._encoding[0].files):
@@ -251,26 +236,19 @@ class Catalogue:
         self._end(self._done(active))
 
     def _done(self, active: _Active) -> Outcome:
-        seconds = active.loaded.statistics.frames / self.separator.sample_rate
-        elapsed = time.perf_counter() - active.began
         loaded, writer = active.loaded, active.writer
         return Outcome(
             loaded.track,
             "done",
             tuple(writer.paths),
-            seconds,
-            elapsed,
+            seconds=loaded.statistics.frames / self.separator.sample_rate,
+            elapsed=time.perf_counter() - active.began,
             remarks=(*loaded.source.remarks, *filter(None, [writer.remark])),
-            gains=writer.gains,
+            gains={name: stem.decibels for name, stem in writer.finished.items()},
         )
 
     def _give_up(self, active: _Active, error: Exception) -> None:
-        for file in active.files:
-            file.cancel()
-        for file in active.files:
-            with contextlib.suppress(Exception):
-                if not file.cancelled():
-                    file.result()
+        wait([file for file in active.files if not file.cancel()])
         active.writer.abort()
         active.loaded.close()
         self._end(Outcome(active.loaded.track, "failed", error=error))
@@ -295,7 +273,7 @@ class Catalogue:
         """Remove what is not finished. An end that no thread waits for calls it from a thread of its own."""
         self._cancel.set()
         for active in (*self._active.values(), *self._encoding):
-            if _is_whole(active):
+            if active.whole:
                 self._outcomes.append(self._done(active))
             active.writer.abort()
             active.loaded.close()
@@ -303,22 +281,16 @@ class Catalogue:
         self._encoding.clear()
         for _, loading in self._loading:
             with contextlib.suppress(Exception):
-                loading.result(timeout=0).close()
+                if loading is not None:
+                    loading.result(timeout=0).close()
         self._loading.clear()
 
 
-def _is_whole(active: _Active) -> bool:
-    """Whether all files of a song are finished, and noted down."""
-    return bool(active.files) and all(
-        file.done() and not file.cancelled() and file.exception() is None for file in active.files
-    )
-
-
-def _called(function: Callable[[], LoadedSong]) -> Future[LoadedSong]:
-    """What a function gives or raises, as a future that is done."""
-    future: Future[LoadedSong] = Future()
-    try:
-        future.set_result(function())
-    except Exception as error:
-        future.set_exception(error)
-    return future
+def _blocks(active: _Active) -> Iterator[Samples]:
+    """The song's blocks, as long as its stems can be written."""
+    for block in active.loaded.blocks():
+        if active.failed is not None:
+            raise active.failed
+        if active.mix is not None:
+            active.mix.push(block)
+        yield block

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from types import TracebackType
+from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from mrsep_deploy.errors import one_line
@@ -31,30 +32,26 @@ class Quiet:
     def __enter__(self) -> Quiet:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+    def __exit__(self, *_error: object) -> None:
+        """What is shown is taken away; an error goes on."""
 
     def begin(self, model: str, engine: str | None, tracks: int) -> None:
         """The run begins; without an engine, if there is nothing for one to do."""
 
     def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
-        """A song has come so far."""
+        """A song has come so far, in samples at the model's rate, in so many seconds since its own begin."""
 
     def ended(self, outcome: Outcome) -> None:
         """A song has ended."""
         if outcome.status == "failed" and not self._single:
-            line = one_line(f"mrsep-deploy: {outcome.track.path}: {outcome.reason}")
-            print(line, file=sys.stderr, flush=True)
+            _warn(f"mrsep-deploy: {outcome.track.path}: {outcome.reason}")
 
     def summary(self, summary: Summary) -> None:
         """The run has ended."""
         failed = summary.of("failed")
         if failed and not self._single:
             names = ", ".join(str(outcome.track.path) for outcome in failed)
-            line = one_line(f"{len(failed)} of {len(summary.outcomes)} failed: {names}")
-            print(line, file=sys.stderr, flush=True)
+            _warn(f"{len(failed)} of {len(summary.outcomes)} failed: {names}")
 
 
 class Bars(Quiet):
@@ -73,12 +70,7 @@ class Bars(Quiet):
         self._current: Track | None = None
         self._tracks = self._ended = 0
 
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self._bars is not None:
             self._bars.stop()
 
@@ -104,24 +96,24 @@ class Bars(Quiet):
         if self._bars is not None:
             self._bars.update(self._all, completed=self._ended, of=f"{self._ended}/{self._tracks}")
         for remark in outcome.remarks:
-            print(one_line(f"mrsep-deploy: {outcome.track.path} {remark}"), file=sys.stderr, flush=True)
+            _warn(f"mrsep-deploy: {outcome.track.path} {remark}")
         if outcome.status == "done":
             what = f"{outcome.seconds:.1f} s in {outcome.elapsed:.1f} s, {outcome.speed:.2f} x realtime"
-            gain = f", {outcome.gain} to keep from clipping" if outcome.gain else ""
-            self._print(f"{one_line(_together(outcome))}  {what}{gain}")
+            what += f", {outcome.gain} to keep from clipping" if outcome.gain else ""
         elif outcome.status == "skipped":
-            self._print(f"{one_line(_together(outcome))}  done already")
-
-    def _print(self, line: str) -> None:
+            what = "done already"
+        else:
+            return
         # Looked up now: on a terminal the bars have put themselves in the streams' place.
-        print(line, file=sys.stderr if self._to_stderr else sys.stdout, flush=True)
+        stream = sys.stderr if self._to_stderr else sys.stdout
+        print(f"{one_line(_together(outcome.outputs))}  {what}", file=stream, flush=True)
 
     def summary(self, summary: Summary) -> None:
         if self._bars is not None:
             self._bars.stop()
         super().summary(summary)
         if not self._single:
-            print(str(summary), file=sys.stderr, flush=True)
+            _warn(str(summary))
 
 
 class JsonLines(Quiet):
@@ -156,13 +148,18 @@ class JsonLines(Quiet):
         print(json.dumps(fields), file=self._stream, flush=True)
 
 
-def _together(outcome: Outcome) -> str:
+def _warn(line: str) -> None:
+    print(one_line(line), file=sys.stderr, flush=True)
+
+
+def _together(paths: Sequence[Path]) -> str:
     """``folder/{drums,bass}.wav`` where the names allow it, else the first and how many more."""
-    first = outcome.outputs[0]
-    if all((path.parent, path.suffix) == (first.parent, first.suffix) for path in outcome.outputs):
-        names = ",".join(path.stem for path in outcome.outputs)
-        return str(first.parent / (f"{{{names}}}{first.suffix}" if len(outcome.outputs) > 1 else first.name))
-    return f"{first} and {len(outcome.outputs) - 1} more"
+    first, *others = paths
+    if not others:
+        return str(first)
+    if any((path.parent, path.suffix) != (first.parent, first.suffix) for path in others):
+        return f"{first} and {len(others)} more"
+    return str(first.parent / f"{{{','.join(path.stem for path in paths)}}}{first.suffix}")
 
 
 def _bars() -> Progress:

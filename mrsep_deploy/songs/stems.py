@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from mrsep_deploy.audio.info import Samples
 from mrsep_deploy.errors import UsageError
 
-Float32 = NDArray[np.float32]
 OtherMethod = Literal["add", "minus", "none"]
-OTHER_METHODS: tuple[OtherMethod, ...] = ("add", "minus", "none")
 
 
 @dataclass(frozen=True)
@@ -30,15 +26,15 @@ class Output:
     sources: tuple[int, ...]
     from_mix: bool = False
 
-    def make(self, stems: Float32, mix: Float32 | None) -> Float32:
+    def make(self, stems: Samples, mix: Samples | None) -> Samples:
         """Samples ``[C, n]`` from stems ``[S, C, n]`` and, where it is needed, the mix ``[C, n]``."""
-        total: Float32 = stems[self.sources[0]]
+        total: Samples = stems[self.sources[0]]
         for source in self.sources[1:]:
             total = total + stems[source]
         if not self.from_mix:
             return total
         assert mix is not None
-        rest: Float32 = mix - total
+        rest: Samples = mix - total
         return rest
 
 
@@ -59,26 +55,20 @@ def choose_outputs(
     Raises:
         UsageError: there is no such source or output.
     """
-    every = _two(sources, two_stems, other_method) if two_stems is not None else _all(sources)
+    if two_stems is None:
+        every = [Output(name, (index,)) for index, name in enumerate(sources)]
+    elif two_stems in sources:
+        index = list(sources).index(two_stems)
+        others = tuple(other for other in range(len(sources)) if other != index)
+        every = [Output(two_stems, (index,))]
+        if other_method == "minus":
+            every.append(Output(f"minus_{two_stems}", (index,), from_mix=True))
+        elif other_method == "add" and others:
+            every.append(Output(f"no_{two_stems}", others))
+    else:
+        raise UsageError(f"there is no stem {two_stems}", f"The model has {', '.join(sources)}.")
     names = [output.name for output in every]
     unknown = [name for name in stems if name not in names]
     if unknown:
         raise UsageError(f"there is no stem {', '.join(unknown)}", f"There are {', '.join(names)}.")
     return tuple(output for output in every if not stems or output.name in stems)
-
-
-def _all(sources: Sequence[str]) -> list[Output]:
-    return [Output(name, (index,)) for index, name in enumerate(sources)]
-
-
-def _two(sources: Sequence[str], chosen: str, method: OtherMethod) -> list[Output]:
-    if chosen not in sources:
-        raise UsageError(f"there is no stem {chosen}", f"The model has {', '.join(sources)}.")
-    index = list(sources).index(chosen)
-    others = tuple(other for other in range(len(sources)) if other != index)
-    counterpart = {
-        "add": [Output(f"no_{chosen}", others)] if others else [],
-        "minus": [Output(f"minus_{chosen}", (index,), from_mix=True)],
-        "none": [],
-    }
-    return [Output(chosen, (index,)), *counterpart[method]]

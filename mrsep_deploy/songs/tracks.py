@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import sys
@@ -52,8 +53,10 @@ def find_tracks(
             if track.is_stdin and "-" in found:
                 raise UsageError("stdin (-) is named twice", "It can be read once.")
             found.setdefault("-" if track.is_stdin else os.path.abspath(track.path), track)
-    for line in search.left_out():
-        say(line)
+    for folder, files in search.left_out.items():
+        count = f"{len(files)} audio file{'s' * (len(files) > 1)}"
+        why = "stems go there" if folder == without else "its journal names them as stems of earlier runs"
+        say(f"left out {count} in {folder}: {why}")
     problems = [track.problem for track in found.values() if track.problem is not None]
     if len(problems) == len(found):
         raise UsageError("; ".join(problem.message for problem in problems), problems[0].fix)
@@ -61,50 +64,42 @@ def find_tracks(
 
 
 class _Search:
-    """How folders and patterns are looked through, and what was left out of them."""
+    """How folders and patterns are looked through.
+
+    Attributes:
+        left_out: files that are stems of earlier runs, by the folder that says so.
+    """
 
     def __init__(self, recursive: bool, without: Path | None) -> None:
         self.recursive = recursive
+        self.left_out: dict[Path, set[str]] = {}
         self._without = without
-        self._noted: dict[Path, frozenset[str]] = {}
-        self._skipped: dict[Path, set[str]] = {}
+        self._noted = functools.cache(noted_outputs)
 
     def output_folder(self, top: Path) -> Path | None:
         """The folder that stems go to, unless ``top``, which was named, lies in it."""
         return None if _is_inside(top, self._without) else self._without
 
     def is_stem(self, file: Path, top: Path, named: bool) -> bool:
-        """Whether a file below ``top`` is a stem of an earlier run, which is then counted.
+        """Whether a file below ``top`` is a stem of an earlier run, which is then noted.
 
         Args:
             named: the user has named ``top`` to have what is in it, even if it has a journal.
         """
+        place = os.path.abspath(file)
         output = self.output_folder(top)
         if output is not None and _is_inside(file, output):
-            self._skipped.setdefault(output, set()).add(os.path.abspath(file))
+            self.left_out.setdefault(output, set()).add(place)
             return True
         for folder in file.parents:
             if folder == top and named:
                 return False
-            if folder not in self._noted:
-                self._noted[folder] = noted_outputs(folder)
-            if os.path.abspath(file) in self._noted[folder]:
-                self._skipped.setdefault(folder, set()).add(os.path.abspath(file))
+            if place in self._noted(folder):
+                self.left_out.setdefault(folder, set()).add(place)
                 return True
             if folder == top:
                 return False
         return False
-
-    def left_out(self) -> Iterator[str]:
-        """A line for every folder whose files were left out."""
-        for folder, files in self._skipped.items():
-            count = f"{len(files)} audio file{'s' * (len(files) > 1)}"
-            why = (
-                "stems go there"
-                if folder == self._without
-                else "its journal names them as stems of earlier runs"
-            )
-            yield f"left out {count} in {folder}: {why}"
 
 
 def _expanded(argument: str, search: _Search) -> Iterator[Track]:
@@ -126,7 +121,8 @@ def _matching(pattern: str, search: _Search) -> Iterator[Track]:
     parts = Path(pattern).parts
     plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     top = Path(*parts[:plain])
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True), key=_depth_first)]
+    found = glob.glob(pattern, recursive=True)
+    matches = [Path(match) for match in sorted(found, key=lambda match: (match.count(os.sep), match))]
     # ** goes through links to folders, in a loop of them as often as the system lets it
     places = {os.path.realpath(match): match for match in reversed(matches)}
     files = [
@@ -135,7 +131,7 @@ def _matching(pattern: str, search: _Search) -> Iterator[Track]:
     unreadable = list(_unreadable(parts, plain))
     yield from unreadable
     if not files and not unreadable:
-        yield _without_audio(
+        yield _problem(
             pattern, f"no file matches {pattern}", "Check the pattern; quotes keep it from the shell."
         )
     yield from (Track(file, _stem(file)) for file in sorted(files))
@@ -155,23 +151,22 @@ def _unreadable(parts: Sequence[str], plain: int) -> Iterator[Track]:
                     yield _not_read(match, error)
 
 
-def _depth_first(path: str) -> tuple[int, str]:
-    return path.count(os.sep), path
-
-
 def _in_folder(folder: Path, search: _Search) -> Iterator[Track]:
     errors: list[OSError] = []
-    files = [
-        file for file in _files_of(folder, search, errors) if not search.is_stem(file, folder, named=False)
-    ]
+    files = []
+    for place, folders, names in os.walk(folder, onerror=errors.append):
+        folders[:] = [name for name in folders if search.recursive and not name.startswith(".")]
+        for file in (Path(place, name) for name in names):
+            # hidden files are what systems leave beside the real ones, as ._song.mp3
+            audio = not file.name.startswith(".") and file.suffix.lower() in AUDIO_SUFFIXES
+            if audio and not search.is_stem(file, folder, named=False):
+                files.append(file)
     output = search.output_folder(folder)
-    unreadable = [
-        _not_read(error.filename, error) for error in errors if not _is_inside(Path(error.filename), output)
-    ]
-    yield from unreadable
+    unreadable = [error for error in errors if not _is_inside(Path(error.filename), output)]
+    yield from (_not_read(error.filename, error) for error in unreadable)
     if not files and not unreadable:
         deeper = "" if search.recursive else "; --recursive looks in its folders too"
-        yield _without_audio(
+        yield _problem(
             str(folder), f"{folder} holds no audio files", f"Name another folder, or files{deeper}."
         )
     for file in sorted(files):
@@ -179,25 +174,15 @@ def _in_folder(folder: Path, search: _Search) -> Iterator[Track]:
         yield Track(file, (below / _stem(file)).as_posix())
 
 
-def _files_of(folder: Path, search: _Search, errors: list[OSError]) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder, onerror=errors.append):
-        folders[:] = [name for name in folders if search.recursive and not name.startswith(".")]
-        for name in files:
-            # hidden files are what systems leave beside the real ones, as ._song.mp3
-            if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES:
-                yield Path(place, name)
-
-
-def _without_audio(argument: str, message: str, fix: str) -> Track:
+def _problem(argument: str, message: str, fix: str) -> Track:
     return Track(Path(argument), argument, UsageError(message, fix))
 
 
 def _not_read(folder: str, error: OSError) -> Track:
-    problem = UsageError(
-        f"the folder {folder} cannot be read: {error.strerror or error}",
-        "Change its permissions, or leave it out",
+    reason = error.strerror or error
+    return _problem(
+        folder, f"the folder {folder} cannot be read: {reason}", "Change its permissions, or leave it out"
     )
-    return Track(Path(folder), folder, problem)
 
 
 def _is_inside(path: Path, folder: Path | None) -> bool:
@@ -231,13 +216,8 @@ def _kept_apart(tracks: list[Track]) -> list[Track]:
 
 def _longer_names(group: list[Track]) -> list[str]:
     for parents in range(1, MAX_PARENTS):
-        ways: tuple[Callable[[Track], str], ...] = (
-            lambda track, n=parents: _with_parents(track, n, _stem(track.path)),  # type: ignore[misc]
-            lambda track, n=parents - 1: _with_parents(track, n, track.path.name),  # type: ignore[misc]
-            lambda track, n=parents: _with_parents(track, n, track.path.name),  # type: ignore[misc]
-        )
-        for way in ways:
-            names = [way(track) for track in group]
+        for count, suffix in ((parents, False), (parents - 1, True), (parents, True)):
+            names = [_with_parents(track, count, suffix) for track in group]
             if len({same_place(name) for name in names}) == len(names):
                 return names
     raise UsageError(
@@ -246,8 +226,10 @@ def _longer_names(group: list[Track]) -> list[str]:
     )
 
 
-def _with_parents(track: Track, count: int, name: str) -> str:
+def _with_parents(track: Track, count: int, suffix: bool) -> str:
+    """A track's name with ``count`` of the folders above it, and with its suffix or without."""
     if track.is_stdin:
         return "stdin"
     folders = Path(os.path.abspath(track.path)).parent.parts[1:]
+    name = track.path.name if suffix else _stem(track.path)
     return "/".join((*(folders[-count:] if count else ()), name))

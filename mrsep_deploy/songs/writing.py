@@ -6,12 +6,11 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.audio.info import Samples
 from mrsep_deploy.audio.resample import Resampler, resampled_length
 from mrsep_deploy.audio.write import CLAMP, AnyEncoding, Clip, StemWriter, WrittenStem, bytes_needed
@@ -41,31 +40,6 @@ class WriteOptions:
     sample_rate: RateChoice = "input"
     tags: bool = True
 
-    def rate_of(self, song: LoadedSong) -> int:
-        """Of a song's files, in Hz."""
-        if self.sample_rate == "input":
-            return song.source.info.sample_rate
-        return song.source.sample_rate if self.sample_rate == "model" else self.sample_rate
-
-
-class MixBuffer:
-    """Passes a song's blocks on and keeps them until its stems have come as far."""
-
-    def __init__(self, blocks: Iterator[Samples], wanted: bool) -> None:
-        self._blocks = blocks
-        self._wanted = wanted
-        self._held = BlockQueue()
-
-    def __iter__(self) -> Iterator[Samples]:
-        for block in self._blocks:
-            if self._wanted:
-                self._held.push(block)
-            yield block
-
-    def take(self, count: int) -> Samples | None:
-        """The next ``count`` samples of the mix, if anybody wants it."""
-        return self._held.take(count) if self._wanted else None
-
 
 class SongWriter:
     """Writes the outputs of one song.
@@ -76,32 +50,33 @@ class SongWriter:
 
     def __init__(self, song: LoadedSong, options: WriteOptions, cancel: threading.Event) -> None:
         self.paths = options.naming.paths(song.track, options.outputs)
-        self._root = options.naming.root
-        self._outputs = options.outputs
-        self._clip = options.clip
-        model_rate, channels = song.source.sample_rate, song.source.channels
-        rate = options.rate_of(song)
+        self._options = options
+        own, model, channels = song.source.info.sample_rate, song.source.sample_rate, song.source.channels
+        asked = options.sample_rate
+        rate = own if asked == "input" else model if asked == "model" else asked
         # A song that comes back to its own rate is as long as it was, to the sample.
-        own = rate == song.source.info.sample_rate
-        self._frames = song.frames if own else resampled_length(song.statistics.frames, model_rate, rate)
+        resampled = resampled_length(song.statistics.frames, model, rate)
+        self._frames = song.frames if rate == own else resampled
         _require_space(self.paths, self._frames, channels, options)
-        self._new_folders = _missing_folders(self.paths)
-        self._resamplers = [Resampler(model_rate, rate, channels) for _ in self._outputs]
+        # Folders that have to be made for the files, the innermost first
+        folders = {folder for path in self.paths for folder in path.absolute().parents}
+        self._new_folders = sorted((f for f in folders if not f.exists()), key=lambda f: -len(f.parts))
+        self._resamplers = [Resampler(model, rate, channels) for _ in self.paths]
         self.writers: list[StemWriter] = []
         tags = song.tags if options.tags else None
+        encoding, clip, root = options.encoding, options.clip, options.naming.root
         try:
             for path in self.paths:
-                writer = StemWriter(
-                    path, rate, channels, options.encoding, options.clip, tags, cancel, self._root
-                )
-                self.writers.append(writer)
+                self.writers.append(StemWriter(path, rate, channels, encoding, clip, tags, cancel, root))
         except BaseException:
             self.abort()
             raise
 
     def write(self, stems: Samples, mix: Samples | None) -> None:
         """Append stems ``[S, C, n]`` and, for outputs that need it, the mix ``[C, n]``."""
-        for output, resampler, writer in zip(self._outputs, self._resamplers, self.writers, strict=True):
+        for output, resampler, writer in zip(
+            self._options.outputs, self._resamplers, self.writers, strict=True
+        ):
             writer.write(resampler.push(output.make(stems, mix)))
 
     def flush(self) -> None:
@@ -111,25 +86,22 @@ class SongWriter:
             if tail.shape[1]:
                 writer.write(tail)
 
-    def finish(self, index: int) -> WrittenStem:
+    def finish(self, index: int) -> None:
         """Encode one output and put it under its name, after ``flush``: only then the song's peak is known."""
-        return self.writers[index].close(max(writer.peak for writer in self.writers))
+        self.writers[index].close(max(writer.peak for writer in self.writers))
 
     @property
-    def gains(self) -> dict[str, float]:
-        """What each finished output was multiplied by, in dB."""
-        pairs = zip(self._outputs, self.writers, strict=True)
-        return {
-            output.name: writer.written.decibels for output, writer in pairs if writer.written is not None
-        }
+    def finished(self) -> dict[str, WrittenStem]:
+        """The finished outputs by their names."""
+        pairs = zip(self._options.outputs, self.writers, strict=True)
+        return {output.name: writer.written for output, writer in pairs if writer.written is not None}
 
     @property
     def remark(self) -> str:
         """What was cut off of the finished outputs, said of the song; empty if nothing was."""
-        pairs = zip(self._outputs, self.writers, strict=True)
-        cut = {output.name: w.written.clipped for output, w in pairs if w.written and w.written.clipped}
+        cut = {name: stem.clipped for name, stem in self.finished.items() if stem.clipped}
         counts = ", ".join(f"{name} {count} sample{'s' * (count > 1)}" for name, count in cut.items())
-        limit = f"±{CLAMP}" if self._clip == "clamp" else "full scale"
+        limit = f"±{CLAMP}" if self._options.clip == "clamp" else "full scale"
         return f"has stems with peaks beyond {limit}, cut off: {counts}" if cut else ""
 
     def sync(self) -> None:
@@ -142,24 +114,14 @@ class SongWriter:
         """Remove what is not finished, and the folders that were made for it."""
         for writer in self.writers:
             writer.abort()
+        root = self._options.naming.root.absolute()
         for folder in self._new_folders:
             with contextlib.suppress(OSError, OutputError):
-                _remove_folder(folder, self._root)
-
-
-def _remove_folder(folder: Path, root: Path) -> None:
-    """Remove an empty folder: one below the output folder never behind a link, one above it by its name."""
-    if not folder.is_relative_to(root.absolute()) or folder == root.absolute():
-        os.rmdir(folder)
-        return
-    with OpenFolder(folder.parent, root.absolute(), make=False) as parent:
-        parent.rmdir(folder.name)
-
-
-def _missing_folders(paths: Sequence[Path]) -> list[Path]:
-    """Folders that have to be made for these files, the innermost first."""
-    folders = {folder for path in paths for folder in path.absolute().parents}
-    return sorted((f for f in folders if not f.exists()), key=lambda f: len(f.parts), reverse=True)
+                if root in folder.parents:  # never behind a link
+                    with OpenFolder(folder.parent, root, make=False) as parent:
+                        parent.rmdir(folder.name)
+                else:
+                    os.rmdir(folder)
 
 
 def _require_space(paths: Sequence[Path], frames: int, channels: int, options: WriteOptions) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from mrsep_deploy.errors import UsageError
 from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.songs.journal import NAME, Journal, settings_digest
 from mrsep_deploy.songs.naming import Naming, require_distinct
-from mrsep_deploy.songs.stems import OTHER_METHODS, Output, choose_outputs
+from mrsep_deploy.songs.stems import OtherMethod, Output, choose_outputs
 from mrsep_deploy.songs.track import Track
 from mrsep_deploy.songs.tracks import find_tracks
 
@@ -131,7 +132,7 @@ def random_stems() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 def test_outputs_by_name() -> None:
     assert [output.name for output in choose_outputs(SOURCES)] == list(SOURCES)
     assert [output.name for output in choose_outputs(SOURCES, ["vocals", "bass"])] == ["bass", "vocals"]
-    two = {m: [o.name for o in choose_outputs(SOURCES, (), "bass", m)] for m in OTHER_METHODS}
+    two = {m: [o.name for o in choose_outputs(SOURCES, (), "bass", m)] for m in get_args(OtherMethod)}
     assert two == {"add": ["bass", "no_bass"], "minus": ["bass", "minus_bass"], "none": ["bass"]}
     only = choose_outputs(SOURCES, ["no_bass"], "bass")
     assert [output.name for output in only] == ["no_bass"]
@@ -281,6 +282,7 @@ def test_two_runs_write_one_journal(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
+from typing import get_args
 from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.songs.journal import Journal
 from mrsep_deploy.songs.track import Track

@@ -373,7 +373,9 @@ def test_only_what_nobody_writes_is_swept(tmp_path: Path, monkeypatch: pytest.Mo
     with open(kept, "rb") as file:  # as another machine's, or another container's
         abandoned.lock(file)
         assert sweep_parts([tmp_path]) == 2
-    assert sorted(path.name for path in tmp_path.glob(".*.part")) == sorted([kept.name, writer._part.name])
+    assert sorted(path.name for path in tmp_path.glob(".*.part")) == sorted(
+        [kept.name, writer._parts[0].name]
+    )
     writer.abort()
     assert sweep_parts([tmp_path]) == 1
 
