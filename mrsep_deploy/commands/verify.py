@@ -140,15 +140,14 @@ def _verify(
     from mrsep_deploy.pages.verify_page import verify_page
     from mrsep_deploy.terminal.progress import console, step_progress
     from mrsep_deploy.verification.job import opened
-    from mrsep_deploy.verification.plain import about, to_plain
-    from mrsep_deploy.verification.report import print_verification
+    from mrsep_deploy.verification.report import about, print_verification, to_plain
 
     facts = about(request.bundle, command_line())
     with opened(request) as job:
         if not quiet:
             _say_remarks(job.tracks)
         with step_progress(quiet or as_json) as progress:
-            found = job.verify(progress=progress)
+            found = job.verify(progress)
         passes, result = found.passes, {**to_plain(found), **facts}
         if not as_json and not quiet:
             print_verification(console(), result)
@@ -169,8 +168,7 @@ def _bisect(
     """Whether it passes with the plan that was found, and what that gives to the result."""
     from mrsep_deploy.precision.plan import write_plan
     from mrsep_deploy.terminal.progress import console, step_progress
-    from mrsep_deploy.verification.plain import bisection_to_plain, to_plain
-    from mrsep_deploy.verification.report import print_bisections
+    from mrsep_deploy.verification.report import bisection_to_plain, print_bisections, to_plain
 
     with step_progress(quiet or as_json) as progress:
         searches, after = job.bisect(found, progress)
@@ -193,14 +191,13 @@ def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
     from mrsep_deploy.precision.ranges import load
     from mrsep_deploy.terminal.progress import console, step_progress
     from mrsep_deploy.verification.calibration import calibrate
-    from mrsep_deploy.verification.hazard_report import prediction, prediction_to_plain, print_prediction
+    from mrsep_deploy.verification.hazard_report import prediction, print_prediction
     from mrsep_deploy.verification.job import requested_plan
-    from mrsep_deploy.verification.tracks import builtin_tracks, for_model, read_tracks
+    from mrsep_deploy.verification.tracks import builtin_tracks, read_tracks
 
-    bundle, model = request.bundle, request.bundle.manifest.model
+    bundle = request.bundle
     plan = requested_plan(request) or default_plan("float16", bundle.manifest.float32)
-    tracks = [*builtin_tracks(bundle.manifest), *read_tracks(request.audio, model)]
-    tracks = for_model(tracks, bundle.manifest.application)
+    tracks = [*builtin_tracks(bundle.manifest), *read_tracks(request.audio, bundle.manifest)]
     if not quiet:
         _say_remarks(tracks)
     with step_progress(quiet or as_json) as progress:
@@ -209,7 +206,7 @@ def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
     assert calibration is not None
     found = prediction(bundle, plan, calibration)
     if as_json:
-        click.echo(json.dumps(prediction_to_plain(found), indent=2))
+        click.echo(json.dumps(found.to_plain(), indent=2))
     elif not quiet:
         print_prediction(console(), found)
         click.echo(f"ranges stored in {bundle.path}")

@@ -11,8 +11,9 @@ dropped in the end. What was predicted is proved by running the whole model, or 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import STEMS, Stage
+from mrsep_deploy.bundle.manifest import STEMS, FileInfo, Stage
+from mrsep_deploy.bundle.manifest_json import to_json
+from mrsep_deploy.bundle.places import Folder
+from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.convert_bundle import convert_bundle
+from mrsep_deploy.precision.convert_graph import StageGraph, typed_graph
 from mrsep_deploy.precision.plan import PrecisionPlan
+from mrsep_deploy.verification.batches import Progress, silent
 from mrsep_deploy.verification.chain import Chain
-from mrsep_deploy.verification.isolated import IsolatedStages
 from mrsep_deploy.verification.results import Probe
-from mrsep_deploy.verification.verify import Progress
 
 Array = NDArray[Any]
 Excess = NDArray[np.float64]
@@ -76,8 +80,8 @@ class Bisection:
     """
 
     plan: PrecisionPlan
-    stages: tuple[Group, ...]
-    kept: tuple[Group, ...]
+    stages: Sequence[Group]
+    kept: Sequence[Group]
     before: float
     after: float
     measurements: int
@@ -92,13 +96,14 @@ def bisect(
     engine: Engine,
     plan: PrecisionPlan,
     probes: Sequence[Probe],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Bisection:
     """Finds the smallest set of nodes that have to be float32 for the limit to be met on every probe.
 
     Args:
         bundle: in float32.
-        engine: what runs the low-precision stages; their surroundings run on ONNX Runtime in float32.
+        engine: what runs the low-precision stages, and builds them outside of the user's engine cache; their
+            surroundings run on ONNX Runtime in float32.
         plan: where to start from.
         probes: the segments to meet the limit on, of a verification of that plan.
         progress: called before every measurement.
@@ -113,34 +118,38 @@ def bisect(
         )
     with contextlib.ExitStack() as stack:
         surroundings = choose("ort", EngineOptions(engine.options.threads)).engine
-        stack.callback(surroundings.device.close)
+        stack.callback(surroundings.close)
         chain = stack.enter_context(Chain(bundle, surroundings))
-        stages = IsolatedStages(bundle, engine, plan)
-        stack.callback(stages.close)
-        return _Search(bundle, stages, chain, probes, progress).run()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mrsep-deploy-bisect-")))
+        stack.callback(setattr, engine, "cache", engine.cache)
+        if engine.cache is not None:
+            engine.cache = EngineCache(folder / "engines")
+        return _Search(bundle, engine, plan, probes, chain, folder, progress).run()
 
 
+@dataclass
 class _Search:
-    def __init__(
-        self,
-        bundle: Bundle,
-        stages: IsolatedStages,
-        chain: Chain,
-        probes: Sequence[Probe],
-        progress: Progress | None,
-    ) -> None:
-        self.bundle, self.stages, self.chain, self.probes = bundle, stages, chain, probes
-        self.plan = stages.plan
-        self.progress = progress
-        self.exact = [chain.run(probe.mix) for probe in probes]
+    bundle: Bundle
+    engine: Engine
+    plan: PrecisionPlan
+    probes: Sequence[Probe]
+    chain: Chain
+    folder: Path
+    progress: Progress
+    measurements: int = 0
+    proofs: int = 0
+
+    def __post_init__(self) -> None:
+        self.exact = [self.chain.run(probe.mix) for probe in self.probes]
+        # read once: a stage is converted for every group of nodes that is measured
+        stages = self.bundle.manifest.graph_stages
+        self.graphs = {stage.name: StageGraph.of(self.bundle, stage) for stage in stages}
         self.factors: dict[tuple[str, str], Excess] = {}
-        self.measurements = 0
-        self.proofs = 0
 
     def run(self) -> Bisection:
-        named = {stage.name: self.stages.low_nodes(stage) for stage in self.bundle.manifest.graph_stages}
-        groups = [self._measure(name, nodes) for name, nodes in named.items() if nodes]
-        whole = tuple(sorted(groups, key=lambda group: -group.worst))
+        low = {name: typed_graph(graph, self.plan).low for name, graph in self.graphs.items()}
+        groups = [self._measure(name, nodes) for name, nodes in low.items() if nodes]
+        whole = _ranked(groups)
         before = self._prove(())
         kept: list[Group] = []
         after, target = before, MARGIN
@@ -150,51 +159,62 @@ class _Search:
             target /= 4
         if after <= 1:
             kept, after = self._dropped(kept, after)
-        return Bisection(
-            plan=self._with(kept),
-            stages=whole,
-            kept=tuple(sorted(kept, key=lambda group: -group.worst)),
-            before=before,
-            after=after,
-            measurements=self.measurements,
-        )
+        return Bisection(self._with(kept), whole, _ranked(kept), before, after, self.measurements)
 
     # --- measuring
 
     def _measure(self, name: str, nodes: tuple[str, ...]) -> Group:
         """One group alone in low precision: how far its stage's outputs stray, taken on to the stems."""
-        if self.progress is not None:
-            self.progress(f"{name}, {len(nodes)} nodes", self.measurements, MEASUREMENTS)
+        self.progress(f"{name}, {len(nodes)} nodes", self.measurements, MEASUREMENTS)
         self.measurements += 1
-        stage = next(each for each in self.bundle.manifest.stages if each.name == name)
-        with self.stages.runner(stage, nodes) as runner:
-            outputs = [runner(exact) for exact in self.exact]
-        return Group(
-            name, nodes, np.sum([self._at_stems(stage, each, outputs) for each in stage.outputs], axis=0)
-        )
+        stage = self.chain.stages[name]
+        with self._isolated(stage, nodes) as alone:
+            outputs = [alone.stage(name, exact) for exact in self.exact]
+        excess = np.sum([self._at_stems(stage, each, outputs) for each in stage.outputs], axis=0)
+        return Group(name, nodes, excess)
+
+    @contextlib.contextmanager
+    def _isolated(self, stage: Stage, low: Sequence[str]) -> Iterator[Chain]:
+        """A chain of the stage alone, its inputs and outputs in float32, only these of its nodes in low precision."""
+        graph, wanted, manifest = self.graphs[stage.name], set(low), self.bundle.manifest
+        others = tuple(name for name in graph.names if name not in wanted)
+        data = typed_graph(graph, replace(self.plan, keep={**self.plan.keep, stage.name: others})).data
+        assert stage.file is not None
+        files = {**manifest.files, stage.file: FileInfo(hashlib.sha256(data).hexdigest(), len(data))}
+        changed = replace(manifest, precision=self.plan.precision, files=files)
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            folder = Path(name)
+            (folder / stage.file).write_bytes(data)
+            # of the other stages only the description is there
+            only = Bundle(folder, to_json(changed).encode(), Folder(folder))
+            with Chain(only, self.engine, stage.name) as chain:
+                yield chain
 
     def _at_stems(self, stage: Stage, output: str, found: Sequence[Mapping[str, Array]]) -> Excess:
         """What the error of one output costs at the stems, by the factor that its first error showed."""
         pairs = zip(found, self.exact, strict=True)
         errors = np.array([_relative(values[output], exact[output]) for values, exact in pairs])
-        key = (stage.name, output)
-        if key in self.factors:
+        factor = self.factors.get((stage.name, output))
+        if factor is not None:
             with np.errstate(invalid="ignore"):  # infinity times zero, which the condition has taken care of
-                return np.where(np.isinf(errors), np.inf, errors * self.factors[key])
+                return np.where(np.isinf(errors), np.inf, errors * factor)
         if not errors.any():
             return errors
-        measured = np.array(
-            [self._excess(stage, probe, {output: values[output]}) for probe, values in enumerate(found)]
-        )
+        # with everything behind the stage in float32
+        behind = _behind(stage, self.bundle.manifest.stages)
+        stems = [
+            self.chain.resume({**exact, output: values[output]}, behind)[STEMS]
+            for values, exact in zip(found, self.exact, strict=True)
+        ]
+        measured = self._ratios(stems)
         if np.isfinite(measured).all() and errors.all():
-            self.factors[key] = measured / errors
+            self.factors[stage.name, output] = measured / errors
         return measured
 
-    def _excess(self, stage: Stage, probe: int, outputs: Mapping[str, Array]) -> float:
-        """At the stems, with everything behind the stage in float32."""
-        exact = self.exact[probe]
-        stems = self.chain.resume({**exact, **outputs}, _behind(stage, self.bundle.manifest.stages))[STEMS]
-        return self.probes[probe].ratio(stems, exact[STEMS])
+    def _ratios(self, stems: Sequence[Array]) -> Excess:
+        """Error energy over what is allowed, of the stems of every probe."""
+        probes = zip(self.probes, stems, self.exact, strict=True)
+        return np.array([probe.ratio(found, exact[STEMS]) for probe, found, exact in probes])
 
     # --- choosing
 
@@ -215,15 +235,13 @@ class _Search:
 
     def _prove(self, kept: Iterable[Group]) -> float:
         """The worst probe's error energy over what is allowed, with the whole model run as it will be."""
-        if self.progress is not None:
-            self.progress("the whole model", self.measurements, MEASUREMENTS)
+        self.progress("the whole model", self.measurements, MEASUREMENTS)
         self.proofs += 1
-        with tempfile.TemporaryDirectory(dir=self.stages.folder) as work:
+        with tempfile.TemporaryDirectory(dir=self.folder) as work:
             low = convert_bundle(self.bundle, self._with(kept), Path(work) / "bundle")
-            with Chain(low, self.stages.engine) as chain:
+            with Chain(low, self.engine) as chain:
                 stems = [chain.run(probe.mix)[STEMS] for probe in self.probes]
-        pairs = zip(self.probes, stems, self.exact, strict=True)
-        return max(probe.ratio(found, exact[STEMS]) for probe, found, exact in pairs)
+        return float(self._ratios(stems).max())
 
     def _with(self, kept: Iterable[Group]) -> PrecisionPlan:
         keep = {stage: tuple(names) for stage, names in self.plan.keep.items()}
@@ -245,6 +263,11 @@ class _Search:
             else:
                 step //= 2
         return kept, after
+
+
+def _ranked(groups: Iterable[Group]) -> list[Group]:
+    """The most expensive first."""
+    return sorted(groups, key=lambda group: -group.worst)
 
 
 def _fewest(groups: Sequence[Group], target: float) -> list[Group]:

@@ -7,7 +7,9 @@ stands the same product of squares: how large its terms are, whose sum may be sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,11 @@ from mrsep_deploy.precision.graph import PRODUCTS, computing, elements, is_float
 from mrsep_deploy.precision.numbers import smallest_normal
 from mrsep_deploy.precision.ranges import Calibration, Range, require_folder, store
 from mrsep_deploy.process.machine import cpu_budget
-from mrsep_deploy.verification.batches import batches, groups, spread, stacked
+from mrsep_deploy.verification.batches import ISOLATED, Progress, batches, count_batches, silent
 from mrsep_deploy.verification.chain import Chain
 from mrsep_deploy.verification.tracks import Track
 
 Array = NDArray[Any]
-Progress = Callable[[str, int, int], None]
 
 FIGURES = ("highest", "lowest", "squares", "smallest", "tiny")
 PRODUCT = "product"
@@ -38,10 +39,8 @@ STEP = 61
 _HUGE = float(np.finfo(np.float32).max)
 
 
-def calibrate(
-    bundle: Bundle, tracks: Sequence[Track], threads: int = 0, progress: Progress | None = None
-) -> Bundle:
-    """Measures the ranges of all tensors of a float32 bundle and store them in it.
+def calibrate(bundle: Bundle, tracks: Sequence[Track], threads: int, progress: Progress = silent) -> Bundle:
+    """Measures the ranges of all tensors of a float32 bundle and stores them in it.
 
     Args:
         bundle: a folder, not an archive.
@@ -62,7 +61,7 @@ def calibrate(
 
 
 def measure(
-    bundle: Bundle, tracks: Sequence[Track], threads: int = 0, progress: Progress | None = None
+    bundle: Bundle, tracks: Sequence[Track], threads: int, progress: Progress = silent
 ) -> Calibration:
     """:func:`calibrate` without storing anything."""
     manifest = bundle.manifest
@@ -71,31 +70,24 @@ def measure(
             f"{manifest.name} is of precision {manifest.precision}, ranges are measured in float32",
             "Give the bundle it was made from.",
         )
+    stages = [
+        _Stage(stage, bundle.graph_bytes(stage), threads or cpu_budget()) for stage in manifest.graph_stages
+    ]
+    signals: Counter[str] = Counter()
+    total = sum(min(count_batches(track, manifest), ISOLATED) for track in tracks)
     engine = choose("ort", EngineOptions(threads)).engine
-    try:
-        stages = [
-            _Stage(stage, bundle.graph_bytes(stage), threads or cpu_budget())
-            for stage in manifest.graph_stages
-        ]
-        signals: dict[str, int] = {}
-        total = sum(len(spread(batches(track, manifest))) for track in tracks)
-        with Chain(bundle, engine) as chain:
-            for track in tracks:
-                chosen = spread(batches(track, manifest))
-                for index, group in enumerate(groups(track, manifest)):
-                    if index not in chosen:
-                        continue
-                    if progress is not None:
-                        progress(track.name, sum(signals.values()), total)
-                    signals[track.name] = signals.get(track.name, 0) + 1
-                    tensors = chain.run(stacked(group, manifest))
-                    for stage in stages:
-                        stage.measure(tensors, track.name)
-        if progress is not None:
-            progress("done", total, total)
-        return Calibration(signals, {stage.name: stage.ranges() for stage in stages})
-    finally:
-        engine.close()
+    with contextlib.closing(engine), Chain(bundle, engine) as chain:
+        for track in tracks:
+            for batch in batches(track, manifest):
+                if not batch.isolated:
+                    continue
+                progress(track.name, signals.total(), total)
+                signals[track.name] += 1
+                tensors = chain.run(batch.mix)
+                for stage in stages:
+                    stage.measure(tensors, track.name)
+    progress("done", total, total)
+    return Calibration(dict(signals), {stage.name: stage.ranges() for stage in stages})
 
 
 # --- one stage
@@ -109,12 +101,10 @@ class _Stage:
 
         self.name, self.inputs = stage.name, stage.inputs
         model = read_graph(data, stage.name)
-        tensors = tuple(measured(model.graph))
-        self.elements = {str(value.name): elements(value) for value in tensors}
+        tensors = tuple(_measured(model.graph))
+        self.sizes = {str(value.name): elements(value) for value in tensors}
+        self.figures = _Figures(model.graph, tensors).names
         self.runs: list[Array] = []
-        figures = _Figures(model.graph)
-        figures.add(tensors)
-        self.figures = figures.names
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -144,39 +134,37 @@ class _Stage:
     def ranges(self) -> dict[str, Range]:
         """Returns the range of every tensor, in the graph's order."""
         found = dict(zip(self.figures, np.array(self.runs).T, strict=True))
-        return {name: self._range(found, name, size) for name, size in self.elements.items()}
+        ranges = {}
+        for name, size in self.sizes.items():
+            highest, lowest, squares, smallest, tiny = (found[name, figure] for figure in FIGURES)
+            terms = found.get((name, PRODUCT), np.zeros(1))
+            power = float(squares.mean()) / size
+            sounding = squares[squares > 0]
+            ranges[name] = Range(
+                largest=float(max(highest.max(), -lowest.min())),
+                smallest=float(smallest.min()) if smallest.min() < _HUGE else 0.0,
+                rms=power**0.5,
+                quietest=float(sounding.min() / size) ** 0.5 if len(sounding) else 0.0,
+                tiny=float(tiny.mean()),
+                amplification=(float(terms.mean()) / power) ** 0.5 if power else 0.0,
+            )
+        return ranges
 
-    def _range(self, found: Mapping[tuple[str, str], Array], name: str, size: int) -> Range:
-        """Returns the range of one tensor of ``size`` elements from its figures in every run."""
-        highest, lowest, squares, smallest, tiny = (found[name, figure] for figure in FIGURES)
-        terms = found.get((name, PRODUCT), np.zeros(1))
-        power = float(squares.mean()) / size
-        sounding = squares[squares > 0]
-        return Range(
-            largest=float(max(highest.max(), -lowest.min())),
-            smallest=float(smallest.min()) if smallest.min() < _HUGE else 0.0,
-            rms=power**0.5,
-            quietest=float(sounding.min() / size) ** 0.5 if len(sounding) else 0.0,
-            tiny=float(tiny.mean()),
-            amplification=(float(terms.mean()) / power) ** 0.5 if power else 0.0,
-        )
 
-
-def measured(graph: ir.Graph) -> Iterator[ir.Value]:
+def _measured(graph: ir.Graph) -> Iterator[ir.Value]:
     """Yields values with a range of their own: the float inputs, and what is computed; movement changes nothing."""
-    yield from (value for value in graph.inputs if is_float(value))
-    for node in computing(graph):
-        yield from (value for value in node.outputs if is_float(value))
+    computed = (value for node in computing(graph) for value in node.outputs)
+    return (value for value in (*graph.inputs, *computed) if is_float(value))
 
 
 class _Figures:
-    """Adds reductions to a graph, which become its outputs.
+    """Adds reductions to a graph: a scalar for every figure of some of its tensors; it has no other outputs then.
 
     Attributes:
         names: tensor and figure of every output, in their order.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, tensors: Sequence[ir.Value]) -> None:
         self.graph = graph
         self.names: list[tuple[str, str]] = []
         numbers = {"zero": 0.0, "huge": _HUGE, "normal": smallest_normal("float16")}
@@ -189,21 +177,17 @@ class _Figures:
         }
         for constant in self.constants.values():
             graph.register_initializer(constant)
-
-    def add(self, tensors: Sequence[ir.Value]) -> None:
-        """Gives the graph a scalar output for every figure of some of its tensors, and no other outputs."""
-        self.graph.outputs.clear()
-        nodes = list(self.graph)
+        graph.outputs.clear()
+        nodes = list(graph)
         for value in tensors:
-            producer = value.producer()
-            made = self._of_tensor(value)
+            producer, made = value.producer(), self._of_tensor(value)
             if producer is None:
-                self.graph.insert_before(nodes[0], made)
+                graph.insert_before(nodes[0], made)
             else:
-                self.graph.insert_after(producer, made)
+                graph.insert_after(producer, made)
         for node in nodes:
             if node.op_type in PRODUCTS:
-                self.graph.insert_after(node, self._of_product(node))
+                graph.insert_after(node, self._of_product(node))
 
     def _output(
         self, tape: ir.tape.Tape, operator: str, value: ir.Value, tensor: ir.Value, figure: str
@@ -223,9 +207,8 @@ class _Figures:
         # the others would copy the tensor, so they see a sample of it
         step = known["step" if elements(value) > STEP * STEP else "one"]
         flat = tape.op("Reshape", [value, known["flat"]])
-        sample = tape.op(
-            "Abs", [tape.op("Slice", [flat, known["start"], known["end"], known["start"], step])]
-        )
+        taken = tape.op("Slice", [flat, known["start"], known["end"], known["start"], step])
+        sample = tape.op("Abs", [taken])
         positive = tape.op("Greater", [sample, known["zero"]])
         magnitude = tape.op("Where", [positive, sample, known["huge"]])
         self._output(tape, "ReduceMin", magnitude, value, "smallest")

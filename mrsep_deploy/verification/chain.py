@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import MIX, Manifest, Stage, TensorSpec
-from mrsep_deploy.devices.interface import Device, Stream, TensorView
-from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.bundle.manifest import MIX, Stage
+from mrsep_deploy.devices.interface import TensorView
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.runtime.runners import named, prepare_runners
 from mrsep_deploy.runtime.schedule import MAIN, make_schedule
@@ -22,40 +21,56 @@ Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 
-class StageRunner:
-    """One prepared stage as a function of arrays, on whatever device it runs.
+class Chain:
+    """The stages of a bundle on an engine.
+
+        with Chain(bundle, engine) as chain:
+            tensors = chain.run(mix)                # every tensor of a batch of segments, by name
+            outputs = chain.stage("encoder.time", tensors)
 
     Args:
-        runner: of the stage; closed by whoever made it.
-        stage: which one.
-        manifest: shapes and element types of its tensors.
-        device, stream: where it runs; the runner was made for this stream.
+        bundle: what to run.
+        engine: what runs it; the caller closes its device.
+        only: the one stage to prepare; by default all of them.
+
+    Raises:
+        EngineError: a stage cannot be prepared.
     """
 
-    def __init__(
-        self, runner: Runner, stage: Stage, manifest: Manifest, device: Device, stream: Stream
-    ) -> None:
-        self.runner, self.stage = runner, stage
-        self.device, self.stream = device, stream
-        self.inputs = [manifest.tensor(name) for name in stage.inputs]
-        self.outputs = [manifest.tensor(name) for name in stage.outputs]
+    def __init__(self, bundle: Bundle, engine: Engine, only: str | None = None) -> None:
+        self.manifest, self.device = bundle.manifest, engine.device
+        schedule = make_schedule(self.manifest, "sequential")
+        if only is not None:
+            schedule = replace(schedule, steps=(schedule.step(only),))
+        budget = engine.options.budget
+        with contextlib.ExitStack() as stack:
+            self.stream = self.device.stream("verify")
+            stack.callback(self.stream.close)
+            (prepared,) = prepare_runners(bundle, engine, schedule, budget, [{MAIN: self.stream}], stack)
+            self.stages = {step.stage.name: step.stage for step in schedule.steps}
+            self.runners = {name: each.runner for name, each in prepared.items()}
+            self._cleanup = stack.pop_all()
 
-    def __call__(self, tensors: Arrays) -> dict[str, Array]:
-        """Outputs by name, from the stage's inputs among ``tensors``, which stay as they are.
+    def stage(self, name: str, tensors: Arrays) -> dict[str, Array]:
+        """Returns the outputs of one stage, from its inputs among ``tensors``, which stay as they are.
 
         Inputs are rounded to the manifest's element types.
 
         Raises:
             EngineError: the stage failed; the message names it.
         """
+        stage, runner = self.stages[name], self.runners[name]
+        inputs, outputs = (
+            [self.manifest.tensor(n) for n in names] for names in (stage.inputs, stage.outputs)
+        )
         with np.errstate(over="ignore", under="ignore"):
-            given = {spec.name: np.ascontiguousarray(tensors[spec.name], spec.dtype) for spec in self.inputs}
-        results = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in self.outputs}
-        with named(self.stage), contextlib.ExitStack() as memory:
+            given = {spec.name: np.ascontiguousarray(tensors[spec.name], spec.dtype) for spec in inputs}
+        results = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in outputs}
+        with named(stage), contextlib.ExitStack() as memory:
             views = {name: self._on_device(array, memory) for name, array in {**given, **results}.items()}
             for name, array in given.items():
                 self._copy(views[name], array)
-            self.stream.enqueue(lambda: self.runner(views))
+            self.stream.enqueue(lambda: runner(views))
             for name, array in results.items():
                 self._copy(array, views[name])
             self.stream.synchronize()
@@ -72,67 +87,24 @@ class StageRunner:
         if target is not source:
             self.device.copy(target, source, self.stream)
 
-
-class Chain:
-    """Every stage of a bundle on an engine.
-
-        with Chain(bundle, engine) as chain:
-            tensors = chain.run(mix)                # every tensor of a batch of segments, by name
-            outputs = chain.stage("encoder.time", tensors)
-
-    Args:
-        bundle: what to run.
-        engine: what runs it; the caller closes its device.
-
-    Raises:
-        EngineError: a stage cannot be prepared.
-    """
-
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self.manifest = bundle.manifest
-        schedule = make_schedule(self.manifest, "sequential")
-        budget = engine.options.budget
-        with contextlib.ExitStack() as stack:
-            stream = engine.device.stream("verify")
-            stack.callback(stream.close)
-            prepared = prepare_runners(bundle, engine, schedule, budget, [{MAIN: stream}], stack)[0]
-            self.runners = {
-                stage.name: StageRunner(
-                    prepared[stage.name].runner, stage, self.manifest, engine.device, stream
-                )
-                for stage in self.manifest.stages
-            }
-            self._cleanup = stack.pop_all()
-
-    def stage(self, name: str, tensors: Arrays) -> dict[str, Array]:
-        """The outputs of one stage, from its inputs among ``tensors``."""
-        return self.runners[name](tensors)
-
     def run(self, mix: Array) -> dict[str, Array]:
-        """Every tensor by name, of segments ``[B, C, L]``, ``B`` the bundle's batch."""
+        """Returns every tensor by name, of segments ``[B, C, L]``, ``B`` the bundle's batch."""
         return self.resume({MIX: mix}, self.manifest.stages)
 
     def resume(self, tensors: Arrays, stages: Sequence[Stage]) -> dict[str, Array]:
-        """``tensors`` and what ``stages``, in their order, make of them."""
+        """Returns ``tensors`` and what ``stages``, in their order, make of them."""
         known = dict(tensors)
         for stage in stages:
             known.update(self.stage(stage.name, known))
         return known
 
     def close(self) -> None:
-        """Let go of sessions and memory. Idempotent."""
+        """Closes sessions and memory. Idempotent."""
         self.runners = {}
         self._cleanup.close()
 
     def __enter__(self) -> Chain:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
-
-
-def first_items(array: Array, spec: TensorSpec, count: int, batch: int) -> Array:
-    """The first ``count`` items of a batch; all of a tensor that has no batch axis."""
-    return array[:count] if spec.shape[0] == batch else array

@@ -60,13 +60,14 @@ class Difference:
         self.nan = self.inf = self.saturated = self.elements = 0
 
     def add(self, value: Samples, reference: Samples, start: int = 0) -> None:
-        """Take in one piece.
+        """Takes in one piece.
 
         Args:
             value, reference: of one shape.
             start: place of the piece's first value along the last axis of the whole signal.
         """
-        self.saturated += _saturated(value)
+        if np.issubdtype(value.dtype, np.floating):
+            self.saturated += int((np.abs(value) == np.finfo(value.dtype).max).sum())
         exact = reference.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             error = value.astype(np.float64) - exact
@@ -76,21 +77,18 @@ class Difference:
             self.nan += nan
             self.inf += int(bad.sum()) - nan
             error[bad] = math.inf
-        self._note_worst(error, start)
-        self.elements += value.size
-        self.signal += float(np.vdot(exact, exact))
-        self.error += math.inf if bad.any() else float(np.vdot(error, error))
-        self.cross += math.nan if bad.any() else float(np.vdot(error, exact))
-
-    def _note_worst(self, error: Samples, start: int) -> None:
         flat = int(np.abs(error).argmax())
         worst = float(abs(error.flat[flat]))
         if worst > self.worst or not self.elements:
             *outer, last = (int(index) for index in np.unravel_index(flat, error.shape))
             self.worst, self.worst_at = worst, (*outer, last + start)
+        self.elements += value.size
+        self.signal += float(np.vdot(exact, exact))
+        self.error += math.inf if bad.any() else float(np.vdot(error, error))
+        self.cross += math.nan if bad.any() else float(np.vdot(error, exact))
 
     def figures(self) -> Figures:
-        """What has been found so far."""
+        """Returns what has been found so far."""
         count = max(self.elements, 1)
         return Figures(
             snr=ratio_db(self.signal, self.error),
@@ -110,9 +108,3 @@ class Difference:
             return ratio_db(self.signal, self.error)
         along = self.cross / self.signal
         return ratio_db((1 + along) ** 2 * self.signal, max(self.error - along * self.cross, 0.0))
-
-
-def _saturated(value: Samples) -> int:
-    if not np.issubdtype(value.dtype, np.floating):
-        return 0
-    return int((np.abs(value) == np.finfo(value.dtype).max).sum())

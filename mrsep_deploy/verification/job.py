@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle
-from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.engines import AUTO
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import ARITHMETIC, AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import chosen_plan, require_onnx
+from mrsep_deploy.verification.batches import Progress
 from mrsep_deploy.verification.reference import (
     BundleReference,
     Reference,
@@ -23,8 +23,8 @@ from mrsep_deploy.verification.reference import (
     require_same_stages,
 )
 from mrsep_deploy.verification.results import Verification
-from mrsep_deploy.verification.tracks import Track, builtin_tracks, for_model, read_tracks
-from mrsep_deploy.verification.verify import Progress, verify
+from mrsep_deploy.verification.tracks import Track, builtin_tracks, read_tracks
+from mrsep_deploy.verification.verify import verify
 
 if TYPE_CHECKING:
     from mrsep_deploy.precision.plan import PrecisionPlan
@@ -61,44 +61,34 @@ class Request:
     excerpt: bool = False
 
 
+@dataclass(frozen=True)
 class Job:
-    """A request made ready; ``with`` it, run it once or more.
+    """A request made ready, to be run once or more.
 
-    Raises:
-        UsageError: options that contradict each other or the bundle.
-        MrsepError: engine, reference or audio are not usable.
+    Attributes:
+        plan: what the candidate is derived by; None where the bundle is the candidate.
     """
 
-    def __init__(self, request: Request, stack: contextlib.ExitStack) -> None:
-        self.request = request
-        self.bundle = request.bundle
-        self.plan = requested_plan(request)
-        self.tracks = _tracks(request)
-        precision = self.bundle.manifest.precision if self.plan is None else self.plan.precision
-        self.engine = _engine(request, replace(self.bundle.manifest, precision=precision))
-        stack.callback(self.engine.device.close)
-        self.reference: Reference = _reference(request, derived=self.plan is not None)
-        stack.callback(self.reference.close)
+    request: Request
+    plan: PrecisionPlan | None
+    tracks: Sequence[Track]
+    engine: Engine
+    reference: Reference
 
-    def verify(self, plan: PrecisionPlan | None = None, progress: Progress | None = None) -> Verification:
-        """Verify the bundle, or the one derived from it by ``plan``, by default the request's own."""
-        candidate = self._candidate(plan or self.plan)
-        asked = self.request
+    def verify(self, progress: Progress, plan: PrecisionPlan | None = None) -> Verification:
+        """Verifies the bundle, or the one derived from it by ``plan``, by default the request's own."""
+        asked, plan = self.request, plan or self.plan
+        candidate = asked.bundle
+        if plan is not None:
+            from mrsep_deploy.precision.convert_bundle import derived_bundle
+
+            candidate = derived_bundle(candidate, plan)
         return verify(
             candidate, self.engine, self.reference, self.tracks, asked.limit, progress, asked.excerpt
         )
 
-    def _candidate(self, plan: PrecisionPlan | None) -> Bundle:
-        if plan is None:
-            return self.bundle
-        from mrsep_deploy.precision.convert_bundle import derived_bundle
-
-        return derived_bundle(self.bundle, plan)
-
-    def bisect(
-        self, found: Verification, progress: Progress | None = None
-    ) -> tuple[list[Bisection], Verification]:
-        """Search for nodes to keep in float32 until a verification passes.
+    def bisect(self, found: Verification, progress: Progress) -> tuple[list[Bisection], Verification]:
+        """Searches for nodes to keep in float32 until a verification passes.
 
         Returns:
             What each search found, and the verification with the last one's plan.
@@ -108,11 +98,11 @@ class Job:
         assert self.plan is not None
         plan, searches = self.plan, []
         for _ in range(ROUNDS):
-            searches.append(bisect(self.bundle, self.engine, plan, found.probes, progress))
+            searches.append(bisect(self.request.bundle, self.engine, plan, found.probes, progress))
             if searches[-1].plan == plan:
                 break
             plan = searches[-1].plan
-            found = self.verify(plan, progress)
+            found = self.verify(progress, plan)
             if found.passes:
                 break
         return searches, found
@@ -120,9 +110,35 @@ class Job:
 
 @contextlib.contextmanager
 def opened(request: Request) -> Iterator[Job]:
-    """A job, whose engine and reference are closed in the end."""
+    """Makes a request ready; closes its engine and reference in the end.
+
+    The default reference is the float32 bundle if the candidate is derived from it, and PyTorch if not.
+
+    Raises:
+        UsageError: options that contradict each other or the bundle.
+        MrsepError: engine, reference or audio are not usable.
+    """
+    bundle, against = request.bundle, request.against
+    manifest, plan = bundle.manifest, requested_plan(request)
+    tracks = read_tracks(request.audio, manifest) if request.audio else builtin_tracks(manifest)
     with contextlib.ExitStack() as stack:
-        yield Job(request, stack)
+        candidate = manifest if plan is None else replace(manifest, precision=plan.precision)
+        is_bundle = against is not None and (against.is_dir() or against.suffix.lower() == ARCHIVE_SUFFIX)
+        checkpoint = None if is_bundle else against
+        options = EngineOptions(request.threads, checkpoint, precision=arithmetic(candidate))
+        default = AUTO if candidate.precision == "float32" else "ort"
+        engine = choose(request.engine or default, options).engine
+        stack.callback(engine.close)
+        if against is not None and is_bundle:
+            bundle = Bundle.open(against)
+            require_same_stages(manifest, bundle.manifest)
+        reference: Reference
+        if is_bundle or (plan is not None and against is None):
+            reference = BundleReference(bundle, request.threads)
+            stack.callback(reference.close)
+        else:
+            reference = TorchReference(manifest, checkpoint)
+        yield Job(request, plan, tracks, engine, reference)
 
 
 def requested_plan(request: Request) -> PrecisionPlan | None:
@@ -140,49 +156,16 @@ def requested_plan(request: Request) -> PrecisionPlan | None:
                 "Give the float32 bundle, or leave out --precision and --plan.",
             )
         return None
-    if request.plan is None:
-        if asked not in (None, "fp32"):
-            require_onnx("another precision")
-        return chosen_plan(asked, None, request.bundle.manifest.float32)
+    if request.plan is None and asked in (None, "fp32"):
+        return None
     require_onnx("another precision")
-    plan = chosen_plan("mixed", request.plan)
-    assert plan is not None
+    if request.plan is None:
+        return chosen_plan(asked, None, request.bundle.manifest.float32)
+    from mrsep_deploy.precision.plan import read_plan
+
+    plan = read_plan(request.plan)
     if asked not in (None, "mixed", ARITHMETIC[plan.precision]):
         raise UsageError(
             f"{request.plan} is a plan for {ARITHMETIC[plan.precision]}, {asked} was asked for", "Choose one."
         )
     return plan
-
-
-def _engine(request: Request, candidate: Manifest) -> Engine:
-    default = AUTO if candidate.precision == "float32" else "ort"
-    options = EngineOptions(request.threads, _checkpoint(request), precision=arithmetic(candidate))
-    return choose(request.engine or default, options).engine
-
-
-def _checkpoint(request: Request) -> Path | None:
-    against = request.against
-    return None if against is None or _is_bundle(against) else against
-
-
-def _is_bundle(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() == ARCHIVE_SUFFIX
-
-
-def _reference(request: Request, derived: bool) -> Reference:
-    """What was asked for; else the float32 bundle if the candidate comes from it, and PyTorch if not."""
-    manifest = request.bundle.manifest
-    if request.against is not None and _is_bundle(request.against):
-        other = Bundle.open(request.against)
-        require_same_stages(manifest, other.manifest)
-        return BundleReference(other, request.threads)
-    if derived and request.against is None:
-        return BundleReference(request.bundle, request.threads)
-    return TorchReference(manifest, request.against)
-
-
-def _tracks(request: Request) -> list[Track]:
-    manifest = request.bundle.manifest
-    model = manifest.model
-    tracks = read_tracks(request.audio, model) if request.audio else builtin_tracks(manifest)
-    return for_model(tracks, manifest.application)

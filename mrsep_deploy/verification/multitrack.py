@@ -57,8 +57,14 @@ class TrackFiles:
         """SHA-256 of every audio file that is read."""
         files = [self.path] if self.is_stem_file else self.read_files(model.sources).values()
         digest = hashlib.sha256()
-        for path in files:
-            digest.update(f"{path.name} {_sha256(path)}\n".encode())
+        try:
+            for path in files:
+                with open(path, "rb") as audio:
+                    digest.update(f"{path.name} {sha256(audio)}\n".encode())
+        except OSError as error:
+            raise AudioError(
+                f"{path} cannot be read: {error.strerror or error}", "Check the file."
+            ) from error
         return digest.hexdigest()
 
 
@@ -103,17 +109,19 @@ def read_multitrack(track: TrackFiles, model: ModelInfo, every_source: bool) -> 
         for name, (path, stream) in places.items()
     }
     stems = {name: source.read() for name, source in sources.items()}
-    _require_one_length(track.path, stems)
+    lengths = {name: stem.shape[-1] for name, stem in stems.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise AudioError(
+            f"{track.path} has stems of different lengths in samples ({found})",
+            "Cut all of them to the same length.",
+        )
     remarks = dict.fromkeys(f"{s.info.path} {remark}" for s in sources.values() for remark in s.remarks)
-    mixture = FILE if MIXTURE in stems else SUM
-    mix = stems.pop(MIXTURE) if MIXTURE in stems else _sum(list(stems.values()))
     truth = {source: stems[source] for source in model.sources if source in stems}
-    return Multitrack(mix, truth, mixture, tuple(remarks))
-
-
-def _sum(stems: list[Float32]) -> Float32:
-    mix: Float32 = np.sum(stems, axis=0, dtype=np.float32)
-    return mix
+    mix = stems.get(MIXTURE)
+    if mix is None:
+        return Multitrack(np.sum(list(stems.values()), axis=0, dtype=np.float32), truth, SUM, tuple(remarks))
+    return Multitrack(mix, truth, FILE, tuple(remarks))
 
 
 def _streams(track: TrackFiles) -> dict[str, tuple[Path, int | None]]:
@@ -143,21 +151,3 @@ def _files(track: TrackFiles, sources: Sequence[str]) -> dict[str, tuple[Path, i
             "Add the mixture, or the other stems.",
         )
     return {name: (path, None) for name, path in found.items()}
-
-
-def _require_one_length(path: Path, stems: Mapping[str, Float32]) -> None:
-    lengths = {name: stem.shape[-1] for name, stem in stems.items()}
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise AudioError(
-            f"{path} has stems of different lengths in samples ({found})",
-            "Cut all of them to the same length.",
-        )
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with open(path, "rb") as audio:
-            return sha256(audio)
-    except OSError as error:
-        raise AudioError(f"{path} cannot be read: {error.strerror or error}", "Check the file.") from error

@@ -1,11 +1,15 @@
-"""References of a verification: PyTorch in float64, or the float32 bundle that the candidate was made from."""
+"""References of a verification: PyTorch in float64, or the float32 bundle that the candidate was made from.
+
+Both have a ``title`` for people, and say with ``transforms`` whether they compute spectrograms and inverses in a way
+of their own, so that comparing them tells something.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -17,28 +21,6 @@ from mrsep_deploy.errors import UsageError
 from mrsep_deploy.verification.chain import Chain
 
 Array = NDArray[Any]
-
-
-class Reference(Protocol):
-    """Gives every tensor of a batch of segments, and says what it is.
-
-    Attributes:
-        title: for people.
-        transforms: it computes spectrograms and inverses in a way of its own, so that comparing them tells
-            something.
-    """
-
-    title: str
-    transforms: bool
-
-    def tensors(self, mix: Array) -> Mapping[str, Array]:
-        """Every tensor by name, of segments ``[B, C, L]``."""
-
-    def yardstick(self, mix: Array) -> Array | None:
-        """Stems ``[B, S, C, L]`` of PyTorch's own float32, or None where they are no yardstick."""
-
-    def close(self) -> None:
-        """Let go of what it holds. Idempotent."""
 
 
 class BundleReference:
@@ -57,12 +39,14 @@ class BundleReference:
         self.title = f"{bundle.manifest.name} in float32 on {self._engine.title}"
 
     def tensors(self, mix: Array) -> Mapping[str, Array]:
+        """Returns every tensor by name, of segments ``[B, C, L]``."""
         return self.chain.run(mix)
 
     def yardstick(self, mix: Array) -> None:
-        return None
+        """Returns None: a bundle's own float32 is no yardstick."""
 
     def close(self) -> None:
+        """Closes sessions and memory. Idempotent."""
         self.chain.close()
         self._engine.close()
 
@@ -92,24 +76,26 @@ class TorchReference:
         self._double = copy.deepcopy(self._single).double()
 
     def tensors(self, mix: Array) -> Mapping[str, Array]:
+        """Returns every tensor by name, of segments ``[B, C, L]``."""
         import torch
 
         exact = self._double.tensors(torch.from_numpy(mix.copy()).double())
         return {name: tensor.numpy() for name, tensor in exact.items()}
 
     def yardstick(self, mix: Array) -> Array:
+        """Returns the stems ``[B, S, C, L]`` of PyTorch's own float32."""
         import torch
 
         with torch.no_grad():
             stems: Array = self._single(torch.from_numpy(mix.copy())).numpy()
         return stems
 
-    def close(self) -> None:
-        """Modules need no closing."""
+
+Reference = BundleReference | TorchReference
 
 
 def require_same_stages(candidate: Manifest, reference: Manifest) -> None:
-    """Raise ``UsageError`` unless two bundles have the same stages, tensors and shapes."""
+    """Raises ``UsageError`` unless two bundles have the same stages, tensors and shapes."""
 
     def plan(manifest: Manifest) -> object:
         stages = [(stage.name, stage.inputs, stage.outputs) for stage in manifest.stages]

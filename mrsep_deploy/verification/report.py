@@ -1,23 +1,111 @@
-"""The tables and lines of a verification, from its plain values; the terminal and the page show these."""
+"""A verification as plain values for ``--json``, and the tables and lines that the terminal and pages make of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.files.strict_json import plain
+from mrsep_deploy.measuring.decibels import ratio_db
+from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
+from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.terminal.tables import NOTHING, Table, decibels, optional, print_table
-from mrsep_deploy.verification.plain import alone
+from mrsep_deploy.verification.figures import Figures
+from mrsep_deploy.verification.results import StemResult, Verification
 
 if TYPE_CHECKING:
     from mrsep_deploy.verification.bisect import Bisection, Group
 
 Plain = Mapping[str, Any]
 
+RENAMED = {"snr": "snr_db", "si_sdr": "si_sdr_db", "level": "level_db"}
+COPIED = ("model", "digest", "precision", "engine", "note", "reference", "segments", "failures", "passes")
+
 STAGE_NOTE = "Each stage on the reference's inputs: the error is its own. Worst: index in the tensor."
 STEM_NOTE = "End to end. Worst: largest error in sample values, and where."
+
+
+# --- plain values
+
+
+def to_plain(found: Verification) -> dict[str, Any]:
+    """Returns everything in a verification, numbers unrounded; dB that are infinite (equal, or silent) are None."""
+    limits = {
+        "snr_db": found.limit.decibels,
+        "reason": found.limit.reason,
+        "audible_dbfs": AUDIBLE_DBFS,
+        "sdr_change_db": SDR_CHANGE_DB,
+    }
+    stages = {
+        stage.stage: {name: _plain_figures(figures) for name, figures in stage.tensors.items()}
+        for stage in found.stages
+    }
+    copied = {name: getattr(found, name) for name in COPIED}
+    stems = [_plain_stem(stem) for stem in found.stems]
+    made: dict[str, Any] = plain({**copied, "limits": limits, "stages": stages, "stems": stems})
+    return made
+
+
+def about(bundle: Bundle, command: str) -> dict[str, object]:
+    """Returns what belongs to the result beside what was found: the command, the machine, facts of the model."""
+    manifest = bundle.manifest
+    return {
+        "command": command,
+        "machine": machine_info(),
+        "trained": manifest.model.trained,
+        "branches": [asdict(branch) for branch in manifest.branches],
+        "fusion": [asdict(shares) for shares in manifest.fusion],
+    }
+
+
+def _plain_stem(stem: StemResult) -> dict[str, object]:
+    return {
+        "track": stem.track,
+        "source": stem.source,
+        **_plain_figures(stem.figures),
+        "worst_seconds": stem.seconds,
+        "limit_db": stem.limit,
+        "pytorch_float32_snr_db": stem.yardstick,
+        "sdr_db": stem.sdr,
+        "sdr_change_db": stem.sdr_change,
+        "judged": stem.judged,
+        "passes": not stem.failures,
+    }
+
+
+def _plain_figures(figures: Figures) -> dict[str, object]:
+    return {RENAMED.get(name, name): value for name, value in asdict(figures).items()}
+
+
+def bisection_to_plain(found: Bisection, limit: float) -> object:
+    """Returns everything in a bisection; ``alone_db`` is None where values are not finite."""
+    stages, kept = (
+        [{"stage": group.stage, "nodes": group.nodes, "alone_db": _alone(group, limit)} for group in groups]
+        for groups in (found.stages, found.kept)
+    )
+    return plain(
+        {
+            "stages": stages,
+            "kept": kept,
+            "error_over_allowed_before": found.before,
+            "error_over_allowed_after": found.after,
+            "proved": found.proved,
+            "measurements": found.measurements,
+        }
+    )
+
+
+def _alone(group: Group, limit: float) -> float:
+    """Returns the SNR in dB of the worst stem, about, if only these nodes are of low precision."""
+    return limit + ratio_db(1.0, group.worst)
+
+
+# --- lines and tables
 
 
 def print_verification(screen: Console, found: Plain) -> None:
@@ -69,6 +157,10 @@ def limit_lines(found: Plain) -> list[str]:
     return lines
 
 
+def _has_truth(found: Plain) -> bool:
+    return any(stem["sdr_db"] is not None for stem in found["stems"])
+
+
 def snr(figures: Plain) -> float:
     """Returns the SNR in dB; JSON has None for the infinite: exact, or not a number."""
     if figures["snr_db"] is not None:
@@ -83,12 +175,11 @@ def worst_output(tensors: Mapping[str, Plain]) -> tuple[str, Plain]:
     return name, tensors[name]
 
 
-def _figures(found: Plain) -> tuple[str, str]:
+def _ratios(found: Plain) -> tuple[str, str]:
     """Returns the cells of SNR and SI-SDR."""
-    si_sdr = found["si_sdr_db"]
-    if si_sdr is None:
-        return decibels(snr(found)), "exact" if snr(found) == math.inf else NOTHING
-    return decibels(snr(found)), decibels(si_sdr)
+    ratio, si_sdr = snr(found), found["si_sdr_db"]
+    unknown = "exact" if ratio == math.inf else NOTHING
+    return decibels(ratio), unknown if si_sdr is None else decibels(si_sdr)
 
 
 def stage_table(found: Plain) -> Table:
@@ -99,12 +190,8 @@ def stage_table(found: Plain) -> Table:
         name, worst = worst_output(tensors)
         at = ",".join(map(str, worst["worst_at"]))
         counts = [str(sum(each[what] for each in tensors.values())) for what in ("nan", "inf", "saturated")]
-        rows.append([stage, name, *_figures(worst), optional(worst["worst"], "{:.1e}"), at, *counts])
+        rows.append([stage, name, *_ratios(worst), optional(worst["worst"], "{:.1e}"), at, *counts])
     return Table("Stages", columns, rows, text_columns=(0, 1, 5), note=STAGE_NOTE)
-
-
-def _has_truth(found: Plain) -> bool:
-    return any(stem["sdr_db"] is not None for stem in found["stems"])
 
 
 def stem_table(found: Plain) -> Table:
@@ -113,7 +200,7 @@ def stem_table(found: Plain) -> Table:
     columns += ["SDR", "change"] if _has_truth(found) else []
     rows = []
     for stem in found["stems"]:
-        ratio, si_sdr = _figures(stem)
+        ratio, si_sdr = _ratios(stem)
         cells = [
             stem["track"],
             stem["source"],
@@ -128,9 +215,8 @@ def stem_table(found: Plain) -> Table:
         ]
         if _has_truth(found):
             cells += [optional(stem["sdr_db"], "{:.2f}"), optional(stem["sdr_change_db"], "{:+.4f}")]
-        rows.append(
-            [*cells, "quiet" if stem["passes"] and not stem["judged"] else "" if stem["passes"] else "failed"]
-        )
+        passed = "" if stem["judged"] else "quiet"
+        rows.append([*cells, passed if stem["passes"] else "failed"])
     failed = [number for number, stem in enumerate(found["stems"]) if not stem["passes"]]
     words = (0, 1, len(columns))
     return Table("Stems", [*columns, ""], rows, text_columns=words, note=STEM_NOTE, bad=failed)
@@ -145,8 +231,8 @@ def print_bisections(screen: Console, searches: Sequence[Bisection], limit: floa
         after: the verification with the plan, as plain values.
     """
     for search in searches:
-        _print_titled(screen, group_table("Loss by stage", search.stages, limit))
-        _print_titled(screen, group_table("To be kept in float32", search.kept, limit))
+        for title, groups in (("Loss by stage", search.stages), ("To be kept in float32", search.kept)):
+            _print_titled(screen, _group_table(title, groups, limit))
         screen.print(
             "SNR of the worst stem with only these nodes in low precision; "
             f"{search.measurements} groups of nodes were measured.",
@@ -160,11 +246,11 @@ def print_bisections(screen: Console, searches: Sequence[Bisection], limit: floa
     _print_verdict(screen, after)
 
 
-def group_table(title: str, groups: Sequence[Group], limit: float) -> Table:
+def _group_table(title: str, groups: Sequence[Group], limit: float) -> Table:
     """Returns groups of nodes, and the SNR in dB that each alone would leave."""
     rows = []
     for group in groups:
         first, last, count = group.nodes[0], group.nodes[-1], len(group.nodes)
         nodes = first if count == 1 else f"{first} … {last} ({count})"
-        rows.append([group.stage, nodes, decibels(alone(group, limit))])
+        rows.append([group.stage, nodes, decibels(_alone(group, limit))])
     return Table(title, ("stage", "nodes", "alone"), rows, text_columns=(0, 1))

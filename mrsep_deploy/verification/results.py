@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
+from mrsep_deploy.verification.batches import Span
 from mrsep_deploy.verification.figures import Figures
 
 Mono = NDArray[np.float32]
-Span = tuple[int, int]
-"""From which sample to which, the second excluded."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _nonfinite(figures: Figures) -> str:
 
 @dataclass(frozen=True)
 class Probe:
-    """Segments on which a candidate did badly, kept for whoever asks why.
+    """Segments on which a candidate did badly, kept to find out why.
 
     Attributes:
         mix: ``[B, C, L]`` as the model hears it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,12 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio.read import AudioSource
-from mrsep_deploy.bundle.manifest import Application, Manifest, ModelInfo
+from mrsep_deploy.bundle.manifest import Manifest, ModelInfo
+from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.separation.segments import SongStatistics, applied, stride_of
 from mrsep_deploy.verification.multitrack import TrackFiles, read_multitrack
-from mrsep_deploy.verification.signals import builtin_signals
 
 Float32 = NDArray[np.float32]
+
+SEED = 20261
+SILENT_LEVEL = 1e-5
+"""Peak of the almost silent signal, -100 dBFS: half a bit of 16-bit audio."""
+LOUD_GAIN = 8.0
+"""The loud signal peaks 16 dB above full scale, as float files and sums of stems may."""
 
 
 @dataclass(frozen=True)
@@ -36,35 +42,39 @@ class Track:
     truth: Mapping[str, Float32] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
-    @property
-    def scale(self) -> float:
-        """What the normalised song is multiplied by in the end."""
-        return self.statistics.scale
-
-    def normalised(self) -> Iterator[Float32]:
-        """The blocks as the model hears them."""
-        return self.statistics.normalised(self.blocks())
-
-
-def for_model(tracks: Sequence[Track], application: Application) -> list[Track]:
-    """The tracks as a model takes them, normalised or as they are."""
-    return [replace(track, statistics=applied(track.statistics, application)) for track in tracks]
-
 
 def builtin_tracks(manifest: Manifest) -> list[Track]:
-    """The built-in signals, one segment each.
+    """Returns test signals on which faults of reduced precision show: one segment each, always the same.
 
-    They are not normalised as songs are: a segment far louder or quieter than its song is what they are for.
+    Plucked music at a normal level, 16 dB above full scale, at -100 dBFS and clipped; digital silence, a
+    full-scale sine, a click of one sample, and white noise. They are not normalised as songs are: a segment far
+    louder or quieter than its song is what they are for.
     """
     # Anything longer than a stride is cut into two segments.
     model = manifest.model
     samples = stride_of(model.segment_samples, manifest.application.overlap)
-    signals = builtin_signals(model.audio_channels, samples, model.sample_rate)
+    music = probe_signal(1, model.audio_channels, samples, model.sample_rate)[0]
+    loud = music * np.float32(LOUD_GAIN)
+    silence = np.zeros_like(music)
+    click = silence.copy()
+    click[:, samples // 2] = 1
+    sine = np.sin(2 * np.pi * 440 * (np.arange(samples) / model.sample_rate))
+    noise = np.random.RandomState(SEED).standard_normal(music.shape) * 0.25
+    signals = {
+        "music": music,
+        "loud music": loud,
+        "music at -100 dBFS": music * np.float32(SILENT_LEVEL / np.abs(music).max()),
+        "clipped music": np.clip(loud, -1, 1),
+        "silence": silence,
+        "full-scale sine": np.tile(sine, (len(music), 1)).astype(np.float32),
+        "click": click,
+        "noise": np.clip(noise, -1, 1).astype(np.float32),
+    }
     as_it_is = SongStatistics.neutral(samples)
-    return [Track(name, as_it_is, _whole(samples)) for name, samples in signals]
+    return [Track(name, as_it_is, _whole(signal)) for name, signal in signals.items()]
 
 
-def read_tracks(paths: Sequence[Path], model: ModelInfo) -> list[Track]:
+def read_tracks(paths: Sequence[Path], manifest: Manifest) -> list[Track]:
     """Reads audio files, and tracks with true stems: folders and ``.stem.mp4`` files.
 
     A folder holds ``mixture.wav`` and a file for at least one source (``vocals.wav``), all of one length; see
@@ -73,7 +83,8 @@ def read_tracks(paths: Sequence[Path], model: ModelInfo) -> list[Track]:
     Raises:
         AudioError: one of them cannot be read, or is no such folder or file.
     """
-    return [_read_track(path, model) for path in paths]
+    tracks = [_read_track(path, manifest.model) for path in paths]
+    return [replace(track, statistics=applied(track.statistics, manifest.application)) for track in tracks]
 
 
 def _read_track(path: Path, model: ModelInfo) -> Track:

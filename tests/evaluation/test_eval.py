@@ -232,11 +232,11 @@ def write_stem_file(path: Path, streams: int) -> Path:
 @pytest.mark.parametrize("streams", [2, 5])
 def test_verify_and_eval_read_a_stem_file_alike(tmp_path: Path, streams: int) -> None:
     """With another number of streams it is an error in both, in one line; never silently a song."""
-    model = tiny_bundle(tmp_path).manifest.model
+    manifest = tiny_bundle(tmp_path).manifest
     path = write_stem_file(tmp_path / "song.stem.mp4", streams)
     readers: tuple[Callable[[], Multitrack | Track], ...] = (
-        lambda: read_multitrack(TrackFiles("song", path), model, every_source=True),
-        lambda: read_tracks([path], model)[0],
+        lambda: read_multitrack(TrackFiles("song", path), manifest.model, every_source=True),
+        lambda: read_tracks([path], manifest)[0],
     )
     for read in readers:
         if streams == 5:

@@ -31,9 +31,9 @@ from mrsep_deploy.export.load import untrained_model
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.plan import default_plan
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.verification.batches import batches
+from mrsep_deploy.verification.batches import count_batches
 from mrsep_deploy.verification.reference import TorchReference
-from mrsep_deploy.verification.tracks import builtin_tracks, for_model
+from mrsep_deploy.verification.tracks import builtin_tracks
 from mrsep_deploy.verification.verify import verify
 
 N_FFT, HOP, SAMPLES, SOURCES = 2048, 441, 22050, ("drums", "vocals")
@@ -132,8 +132,8 @@ def test_segments_and_songs_are_torchs(bundle: Bundle, engine: str) -> None:
 
 def test_it_verifies_in_float32_and_float16(bundle: Bundle, tmp_path: Path) -> None:
     manifest = bundle.manifest
-    tracks = for_model(builtin_tracks(manifest)[:2], manifest.application)
-    assert [batches(track, manifest) for track in tracks] == [1, 1]  # by the model's own overlap
+    tracks = builtin_tracks(manifest)[:2]
+    assert [count_batches(track, manifest) for track in tracks] == [1, 1]  # by the model's own overlap
     plan = default_plan("float16", ())
     for candidate in (bundle, convert_bundle(bundle, plan, tmp_path / "half")):
         engine = choose("ort", EngineOptions(2)).engine

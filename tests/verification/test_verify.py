@@ -258,28 +258,27 @@ def folder(tmp_path: Path, music: Float32) -> Path:
 
 
 def test_a_folder_gives_mixture_and_truth(bundle: Bundle, folder: Path, music: Float32) -> None:
-    (found,) = read_tracks([folder], bundle.manifest.model)
+    (found,) = read_tracks([folder], bundle.manifest)
     assert set(found.truth) == set(SOURCES)
     np.testing.assert_array_equal(np.concatenate(list(found.blocks()), axis=1), music)
 
 
 def test_a_file_is_a_track_without_truth(bundle: Bundle, folder: Path) -> None:
-    (found,) = read_tracks([folder / "drums.wav"], bundle.manifest.model)
+    (found,) = read_tracks([folder / "drums.wav"], bundle.manifest)
     assert (found.name, found.truth) == ("drums.wav", {})
 
 
 def test_folders_that_hold_something_else_are_refused(bundle: Bundle, folder: Path) -> None:
-    model = bundle.manifest.model
     soundfile.write(folder / "drums.wav", np.zeros((9, CHANNELS)), SAMPLE_RATE)
     with pytest.raises(AudioError, match="stems of different lengths"):
-        read_tracks([folder], model)
+        read_tracks([folder], bundle.manifest)
     for name in SOURCES:
         (folder / f"{name}.wav").unlink()
     with pytest.raises(AudioError, match="holds no stem of this model"):
-        read_tracks([folder], model)
+        read_tracks([folder], bundle.manifest)
     (folder / "mixture.wav").unlink()
     with pytest.raises(AudioError, match=r"holds no mixture\.wav"):
-        read_tracks([folder], model)
+        read_tracks([folder], bundle.manifest)
 
 
 def test_builtin_tracks_are_one_segment_each_and_always_the_same(bundle: Bundle) -> None:
@@ -287,4 +286,4 @@ def test_builtin_tracks_are_one_segment_each_and_always_the_same(bundle: Bundle)
     assert len(first) == 8
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(*(np.concatenate(list(t.blocks()), axis=1) for t in (one, other)))
-        assert one.scale == 1.0
+        assert one.statistics.scale == 1.0
