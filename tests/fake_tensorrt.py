@@ -308,14 +308,15 @@ def host_array(tensor: DeviceTensor) -> NDArray[Any]:
 
 
 class _FakeCudaMemory(Memory):
-    def __init__(self, block: NDArray[np.uint8]) -> None:
+    def __init__(self, device: CpuDevice, block: NDArray[np.uint8]) -> None:
+        super().__init__(device)
         self.size = block.nbytes
         self.pointer = block.ctypes.data
 
-    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-        return DeviceTensor(self.pointer + offset, shape, np.dtype(dtype))
+    def _placed(self, tensor: DeviceTensor) -> DeviceTensor:
+        return DeviceTensor(self.pointer + tensor.pointer, tensor.shape, tensor.dtype)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         pass  # the device keeps the block: an address keeps nothing alive
 
 
@@ -331,7 +332,7 @@ class FakeCuda(CpuDevice):
 
     def allocate(self, size: int) -> Memory:  # type: ignore[override]
         self._kept.append(np.full(size, 0xFF, np.uint8))
-        return _FakeCudaMemory(self._kept[-1])
+        return _FakeCudaMemory(self, self._kept[-1])
 
     def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         sides = [host_array(s) if isinstance(s, DeviceTensor) else s for s in (target, source)]

@@ -7,15 +7,14 @@ cuda_status()       whether there is one, and what to do if not
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from mrsep_deploy.devices.cuda import CudaDevice, CudaProperties
+    from mrsep_deploy.devices.cuda import CudaDevice
 
 __all__ = ["CUDA_PYTHON", "CUDA_VARIABLE", "PYCUDA", "CudaStatus", "cuda_status", "open_cuda"]
 
@@ -24,8 +23,8 @@ PYCUDA = "pycuda"
 CUDA_VARIABLE = "MRSEP_DEPLOY_CUDA"
 
 _CLASSES = {
-    CUDA_PYTHON: ("mrsep_deploy.devices.cuda_python", "CudaPythonDevice"),
-    PYCUDA: ("mrsep_deploy.devices.pycuda", "PyCudaDevice"),
+    CUDA_PYTHON: "mrsep_deploy.devices.cuda_python:CudaPythonDevice",
+    PYCUDA: "mrsep_deploy.devices.pycuda:PyCudaDevice",
 }
 
 
@@ -64,9 +63,7 @@ def open_cuda(index: int = 0, implementation: str | None = None) -> CudaDevice:
         EngineUnavailableError: the package, the driver or the GPU is missing.
         UsageError: there is no such implementation.
     """
-    module, name = _CLASSES[_chosen(implementation)]
-    opened: CudaDevice = getattr(import_module(module), name)(index)
-    return opened
+    return _class(_chosen(implementation))(index)
 
 
 def cuda_status(implementation: str | None = None) -> CudaStatus:
@@ -76,7 +73,7 @@ def cuda_status(implementation: str | None = None) -> CudaStatus:
     except UsageError as error:
         return CudaStatus(False, "", reason=error.message, fix=error.fix)
     try:
-        found = _probe(chosen)
+        found = _class(chosen).probe()
     except EngineUnavailableError as error:
         return CudaStatus(False, chosen, reason=error.message, fix=error.fix)
     except Exception as error:  # a broken installation can raise anything
@@ -92,10 +89,10 @@ def cuda_status(implementation: str | None = None) -> CudaStatus:
     )
 
 
-def _probe(implementation: str) -> list[CudaProperties]:
-    module: Any = import_module(_CLASSES[implementation][0])
-    probe: Callable[[], list[CudaProperties]] = module.probe
-    return probe()
+def _class(implementation: str) -> type[CudaDevice]:
+    module, _, name = _CLASSES[implementation].partition(":")
+    found: type[CudaDevice] = getattr(import_module(module), name)
+    return found
 
 
 def _chosen(implementation: str | None) -> str:

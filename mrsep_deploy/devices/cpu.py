@@ -19,53 +19,44 @@ from mrsep_deploy.devices.interface import (
     Event,
     Graph,
     Memory,
-    OpenObjects,
     Stream,
     TensorView,
+    as_bytes,
 )
-from mrsep_deploy.devices.views import as_bytes, check_copy
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.process.interrupts import wait_for
 
 ALIGNMENT = 256
 
 
-class CpuEvent(Event):
-    """A flag raised by the worker that reaches the record. Each record makes a fresh flag."""
-
-    def __init__(self) -> None:
-        self._mark = _Mark()
-        self._mark.reached.set()
-
-    def arm(self) -> _Mark:
-        """A new mark that the next waits refer to; the recording stream raises it."""
-        self._mark = _Mark()
-        return self._mark
-
-    @property
-    def mark(self) -> _Mark:
-        return self._mark
-
-    def synchronize(self) -> None:
-        wait_for(self._mark.reached)
-        if self._mark.failed is not None:
-            raise self._mark.failed
-
-    def seconds_since(self, earlier: Event) -> float:
-        assert isinstance(earlier, CpuEvent)
-        return self._mark.time - earlier._mark.time
-
-    def close(self) -> None:
-        """An event holds nothing on a CPU."""
-
-
-class _Mark:
+class Mark:
     """One record of an event: when it was reached, and the error of the work before it, if any."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
         self.failed: BaseException | None = None
         self.time = 0.0
+
+
+class CpuEvent(Event):
+    """A flag raised by the worker that reaches the record. Each record makes a fresh flag."""
+
+    def __init__(self, device: CpuDevice) -> None:
+        super().__init__(device)
+        self.mark = Mark()
+        self.mark.reached.set()
+
+    def synchronize(self) -> None:
+        wait_for(self.mark.reached)
+        if self.mark.failed is not None:
+            raise self.mark.failed
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, CpuEvent)
+        return self.mark.time - earlier.mark.time
+
+    def _release(self) -> None:
+        """An event holds nothing on a CPU."""
 
 
 class CpuStream(Stream):
@@ -75,13 +66,13 @@ class CpuStream(Stream):
     too, until ``synchronize`` has raised it: no work ever sees the output of work that failed.
     """
 
-    def __init__(self, name: str, open_objects: OpenObjects) -> None:
-        self._open = open_objects
+    def __init__(self, device: CpuDevice, name: str) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._closed = False
         self._worker = threading.Thread(target=self._work, name=f"stream {name}", daemon=True)
         self._worker.start()
+        super().__init__(device)
 
     @property
     def handle(self) -> int:
@@ -100,7 +91,7 @@ class CpuStream(Stream):
 
     def record(self, event: Event) -> None:
         assert isinstance(event, CpuEvent)
-        mark = event.arm()
+        mark = event.mark = Mark()
 
         def reach() -> None:
             mark.failed = self._error
@@ -136,12 +127,10 @@ class CpuStream(Stream):
         if error[0] is not None:
             raise error[0]
 
-    def close(self) -> None:
-        """Work that has begun is finished, the rest of the queue is dropped."""
-        if not self._closed:
-            self._closed = True
-            self._open.remove(self)
-            self._queue.put(None)
+    def _release(self) -> None:
+        # Work that has begun is finished, the rest of the queue is dropped.
+        self._closed = True
+        self._queue.put(None)
         if self._worker is not threading.current_thread():  # as when it collects what nobody has closed
             self._worker.join()
 
@@ -159,9 +148,8 @@ class CpuStream(Stream):
 class CpuMemory(Memory):
     """A block of zeroed host memory."""
 
-    def __init__(self, size: int, open_objects: OpenObjects) -> None:
+    def __init__(self, device: CpuDevice, size: int) -> None:
         self.size = size
-        self._open = open_objects
         try:
             block = np.zeros(size + ALIGNMENT, np.uint8)
         except MemoryError as error:
@@ -171,18 +159,15 @@ class CpuMemory(Memory):
             ) from error
         skip = -block.ctypes.data % ALIGNMENT
         self._block: NDArray[np.uint8] | None = block[skip : skip + size]
+        super().__init__(device)
 
-    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    def _placed(self, tensor: DeviceTensor) -> NDArray[Any]:
         assert self._block is not None, "the block is closed"
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if offset < 0 or offset + size > self.size:
-            raise EngineError(f"a tensor of {size} bytes at {offset} leaves its block of {self.size} bytes")
-        return self._block[offset : offset + size].view(dtype).reshape(shape)
+        part = self._block[tensor.pointer : tensor.pointer + tensor.nbytes]
+        return part.view(tensor.dtype).reshape(tensor.shape)
 
-    def close(self) -> None:
-        """The memory itself goes with the last tensor in it."""
-        self._block = None
-        self._open.remove(self)
+    def _release(self) -> None:
+        self._block = None  # the memory itself goes with the last tensor in it
 
 
 class CpuDevice(Device):
@@ -192,21 +177,20 @@ class CpuDevice(Device):
     name = "CPU"
 
     def stream(self, name: str) -> CpuStream:
-        return self._open.add(CpuStream(name, self._open))
+        return CpuStream(self, name)
 
     def event(self, timed: bool = False) -> CpuEvent:
-        return CpuEvent()
+        return CpuEvent(self)
 
     def allocate(self, size: int) -> CpuMemory:
-        return self._open.add(CpuMemory(size, self._open))
+        return CpuMemory(self, size)
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         return np.zeros(shape, dtype)
 
-    def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
-        assert not isinstance(target, DeviceTensor)
-        assert not isinstance(source, DeviceTensor)
-        check_copy(target, source)
+    def _copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
+        assert isinstance(target, np.ndarray)
+        assert isinstance(source, np.ndarray)
         to, from_ = as_bytes(target), as_bytes(source)
         stream.enqueue(lambda: np.copyto(to, from_))
 

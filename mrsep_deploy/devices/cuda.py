@@ -1,16 +1,16 @@
-"""What the two CUDA implementations share: what a GPU says of itself, tensors in a block."""
+"""What the two CUDA implementations share: finding a GPU, what it says of itself, tensors in its memory."""
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor
+from mrsep_deploy.devices.interface import Device, DeviceKind, DeviceTensor, Memory
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 
 NO_DRIVER = "there is no NVIDIA driver"
+NO_GPU = "the NVIDIA driver finds no GPU"
 INSTALL_DRIVER = "Install NVIDIA's driver, until nvidia-smi lists the GPU; start a container with --gpus all."
 UPDATE_DRIVER = "Update NVIDIA's driver, or install the CUDA libraries of the version it supports."
 SEE_GPU = "Choose one that nvidia-smi lists, and see that CUDA_VISIBLE_DEVICES does not hide it."
@@ -40,19 +40,36 @@ class CudaProperties:
 
 
 class CudaDevice(Device):
-    """A GPU; its streams run beside the host, in the device's primary context.
+    """GPU ``index``, in CUDA's order; its streams run beside the host, in the device's primary context.
 
     The primary context is the one that torch and ONNX Runtime use too, so that their tensors, kernels
     and streams and this device's can be mixed in one process.
+
+    Raises:
+        EngineUnavailableError: there is no package for CUDA, no driver or no such GPU.
     """
 
     kind: DeviceKind = "cuda"
 
-    def __init__(self, index: int, properties: CudaProperties) -> None:
+    def __init__(self, index: int = 0) -> None:
+        found = self.probe()
+        if not found:
+            raise EngineUnavailableError(NO_GPU, SEE_GPU)
+        if not 0 <= index < len(found):
+            raise EngineUnavailableError(
+                f"there is no GPU {index}, CUDA finds {len(found)}, counted from 0", SEE_GPU
+            )
         super().__init__()
-        self.index = index
-        self.properties = properties
-        self.name = properties.name
+        self.index, self.properties, self.name = index, found[index], found[index].name
+
+    @classmethod
+    @abc.abstractmethod
+    def probe(cls) -> list[CudaProperties]:
+        """All GPUs, without making a context on any.
+
+        Raises:
+            EngineUnavailableError: there is no package for CUDA, no driver, or one too old for it.
+        """
 
     @abc.abstractmethod
     def free_bytes(self) -> int:
@@ -67,20 +84,14 @@ class CudaDevice(Device):
         )
 
 
-def slice_block(pointer: int, size: int, offset: int, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-    """A tensor ``offset`` bytes into a block at ``pointer``."""
-    tensor = DeviceTensor(pointer + offset, tuple(shape), np.dtype(dtype))
-    if offset < 0 or offset + tensor.nbytes > size:
-        raise EngineError(f"a tensor of {tensor.nbytes} bytes at {offset} leaves its block of {size} bytes")
-    return tensor
+class CudaMemory(Memory):
+    """A block at the address ``native``, which is None once the block is closed."""
 
+    native: Any
 
-def check_index(index: int, count: int) -> None:
-    """Raise unless there is a GPU of that index."""
-    if count == 0:
-        raise EngineUnavailableError("the NVIDIA driver finds no GPU", SEE_GPU)
-    if not 0 <= index < count:
-        raise EngineUnavailableError(f"there is no GPU {index}, CUDA finds {count}, counted from 0", SEE_GPU)
+    def _placed(self, tensor: DeviceTensor) -> DeviceTensor:
+        assert self.native is not None, "the block is closed"
+        return DeviceTensor(int(self.native) + tensor.pointer, tensor.shape, tensor.dtype)
 
 
 def version_text(version: int) -> str:

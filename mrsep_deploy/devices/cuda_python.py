@@ -9,167 +9,142 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.devices.cuda import CudaDevice, check_index, slice_block
-from mrsep_deploy.devices.cuda_runtime import CudaCallError, CudaRuntime, probe
-from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, OpenObjects, Stream, TensorView
-from mrsep_deploy.devices.views import address, check_copy
+from mrsep_deploy.devices.cuda import CudaDevice, CudaMemory, CudaProperties
+from mrsep_deploy.devices.cuda_runtime import CudaCallError, CudaRuntime, find_gpus
+from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Graph, Stream, TensorView
 from mrsep_deploy.errors import EngineError
 
-__all__ = ["CudaPythonDevice", "probe"]
+
+class _Native(Closable):
+    """A handle of the runtime's, and the name of the call that gives it back."""
+
+    destroy: ClassVar[str]
+
+    def __init__(self, device: CudaPythonDevice, native: Any) -> None:
+        self.device, self.runtime = device, device.runtime
+        self.native: Any = native
+        super().__init__(device)
+
+    def _release(self) -> None:
+        native, self.native = self.native, None
+        self.runtime.release(self.destroy, native)
 
 
-class CudaPythonEvent(Event):
+class CudaPythonEvent(_Native, Event):
     """``cudaEvent_t``. Without times it costs least; waiting for it gives the processor to others."""
 
-    def __init__(self, runtime: CudaRuntime, open_objects: OpenObjects, timed: bool) -> None:
-        self._runtime, self._open, self.timed = runtime, open_objects, timed
-        module = runtime.module
+    destroy: ClassVar[str] = "cudaEventDestroy"
+
+    def __init__(self, device: CudaPythonDevice, timed: bool) -> None:
+        self.timed, module = timed, device.runtime.module
         flags = module.cudaEventBlockingSync | (0 if timed else module.cudaEventDisableTiming)
-        self._event: Any = runtime("cudaEventCreateWithFlags", flags)
+        super().__init__(device, device.runtime("cudaEventCreateWithFlags", flags))
 
     def synchronize(self) -> None:
-        self._runtime("cudaEventSynchronize", self._event)
+        self.runtime("cudaEventSynchronize", self.native)
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, CudaPythonEvent)
-        return float(self._runtime("cudaEventElapsedTime", earlier._event, self._event)) / 1e3
-
-    def close(self) -> None:
-        event, self._event = self._event, None
-        if event is not None:
-            self._open.remove(self)
-            self._runtime.release("cudaEventDestroy", event)
+        return float(self.runtime("cudaEventElapsedTime", earlier.native, self.native)) / 1e3
 
 
-class CudaPythonStream(Stream):
+class CudaPythonStream(_Native, Stream):
     """``cudaStream_t``, non-blocking: the legacy default stream, where other libraries may work, neither
-    waits for it nor makes it wait."""
+    waits for it nor makes it wait. What is enqueued when it is closed still runs to its end."""
 
-    def __init__(self, device: CudaPythonDevice) -> None:
-        self._device, self._runtime = device, device.runtime
-        self._stream: Any = self._runtime(
-            "cudaStreamCreateWithFlags", self._runtime.module.cudaStreamNonBlocking
-        )
+    destroy: ClassVar[str] = "cudaStreamDestroy"
 
     @property
     def handle(self) -> int:
-        if self._stream is None:
+        if self.native is None:
             raise EngineError("a closed stream was used")
-        return int(self._stream)
+        return int(self.native)
 
     def enqueue(self, work: Callable[[], None]) -> None:
         assert self.handle
-        self._device.make_current()
+        self.device.make_current()
         work()
 
     def record(self, event: Event) -> None:
         assert isinstance(event, CudaPythonEvent)
         if event.timed and self._is_capturing():
             # Without the flag a captured record is only an edge of the graph, and takes no time.
-            flag = self._runtime.module.cudaEventRecordExternal
-            self._runtime("cudaEventRecordWithFlags", event._event, self.handle, flag)
+            flag = self.runtime.module.cudaEventRecordExternal
+            self.runtime("cudaEventRecordWithFlags", event.native, self.handle, flag)
         else:
-            self._runtime("cudaEventRecord", event._event, self.handle)
+            self.runtime("cudaEventRecord", event.native, self.handle)
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, CudaPythonEvent)
-        self._runtime("cudaStreamWaitEvent", self.handle, event._event, 0)
+        self.runtime("cudaStreamWaitEvent", self.handle, event.native, 0)
 
     def synchronize(self) -> None:
-        self._runtime("cudaStreamSynchronize", self.handle)
+        self.runtime("cudaStreamSynchronize", self.handle)
 
     def _is_capturing(self) -> bool:
-        status = self._runtime("cudaStreamIsCapturing", self.handle)
-        return bool(status != self._runtime.module.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone)
-
-    def close(self) -> None:
-        """What is enqueued still runs to its end; the driver lets go of the stream after it."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            self._device.forget(self)
-            self._runtime.release("cudaStreamDestroy", stream)
+        status = self.runtime("cudaStreamIsCapturing", self.handle)
+        return bool(status != self.runtime.module.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone)
 
 
-class CudaPythonGraph(Graph):
+class CudaPythonGraph(_Native, Graph):
     """``cudaGraphExec_t``."""
 
-    def __init__(self, runtime: CudaRuntime, open_objects: OpenObjects, executable: Any) -> None:
-        self._runtime, self._open, self._executable = runtime, open_objects, executable
+    destroy: ClassVar[str] = "cudaGraphExecDestroy"
 
     def launch(self, stream: Stream) -> None:
-        if self._executable is None:
+        if self.native is None:
             raise EngineError("a closed graph was launched")
-        self._runtime("cudaGraphLaunch", self._executable, stream.handle)
-
-    def close(self) -> None:
-        executable, self._executable = self._executable, None
-        if executable is not None:
-            self._open.remove(self)
-            self._runtime.release("cudaGraphExecDestroy", executable)
+        self.runtime("cudaGraphLaunch", self.native, stream.handle)
 
 
-class CudaPythonMemory(Memory):
+class CudaPythonMemory(_Native, CudaMemory):
     """A block of ``cudaMalloc``: taken once before the first segment, so that no pool is of use."""
+
+    destroy: ClassVar[str] = "cudaFree"
 
     def __init__(self, device: CudaPythonDevice, size: int) -> None:
         self.size = size
-        self._device = device
         try:
-            self._pointer: int | None = int(device.runtime("cudaMalloc", max(size, 1)))
+            super().__init__(device, device.runtime("cudaMalloc", max(size, 1)))
         except CudaCallError as error:
             if error.code == "cudaErrorMemoryAllocation":
                 raise device.out_of_memory(size) from error
             raise
 
-    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-        assert self._pointer is not None, "the block is closed"
-        return slice_block(self._pointer, self.size, offset, shape, dtype)
-
-    def close(self) -> None:
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            self._device.forget(self)
-            self._device.runtime.release("cudaFree", pointer)
-
 
 class CudaPythonDevice(CudaDevice):
-    """GPU ``index`` through cuda-python.
-
-    Raises:
-        EngineUnavailableError: there is no cuda-python, no driver or no such GPU.
-    """
+    """A GPU through cuda-python."""
 
     def __init__(self, index: int = 0) -> None:
-        found = probe()
-        check_index(index, len(found))
-        super().__init__(index, found[index])
+        super().__init__(index)
         self.runtime = CudaRuntime()
         self.make_current()
+
+    @classmethod
+    def probe(cls) -> list[CudaProperties]:
+        return find_gpus()
 
     def make_current(self) -> None:
         """Make this the calling thread's device."""
         self.runtime("cudaSetDevice", self.index)
 
-    def forget(self, closed: Stream | Memory) -> None:
-        """Called by what this device made, once it is closed."""
-        self._open.remove(closed)
-
     def stream(self, name: str) -> CudaPythonStream:
         self.make_current()
-        return self._open.add(CudaPythonStream(self))
+        flag = self.runtime.module.cudaStreamNonBlocking
+        return CudaPythonStream(self, self.runtime("cudaStreamCreateWithFlags", flag))
 
     def event(self, timed: bool = False) -> CudaPythonEvent:
         self.make_current()
-        return self._open.add(CudaPythonEvent(self.runtime, self._open, timed))
+        return CudaPythonEvent(self, timed)
 
     def allocate(self, size: int) -> CudaPythonMemory:
         self.make_current()
-        return self._open.add(CudaPythonMemory(self, size))
+        return CudaPythonMemory(self, size)
 
     def free_bytes(self) -> int:
         self.make_current()
@@ -189,12 +164,12 @@ class CudaPythonDevice(CudaDevice):
         array[...] = 0
         return array
 
-    def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
-        size = check_copy(target, source)
-        kinds = self.runtime.module.cudaMemcpyKind
-        to, from_ = ("Device" if isinstance(tensor, DeviceTensor) else "Host" for tensor in (target, source))
-        kind = getattr(kinds, f"cudaMemcpy{from_}To{to}")
-        self.runtime("cudaMemcpyAsync", address(target), address(source), size, kind, stream.handle)
+    def _copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
+        sides = (target, source)
+        places = [each.pointer if isinstance(each, DeviceTensor) else each.ctypes.data for each in sides]
+        to, from_ = ("Device" if isinstance(each, DeviceTensor) else "Host" for each in sides)
+        kind = getattr(self.runtime.module.cudaMemcpyKind, f"cudaMemcpy{from_}To{to}")
+        self.runtime("cudaMemcpyAsync", *places, target.nbytes, kind, stream.handle)
 
     @property
     def captures(self) -> bool:
@@ -222,7 +197,7 @@ class CudaPythonDevice(CudaDevice):
             executable = runtime("cudaGraphInstantiate", graph, 0)
         finally:
             self._destroy(graph)
-        made = self._open.add(CudaPythonGraph(runtime, self._open, executable))
+        made = CudaPythonGraph(self, executable)
         # Now, so that the first launch takes no longer than the others.
         runtime("cudaGraphUpload", executable, stream.handle)
         return made

@@ -8,6 +8,7 @@ from mrsep_deploy.devices.cuda import (
     CONTEXT_LOST,
     INSTALL_DRIVER,
     NO_DRIVER,
+    NO_GPU,
     UPDATE_DRIVER,
     CudaProperties,
     version_text,
@@ -71,7 +72,7 @@ class CudaRuntime:
         getattr(self.module, call)(handle)
 
 
-def probe() -> list[CudaProperties]:
+def find_gpus() -> list[CudaProperties]:
     """All GPUs, without making a context on any.
 
     Raises:
@@ -85,14 +86,16 @@ def probe() -> list[CudaProperties]:
         count = runtime("cudaGetDeviceCount")
     except CudaCallError as error:
         raise _unavailable(error, version_text(driver), version_text(own)) from error
-    found = []
-    for index in range(count):
-        properties = runtime("cudaGetDeviceProperties", index)
-        name = properties.name.split(b"\0")[0].decode(errors="replace")
-        capability = (properties.major, properties.minor)
-        versions = (version_text(driver), version_text(own))
-        found.append(CudaProperties(name, capability, properties.totalGlobalMem, *versions))
-    return found
+    return [
+        CudaProperties(
+            properties.name.split(b"\0")[0].decode(errors="replace"),
+            (properties.major, properties.minor),
+            properties.totalGlobalMem,
+            version_text(driver),
+            version_text(own),
+        )
+        for properties in (runtime("cudaGetDeviceProperties", index) for index in range(count))
+    ]
 
 
 def _unavailable(error: CudaCallError, driver: str, own: str) -> EngineUnavailableError:
@@ -102,5 +105,5 @@ def _unavailable(error: CudaCallError, driver: str, own: str) -> EngineUnavailab
             f'{UPDATE_DRIVER} Here: pip install "cuda-python=={driver.split(".")[0]}.*"',
         )
     if error.code == "cudaErrorNoDevice":
-        return EngineUnavailableError("the NVIDIA driver finds no GPU", INSTALL_DRIVER)
+        return EngineUnavailableError(NO_GPU, INSTALL_DRIVER)
     return EngineUnavailableError(error.message, INSTALL_DRIVER)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mrsep_deploy.errors import EngineError
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -36,7 +38,25 @@ TensorView = NDArray[Any] | DeviceTensor
 """What a runner reads and writes: an array on the CPU, an address on CUDA."""
 
 
-class Event(abc.ABC):
+class Closable(abc.ABC):
+    """What a device makes: its user closes it, or else the device at its own end."""
+
+    def __init__(self, device: Device) -> None:
+        self._owner = device
+        device.open_objects[self] = None
+
+    def close(self) -> None:
+        """Let it go. Idempotent. A stream's pending work is dropped or finished, never left behind."""
+        if self in self._owner.open_objects:
+            self._owner.open_objects.pop(self, None)
+            self._release()
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Give back what it holds; called once."""
+
+
+class Event(Closable):
     """A point in a stream that other streams, or the host, can wait for. Reusable.
 
     A wait means the most recent record at the time of the call, and nothing if there is none; a record
@@ -51,12 +71,8 @@ class Event(abc.ABC):
     def seconds_since(self, earlier: Event) -> float:
         """Seconds between the points of two timed events, both of them reached."""
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Let the event go. Idempotent."""
 
-
-class Stream(abc.ABC):
+class Stream(Closable):
     """An ordered queue of work on one device."""
 
     @property
@@ -80,78 +96,46 @@ class Stream(abc.ABC):
     def synchronize(self) -> None:
         """Block the host until the queue is empty; raises the first error of its work."""
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Let the stream go; pending work is dropped or finished, never left behind. Idempotent."""
 
-
-class Graph(abc.ABC):
+class Graph(Closable):
     """A captured piece of work over several streams, launched as one."""
 
     @abc.abstractmethod
     def launch(self, stream: Stream) -> None:
         """Enqueue the whole of it on one stream."""
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Let the graph go. Idempotent."""
 
-
-class Memory(abc.ABC):
-    """A block of memory on the device."""
+class Memory(Closable):
+    """A block of ``size`` bytes on the device."""
 
     size: int
 
-    @abc.abstractmethod
     def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> TensorView:
         """A tensor ``offset`` bytes into the block."""
+        found = DeviceTensor(offset, tuple(shape), np.dtype(dtype))
+        if offset < 0 or offset + found.nbytes > self.size:
+            raise EngineError(
+                f"a tensor of {found.nbytes} bytes at {offset} leaves its block of {self.size} bytes"
+            )
+        return self._placed(found)
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Free the block. Idempotent."""
-
-
-Closable = Graph | Stream | Event | Memory
-Made = TypeVar("Made", bound=Closable)
-
-# Graphs and streams first: nothing may run any more when events and memory go.
-_ORDER = (Graph, Stream, Event, Memory)
-
-
-class OpenObjects:
-    """What a device has made and nobody has closed yet: objects enter when they are made, and leave when closed."""
-
-    def __init__(self) -> None:
-        self._objects: dict[int, Closable] = {}
-
-    def add(self, made: Made) -> Made:
-        self._objects[id(made)] = made
-        return made
-
-    def remove(self, closed: Closable) -> None:
-        self._objects.pop(id(closed), None)
-
-    def streams(self) -> list[Stream]:
-        return [each for each in list(self._objects.values()) if isinstance(each, Stream)]
-
-    def memory_bytes(self) -> int:
-        return sum(each.size for each in list(self._objects.values()) if isinstance(each, Memory))
-
-    def close_all(self) -> None:
-        for kind in _ORDER:
-            for each in list(self._objects.values()):
-                if isinstance(each, kind):
-                    each.close()
+    def _placed(self, tensor: DeviceTensor) -> TensorView:
+        """The tensor whose ``pointer`` counts from the beginning of the block."""
 
 
 class Device(abc.ABC):
-    """One device. Everything made by it is closed by its user, or by ``close``."""
+    """One device. Everything made by it is closed by its user, or by ``close``.
+
+    Attributes:
+        open_objects: what was made and is not closed yet, in the order of making; a set in order.
+    """
 
     kind: DeviceKind
     name: str
 
     def __init__(self) -> None:
-        self._open = OpenObjects()
+        self.open_objects: dict[Closable, None] = {}
 
     @abc.abstractmethod
     def stream(self, name: str) -> Stream:
@@ -181,12 +165,24 @@ class Device(abc.ABC):
         Its memory lives as long as the array or a view of it does, the device's end included.
         """
 
-    @abc.abstractmethod
     def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         """Enqueue a copy: whole, contiguous tensors of equal size in bytes, host or device on either side.
 
         Both must live until the stream has passed the copy.
+
+        Raises:
+            EngineError: they differ in size, or an array is not contiguous.
         """
+        if target.nbytes != source.nbytes:
+            raise EngineError(f"a copy of {source.nbytes} bytes was asked for into {target.nbytes} bytes")
+        for tensor in (target, source):
+            if isinstance(tensor, np.ndarray) and not tensor.flags.c_contiguous:
+                raise EngineError(f"a copy needs a contiguous array, found strides {tensor.strides}")
+        self._copy(target, source, stream)
+
+    @abc.abstractmethod
+    def _copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
+        """Enqueue a copy between tensors that fit."""
 
     @property
     @abc.abstractmethod
@@ -199,13 +195,23 @@ class Device(abc.ABC):
 
     def synchronize(self) -> None:
         """Block the host until every stream of this object is empty; raises as a stream's does."""
-        for stream in self._open.streams():
-            stream.synchronize()
+        for each in list(self.open_objects):
+            if isinstance(each, Stream):
+                each.synchronize()
 
     def memory_used(self) -> int:
         """Bytes of device memory taken through this object and not yet given back."""
-        return self._open.memory_bytes()
+        return sum(each.size for each in list(self.open_objects) if isinstance(each, Memory))
 
     def close(self) -> None:
-        """Close what is still open, graphs and streams first. Idempotent."""
-        self._open.close_all()
+        """Close what is still open. Idempotent."""
+        # Graphs and streams first: nothing may run any more when events and memory go.
+        for kind in (Graph, Stream, Event, Memory):
+            for each in list(self.open_objects):
+                if isinstance(each, kind):
+                    each.close()
+
+
+def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """A contiguous array's memory."""
+    return array.reshape(-1).view(np.uint8)

@@ -21,13 +21,11 @@ from mrsep_deploy.devices.cuda import (
     INSTALL_DRIVER,
     NO_DRIVER,
     CudaDevice,
+    CudaMemory,
     CudaProperties,
-    check_index,
-    slice_block,
     version_text,
 )
-from mrsep_deploy.devices.interface import DeviceTensor, Event, Graph, Memory, Stream, TensorView
-from mrsep_deploy.devices.views import as_bytes, check_copy
+from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Graph, Stream, TensorView, as_bytes
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.process.libraries import library
 
@@ -51,23 +49,6 @@ def load_driver() -> Any:
     except driver.Error as error:
         raise EngineUnavailableError(f"{NO_DRIVER} that works: {error}", INSTALL_DRIVER) from error
     return driver
-
-
-def probe() -> list[CudaProperties]:
-    """All GPUs, without making a context on any.
-
-    Raises:
-        EngineUnavailableError: there is no pycuda or no driver.
-    """
-    driver = load_driver()
-    with _mapped(driver):
-        newest = version_text(driver.get_driver_version())
-        built_for = ".".join(str(part) for part in driver.get_version()[:2])
-        devices = [driver.Device(index) for index in range(driver.Device.count())]
-        return [
-            CudaProperties(d.name(), tuple(d.compute_capability()), d.total_memory(), newest, built_for)
-            for d in devices
-        ]
 
 
 @functools.cache
@@ -99,112 +80,101 @@ def _mapped(driver: Any) -> Iterator[None]:
         raise EngineError(f"CUDA failed: {error}") from error
 
 
-class PyCudaEvent(Event):
+class _Native(Closable):
+    """pycuda's own object, which its destructor gives back."""
+
+    def __init__(self, device: PyCudaDevice, make: Callable[..., Any], *arguments: Any) -> None:
+        self.device = device
+        with device.active():
+            self.native: Any = make(*arguments)
+        super().__init__(device)
+
+    def _release(self) -> None:
+        # The destructor needs the context. One that is lost was reported by the call that lost it.
+        with contextlib.suppress(EngineError), self.device.active():
+            self.native = None
+        self.native = None
+
+
+class PyCudaEvent(_Native, Event):
     """``pycuda.driver.Event``; its end is the driver's ``cuEventDestroy``."""
 
-    def __init__(self, device: PyCudaDevice, timed: bool) -> None:
-        self._device = device
-        flags = device.driver.event_flags
-        with device.active():
-            self._event: Any = device.driver.Event(
-                int(flags.BLOCKING_SYNC) | (0 if timed else int(flags.DISABLE_TIMING))
-            )
-
     def synchronize(self) -> None:
-        with self._device.active():
-            self._event.synchronize()
+        with self.device.active():
+            self.native.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, PyCudaEvent)
-        with self._device.active():
-            return float(self._event.time_since(earlier._event)) / 1e3
-
-    def close(self) -> None:
-        if self._event is not None:
-            self._device.let_go(self, "_event")
+        with self.device.active():
+            return float(self.native.time_since(earlier.native)) / 1e3
 
 
-class PyCudaStream(Stream):
-    """``pycuda.driver.Stream``, non-blocking: it and the legacy default stream do not wait for each other."""
+class PyCudaStream(_Native, Stream):
+    """``pycuda.driver.Stream``, non-blocking: it and the legacy default stream do not wait for each other.
 
-    def __init__(self, device: PyCudaDevice) -> None:
-        self._device = device
-        with device.active():
-            self._stream: Any = device.driver.Stream(CU_STREAM_NON_BLOCKING)
+    What is enqueued when it is closed still runs to its end.
+    """
 
     @property
-    def native(self) -> Any:
-        """pycuda's own object."""
-        if self._stream is None:
+    def usable(self) -> Any:
+        """pycuda's own object, unless it is closed."""
+        if self.native is None:
             raise EngineError("a closed stream was used")
-        return self._stream
+        return self.native
 
     @property
     def handle(self) -> int:
-        return int(self.native.handle)
+        return int(self.usable.handle)
 
     def enqueue(self, work: Callable[[], None]) -> None:
         assert self.handle
-        with self._device.active():
+        with self.device.active():
             work()
 
     def record(self, event: Event) -> None:
         assert isinstance(event, PyCudaEvent)
-        with self._device.active():
-            event._event.record(self.native)
+        with self.device.active():
+            event.native.record(self.usable)
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, PyCudaEvent)
-        with self._device.active():
-            self.native.wait_for_event(event._event)
+        with self.device.active():
+            self.usable.wait_for_event(event.native)
 
     def synchronize(self) -> None:
-        with self._device.active():
-            self.native.synchronize()
-
-    def close(self) -> None:
-        """What is enqueued still runs to its end; the driver lets go of the stream after it."""
-        if self._stream is not None:
-            self._device.let_go(self, "_stream")
+        with self.device.active():
+            self.usable.synchronize()
 
 
-class PyCudaMemory(Memory):
+class PyCudaMemory(_Native, CudaMemory):
     """A block of ``cuMemAlloc``."""
 
     def __init__(self, device: PyCudaDevice, size: int) -> None:
         self.size = size
-        self._device = device
-        with device.active():
-            try:
-                self._block: Any = device.driver.mem_alloc(max(size, 1))
-            except device.driver.MemoryError as error:
-                raise device.out_of_memory(size) from error
-
-    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-        assert self._block is not None, "the block is closed"
-        return slice_block(int(self._block), self.size, offset, shape, dtype)
-
-    def close(self) -> None:
-        if self._block is not None:
-            self._device.let_go(self, "_block")
+        super().__init__(device, device.driver.mem_alloc, max(size, 1))
 
 
 class PyCudaDevice(CudaDevice):
-    """GPU ``index`` through pycuda.
-
-    pycuda ties its objects to the thread that made them: open, use and close one in the same thread.
-
-    Raises:
-        EngineUnavailableError: there is no pycuda, no driver or no such GPU.
-    """
+    """A GPU through pycuda, which ties its objects to the thread that made them: open, use and close one in
+    the same thread."""
 
     def __init__(self, index: int = 0) -> None:
-        found = probe()
-        check_index(index, len(found))
-        super().__init__(index, found[index])
+        super().__init__(index)
         self.driver = load_driver()
         with _mapped(self.driver):
             self._context: Any = _primary_context(self.driver, index)
+
+    @classmethod
+    def probe(cls) -> list[CudaProperties]:
+        driver = load_driver()
+        with _mapped(driver):
+            newest = version_text(driver.get_driver_version())
+            built_for = ".".join(str(part) for part in driver.get_version()[:2])
+            devices = [driver.Device(index) for index in range(driver.Device.count())]
+            return [
+                CudaProperties(d.name(), tuple(d.compute_capability()), d.total_memory(), newest, built_for)
+                for d in devices
+            ]
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -218,24 +188,21 @@ class PyCudaDevice(CudaDevice):
             finally:
                 self.driver.Context.pop()
 
-    def let_go(self, made: Stream | Event | Memory, attribute: str) -> None:
-        """Drop pycuda's object, whose destructor gives it back and needs the context for that.
-
-        A context that is lost was reported by the call that lost it; there is nothing to give back then.
-        """
-        with contextlib.suppress(EngineError), self.active():
-            setattr(made, attribute, None)
-        setattr(made, attribute, None)
-        self._open.remove(made)
-
     def stream(self, name: str) -> PyCudaStream:
-        return self._open.add(PyCudaStream(self))
+        return PyCudaStream(self, self.driver.Stream, CU_STREAM_NON_BLOCKING)
 
     def event(self, timed: bool = False) -> PyCudaEvent:
-        return self._open.add(PyCudaEvent(self, timed))
+        flags = self.driver.event_flags
+        flag = int(flags.BLOCKING_SYNC) | (0 if timed else int(flags.DISABLE_TIMING))
+        return PyCudaEvent(self, self.driver.Event, flag)
 
     def allocate(self, size: int) -> PyCudaMemory:
-        return self._open.add(PyCudaMemory(self, size))
+        try:
+            return PyCudaMemory(self, size)
+        except EngineError as error:
+            if isinstance(error.__cause__, self.driver.MemoryError):
+                raise self.out_of_memory(size) from error
+            raise
 
     def free_bytes(self) -> int:
         with self.active():
@@ -247,20 +214,19 @@ class PyCudaDevice(CudaDevice):
         array[...] = 0
         return array
 
-    def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
+    def _copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         assert isinstance(stream, PyCudaStream)
-        size = check_copy(target, source)
         driver = self.driver
         with self.active():
             if isinstance(target, DeviceTensor) and isinstance(source, DeviceTensor):
-                driver.memcpy_dtod_async(target.pointer, source.pointer, size, stream.native)
+                driver.memcpy_dtod_async(target.pointer, source.pointer, target.nbytes, stream.usable)
             elif isinstance(target, DeviceTensor):
-                driver.memcpy_htod_async(target.pointer, source, stream.native)
+                driver.memcpy_htod_async(target.pointer, source, stream.usable)
             elif isinstance(source, DeviceTensor):
-                driver.memcpy_dtoh_async(target, source.pointer, stream.native)
+                driver.memcpy_dtoh_async(target, source.pointer, stream.usable)
             else:
                 # pycuda has no call that enqueues a copy inside the host: wait, and copy here.
-                stream.native.synchronize()
+                stream.usable.synchronize()
                 np.copyto(as_bytes(target), as_bytes(source))
 
     @property

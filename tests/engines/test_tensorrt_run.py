@@ -69,11 +69,14 @@ def make(library: FakeTensorRt) -> Make:
 
 
 class _Stream(Stream):
-    """Nothing but a handle."""
+    """Nothing but a handle; no device has made it."""
 
     handle = 4711
 
-    enqueue = record = wait = synchronize = close = None  # type: ignore[assignment]
+    enqueue = record = wait = synchronize = _release = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
 
 
 def tensors_of(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> dict[str, DeviceTensor]:
