@@ -16,18 +16,19 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mrsep_deploy.engines.side_car import FIX, MAX_SIDE_CAR_BYTES, EngineKey, SideCar, from_json, to_json
+from mrsep_deploy.engines.side_car import FIX, HEADER, EngineKey, Entry, SideCar, read, stat
 from mrsep_deploy.errors import FormatError, OutputError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import explained, make_folder, write_file
+from mrsep_deploy.files.strict_json import written
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 _TIMING = "timing-"
@@ -54,35 +55,13 @@ class CachedEngine:
     from_cache: bool
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a listing.
-
-    Attributes:
-        name: of its files.
-        bytes: what it takes on the disk.
-        key, details, created, seconds: out of the side-car; empty where that is unreadable.
-        used: when it was last loaded or written.
-        problem: why it would not be loaded; empty if all is well.
-    """
-
-    name: str
-    bytes: int
-    used: datetime
-    key: EngineKey | None = None
-    details: Mapping[str, object] = field(default_factory=dict)
-    created: str = ""
-    seconds: float = 0.0
-    problem: str = ""
-
-
-@dataclass(frozen=True)
+@dataclass
 class Pruned:
     """What pruning did: engines and leftovers removed, bytes freed, engines being built right now."""
 
-    removed: int
-    bytes: int
-    busy: int
+    removed: int = 0
+    bytes: int = 0
+    busy: int = 0
 
 
 class EngineCache:
@@ -112,13 +91,15 @@ class EngineCache:
         found = None if fresh else self.find(key)
         if found is not None:
             return found
-        lock = self._lock(key.name)
+        lock = FileLock(self.folder / f"{key.name}.lock")
         try:
+            with suppress(OutputError, OSError, NotImplementedError):  # storing will say why
+                make_folder(self.folder)
+                _wait_for(lock)
             found = None if fresh else self.find(key)  # the process that held the lock may have built it
             return found or self._build(key, build)
         finally:
-            if lock is not None:
-                lock.release()
+            lock.release()
 
     def find(self, key: EngineKey) -> CachedEngine | None:
         """The engine of a key if it is there and whole. Needs neither the lock nor a writable disk."""
@@ -134,8 +115,7 @@ class EngineCache:
 
     def newest(self, accepts: Callable[[EngineKey], bool]) -> EngineKey | None:
         """The key built last of those that ``accepts`` takes."""
-        whole = [entry for entry in self.entries() if entry.key and not entry.problem]
-        fitting = [entry for entry in whole if entry.key and accepts(entry.key)]
+        fitting = [each for each in self.entries() if each.key and not each.problem and accepts(each.key)]
         return max(fitting, key=lambda entry: (entry.created, entry.name)).key if fitting else None
 
     def entries(self) -> list[Entry]:
@@ -153,15 +133,23 @@ class EngineCache:
         Raises:
             OutputError: a file cannot be deleted.
         """
-        total = Pruned(0, 0, 0)
-        for name in self._names():
-            done = self._prune_one(name, older_than, everything)
-            total = Pruned(total.removed + done.removed, total.bytes + done.bytes, total.busy + done.busy)
-        if everything:
-            with explained(self.folder):
-                freed = _delete([path for path in self._files() if path.name.startswith(_TIMING)])
-            total = replace(total, bytes=total.bytes + freed)
-        return total
+        done = Pruned()
+        with explained(self.folder):
+            for name in self._names():
+                with self._free(name) as free:
+                    if not free:
+                        done.busy += 1
+                        continue
+                    doomed = [path for path in self._files() if path.name.startswith(f".{name}.")]
+                    entry = self._entry(name, hashed=True)
+                    if entry and entry.is_doomed(older_than, everything):
+                        # the side-car first: an engine without one is nothing
+                        doomed += [self._side_car(name), self._engine(name)]
+                    done.removed += bool(doomed)
+                    done.bytes += _delete(doomed)
+            if everything:
+                done.bytes += _delete([path for path in self._files() if path.name.startswith(_TIMING)])
+        return done
 
     def timing_file(self, library: str, device: str) -> Path:
         """Where kernel timings of one library version on one device are kept."""
@@ -187,71 +175,48 @@ class EngineCache:
         make_folder(self.folder)
         with suppress(OSError):
             side_car.unlink()  # of an engine that is being replaced
+        created = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        digest = hashlib.sha256(new.data).hexdigest()
+        about = SideCar(key, digest, len(new.data), created, round(seconds * 1000), new.details)
         try:
             write_file(engine, new.data)
-            write_file(side_car, to_json(describe(key, new, seconds)))
+            write_file(side_car, written(HEADER, about))
         except OutputError:
             with suppress(OSError):
                 engine.unlink()
             raise
 
-    def _read_side_car(self, name: str) -> SideCar:
-        return from_json(_read(self._side_car(name), MAX_SIDE_CAR_BYTES), name)
+    def _read(self, name: str) -> SideCar:
+        return read(self._side_car(name), HEADER, SideCar, "side-car", FIX)
 
     def _load(self, name: str) -> tuple[SideCar, bytes]:
         """Side-car and bytes; raises OSError or FormatError unless the one confirms the other."""
-        side_car = self._read_side_car(name)
-        data = _read(self._engine(name), side_car.bytes)
+        side_car = self._read(name)
+        with open(self._engine(name), "rb") as file:
+            data = file.read(side_car.bytes + 1)
         if len(data) != side_car.bytes or hashlib.sha256(data).hexdigest() != side_car.sha256:
             raise FormatError(f"{name}.engine is not what its side-car describes", FIX)
         return side_car, data
 
     def _entry(self, name: str, hashed: bool) -> Entry | None:
         """A line of the listing; ``None`` if the files have just gone."""
-        sizes = [size for path in (self._engine(name), self._side_car(name)) if (size := _stat(path))]
-        if not sizes:
+        entry = Entry.of(self._side_car(name), self._engine(name))
+        if entry is None:
             return None
-        used = datetime.fromtimestamp(max(s.st_mtime for s in sizes), timezone.utc)
-        entry = Entry(name, sum(s.st_size for s in sizes), used)
         try:
-            side_car = self._read_side_car(name)
+            side_car = self._read(name)
             entry = replace(
                 entry, key=side_car.key, details=side_car.details, created=side_car.created,
                 seconds=side_car.milliseconds / 1000,
             )  # fmt: skip
-            stated, found = side_car.bytes, self._engine(name).stat().st_size
-            if found != stated:
-                return replace(entry, problem=f"it has {found} bytes, expected {stated}")
+            found = self._engine(name).stat().st_size
+            if found != side_car.bytes:
+                raise FormatError(f"it has {found} bytes, expected {side_car.bytes}", FIX)
             if hashed:
                 self._load(name)
-        except FileNotFoundError as error:
-            return replace(entry, problem=f"{Path(error.filename).name} is missing")
-        except OSError as error:
-            return replace(entry, problem=error.strerror or str(error))
-        except FormatError as error:
-            return replace(entry, problem=error.message)
+        except (OSError, FormatError) as error:
+            return entry.failed(error)
         return entry
-
-    def _prune_one(self, name: str, older_than: timedelta | None, everything: bool) -> Pruned:
-        lock = FileLock(self.folder / f"{name}.lock")
-        with explained(self.folder):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                return Pruned(0, 0, 1)
-            try:
-                doomed = [path for path in self._files() if path.name.startswith(f".{name}.")]
-                entry = self._entry(name, hashed=True)
-                if entry and (everything or entry.problem or _is_old(entry, older_than)):
-                    # the side-car first: an engine without one is nothing
-                    doomed += [self._side_car(name), self._engine(name)]
-                freed = _delete(doomed)
-            finally:
-                # While it is held: once it is released, the file may be the lock of another process.
-                with suppress(OSError):
-                    (self.folder / f"{name}.lock").unlink()
-                lock.release()
-        return Pruned(1 if doomed else 0, freed, 0)
 
     # --- files
 
@@ -273,50 +238,37 @@ class EngineCache:
         stems = {path.name.lstrip(".").split(".")[0] for path in files}
         return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
-    def _lock(self, name: str) -> FileLock | None:
-        """The lock of one key, taken; ``None`` where the folder cannot hold locks."""
+    @contextmanager
+    def _free(self, name: str) -> Iterator[bool]:
+        """Holds the lock of a name and deletes its file at the end; false if another process holds it."""
         lock = FileLock(self.folder / f"{name}.lock")
         try:
-            make_folder(self.folder)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                log.warning("another process is building this engine; waiting for it")
-                lock.acquire()
-        except (OutputError, OSError, NotImplementedError):
-            return None  # storing will say why
-        return lock
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            # While it is held: once it is released, the file may be the lock of another process.
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
 
 
-def describe(key: EngineKey, new: NewEngine, seconds: float) -> SideCar:
-    """The side-car of an engine built just now."""
-    created = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    digest = hashlib.sha256(new.data).hexdigest()
-    return SideCar(key, digest, len(new.data), created, round(seconds * 1000), new.details)
-
-
-def _read(path: Path, most: int) -> bytes:
-    """A file's bytes, one more than ``most`` at the most."""
-    with open(path, "rb") as file:
-        return file.read(most + 1)
-
-
-def _is_old(entry: Entry, older_than: timedelta | None) -> bool:
-    return older_than is not None and datetime.now(timezone.utc) - entry.used > older_than
-
-
-def _stat(path: Path) -> os.stat_result | None:
+def _wait_for(lock: FileLock) -> None:
     try:
-        return path.stat()
-    except OSError:
-        return None
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("another process is building this engine; waiting for it")
+        lock.acquire()
 
 
 def _delete(doomed: Sequence[Path]) -> int:
     """Delete files, those that are there; how many bytes they had."""
     freed = 0
     for path in doomed:
-        found = _stat(path)
+        found = stat(path)
         if found is not None:
             path.unlink()
             freed += found.st_size

@@ -1,23 +1,26 @@
-"""What is written beside a built engine: all it was built from and for, and how to know its bytes."""
+"""Small JSON files of the cache, each named after the key of what it describes: side-cars of engines, run plans."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 from msgspec import Meta
 
 from mrsep_deploy.errors import FormatError
-from mrsep_deploy.files.strict_json import written
 from mrsep_deploy.files.typed_json import Sha256, document
 
-MAX_SIDE_CAR_BYTES = 2**20
+MAX_BYTES = 2**20
 FIX = "Delete it: mrsep-deploy cache prune"
+HEADER = {"format": "mrsep-deploy engine", "format_version": 1}
 
-_HEADER = {"format": "mrsep-deploy engine", "format_version": 1}
+Kind = TypeVar("Kind", bound="Keyed")
 _Line = Annotated[str, Meta(pattern=r"\A[^\0-\x1f]{0,1000}\Z", description="one line of text")]
 
 
@@ -53,7 +56,14 @@ class EngineKey:
 
 
 @dataclass(frozen=True)
-class SideCar:
+class Keyed:
+    """The content of a file that is named after its key."""
+
+    key: EngineKey
+
+
+@dataclass(frozen=True)
+class SideCar(Keyed):
     """Everything that is known of an engine's bytes.
 
     Attributes:
@@ -62,7 +72,6 @@ class SideCar:
         details: plain facts for people: model, stage, element types.
     """
 
-    key: EngineKey
     sha256: Sha256
     bytes: Annotated[int, Meta(ge=1, le=2**40)]
     created: _Line
@@ -70,18 +79,67 @@ class SideCar:
     details: Mapping[str, object]
 
 
-def to_json(side_car: SideCar) -> bytes:
-    """The file's content."""
-    return written(_HEADER, side_car)
-
-
-def from_json(data: bytes, name: str) -> SideCar:
-    """Read a side-car back.
+def read(path: Path, header: Mapping[str, object], kind: type[Kind], what: str, fix: str) -> Kind:
+    """The content of a file; arguments are those of ``document``.
 
     Raises:
-        FormatError: it is damaged, of another version, or its key does not belong to this name.
+        OSError: it cannot be read.
+        FormatError: it is damaged, of another version, or its key is not the one it is named after.
     """
-    found = document(data, _HEADER, SideCar, "side-car", FIX)
-    if found.key.name != name:
-        raise FormatError(f"side-car belongs to the engine {found.key.name}, not to {name}", FIX)
+    with open(path, "rb") as file:
+        found = document(file.read(MAX_BYTES + 1), header, kind, what, fix)
+    if found.key.name != path.stem:
+        raise FormatError(f"{what} belongs to the key {found.key.name}, not to {path.stem}", fix)
     return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a listing.
+
+    Attributes:
+        name: of its files.
+        bytes: what it takes on the disk.
+        key, details, created, seconds: what its file says; empty where that is unreadable.
+        used: when it was last loaded or written.
+        problem: why it would not be loaded; empty if all is well.
+    """
+
+    name: str
+    bytes: int
+    used: datetime
+    key: EngineKey | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+    problem: str = ""
+
+    @classmethod
+    def of(cls, *paths: Path) -> Entry | None:
+        """An entry of which no more is known than its files; ``None`` if they have just gone."""
+        found = [status for path in paths if (status := stat(path))]
+        if not found:
+            return None
+        used = datetime.fromtimestamp(max(status.st_mtime for status in found), timezone.utc)
+        return cls(paths[0].stem, sum(status.st_size for status in found), used)
+
+    def failed(self, error: OSError | FormatError) -> Entry:
+        """The same with what went wrong when its files were read."""
+        if isinstance(error, FormatError):
+            return replace(self, problem=error.message)
+        if isinstance(error, FileNotFoundError):
+            return replace(self, problem=f"{Path(error.filename).name} is missing")
+        return replace(self, problem=error.strerror or str(error))
+
+    def is_doomed(self, older_than: timedelta | None, everything: bool) -> bool:
+        """Whether pruning deletes it: it would not be loaded, or was not used for so long, or all have to go."""
+        age = datetime.now(timezone.utc) - self.used
+        return everything or bool(self.problem) or (older_than is not None and age > older_than)
+
+
+def stat(path: Path) -> os.stat_result | None:
+    """The state of a file, if it is there."""
+    try:
+        return path.stat()
+    except OSError:
+        return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from mrsep_deploy.engines.cache import Entry
+    from mrsep_deploy.engines.side_car import Entry
 
 OTHERS = {
     "bundles": ("unpacked or converted bundle", "unpacked or converted bundles"),
@@ -45,11 +45,11 @@ def cache() -> None:
 def list_entries(as_json: bool) -> None:
     """List built engines and run plans by the time of their last use, and what else the cache holds."""
     from mrsep_deploy.engines.cache import EngineCache
-    from mrsep_deploy.runtime.plan import plans_dir
+    from mrsep_deploy.runtime.plan import plans_dir, stored_plans
     from mrsep_deploy.terminal.progress import console
     from mrsep_deploy.terminal.tables import file_size
 
-    engines, plans = EngineCache().entries(), _plans()
+    engines, plans = EngineCache().entries(), stored_plans()
     entries = sorted([*engines, *plans], key=lambda entry: (entry.used, entry.name))
     if as_json:
         click.echo(json.dumps([_plain(entry) for entry in entries], indent=2))
@@ -111,24 +111,6 @@ def prune(days: float | None, everything: bool) -> None:
 
 def _count(number: int, names: tuple[str, str]) -> str:
     return f"{number} {names[number != 1]}"
-
-
-def _plans() -> list[Entry]:
-    """Run plans as lines of the list of engines."""
-    from mrsep_deploy.engines.cache import Entry
-    from mrsep_deploy.runtime.plan import stored_plans
-
-    return [
-        Entry(
-            each.path.stem,
-            each.bytes,
-            each.used,
-            each.key,
-            {"model": each.model, "stage": f"run plan: {each.plan.title}" if each.plan else "run plan"},
-            problem=each.problem,
-        )
-        for each in stored_plans()
-    ]
 
 
 def _others(kind: str) -> tuple[Path, list[Path]]:
@@ -199,6 +181,6 @@ def _table(entries: list[Entry]) -> Table:
 
 
 def _plain(entry: Entry) -> dict[str, object]:
-    from dataclasses import asdict
+    from mrsep_deploy.files.strict_json import plain
 
-    return {**asdict(entry), "used": entry.used.isoformat(timespec="seconds")}
+    return {**plain(entry), "used": entry.used.isoformat(timespec="seconds")}

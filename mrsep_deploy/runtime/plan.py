@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -20,21 +20,20 @@ from msgspec import Meta
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.engines.side_car import EngineKey
+from mrsep_deploy.engines.side_car import EngineKey, Entry, Keyed, read
 from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import explained, make_folder, write_file
 from mrsep_deploy.files.strict_json import shown, written
-from mrsep_deploy.files.typed_json import Name, document
+from mrsep_deploy.files.typed_json import Name
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.machine import cpu_model
 from mrsep_deploy.runtime.schedule import MODES, Mode
 
-MAX_BYTES = 2**16
+KIND = "run plan"
+HEADER = {"format": f"mrsep-deploy {KIND}", "format_version": 1}
 MAX_LANES = 1024
 FIX = "Measure again: mrsep-deploy build"
-
-_HEADER = {"format": "mrsep-deploy run plan", "format_version": 1}
 
 
 @dataclass(frozen=True)
@@ -63,33 +62,11 @@ class RunPlan:
 
 
 @dataclass(frozen=True)
-class _File:
-    key: EngineKey
+class _File(Keyed):
     model: Name
     mode: Mode
     lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
     precision: Precision
-
-
-@dataclass(frozen=True)
-class StoredPlan:
-    """A plan's file, for a listing.
-
-    Attributes:
-        path: of the file.
-        bytes: of the file.
-        used: when the plan was last used or written.
-        key, model, plan: what it says; None and empty where it is damaged.
-        problem: what is wrong with it; empty if nothing is.
-    """
-
-    path: Path
-    bytes: int
-    used: datetime
-    key: EngineKey | None = None
-    model: str = ""
-    plan: RunPlan | None = None
-    problem: str = ""
 
 
 def run_plan(bundle: Bundle, engine: Engine, mode: Mode | None, lanes: int) -> RunPlan:
@@ -143,23 +120,23 @@ def keep_plan(bundle: Bundle, engine: Engine, plan: RunPlan) -> None:
     key = _key(bundle, engine)
     content = _File(key, bundle.manifest.name, plan.mode, plan.lanes, engine.options.precision)
     folder = make_folder(plans_dir(), paths.SET_HOME)
-    write_file(folder / f"{key.name}.json", written(_HEADER, content))
+    write_file(folder / f"{key.name}.json", written(HEADER, content))
 
 
-def stored_plans() -> list[StoredPlan]:
+def stored_plans() -> list[Entry]:
     """Every plan in the cache, by the time of last use; damaged ones say why."""
     found = []
     for path in plans_dir().glob("*.json"):
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            stored = (path, status.st_size, datetime.fromtimestamp(status.st_mtime, timezone.utc))
-            try:
-                found.append(StoredPlan(*stored, *_read(path)))
-            except FormatError as error:
-                found.append(StoredPlan(*stored, problem=error.message))
-            except OSError as error:
-                found.append(StoredPlan(*stored, problem=error.strerror or str(error)))
-    return sorted(found, key=lambda plan: (plan.used, plan.path.name))
+        entry = Entry.of(path)
+        if entry is None:
+            continue
+        entry = replace(entry, details={"model": "", "stage": KIND})
+        try:
+            key, model, plan = _read(path)
+            found.append(replace(entry, key=key, details={"model": model, "stage": f"{KIND}: {plan.title}"}))
+        except (OSError, FormatError) as error:
+            found.append(entry.failed(error))
+    return sorted(found, key=lambda entry: (entry.used, entry.name))
 
 
 def prune_plans(older_than: timedelta | None, everything: bool) -> tuple[int, int]:
@@ -168,16 +145,11 @@ def prune_plans(older_than: timedelta | None, everything: bool) -> tuple[int, in
     Raises:
         OutputError: a file cannot be deleted.
     """
-    now = datetime.now(timezone.utc)
-    doomed = [
-        plan
-        for plan in stored_plans()
-        if everything or plan.problem or (older_than is not None and now - plan.used > older_than)
-    ]
+    doomed = [entry for entry in stored_plans() if entry.is_doomed(older_than, everything)]
     with explained(plans_dir()):
-        for plan in doomed:
-            plan.path.unlink(missing_ok=True)
-    return len(doomed), sum(plan.bytes for plan in doomed)
+        for entry in doomed:
+            (plans_dir() / f"{entry.name}.json").unlink(missing_ok=True)
+    return len(doomed), sum(entry.bytes for entry in doomed)
 
 
 def plans_dir() -> Path:
@@ -187,15 +159,11 @@ def plans_dir() -> Path:
 
 def _read(path: Path) -> tuple[EngineKey, str, RunPlan]:
     """Key, name of the model, and plan; raises OSError or FormatError."""
-    with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    found = document(data, _HEADER, _File, "run plan", FIX)
+    found = read(path, HEADER, _File, KIND, FIX)
     key, precision = found.key, found.precision
-    if key.name != path.stem:
-        raise FormatError(f"run plan belongs to the key {key.name}, not to {path.stem}", FIX)
     if precision != key.precision:
         expected = f"the key's, {key.precision}"
-        raise FormatError(f"run plan.precision is {shown(precision)}, expected {expected}", FIX)
+        raise FormatError(f"{KIND}.precision is {shown(precision)}, expected {expected}", FIX)
     return key, found.model, RunPlan(found.mode, found.lanes, precision, measured=True)
 
 

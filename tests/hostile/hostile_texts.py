@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hostile_run import ENGINE, PLAN, Case, generated
 
@@ -57,11 +58,13 @@ def texts() -> Iterator[Case]:
 
 def _side_car() -> tuple[str, bytes]:
     """Its name and its content, for an engine that is not there."""
-    from mrsep_deploy.engines.cache import EngineKey, NewEngine, describe
-    from mrsep_deploy.engines.side_car import to_json
+    from mrsep_deploy.engines.cache import EngineCache, NewEngine
+    from mrsep_deploy.engines.side_car import EngineKey
 
     key = EngineKey("0" * 64, "trt", "10.9", "sm_90", "570", "fp32", 1, {"level": 3})
-    return key.name, to_json(describe(key, NewEngine(b"engine", {"model": "tiny"}), 1.0))
+    with TemporaryDirectory() as folder:
+        EngineCache(Path(folder)).get_or_build(key, lambda: NewEngine(b"engine", {"model": "tiny"}))
+        return key.name, (Path(folder) / f"{key.name}.json").read_bytes()
 
 
 def _ranges() -> bytes:

@@ -22,6 +22,7 @@ from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
+from mrsep_deploy.engines.side_car import Entry
 from mrsep_deploy.errors import EngineError, OutputError
 from mrsep_deploy.measuring.rounds import Race, Turn
 from mrsep_deploy.runtime import plan
@@ -70,6 +71,10 @@ def test_another_processor_was_not_measured(bundle: Bundle) -> None:
         assert not run_plan(bundle, ort(), None, 0).measured
 
 
+def file_of(stored: Entry) -> Path:
+    return plan.plans_dir() / f"{stored.name}.json"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "problem"),
     [
@@ -86,12 +91,10 @@ def test_a_plan_is_read_strictly(bundle: Bundle, field: str, value: object, prob
     """One that another version wrote is passed over; the list says what is wrong, and pruning deletes it."""
     keep_plan(bundle, ort(), RunPlan("sequential", 2))
     (stored,) = stored_plans()
-    assert (stored.problem, stored.model, stored.plan) == (
-        "",
-        "tiny",
-        RunPlan("sequential", 2, measured=True),
-    )
-    stored.path.write_text(json.dumps({**json.loads(stored.path.read_text()), field: value}))
+    assert stored.problem == ""
+    assert stored.details == {"model": "tiny", "stage": "run plan: 2 segments side by side"}
+    assert run_plan(bundle, ort(), None, 0) == RunPlan("sequential", 2, measured=True)
+    file_of(stored).write_text(json.dumps({**json.loads(file_of(stored).read_text()), field: value}))
     assert run_plan(bundle, ort(), None, 0) == RunPlan()
     (stored,) = stored_plans()
     assert stored.problem.startswith(problem)
@@ -104,7 +107,7 @@ def test_a_plan_is_read_strictly(bundle: Bundle, field: str, value: object, prob
 def test_a_damaged_plan_is_passed_over(bundle: Bundle, data: bytes) -> None:
     keep_plan(bundle, ort(), RunPlan("sequential", 2))
     (stored,) = stored_plans()
-    stored.path.write_bytes(data)
+    file_of(stored).write_bytes(data)
     assert run_plan(bundle, ort(), None, 0) == RunPlan()
     assert stored_plans()[0].problem
 
@@ -112,7 +115,7 @@ def test_a_damaged_plan_is_passed_over(bundle: Bundle, data: bytes) -> None:
 def test_a_plan_of_another_key_is_not_taken(bundle: Bundle) -> None:
     keep_plan(bundle, ort(), RunPlan("sequential", 2))
     (stored,) = stored_plans()
-    stored.path.rename(stored.path.with_stem("0" * 32))
+    file_of(stored).rename(file_of(stored).with_stem("0" * 32))
     (stored,) = stored_plans()
     assert "belongs to the key" in stored.problem
 
@@ -121,7 +124,7 @@ def test_pruning_goes_by_the_last_use(bundle: Bundle) -> None:
     for threads in (1, 2):
         keep_plan(bundle, ort(threads), RunPlan(lanes=threads))
     for stored in stored_plans():
-        os.utime(stored.path, (0, 0))
+        os.utime(file_of(stored), (0, 0))
     assert run_plan(bundle, ort(1), None, 0).measured
     assert prune_plans(timedelta(days=30), everything=False)[0] == 1
     (left,) = stored_plans()
