@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.bundle.manifest import BATCH, Stage
 from mrsep_deploy.devices.interface import Stream, TensorView
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.contract import Availability, Engine, Preference
@@ -71,6 +71,7 @@ class OnnxRuntimeEngine(Engine):
         graph = _graph(bundle, stage)
         _share_arena()
         options = self.session_options(stage, threads)
+        options.add_free_dimension_override_by_name(BATCH, bundle.manifest.batch)
         try:
             # On a thread of its own: the first session also switches the thread that makes it.
             session = aside(lambda: ort.InferenceSession(graph, options, providers=[PROVIDER]))

@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.bundle.manifest import BATCH, Stage
 from mrsep_deploy.devices import cuda_status
 from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Stream, TensorView
 from mrsep_deploy.devices.runner import Runner, Tensors
@@ -98,6 +98,7 @@ class _OrtGpuEngine(Engine):
 
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        options.add_free_dimension_override_by_name(BATCH, bundle.manifest.batch)
         # What is no session's: a warning that the provider is not one of the plug-ins, once a session.
         ort.set_default_logger_severity(ERRORS_ONLY)
         # Without it a provider that fails to load, or lacks an operator, is a slow run on the CPU.
@@ -174,9 +175,10 @@ class OrtTensorRtEngine(_OrtGpuEngine):
         return (f"{missing} of TensorRT 10 cannot be loaded", INSTALL_TENSORRT) if missing else None
 
     def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
-        # A folder for each graph: an engine never meets a graph that it was not built from.
+        # A folder for each graph and batch: an engine never meets a graph that it was not built from.
         graph = bundle.manifest.files[str(stage.file)].sha256
-        folder = str(make_folder(paths.cache_dir("ort-trt") / graph[:32], paths.SET_HOME))
+        name = f"{graph[:32]}-{bundle.manifest.batch}"
+        folder = str(make_folder(paths.cache_dir("ort-trt") / name, paths.SET_HOME))
         options = {
             "device_id": str(self.options.device),
             "user_compute_stream": str(stream),

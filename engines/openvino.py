@@ -100,9 +100,18 @@ class OpenVinoEngine(Engine):
         return compiled[0]
 
     def _compile(self, bundle: Bundle, stage: Stage, settings: Mapping[str, object]) -> Any:
-        path = bundle.graph_path(stage)
+        path, shapes = (
+            bundle.graph_path(stage),
+            {name: bundle.manifest.tensor(name).shape for name in stage.inputs},
+        )
+
+        def compiled() -> Any:
+            model = self.core.read_model(path)
+            model.reshape(shapes)  # fixes the batch
+            return self.core.compile_model(model, DEVICE, settings)
+
         try:
-            return aside(lambda: self.core.compile_model(str(path), DEVICE, settings))
+            return aside(compiled)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile stage {stage.name}: {reason(error)}") from error
 

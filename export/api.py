@@ -37,7 +37,6 @@ def export(
     *,
     name: str | None = None,
     layout: Layout = "split",
-    batch: int = 1,
     precision: AskedPrecision = "fp32",
     plan: Path | None = None,
     without: Collection[str] = (),
@@ -53,7 +52,6 @@ def export(
         output: the bundle's folder; by default one of this program's own, found again by ``name``.
         name: the name to register; by default the checkpoint's stem.
         layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
-        batch: segments one run takes.
         precision: of the bundle's graphs. Those of lower precision are converted from the float32 ones, which
             are checked against PyTorch first and not kept.
         plan: for ``mixed``, the file of a plan.
@@ -74,7 +72,7 @@ def export(
     unknown = sorted(set(without) - set(rewrites()))
     if unknown:
         raise UsageError(f"there is no rewrite {', '.join(unknown)}", f"There are {', '.join(rewrites())}.")
-    options = ExportOptions(layout, batch, tuple(without))
+    options = ExportOptions(layout, tuple(without))
     name = registry.validate_name(default_name(checkpoint) if name is None else name)
     target = Path(os.path.abspath(paths.models_dir() / name if output is None else output))
     # The export takes minutes, so whatever would stop its last step is found before its first.

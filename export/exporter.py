@@ -19,7 +19,7 @@ import mrsep_deploy
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
 from mrsep_deploy.bundle.manifest_json import require_model
-from mrsep_deploy.errors import BundleError, CheckpointError, UsageError
+from mrsep_deploy.errors import BundleError, CheckpointError
 from mrsep_deploy.export.check import Comparison, GraphChecker, StageCheck, require
 from mrsep_deploy.export.complexity import count_stages
 from mrsep_deploy.export.families import family_of
@@ -28,8 +28,6 @@ from mrsep_deploy.export.graphs.trace import OPSET, export_graph
 from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.load import LoadedModel
 from mrsep_deploy.export.probe import probe_signal
-
-MAX_BATCH = 64
 
 Progress = Callable[[str, int, int], None]
 """Called with what happens now, how many steps are done and how many there are."""
@@ -45,12 +43,10 @@ class ExportOptions:
 
     Attributes:
         layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
-        batch: segments one run takes.
         without: names of rewrites to leave out.
     """
 
     layout: Layout = "split"
-    batch: int = 1
     without: tuple[str, ...] = ()
 
 
@@ -76,11 +72,8 @@ def export_model(
         ExportError: a stage cannot be exported, or strays from PyTorch.
         OutputError, BundleError: the bundle cannot be written at ``target``.
     """
-    options = options or ExportOptions()
-    if not 1 <= options.batch <= MAX_BATCH:
-        raise UsageError(f"a batch of {options.batch} segments was asked for, 1 to {MAX_BATCH} are possible")
     _require_bundle_holds(loaded)
-    return _Export(loaded, name, options, progress).run(target, overwrite)
+    return _Export(loaded, name, options or ExportOptions(), progress).run(target, overwrite)
 
 
 def _require_bundle_holds(loaded: LoadedModel) -> None:
@@ -107,8 +100,7 @@ class _Export:
     def run(self, target: Path, overwrite: bool) -> Bundle:
         self._step("reference run in float64", 0)
         audio = self.loaded.audio
-        shape = (self.options.batch, audio.channels, audio.segment_samples)
-        mix = torch.from_numpy(probe_signal(*shape, audio.sample_rate))
+        mix = torch.from_numpy(probe_signal(audio.channels, audio.segment_samples, audio.sample_rate))[None]
         exact = copy.deepcopy(self.staged).double().tensors(mix.double())
         tensors = _tensor_specs(exact)
         counted = count_stages(self.staged, audio).stages
@@ -171,7 +163,6 @@ class _Export:
             tensors=tuple(tensors.values()),
             stages=tuple(stages),
             layout=self.options.layout,
-            batch=self.options.batch,
             opset=OPSET,
             precision="float32",
             files={},

@@ -9,19 +9,18 @@ NOTES = 220 * 2 ** (np.array([0, 3, 7, 10, 12, 15]) / 12)
 """Frequencies of the chords' notes in Hz."""
 
 
-def probe_signal(batch: int, channels: int, samples: int, sample_rate: int) -> NDArray[np.float32]:
-    """Plucked chords, a bass line, drum hits and a hiss, ``[B, C, L]``; every item and channel differs.
+def probe_signal(channels: int, samples: int, sample_rate: int) -> NDArray[np.float32]:
+    """Plucked chords, a bass line, drum hits and a hiss, ``[C, L]``; every channel differs.
 
-    Peaks near 0.8 of full scale; the items start at different moments of the same music. What a beat starts
-    has decayed by 120 dB after three seconds and ends there, so the work grows with the length.
+    Peaks near 0.8 of full scale. What a beat starts has decayed by 120 dB after three seconds and ends there, so the
+    work grows with the length.
     """
     random = np.random.RandomState(20260)
-    length = samples + (batch - 1) * (samples // 3)
-    music = np.zeros((channels, length))
+    music = np.zeros((channels, samples))
     beat = max(int(0.25 * sample_rate), 1)
-    time = np.arange(min(length, 14 * beat)) / sample_rate
-    for index, start in enumerate(range(0, length, beat)):
-        t = time[: length - start]
+    time = np.arange(min(samples, 14 * beat)) / sample_rate
+    for index, start in enumerate(range(0, samples, beat)):
+        t = time[: samples - start]
         decay = np.exp(-4 * t)
         tone = sum(
             np.sin(2 * np.pi * NOTES[(index + k) % 6] * h * t) / h
@@ -36,6 +35,4 @@ def probe_signal(batch: int, channels: int, samples: int, sample_rate: int) -> N
             voice = decay * (0.2 * pan * tone + 0.4 * bass) + 0.5 * hit * (1 - pan / 2)
             music[channel, start : start + len(t)] += voice
     music += 0.003 * random.standard_normal(music.shape)
-    music *= 0.8 / np.abs(music).max()
-    step = samples // 3
-    return np.stack([music[:, i * step : i * step + samples] for i in range(batch)]).astype(np.float32)
+    return (music * (0.8 / np.abs(music).max())).astype(np.float32)

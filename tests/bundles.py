@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import (
+    BATCH,
     Branch,
     FileInfo,
     FusionShares,
@@ -41,19 +42,19 @@ def transform(n_fft: int, hop: int, samples: int) -> Transform:
     return Transform(n_fft, hop, frames, n_fft // 2, offset, offset + frames * hop - samples)
 
 
-def tiny_manifest(batch: int = 1, name: str = "tiny") -> Manifest:
+def tiny_manifest(name: str = "tiny") -> Manifest:
     """A valid manifest; ``write_bundle`` puts the true ``files`` into it."""
     sources = len(SOURCES)
     bins, frames = N_FFT // 2, SAMPLES // HOP
-    signal = (batch, sources, CHANNELS, SAMPLES)
+    signal = (1, sources, CHANNELS, SAMPLES)
     shapes = {
-        "mix": (batch, CHANNELS, SAMPLES),
-        "spectrogram_16": (batch, 2 * CHANNELS, bins, frames),
-        "statistics_16": (batch, 2),
-        "waveform": (batch, CHANNELS, SAMPLES),
-        "statistics_time": (batch, 2),
-        "estimate_16": (batch, sources * 2 * CHANNELS, bins, frames),
-        "estimate_time": (batch, sources * CHANNELS, SAMPLES),
+        "mix": (1, CHANNELS, SAMPLES),
+        "spectrogram_16": (1, 2 * CHANNELS, bins, frames),
+        "statistics_16": (1, 2),
+        "waveform": (1, CHANNELS, SAMPLES),
+        "statistics_time": (1, 2),
+        "estimate_16": (1, sources * 2 * CHANNELS, bins, frames),
+        "estimate_time": (1, sources * CHANNELS, SAMPLES),
         "signal_16": signal,
         "signal_time": signal,
         "stems": signal,
@@ -89,7 +90,6 @@ def tiny_manifest(batch: int = 1, name: str = "tiny") -> Manifest:
         tensors=tuple(TensorSpec(tensor, shape) for tensor, shape in shapes.items()),
         stages=stages,
         layout="split",
-        batch=batch,
         opset=17,
         precision="float32",
         files={stage.file: FileInfo("0" * 64, 0) for stage in stages if stage.file},
@@ -109,8 +109,8 @@ def repeat_graph(source: TensorSpec, target: TensorSpec) -> onnx.ModelProto:
             helper.make_node("Add", ["repeated", "offset"], [target.name]),
         ],
         "repeat",
-        [helper.make_tensor_value_info(source.name, TensorProto.FLOAT, source.shape)],
-        [helper.make_tensor_value_info(target.name, TensorProto.FLOAT, target.shape)],
+        [helper.make_tensor_value_info(source.name, TensorProto.FLOAT, (BATCH, *source.shape[1:]))],
+        [helper.make_tensor_value_info(target.name, TensorProto.FLOAT, (BATCH, *target.shape[1:]))],
         [offset],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -127,8 +127,8 @@ def tiny_files(manifest: Manifest) -> dict[str, bytes]:
 
 def tiny_bundle(folder: Path, name: str = "tiny", *, batch: int = 1, opset: int = 17) -> Bundle:
     """A written bundle at ``folder / name``. Another ``opset`` gives another digest, nothing else."""
-    manifest = replace(tiny_manifest(batch, name), opset=opset)
-    return write_bundle(folder / name, manifest, tiny_files(manifest), overwrite=True)
+    manifest = replace(tiny_manifest(name), opset=opset)
+    return write_bundle(folder / name, manifest, tiny_files(manifest), overwrite=True).at_batch(batch)
 
 
 def changed_bundle(place: Path, manifest: Manifest, change: Callable[[onnx.GraphProto], None]) -> Bundle:

@@ -46,7 +46,7 @@ def golden(name: str) -> Golden:
 
 
 Export = Callable[..., Bundle]
-"""``export(name, layout="split", batch=1)``, see :func:`exports`."""
+"""``export(name, layout="split")``, see :func:`exports`."""
 
 
 @pytest.fixture(scope="session")
@@ -59,20 +59,20 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Export:
     folder.mkdir(exist_ok=True)
     opened: dict[str, Bundle] = {}
 
-    def export(name: str, layout: Layout = "split", batch: int = 1) -> Bundle:
-        key = f"{name}-{layout}-{batch}"
+    def export(name: str, layout: Layout = "split") -> Bundle:
+        key = f"{name}-{layout}"
         if key not in opened:
             with FileLock(folder / f"{key}.lock"):
                 if not (folder / key).exists():
-                    _export(name, folder / key, layout, batch)
+                    _export(name, folder / key, layout)
             opened[key] = Bundle.open(folder / key)
         return opened[key]
 
     return export
 
 
-def _export(name: str, target: Path, layout: Layout, batch: int) -> None:
+def _export(name: str, target: Path, layout: Layout) -> None:
     from mrsep_deploy.export.exporter import ExportOptions, export_model
     from mrsep_deploy.export.load import load_model
 
-    export_model(load_model(checkpoint(name)), name, target, ExportOptions(layout, batch))
+    export_model(load_model(checkpoint(name)), name, target, ExportOptions(layout))

@@ -153,10 +153,10 @@ def _finished(model: _Model, names: list[str]) -> Manifest:
         tensors=tuple(TensorSpec(name, shape) for name, shape in model.shapes.items()),
         stages=tuple(stages),
         layout="split",
-        batch=model.batch,
         opset=17,
         precision="float32",
         files={stage.file: FileInfo("0" * 64, 0) for stage in stages if stage.file},
+        batch=model.batch,
     )
     check(manifest)
     return manifest

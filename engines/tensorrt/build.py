@@ -15,8 +15,9 @@ from mrsep_deploy.bundle.manifest import STEMS, Manifest, Stage
 from mrsep_deploy.engines.contract import BuildOptions
 from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.engines.tensorrt.timing import TimingCache
-from mrsep_deploy.errors import EngineError, UsageError
+from mrsep_deploy.errors import EngineError, UsageError, first_line
 from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.requested import require_onnx
 
 HEAVY_LAYERS = frozenset(
     ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION", "ATTENTION_INPUT")
@@ -68,7 +69,7 @@ def build_plan(
     library.last_error()  # forget what earlier stages left
     builder = _builder(library)
     network = _network(library, builder, stage)
-    _parse(library, network, graph, stage)
+    _parse(library, network, _at_batch(library, graph, manifest.batch, stage), stage)
     check_tensors(network_tensors(library, network), manifest, stage)
     layers = layer_types(library, network)
     check_precision(layers, precision, stage)
@@ -113,6 +114,23 @@ def _network(library: Library, builder: Any, stage: Stage) -> Any:
     return network
 
 
+def _at_batch(library: Library, graph: bytes, batch: int, stage: Stage) -> bytes:
+    """The graph with a number for its batch: the parser makes a negative size of an unknown one in a Resize."""
+    require_onnx("building TensorRT engines")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from mrsep_deploy.precision.graph import set_batch
+
+    try:
+        model = onnx.load_model_from_string(graph)
+    except DecodeError as error:
+        raise _refused(library, stage, first_line(error)) from error
+    set_batch(model, batch)
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def _parse(library: Library, network: Any, graph: bytes, stage: Stage) -> None:
     parser = library.module.OnnxParser(network, library.logger)
     parsed = parser.parse(graph)
@@ -120,7 +138,11 @@ def _parse(library: Library, network: Any, graph: bytes, stage: Stage) -> None:
         return
     errors = [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
     found = "; ".join(dict.fromkeys(errors)) or library.last_error()
-    raise EngineError(
+    raise _refused(library, stage, found)
+
+
+def _refused(library: Library, stage: Stage, found: str) -> EngineError:
+    return EngineError(
         f"{library.title} cannot take the graph of stage {stage.name}: {found}",
         "Run it with another engine: --engine ort",
     )

@@ -1,4 +1,4 @@
-"""Building an ONNX graph node by node, with static shapes and every constant stored once."""
+"""Builds an ONNX graph node by node, for any batch, with every constant stored once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from mrsep_deploy.bundle.manifest import TensorSpec
+from mrsep_deploy.bundle.manifest import BATCH, TensorSpec
 from mrsep_deploy.export.graphs.trace import OPSET
 
 
@@ -20,7 +20,7 @@ class GraphBuilder:
 
         >>> graph = GraphBuilder("double")                                    # doctest: +SKIP
         >>> graph.op("Add", "x", "x", output="y")                             # doctest: +SKIP
-        >>> data = graph.serialise([TensorSpec("x", (2,))], [TensorSpec("y", (2,))])   # doctest: +SKIP
+        >>> data = graph.serialise([TensorSpec("x", (1, 2))], [TensorSpec("y", (1, 2))])   # doctest: +SKIP
 
     Args:
         name: of the graph.
@@ -62,8 +62,9 @@ class GraphBuilder:
         """An int64 vector: a shape, axes, bounds."""
         return self.constant(np.array(values, np.int64), "integers")
 
-    def reshape(self, x: str, *shape: int, output: str | None = None) -> str:
-        return self.op("Reshape", x, self.integers(*shape), output=output)
+    def reshape(self, x: str, *item: int, output: str | None = None) -> str:
+        """``[R, *item]``, with as many rows ``R`` as there are; they are items of the batch, or parts of such."""
+        return self.op("Reshape", x, self.integers(-1, *item), output=output)
 
     def slice(self, x: str, axis: int, start: int, stop: int, step: int = 1) -> str:
         """``x[start:stop:step]`` along one axis, with the rules of ONNX for a negative step."""
@@ -81,7 +82,10 @@ class GraphBuilder:
         return self.op("Pad", x, self.integers(*pads), self.number(0, "zero"), mode="constant")
 
     def serialise(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
-        """The finished model; its nodes' shapes must agree with those of its ends (``onnx.checker``)."""
+        """The finished model; its nodes' shapes must agree with those of its ends (``onnx.checker``).
+
+        The first dimension of the ends is the batch.
+        """
         graph = helper.make_graph(
             self._nodes, self.name, [_value(t) for t in inputs], [_value(t) for t in outputs], self._constants
         )
@@ -103,4 +107,4 @@ class GraphBuilder:
 
 def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return helper.make_tensor_value_info(spec.name, dtype, spec.shape)
+    return helper.make_tensor_value_info(spec.name, dtype, (BATCH, *spec.shape[1:]))

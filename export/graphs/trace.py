@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mrsep_deploy.errors import ExportError, first_line
+from mrsep_deploy.export.graphs.batch import TRACED, name_batch
 
 OPSET = 20
 """Read by ONNX Runtime, OpenVINO and TensorRT from 10.9: Gelu is one operator (20), and there is no
@@ -23,25 +24,25 @@ GroupNormalization (21), which TensorRT 10.16 has computed as instance norm."""
 def export_graph(
     part: nn.Module, inputs: Sequence[Tensor], stage: str, names: tuple[Sequence[str], Sequence[str]]
 ) -> bytes:
-    """Export one part with static shapes.
+    """Export one part for any batch; all other shapes are static.
 
     Args:
         part: the module to trace, in evaluation mode.
-        inputs: tensors of the shapes it will run at.
+        inputs: tensors of the shapes it will run at, for a batch of one.
         stage: its name, for the graph and for errors.
         names: of inputs and outputs.
 
     Returns:
-        A self-contained ONNX model.
+        A self-contained ONNX model, whose inputs and outputs have ``batch`` for their first dimension.
 
     Raises:
-        ExportError: torch cannot trace it, or the result is not a valid, static graph.
+        ExportError: torch cannot trace it, or the result is no valid graph of this kind.
     """
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 part.eval(),
-                tuple(inputs),
+                tuple(x.expand(TRACED, *x.shape[1:]) for x in inputs),  # takes no memory: the items are one
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(names[0]),
@@ -54,6 +55,7 @@ def export_graph(
     if program is None:
         raise ExportError(f"stage {stage} cannot be exported: torch returned no program")
     model = program.model_proto
+    name_batch(model, stage)
     _clean(model, stage)
     _check(model, stage)
     serialised: bytes = model.SerializeToString(deterministic=True)
@@ -91,8 +93,7 @@ def _clean(model: onnx.ModelProto, stage: str) -> None:
     for value in (*graph.input, *graph.output, *graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
-    for value in graph.value_info:
-        del value.metadata_props[:]
+    del graph.value_info[:]  # engines infer them
     del graph.metadata_props[:]
     del model.metadata_props[:]
     model.producer_name = "mrsep-deploy"
@@ -114,10 +115,6 @@ def _check(model: onnx.ModelProto, stage: str) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"stage {stage} gave an invalid ONNX graph: {first_line(error)}") from error
-    for value in (*model.graph.input, *model.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if not all(d.HasField("dim_value") and d.dim_value > 0 for d in dims):
-            raise ExportError(f"stage {stage} has a dynamic shape at {value.name}, expected static ones")
     twice = [t for t, count in Counter(i.name for i in model.graph.initializer).items() if count > 1]
     if twice:
         raise ExportError(f"stage {stage} stores {twice[0]} twice")

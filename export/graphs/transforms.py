@@ -36,7 +36,7 @@ def transform_graph(stage: Stage, branches: Sequence[Branch], tensors: Mapping[s
     Args:
         stage: which one; the model's inputs and outputs have its names and order.
         branches: the manifest's branches.
-        tensors: the manifest's tensors by name; shapes are static and include the batch.
+        tensors: the manifest's tensors by name.
 
     Raises:
         ValueError: the stage is of kind ``graph``.
@@ -55,7 +55,7 @@ def transform_graph(stage: Stage, branches: Sequence[Branch], tensors: Mapping[s
 
 
 def transform_macs(stage: Stage, branches: Sequence[Branch], tensors: Mapping[str, TensorSpec]) -> int:
-    """Multiply-accumulates in the matrix products of such a graph, for one segment (batch of one).
+    """Multiply-accumulates in the matrix products of such a graph, for one segment.
 
     Not part of a model's own (``Stage.macs`` stays 0 for these kinds): hosts compute the same with a fast
     Fourier transform.
@@ -91,46 +91,45 @@ def _sum(graph: GraphBuilder, signals: Sequence[TensorSpec], stems: TensorSpec) 
 
 def _analysis(graph: GraphBuilder, branch: Branch, mix: TensorSpec, outputs: Sequence[TensorSpec]) -> None:
     """mix ``[B, C, L]`` -> spectrogram ``[B, 2C, F, T]`` or waveform, and statistics ``[B, 2]`` if normalised."""
-    x, shape, transform = mix.name, mix.shape, branch.transform
+    x, item, transform = mix.name, mix.shape[1:], branch.transform
     if transform is not None:
-        rows = math.prod(mix.shape[:-1])
         frames = _frames(graph, transform, mix)
-        x = _forward(graph, transform, frames, rows)
+        x = _forward(graph, transform, frames)
         if transform.nyquist:
-            x = _with_nyquist(graph, transform, x, frames, rows)
-        shape = (mix.shape[0], 2 * mix.shape[1], transform.bins, transform.frames)
+            x = _with_nyquist(graph, transform, x, frames)
+        item = (2 * mix.shape[1], transform.bins, transform.frames)
     if branch.normalise:
-        _normalise(graph, x if transform is None else graph.reshape(x, *shape), shape, outputs)
+        _normalise(graph, x if transform is None else graph.reshape(x, *item), item, outputs)
     elif transform is None:
         graph.op("Identity", x, output=outputs[0].name)
     else:
-        graph.reshape(x, *shape, output=outputs[0].name)
+        graph.reshape(x, *item, output=outputs[0].name)
 
 
-def _forward(graph: GraphBuilder, transform: Transform, x: str, rows: int) -> str:
+def _forward(graph: GraphBuilder, transform: Transform, x: str) -> str:
     """Frames ``[R, (n3, n2), n1, T]`` -> spectrogram ``[R, (re/im, k3), (k2, k1, T)]``, ``k1`` fastest: by bins."""
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
     first = graph.constant(dft.forward_first(factors, transform)[None], "first")
     x = graph.op("MatMul", first, x)  # [R, (n3, n2), (re/im, k1), T] = [R, n3, (n2, re/im), (k1, T)]
     if factors.middle > 1:
-        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * transform.frames)
+        x = graph.reshape(x, factors.last, 2 * factors.middle, factors.first * transform.frames)
         middle = graph.constant(dft.forward_middle(factors)[None], "middle")
         x = graph.op("MatMul", middle, x)  # [R, n3, (re/im, k2), (k1, T)] = [R, (n3, re/im), (k2, k1, T)]
-    x = graph.reshape(x, rows, 2 * factors.last, factors.middle * factors.first * transform.frames)
+    x = graph.reshape(x, 2 * factors.last, factors.middle * factors.first * transform.frames)
     last = graph.constant(dft.forward_last(factors)[None], "last")
     return graph.op("MatMul", last, x)
 
 
-def _with_nyquist(graph: GraphBuilder, transform: Transform, x: str, frames: str, rows: int) -> str:
+def _with_nyquist(graph: GraphBuilder, transform: Transform, x: str, frames: str) -> str:
     """The spectrogram below the Nyquist bin, and that bin, which is real: ``[R, 2, F, T]``."""
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "nyquist"
-    frames = graph.reshape(frames, rows, transform.n_fft, transform.frames)
+    frames = graph.reshape(frames, transform.n_fft, transform.frames)
     alternating = graph.constant(dft.forward_nyquist(factors, transform)[None], "alternating")
-    real = graph.reshape(graph.op("MatMul", alternating, frames), rows, 1, 1, transform.frames)
+    real = graph.reshape(graph.op("MatMul", alternating, frames), 1, 1, transform.frames)
     both = graph.op("Concat", real, graph.op("Sub", real, real), axis=1)
-    below = graph.reshape(x, rows, 2, transform.n_fft // 2, transform.frames)
+    below = graph.reshape(x, 2, transform.n_fft // 2, transform.frames)
     return graph.op("Concat", below, both, axis=2)
 
 
@@ -144,7 +143,7 @@ def _frames(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
     graph.scope = "frames"
     n_fft, hop, overlap, frames = transform.n_fft, transform.hop, transform.overlap, transform.frames
     factors = factorise(n_fft, hop)
-    hops, rows = frames + overlap - 1, math.prod(mix.shape[:-1])
+    hops = frames + overlap - 1
     x = _padded(graph, transform, mix)
     extended = transform.offset + mix.shape[-1] + transform.after
     if hops * hop < extended:
@@ -153,19 +152,19 @@ def _frames(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
         x = graph.pad_last(x, 3, 0, hops * hop - extended)  # of the last hop, frames hold a part
     if factors.first % overlap == 0 and n_fft % hop == 0:
         height = factors.first // overlap
-        x = graph.reshape(x, rows, hops, height, factors.middle, factors.last)
+        x = graph.reshape(x, hops, height, factors.middle, factors.last)
         x = graph.op("Transpose", x, perm=[0, 4, 3, 2, 1])
-        x = graph.reshape(x, rows, factors.rest, height, hops)
+        x = graph.reshape(x, factors.rest, height, hops)
         shifted = [graph.slice(x, 3, i, i + frames) for i in range(overlap)]
         return graph.op("Concat", *shifted, axis=2)
-    x = graph.reshape(x, rows, hops, hop)
+    x = graph.reshape(x, hops, hop)
     shifted = [graph.slice(x, 1, i, i + frames) for i in range(overlap)]
     x = graph.op("Concat", *shifted, axis=2)
     if overlap * hop > n_fft:
         x = graph.slice(x, 2, 0, n_fft)
-    x = graph.reshape(x, rows, frames, factors.first, factors.middle, factors.last)
+    x = graph.reshape(x, frames, factors.first, factors.middle, factors.last)
     x = graph.op("Transpose", x, perm=[0, 4, 3, 2, 1])
-    return graph.reshape(x, rows, factors.rest, factors.first, frames)
+    return graph.reshape(x, factors.rest, factors.first, frames)
 
 
 def _padded(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
@@ -191,40 +190,40 @@ def _padded(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
 # --- normalisation
 
 
-def _normalise(graph: GraphBuilder, x: str, shape: Sequence[int], outputs: Sequence[TensorSpec]) -> None:
+def _normalise(graph: GraphBuilder, x: str, item: Sequence[int], outputs: Sequence[TensorSpec]) -> None:
     """``[B, ...]`` -> ``(x - mean) / (1e-5 + std)`` per item, and (mean, unbiased std) ``[B, 2]``."""
     graph.scope = "normalise"
     normalised, statistics = outputs
-    count = math.prod(shape[1:])
-    mean = graph.op("Mul", _total(graph, x, shape), graph.number(1 / count, "1/count"))
-    centred = graph.op("Sub", x, _one_per_item(graph, mean, shape))
-    power = _total(graph, graph.op("Mul", centred, centred), shape)
+    count = math.prod(item)
+    mean = graph.op("Mul", _total(graph, x, item), graph.number(1 / count, "1/count"))
+    centred = graph.op("Sub", x, _one_per_item(graph, mean, item))
+    power = _total(graph, graph.op("Mul", centred, centred), item)
     variance = graph.op("Mul", power, graph.number(1 / max(count - 1, 1), "1/(count-1)"))
     std = graph.op("Sqrt", variance)
     graph.op("Concat", mean, std, axis=1, output=statistics.name)
     scale = graph.op("Reciprocal", graph.op("Add", std, graph.number(NORMALISE_EPS, "epsilon")))
-    graph.op("Mul", centred, _one_per_item(graph, scale, shape), output=normalised.name)
+    graph.op("Mul", centred, _one_per_item(graph, scale, item), output=normalised.name)
 
 
-def _total(graph: GraphBuilder, x: str, shape: Sequence[int]) -> str:
+def _total(graph: GraphBuilder, x: str, item: Sequence[int]) -> str:
     """Sum of every item of ``[B, ...]`` as ``[B, 1]``, in steps of about a thousand terms at most.
 
     Engines accumulate a reduction in one float32; over millions of terms that alone costs 40 dB. OpenVINO
     joins reductions that follow each other, so there is a change of shape between them.
     """
-    batch, count = shape[0], math.prod(shape[1:])
-    if len(shape) == 4:  # a spectrogram: its frames first, which lie together as they are
+    count = math.prod(item)
+    if len(item) == 3:  # a spectrogram: its frames first, which lie together as they are
         x = graph.op("ReduceSum", x, graph.integers(3), keepdims=0)
-        count //= shape[3]
+        count //= item[2]
     while count > 1:
         block = _block(count)
         blocks = -(-count // block)
-        x = graph.reshape(x, batch, count)
+        x = graph.reshape(x, count)
         if blocks * block > count:
             x = graph.pad_last(x, 2, 0, blocks * block - count)
-        x = graph.op("ReduceSum", graph.reshape(x, batch, blocks, block), graph.integers(2), keepdims=0)
+        x = graph.op("ReduceSum", graph.reshape(x, blocks, block), graph.integers(2), keepdims=0)
         count = blocks
-    return graph.reshape(x, batch, 1)
+    return graph.reshape(x, 1)
 
 
 def _block(count: int) -> int:
@@ -235,9 +234,9 @@ def _block(count: int) -> int:
     return next((block for block in range(root, 2 * root) if count % block == 0), root)
 
 
-def _one_per_item(graph: GraphBuilder, x: str, shape: Sequence[int]) -> str:
+def _one_per_item(graph: GraphBuilder, x: str, item: Sequence[int]) -> str:
     """``[B, 1]`` shaped to be broadcast over ``[B, ...]``."""
-    return graph.reshape(x, shape[0], *[1] * (len(shape) - 1))
+    return graph.reshape(x, *[1] * len(item))
 
 
 def _denormalise(
@@ -253,8 +252,7 @@ def _denormalise(
     if statistics is None:
         return graph.op("Mul", x, gain, output=output)
     mean, std = (
-        graph.reshape(graph.slice(statistics.name, 1, i, i + 1), -1, *[1] * (gains.ndim - 1))
-        for i in range(2)
+        graph.reshape(graph.slice(statistics.name, 1, i, i + 1), *[1] * (gains.ndim - 1)) for i in range(2)
     )
     x = graph.op("Mul", x, graph.op("Mul", std, gain))
     return graph.op("Add", x, graph.op("Mul", mean, gain), output=output)
@@ -266,54 +264,51 @@ def _denormalise(
 def _synthesis(graph: GraphBuilder, branch: Branch, inputs: Sequence[TensorSpec], signal: TensorSpec) -> None:
     """estimate ``[B, 2 S C, F, T]`` or ``[B, S C, L]``, statistics ``[B, 2]`` if normalised -> ``[B, S, C, L]``."""
     transform, statistics = branch.transform, inputs[1] if branch.normalise else None
-    batch, sources, channels, _ = signal.shape
+    _, sources, channels, _ = signal.shape
     gains = np.array(branch.gains)
     if transform is None:
-        x = graph.reshape(inputs[0].name, *signal.shape)
+        x = graph.reshape(inputs[0].name, *signal.shape[1:])
         _denormalise(graph, x, statistics, gains.reshape(1, -1, 1, 1), output=signal.name)
         return
-    x = graph.reshape(inputs[0].name, batch, sources, 2 * channels, transform.bins, transform.frames)
+    x = graph.reshape(inputs[0].name, sources, 2 * channels, transform.bins, transform.frames)
     halved = np.ones(transform.bins)
     halved[0] = 0.5  # the one bin that is not there twice, see dft
     x = _denormalise(graph, x, statistics, np.outer(gains, halved).reshape(1, sources, 1, transform.bins, 1))
-    rows = batch * sources * channels
     if transform.nyquist:
-        x = graph.reshape(x, rows, 2, transform.bins, transform.frames)
+        x = graph.reshape(x, 2, transform.bins, transform.frames)
         below = graph.slice(x, 2, 0, transform.n_fft // 2)
-        frames = graph.op(
-            "Add", _backward(graph, transform, below, rows), _from_nyquist(graph, transform, x, rows)
-        )
+        frames = graph.op("Add", _backward(graph, transform, below), _from_nyquist(graph, transform, x))
     else:
-        frames = _backward(graph, transform, x, rows)
+        frames = _backward(graph, transform, x)
     _overlap_add(graph, transform, frames, signal)
 
 
-def _backward(graph: GraphBuilder, transform: Transform, x: str, rows: int) -> str:
+def _backward(graph: GraphBuilder, transform: Transform, x: str) -> str:
     """Spectrogram ``[R, 2, F, T]``, bin 0 halved -> windowed frames ``[R, (n3, n2), n1, T]``: ``_forward`` reversed."""
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
-    x = graph.reshape(x, rows, factors.last, factors.middle * factors.first * transform.frames)
+    x = graph.reshape(x, factors.last, factors.middle * factors.first * transform.frames)
     last = graph.constant(dft.inverse_last(factors)[None], "last")
     x = graph.op("MatMul", last, x)  # [R, (n3, re/im), (k2, k1, T)] = [R, n3, (re/im, k2), (k1, T)]
     if factors.middle > 1:
-        x = graph.reshape(x, rows, factors.last, 2 * factors.middle, factors.first * transform.frames)
+        x = graph.reshape(x, factors.last, 2 * factors.middle, factors.first * transform.frames)
         middle = graph.constant(dft.inverse_middle(factors)[None], "middle")
         x = graph.op("MatMul", middle, x)  # [R, n3, (n2, re/im), (k1, T)] = [R, (n3, n2), (re/im, k1), T]
-    x = graph.reshape(x, rows, factors.rest, 2 * factors.first, transform.frames)
+    x = graph.reshape(x, factors.rest, 2 * factors.first, transform.frames)
     first = graph.constant(dft.inverse_first(factors, transform)[None], "first")
     return graph.op("MatMul", first, x)
 
 
-def _from_nyquist(graph: GraphBuilder, transform: Transform, x: str, rows: int) -> str:
+def _from_nyquist(graph: GraphBuilder, transform: Transform, x: str) -> str:
     """Spectrogram ``[R, 2, F, T]`` -> what its Nyquist bin, whose real part counts, gives of every frame."""
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "nyquist"
     half = transform.n_fft // 2
     real = graph.slice(graph.slice(x, 2, half, half + 1), 1, 0, 1)
-    real = graph.reshape(real, rows, 1, transform.frames)
+    real = graph.reshape(real, 1, transform.frames)
     alternating = graph.constant(dft.inverse_nyquist(factors, transform)[None], "alternating")
     frames = graph.op("MatMul", alternating, real)
-    return graph.reshape(frames, rows, factors.rest, factors.first, transform.frames)
+    return graph.reshape(frames, factors.rest, factors.first, transform.frames)
 
 
 def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: TensorSpec) -> None:
@@ -324,26 +319,26 @@ def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: Tens
     graph.scope = "overlap-add"
     n_fft, hop, overlap, frames = transform.n_fft, transform.hop, transform.overlap, transform.frames
     factors = factorise(n_fft, hop)
-    hops, rows, samples = frames + overlap - 1, math.prod(signal.shape[:-1]), signal.shape[-1]
+    hops, samples = frames + overlap - 1, signal.shape[-1]
     if factors.first % overlap == 0 and n_fft % hop == 0:
         height = factors.first // overlap
         pieces = [graph.slice(x, 2, i * height, (i + 1) * height) for i in range(overlap)]
         shifted = [graph.pad_last(piece, 4, i, overlap - 1 - i) for i, piece in enumerate(pieces)]
         total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
-        total = graph.reshape(total, rows, factors.last, factors.middle, height, hops)
+        total = graph.reshape(total, factors.last, factors.middle, height, hops)
         total = graph.op("Transpose", total, perm=[0, 4, 3, 2, 1])
     else:
-        x = graph.reshape(x, rows, factors.last, factors.middle, factors.first, frames)
+        x = graph.reshape(x, factors.last, factors.middle, factors.first, frames)
         x = graph.op("Transpose", x, perm=[0, 4, 3, 2, 1])
-        x = graph.reshape(x, rows, frames, n_fft)
+        x = graph.reshape(x, frames, n_fft)
         if overlap * hop > n_fft:
             x = graph.pad_last(x, 3, 0, overlap * hop - n_fft)
         pieces = [graph.slice(x, 2, i * hop, (i + 1) * hop) for i in range(overlap)]
         shifted = [graph.pad(piece, (0, i, 0), (0, overlap - 1 - i, 0)) for i, piece in enumerate(pieces)]
         total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
-    total = graph.reshape(total, rows, hops * hop)
+    total = graph.reshape(total, hops * hop)
     total = graph.slice(total, 1, transform.offset, transform.offset + samples)
     if not dft.divided(transform):
         inverse = graph.constant((1 / envelope(transform)[:samples]).astype(np.float32), "1/envelope")
         total = graph.op("Mul", total, inverse)
-    graph.reshape(total, *signal.shape, output=signal.name)
+    graph.reshape(total, *signal.shape[1:], output=signal.name)

@@ -170,13 +170,13 @@ def _exported(checkpoint: str, batch: int, folder: Path, report: Callable[[str],
     from mrsep_deploy.export.api import default_name, require_extra
 
     require_extra("exporting a checkpoint")
-    from mrsep_deploy.export.exporter import ExportOptions, export_model
+    from mrsep_deploy.export.exporter import export_model
     from mrsep_deploy.export.load import load_model
 
     name = default_name(checkpoint)
     report(f"exporting {name}, batch {batch}")
     target = folder / f"{len(list(folder.iterdir()))}-{name}"
-    return export_model(load_model(checkpoint), name, target, ExportOptions(batch=batch))
+    return export_model(load_model(checkpoint), name, target).at_batch(batch)
 
 
 def _keys(bundles: Sequence[Bundle]) -> list[str]:

@@ -94,7 +94,7 @@ def _synthetic(manifest: Manifest) -> Float32:
     from mrsep_deploy.export.probe import probe_signal
 
     model = manifest.model
-    music: Float32 = probe_signal(1, model.audio_channels, 2 * model.segment_samples, model.sample_rate)[0]
+    music: Float32 = probe_signal(model.audio_channels, 2 * model.segment_samples, model.sample_rate)
     return music
 
 

@@ -1,7 +1,7 @@
 """The manifest of a bundle: what a model is made of, as plain typed data.
 
-A model is a small graph of stages. A stage is a pure function of named tensors with static shapes.
-The kinds:
+A model is a small graph of stages. A stage is a pure function of named tensors, whose shapes are static but for the
+first axis, the items of a batch. The kinds:
 
     spectrogram   mix -> normalised spectrogram and its statistics      (host or device code)
     normalize     mix -> normalised waveform and its statistics
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -42,6 +42,11 @@ Layout = Literal["split", "whole"]
 
 MIX = "mix"
 STEMS = "stems"
+
+BATCH = "batch"
+"""Name of the first dimension of every tensor, in manifests and graphs."""
+
+MAX_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -212,9 +217,10 @@ class FusionShares:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says of itself.
+    """Everything a bundle says of itself, and the batch it is opened at.
 
     Attributes:
+        batch: segments in one run, the first dimension of ``tensors``; no part of the bundle.
         float32: what the model's family adds to the rules of lower precision: by rule, by stage, patterns of the names
             of the nodes that stay in float32. A general rule has no patterns: the family expects it to match there.
     """
@@ -225,10 +231,10 @@ class Manifest:
     tensors: tuple[TensorSpec, ...]
     stages: tuple[Stage, ...]
     layout: Layout
-    batch: int
     opset: int
     precision: str
     files: Mapping[str, FileInfo]
+    batch: int = 1
     application: Application = Application()
     float32: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     fusion: tuple[FusionShares, ...] = ()
@@ -248,6 +254,11 @@ class Manifest:
             if branch.name == name:
                 return branch
         raise KeyError(name)
+
+    def at_batch(self, batch: int) -> Manifest:
+        """The same with ``batch`` segments in one run."""
+        tensors = (replace(tensor, shape=(batch, *tensor.shape[1:])) for tensor in self.tensors)
+        return replace(self, batch=batch, tensors=tuple(tensors))
 
     @property
     def graph_stages(self) -> tuple[Stage, ...]:

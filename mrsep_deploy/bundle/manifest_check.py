@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from mrsep_deploy.bundle.manifest import (
+    BATCH,
     MIX,
     STEMS,
     Application,
@@ -183,16 +184,17 @@ def _check_flow(manifest: Manifest) -> None:
 
 
 def _check_ends(manifest: Manifest) -> None:
-    model, batch = manifest.model, manifest.batch
+    model = manifest.model
     signal = (model.audio_channels, model.segment_samples)
-    ends = {MIX: (batch, *signal), STEMS: (batch, len(model.sources), *signal)}
+    ends = {MIX: signal, STEMS: (len(model.sources), *signal)}
     tensors = {tensor.name: tensor for tensor in manifest.tensors}
     for name, shape in ends.items():
         if name not in tensors:
             _refuse(f"manifest.tensors does not list {name!r}")
         spec = tensors[name]
-        if (spec.shape, spec.dtype) != (shape, "float32"):
-            _refuse(f"tensor {name!r} is {spec.dtype} {list(spec.shape)}, expected float32 {list(shape)}")
+        if (spec.shape[1:], spec.dtype) != (shape, "float32"):
+            found, expected = ([BATCH, *sizes] for sizes in (spec.shape[1:], shape))
+            _refuse(f"tensor {name!r} is {spec.dtype} {found}, expected float32 {expected}")
 
 
 def _check_distinct(where: str, names: Iterable[str]) -> None:

@@ -2,7 +2,8 @@
 
 ``to_json`` writes for people: stable key order, indented, one line for what fits on one. ``from_json``
 trusts nothing: every field has a type and bounds, and the whole must make sense (``manifest_check``).
-``from_json(to_json(m)) == m`` for every manifest it accepts. A fraction is written ``"39/5"``.
+``from_json(to_json(m)) == m`` for every manifest it accepts, opened at a batch of one. A fraction is written
+``"39/5"``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, get_args
 import msgspec
 
 from mrsep_deploy.bundle.manifest import (
+    BATCH,
     FORMAT,
     FORMAT_VERSION,
     STAGE_KINDS,
@@ -54,6 +56,7 @@ FUSED_AT = ("bottleneck", "output")
 _Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}\Z")]
 _Patterns = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=512)], ...], msgspec.Meta(max_length=256)]
 _FLOAT32 = dict[_Name, Annotated[dict[_Name, _Patterns], msgspec.Meta(max_length=64)]]
+_Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_SAMPLES)]
 _FRACTION = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -85,7 +88,6 @@ def from_json(text: str) -> Manifest:
         tensors=tuple(_tensor(item, where) for where, item in top.items("tensors", 1, 1024)),
         stages=tuple(_stage(item, where) for where, item in top.items("stages", 1, 64)),
         layout=top.choice("layout", get_args(Layout)),
-        batch=top.integer("batch", 1, 1024),
         opset=top.integer("opset", 1, 1000),
         precision=top.name("precision"),
         files=_files(top.mapping("files")),
@@ -106,7 +108,7 @@ def require_model(model: ModelInfo) -> None:
 
 
 _TOP = (
-    *("format", "format_version", "name", "model", "layout", "batch", "opset", "precision"),
+    *("format", "format_version", "name", "model", "layout", "opset", "precision"),
     *("application", "branches", "tensors", "stages", "fusion", "files", "checks", "provenance"),
 )
 
@@ -177,10 +179,13 @@ def _transform(value: object, where: str) -> Transform:
 
 def _tensor(value: object, where: str) -> TensorSpec:
     record = Record(value, where, FIX, ("name", "shape", "dtype"))
-    shape = record.integers("shape", 1, MAX_SAMPLES, 16)
-    if math.prod(shape) > MAX_SAMPLES:
+    first, *others = (item for _, item in record.items("shape", 1, 16))
+    if first != BATCH:
+        record.wrong("shape", f"{BATCH!r} and whole numbers")
+    sizes = typed(others, tuple[_Size, ...], f"{where}.shape", FIX)
+    if math.prod(sizes) > MAX_SAMPLES:
         record.wrong("shape", f"at most {MAX_SAMPLES} elements")
-    return TensorSpec(name=record.name("name"), shape=shape, dtype=record.choice("dtype", DTYPES))
+    return TensorSpec(name=record.name("name"), shape=(1, *sizes), dtype=record.choice("dtype", DTYPES))
 
 
 def _application(value: object) -> Application:
@@ -245,13 +250,12 @@ def _tree(manifest: Manifest) -> dict[str, object]:
         "name": manifest.name,
         "model": vars(manifest.model),
         "layout": manifest.layout,
-        "batch": manifest.batch,
         "opset": manifest.opset,
         "precision": manifest.precision,
         **({"float32": manifest.float32} if manifest.float32 else {}),
         "application": vars(manifest.application),
         "branches": [_branch_tree(branch) for branch in manifest.branches],
-        "tensors": [vars(tensor) for tensor in manifest.tensors],
+        "tensors": [vars(t) | {"shape": (BATCH, *t.shape[1:])} for t in manifest.tensors],
         "stages": [_stage_tree(stage) for stage in manifest.stages],
         "fusion": [vars(shares) for shares in manifest.fusion],
         "files": {name: vars(manifest.files[name]) for name in sorted(manifest.files)},

@@ -9,6 +9,7 @@ it refers to no file outside.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mrsep_deploy.bundle.archive import Archive
-from mrsep_deploy.bundle.manifest import FileInfo, Manifest, Stage
+from mrsep_deploy.bundle.manifest import MAX_BATCH, FileInfo, Manifest, Stage
 from mrsep_deploy.bundle.manifest_check import FIX, MANIFEST_FILE
 from mrsep_deploy.bundle.manifest_json import from_json
 from mrsep_deploy.bundle.onnx_scan import check_self_contained
@@ -75,6 +76,18 @@ class Bundle:
                 if verify:
                     bundle.read(name)
         return bundle
+
+    def at_batch(self, batch: int) -> Bundle:
+        """The same bundle with ``batch`` segments in one run; its graphs and files are the same.
+
+        Raises:
+            UsageError: it is no possible number.
+        """
+        if not 1 <= batch <= MAX_BATCH:
+            raise UsageError(f"a batch of {batch} segments was asked for, 1 to {MAX_BATCH} are possible")
+        other = copy.copy(self)
+        other.manifest = self.manifest.at_batch(batch)
+        return other
 
     def graph_bytes(self, stage: Stage) -> bytes:
         """The ONNX graph of a stage of kind ``graph``, checked against the manifest.

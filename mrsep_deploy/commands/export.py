@@ -40,8 +40,6 @@ Examples:
 @click.option("-n", "--name", help="Name of the model.  [default: the file's name]")
 @click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.folders,
               help="Folder of the bundle.  [default: one that is found by the name]")  # fmt: skip
-@click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True,
-              help="Segments one run takes.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["split", "whole"]), default="split", show_default=True,
               help="A graph for every stage, or one for the whole.")  # fmt: skip
 @click.option("--precision", type=click.Choice(ASKED), default="fp32",
@@ -64,7 +62,6 @@ def export(
     checkpoint: Path | None,
     name: str | None,
     output: Path | None,
-    batch: int,
     layout: Layout,
     precision: AskedPrecision,
     plan: Path | None,
@@ -104,7 +101,7 @@ def export(
     with step_progress(quiet) as progress:
         bundle = export_checkpoint(
             checkpoint or _untrained(str(untrained), seed or 0, arguments), output, name=name, layout=layout,
-            batch=batch, precision=precision, plan=plan, without=without, overwrite=overwrite,
+            precision=precision, plan=plan, without=without, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
         archive = archive and write_archive(bundle, archive, overwrite)

@@ -155,7 +155,7 @@ class CpuMemory(Memory):
         except MemoryError as error:
             raise EngineError(
                 f"there is no memory for {size / 1e6:,.0f} MB of buffers",
-                "Export with a smaller batch, or close other programs.",
+                "Take a smaller batch (--batch), or close other programs.",
             ) from error
         skip = -block.ctypes.data % ALIGNMENT
         self._block: NDArray[np.uint8] | None = block[skip : skip + size]

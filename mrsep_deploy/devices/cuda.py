@@ -80,7 +80,7 @@ class CudaDevice(Device):
         free, total = self.free_bytes() / 1e6, self.properties.total_bytes / 1e6
         return EngineError(
             f"{self.name} has no {size / 1e6:,.1f} MB for buffers, {free:,.0f} of its {total:,.0f} MB are free",
-            "Export with a smaller batch, or close other programs on the GPU.",
+            "Take a smaller batch (--batch), or close other programs on the GPU.",
         )
 
 

@@ -48,7 +48,6 @@ def _stage_cost(bundle: Bundle, stage: Stage) -> StageCost:
                     "expected static shapes",
                     "Export the bundle again.",
                 )
-    batch = bundle.manifest.batch
-    macs = sum(map(node_macs, nodes)) // batch
-    activations = sum(elements(node.outputs[0]) for node in nodes) // batch
+    macs = sum(map(node_macs, nodes))
+    activations = sum(elements(node.outputs[0]) for node in nodes)
     return StageCost(stage.name, stage.branch, stage.parameters, stage.macs, activations, graph_macs=macs)

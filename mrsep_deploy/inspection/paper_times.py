@@ -72,7 +72,7 @@ def seconds_of(model: PaperModel) -> dict[str, float]:
     """Medians of up to ``ROUNDS`` runs on a music-like segment, both runtimes in turn after one warm-up run."""
     loaded = untrained_model(model.family, SEED, **model.arguments)
     config, threads = loaded.config, cpu_budget()
-    mix = probe_signal(1, config.audio_channels, config.segment_samples, config.samplerate)
+    mix = probe_signal(config.audio_channels, config.segment_samples, config.samplerate)[None]
     with tempfile.TemporaryDirectory(prefix="mrsep-deploy-paper-") as folder:
         bundle = export_model(loaded, model.key, Path(folder) / "bundle", ExportOptions())
         with Separator(bundle, engine="ort", threads=threads) as separator:

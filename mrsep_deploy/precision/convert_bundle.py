@@ -111,7 +111,7 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
 
 
 def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
-    """:func:`convert_bundle` in the cache: made at the first call, found again by later ones.
+    """:func:`convert_bundle` in the cache: made at the first call, found again by later ones, opened at the same batch.
 
     Raises:
         BundleError, UsageError: as for :func:`convert_report`.
@@ -125,9 +125,9 @@ def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
     with FileLock(folder / f"{name}.lock"):
         if place.exists():
             with suppress(BundleError):
-                return Bundle.open(place)
+                return Bundle.open(place).at_batch(bundle.manifest.batch)
             shutil.rmtree(place, ignore_errors=True)  # damaged
-        return convert_bundle(bundle, plan, place, overwrite=True)
+        return convert_bundle(bundle, plan, place, overwrite=True).at_batch(bundle.manifest.batch)
 
 
 def _manifest(bundle: Bundle, plan: PrecisionPlan, typed: Mapping[str, TypedGraph]) -> Manifest:

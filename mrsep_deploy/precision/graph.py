@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mrsep_deploy.bundle.manifest import BATCH
 from mrsep_deploy.errors import BundleError, first_line
 from mrsep_deploy.precision.numbers import LOW_TYPES
 
@@ -48,8 +49,19 @@ def read_graph(data: bytes, stage: str) -> ir.Model:
     return model
 
 
+def set_batch(model: onnx.ModelProto, batch: int | str) -> None:
+    """Makes the first dimension of a graph's inputs and outputs a number, or gives it a name."""
+    for end in (*model.graph.input, *model.graph.output):
+        for items in end.type.tensor_type.shape.dim[:1]:
+            if isinstance(batch, int):
+                items.dim_value = batch
+            else:
+                items.dim_param = batch
+
+
 def inferred(model: onnx.ModelProto) -> ir.Model:
-    """Returns a model with the element type and the shape of every value."""
+    """Returns a model with the element type and the shape of every value, for a batch of one."""
+    set_batch(model, 1)
     return ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
 
 
@@ -96,9 +108,9 @@ def is_constant(value: ir.Value) -> bool:
 
 
 def elements(value: ir.Value) -> int:
-    """Counts the elements of a value; a named dimension, the batch, counts once."""
+    """Counts the elements of a value."""
     assert value.shape is not None
-    return math.prod(size if isinstance(size, int) else 1 for size in value.shape)
+    return math.prod(value.shape.numpy())
 
 
 def numbers_of(constant: ir.Value) -> NDArray[np.generic]:
@@ -113,8 +125,9 @@ def cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Node:
 
 
 def serialised(model: ir.Model) -> bytes:
-    """Writes a model without the shapes in between, which engines infer."""
+    """Writes a model for any batch, without the shapes in between, which engines infer."""
     written = ir.to_proto(model)
+    set_batch(written, BATCH)
     del written.graph.value_info[:]
     return bytes(written.SerializeToString(deterministic=True))
 

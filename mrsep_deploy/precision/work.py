@@ -37,7 +37,7 @@ def _shape(node: ir.Node, index: int) -> tuple[int, ...]:
     value = node.inputs[index]
     assert value is not None
     assert value.shape is not None
-    return tuple(size if isinstance(size, int) else 1 for size in value.shape)
+    return value.shape.numpy()
 
 
 def bytes_moved(graph: ir.Graph) -> int:

@@ -243,7 +243,7 @@ def _check_lanes(engine: Engine, lanes: int) -> None:
     if engine.device.kind != "cpu":
         raise UsageError(
             f"engine {engine.name} runs on {engine.device.name}, where segments do not run side by side",
-            "Leave out --lanes; export with --batch N for several segments in one run.",
+            "Leave out --lanes; take several segments in one run with --batch N.",
         )
     if not 1 <= lanes <= threads:
         raise UsageError(

@@ -138,7 +138,7 @@ def test_verdicts_are_plain() -> None:
 
 
 def test_the_floor_is_the_greater_of_arithmetic_and_memory() -> None:
-    manifest = tiny_manifest(batch=2)
+    manifest = tiny_manifest().at_batch(2)
     moved = sum(
         manifest.tensor(name).elements * 4
         for stage in manifest.stages

@@ -36,7 +36,7 @@ free_json = st.recursive(
 def manifests(draw: st.DrawFn) -> Manifest:
     """Valid manifests: some resolutions, one graph each, summed."""
     sources = tuple(draw(st.lists(names, min_size=1, max_size=4, unique=True)))
-    channels, batch = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    channels = draw(st.integers(1, 3))
     rate, samples = draw(st.sampled_from([8000, 44100, 48000])), draw(st.integers(1, 500_000))
     gain = st.floats(-2, 2)
     branches = [
@@ -44,16 +44,16 @@ def manifests(draw: st.DrawFn) -> Manifest:
         for name in draw(st.lists(names, min_size=1, max_size=3, unique=True))
         for n_fft in [draw(st.sampled_from([16, 2048]))]
     ]
-    stems = (batch, len(sources), channels, samples)
-    tensors, stages, files, signals = [TensorSpec("mix", (batch, channels, samples))], [], {}, []
+    stems = (1, len(sources), channels, samples)
+    tensors, stages, files, signals = [TensorSpec("mix", (1, channels, samples))], [], {}, []
     for index, branch in enumerate(branches):
         x, stats, y, signal = (f"{what}.{index}" for what in ("x", "stats", "y", "signal"))
         assert branch.transform is not None
         size = (branch.transform.bins, branch.transform.frames)
         tensors += [
-            TensorSpec(x, (batch, 2 * channels, *size)),
-            TensorSpec(stats, (batch, 2)),
-            TensorSpec(y, (batch, 2 * channels * len(sources), *size), "float16"),
+            TensorSpec(x, (1, 2 * channels, *size)),
+            TensorSpec(stats, (1, 2)),
+            TensorSpec(y, (1, 2 * channels * len(sources), *size), "float16"),
             TensorSpec(signal, stems),
         ]
         file = f"graph.{index}.onnx"
@@ -72,7 +72,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     info = ModelInfo("HTDemucs", sources, rate, channels, segment, samples, True, 7, draw(free))
     return Manifest(
         name=draw(names), model=info, branches=tuple(branches), tensors=tuple(tensors), stages=tuple(stages),
-        layout=draw(st.sampled_from(["split", "whole"])), batch=batch, opset=draw(st.integers(7, 30)),
+        layout=draw(st.sampled_from(["split", "whole"])), opset=draw(st.integers(7, 30)),
         precision="float32", files=files, checks=draw(free), provenance=draw(free),
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_text_is_for_people() -> None:
     lines = to_json(tiny_manifest()).splitlines()
     assert lines[:3] == ["{", '  "format": "mrsep-deploy bundle",', '  "format_version": 2,']
     assert '    "segment": "1/125",' in lines
-    assert '    {"name": "mix", "shape": [1, 2, 64], "dtype": "float32"},' in lines
+    assert '    {"name": "mix", "shape": ["batch", 2, 64], "dtype": "float32"},' in lines
     assert '    "config": {"depth": 1, "note": "naïve"}' in lines
     assert max(map(len, lines)) <= 160
 
@@ -184,11 +184,7 @@ REFUSED = [
     (put("name", ".hidden"), "manifest.name"),
     (put("layout", "both"), "manifest.layout is 'both', expected one of split, whole"),
     (put("layout", ["split"]), "manifest.layout"),
-    (put("batch", 0), "manifest.batch is 0, expected a whole number from 1 to 1024"),
-    (put("batch", 1025), "manifest.batch"),
-    (put("batch", 1.0), "manifest.batch"),
-    (put("batch", True), "manifest.batch is True"),
-    (put("batch", 2), "tensor 'mix' is float32 \\[1, 2, 64\\], expected float32 \\[2, 2, 64\\]"),
+    (put("batch", 1), "manifest has an unknown field 'batch'"),
     (put("model", "trained", 1), "model.trained is 1, expected true or false"),
     (put("model", "sources", []), "model.sources has 0 entries"),
     (put("model", "sources", ["a", "a"]), "names that differ"),
@@ -229,9 +225,16 @@ REFUSED = [
     (put("branches", 0, "name", "shared"), "branch 'shared'"),
     (put("branches", 0, "name", "time"), "lists 'time' twice in branches"),
     (put("branches", 1, "transform", 0), "branches\\[1\\].transform is 0, expected an object"),
-    (put("tensors", 1, "shape", [1, 0]), "tensors\\[1\\].shape"),
+    (put("tensors", 1, "shape", ["batch", 0]), "tensors\\[1\\].shape"),
     (put("tensors", 1, "shape", []), "tensors\\[1\\].shape has 0 entries"),
-    (put("tensors", 1, "shape", [2**16, 2**16]), "tensors\\[1\\].shape .* at most 2147483648 elements"),
+    (
+        put("tensors", 1, "shape", [1, 64]),
+        "tensors\\[1\\].shape is \\[1, 64\\], expected 'batch' and whole numbers",
+    ),
+    (
+        put("tensors", 1, "shape", ["batch", 2**16, 2**16]),
+        "tensors\\[1\\].shape .* at most 2147483648 elements",
+    ),
     (put("tensors", 1, "dtype", "object"), "tensors\\[1\\].dtype"),
     (put("tensors", 0, "dtype", "float16"), "tensor 'mix' is float16"),
     (put("tensors", 1, "name", "mix"), "lists 'mix' twice"),
@@ -254,7 +257,10 @@ REFUSED = [
     (put("stages", 2, "macs", -1), "stages\\[2\\].macs"),
     (put("stages", []), "manifest.stages has 0 entries"),
     (drop("stages", 6), "no stage writes 'stems'"),
-    (lambda t: t["tensors"].append({"name": "z", "shape": [1], "dtype": "int64"}), "'z', which no stage"),
+    (
+        lambda t: t["tensors"].append({"name": "z", "shape": ["batch"], "dtype": "int64"}),
+        "'z', which no stage",
+    ),
     (lambda t: t.update(stages=t["stages"] * 10), "manifest.stages has 70 entries, expected 1 to 64"),
     (put("fusion", 0, "weights", [[1.0]]), "fusion\\[0\\].weights .* 2 rows"),
     (put("fusion", 0, "weights", [[1.0], [1.0, 2.0]]), "rows of one length"),

@@ -25,7 +25,7 @@ from mrsep_deploy.engines import AUTO, ENGINE_NAMES, engine_class
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, MrsepError, UsageError
-from mrsep_deploy.export.exporter import ExportOptions, export_model
+from mrsep_deploy.export.exporter import export_model
 from mrsep_deploy.export.load import reload, untrained_model
 from mrsep_deploy.measuring.deviation import Deviation
 
@@ -69,9 +69,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     loaded = untrained_model("htdemucs", 1, **SMALL)
-    return export_model(
-        loaded, "small", tmp_path_factory.mktemp("contract") / "small", ExportOptions(batch=2)
-    )
+    return export_model(loaded, "small", tmp_path_factory.mktemp("contract") / "small").at_batch(2)
 
 
 def given(manifest: Manifest, stage: Stage, seed: int = 0) -> Values:

@@ -127,7 +127,9 @@ def on_openvino(graph: bytes, feed: Mapping[str, Array]) -> dict[str, Array]:
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+    model = core.read_model(graph)
+    model.reshape({name: values.shape for name, values in feed.items()})
+    compiled = core.compile_model(model, "CPU", settings)
     results = compiled(dict(feed))
     return {output.get_any_name(): results[output] for output in compiled.outputs}
 

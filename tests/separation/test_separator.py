@@ -38,9 +38,9 @@ def bundle(tmp_path: Path) -> Bundle:
     return tiny_bundle(tmp_path)
 
 
-def waveform_bundle(folder: Path, batch: int = 1) -> Bundle:
+def waveform_bundle(folder: Path) -> Bundle:
     """The tiny model without its spectrogram branch: with identity stages, every source is the mix."""
-    manifest = tiny_manifest(batch, "waveform")
+    manifest = tiny_manifest("waveform")
     stages = tuple(s for s in manifest.stages if s.branch == "time")
     fusion = replace(manifest.stages[-1], inputs=("signal_time",))
     used = {name for s in (*stages, fusion) for name in (*s.inputs, *s.outputs)}

@@ -134,9 +134,9 @@ def music() -> Float32:
     return samples.astype(np.float32)
 
 
-def changed(folder: Path, stage: str, offset: float, batch: int = 1) -> Bundle:
+def changed(folder: Path, stage: str, offset: float) -> Bundle:
     """The tiny bundle with another offset in one stage."""
-    manifest = tiny_manifest(batch)
+    manifest = tiny_manifest()
     files = tiny_files(manifest)
     model = onnx.load_from_string(files[f"{stage}.onnx"])
     constant = next(each for each in model.graph.initializer if each.name == "offset")
@@ -189,7 +189,7 @@ def test_stems_are_compared_as_the_separator_gives_them(
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_change_is_found_in_its_stage_alone(music: Float32, tmp_path: Path, batch: int) -> None:
     bundle = tiny_bundle(tmp_path, "exact", batch=batch)
-    found = verified(changed(tmp_path, "branch.time", 0.3, batch), bundle, [track(music)])
+    found = verified(changed(tmp_path, "branch.time", 0.3).at_batch(batch), bundle, [track(music)])
     snr = {stage.stage: stage.worst[1].snr for stage in found.stages}
     assert snr["branch.16"] == math.inf
     assert snr["branch.time"] < 40
