@@ -46,6 +46,10 @@ class FakeSessionOptions:
     def __init__(self) -> None:
         self.log_severity_level = 2
         self.entries: dict[str, str] = {}
+        self.dimensions: dict[str, int] = {}
+
+    def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
+        self.dimensions[name] = size
 
     def add_session_config_entry(self, name: str, value: str) -> None:
         self.entries[name] = value
@@ -299,15 +303,22 @@ def test_tensorrt_goes_first_and_keeps_its_engines(ort: FakeOrt, bundle: Bundle,
     folder = Path(options["trt_engine_cache_path"])
     assert folder.is_dir()
     assert folder.is_relative_to(tmp_path / "home")
-    assert bundle.manifest.files["branch.16.onnx"].sha256.startswith(folder.name)
+    assert bundle.manifest.files["branch.16.onnx"].sha256.startswith(folder.name.removesuffix("-1"))
 
 
-def test_two_graphs_share_no_folder(ort: FakeOrt, bundle: Bundle) -> None:
+def test_two_graphs_or_batches_share_no_folder(ort: FakeOrt, bundle: Bundle) -> None:
     engine = OrtTensorRtEngine(EngineOptions())
     folders = {
-        engine.providers(bundle, s, 0)[0][1]["trt_engine_cache_path"] for s in bundle.manifest.graph_stages
+        engine.providers(opened, stage, 0)[0][1]["trt_engine_cache_path"]
+        for opened in (bundle, bundle.at_batch(2))
+        for stage in bundle.manifest.graph_stages
     }
-    assert len(folders) == len(bundle.manifest.graph_stages)
+    assert len(folders) == 2 * len(bundle.manifest.graph_stages)
+
+
+def test_a_session_is_made_for_the_batch(ort: FakeOrt, bundle: Bundle) -> None:
+    OrtCudaEngine(EngineOptions()).prepare(bundle.at_batch(3), first_stage(bundle), 1, stream(77))
+    assert ort.sessions[0].options.dimensions == {"batch": 3}
 
 
 def test_tensorrt_computes_in_float32_unless_somebody_wants_otherwise(
