@@ -35,4 +35,5 @@ def probe_signal(channels: int, samples: int, sample_rate: int) -> NDArray[np.fl
             voice = decay * (0.2 * pan * tone + 0.4 * bass) + 0.5 * hit * (1 - pan / 2)
             music[channel, start : start + len(t)] += voice
     music += 0.003 * random.standard_normal(music.shape)
-    return (music * (0.8 / np.abs(music).max())).astype(np.float32)
+    music *= 0.8 / np.abs(music).max()
+    return music.astype(np.float32)

@@ -118,13 +118,12 @@ def _at_batch(library: Library, graph: bytes, batch: int, stage: Stage) -> bytes
     """The graph with a number for its batch: the parser makes a negative size of an unknown one in a Resize."""
     require_onnx("building TensorRT engines")
     import onnx
-    from google.protobuf.message import DecodeError
 
     from mrsep_deploy.precision.graph import set_batch
 
     try:
         model = onnx.load_model_from_string(graph)
-    except DecodeError as error:
+    except Exception as error:  # protobuf's own
         raise _refused(library, stage, first_line(error)) from error
     set_batch(model, batch)
     data: bytes = model.SerializeToString()

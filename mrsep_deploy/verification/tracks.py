@@ -53,7 +53,7 @@ def builtin_tracks(manifest: Manifest) -> list[Track]:
     # Anything longer than a stride is cut into two segments.
     model = manifest.model
     samples = stride_of(model.segment_samples, manifest.application.overlap)
-    music = probe_signal(1, model.audio_channels, samples, model.sample_rate)[0]
+    music = probe_signal(model.audio_channels, samples, model.sample_rate)
     loud = music * np.float32(LOUD_GAIN)
     silence = np.zeros_like(music)
     click = silence.copy()
