@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import click
 
+from mrsep_deploy.commands.options import option
+
 LISTS = ("sources", "nfft_list")
 """Arguments that are lists even with one entry."""
-
-Argument = tuple[str, object]
 
 
 class LateChoice(click.Choice[str]):
@@ -39,28 +41,33 @@ class ListingOption(click.Option):
         return record[0], record[1].replace("NAMES", ", ".join(self.type.choices))
 
 
-def parse_arguments(
+def one_of(names: Callable[[], tuple[str, ...]], help: str, *options: str, **more: Any) -> Any:
+    """A field for an option that takes one of some names, which stand in its help for ``NAMES``."""
+    return option(help, *options, type=LateChoice(names), cls=ListingOption, **more)
+
+
+def _parse_arguments(
     _ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, object]:
     """``("nfft_list=2048,4096", "channels=24")`` -> ``{"nfft_list": [2048, 4096], "channels": 24}``."""
-    return dict(parse_argument(text) for text in given)
+    found: dict[str, object] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not name or not equals:
+            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE, such as channels=24")
+        if name in ("family", "seed"):
+            raise click.BadParameter(f"{name} is no constructor argument, it has an option of its own")
+        if name in LISTS or "," in value:
+            found[name] = [_parse_value(item) for item in value.split(",") if item.strip()]
+        else:
+            found[name] = _parse_value(value)
+    return found
 
 
-def parse_argument(text: str) -> Argument:
-    """``channels=24`` -> ``("channels", 24)``.
-
-    Raises:
-        click.BadParameter: there is no ``=``, or the name is that of an option of its own.
-    """
-    name, equals, value = text.partition("=")
-    name = name.strip()
-    if not name or not equals:
-        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE, such as channels=24")
-    if name in ("family", "seed"):
-        raise click.BadParameter(f"{name} is no constructor argument, it has an option of its own")
-    if name in LISTS or "," in value:
-        return name, [_parse_value(item) for item in value.split(",") if item.strip()]
-    return name, _parse_value(value)
+constructor_arguments = functools.partial(
+    option, multiple=True, metavar="KEY=VALUE", callback=_parse_arguments
+)
 
 
 def _parse_value(text: str) -> object:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.html_option import (
-    command_line,
-    given_files,
-    html_option,
-    overwrite_option,
-    write_page,
-)
-from mrsep_deploy.commands.precision_options import least_snr, plan_for_mixed
+from mrsep_deploy.commands import completing, options
+from mrsep_deploy.commands.options import CommaList, argument, flag, option, picked, report_file, takes
 from mrsep_deploy.engines import ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, PARTIAL
 from mrsep_deploy.precision.names import ASKED
 
 if TYPE_CHECKING:
     from mrsep_deploy.bench.results import Result
+    from mrsep_deploy.precision.names import AskedPrecision
+    from mrsep_deploy.runtime.schedule import Mode
 
 # Spelled out because the module that defines them imports numpy; a test holds them equal.
 AGAINST = ("torch", "torch-compile", "torch-cuda", "torch-cuda-compile", "torch-cuda-graph", "demucs")
@@ -32,17 +27,17 @@ NOTHING = "none"
 Names = tuple[str, ...]
 
 
-def _names(known: Names) -> Callable[[click.Context, click.Parameter, str | None], Names | None]:
-    def parse(_ctx: click.Context, _option: click.Parameter, text: str | None) -> Names | None:
-        if text is None:
-            return None
-        names = tuple(name.strip() for name in text.split(","))
-        for name in names:
-            if name not in known:
-                raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
-        return names
+def _named(*known: str) -> CommaList:
+    return CommaList(
+        "NAME,...", {name: name for name in known}.get, f"{{item!r}} is none of {', '.join(known)}"
+    )
 
-    return parse
+
+_COUNTS = CommaList(
+    "N,...",
+    lambda text: int(text) or None if text.isdecimal() else None,
+    "{text!r} is no list of whole numbers from 1, such as 1,2",
+)
 
 
 def _lengths(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[float, ...]:
@@ -55,11 +50,72 @@ def _lengths(_ctx: click.Context, _option: click.Parameter, text: str | None) ->
     return lengths
 
 
-def _counts(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[int, ...]:
-    counts = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
-    if not all(counts):
-        raise click.BadParameter(f"{text!r} is no list of whole numbers from 1, such as 1,2")
-    return counts
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the command line said."""
+
+    models: Names = argument("[BUNDLE|NAME|CKPT]...", nargs=-1, shell_complete=completing.models)
+    engines: Names | None = option(
+        f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]",
+        "--engine",
+        type=_named(*ENGINE_NAMES),
+    )
+    precisions: tuple[AskedPrecision, ...] | None = option(
+        f"Of {', '.join(ASKED)}.  [default: each bundle's own]", "--precision", type=_named(*ASKED)
+    )
+    plan: Path | None = options.plan()
+    modes: tuple[Mode, ...] = option(
+        f"Of {', '.join(MODES)}.", "--mode", default="sequential", type=_named(*MODES)
+    )
+    lanes: tuple[int, ...] = option(
+        "Segments side by side in whole songs, each on its share of the threads.", default="1", type=_COUNTS
+    )
+    batches: tuple[int, ...] = option(
+        "Segments at once, for checkpoints; a bundle has the batch it was exported with.",
+        "--batch",
+        default="1",
+        type=_COUNTS,
+    )
+    against: Names | None = option(
+        f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; or {NOTHING}.  "
+        "[default: torch, and demucs where it is installed and the model is HTDemucs; on a GPU torch-cuda, "
+        "torch-cuda-graph]",
+        type=_named(*AGAINST, NOTHING),
+    )
+    lengths: tuple[float, ...] = option(
+        "Also separate whole songs of so many seconds.", "--length", metavar="S,...", callback=_lengths
+    )
+    audio: Path | None = option(
+        "Music to run on.  [default: synthetic]",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        metavar="FILE",
+    )
+    limit: float | None = options.limit()
+    rounds: int = option(
+        "Turns of every contender; p95 needs 20, p99 100.", type=click.IntRange(min=1), default=10
+    )
+    seconds: float | None = option(
+        "Start no round of a race after so long.", type=click.FloatRange(min=0, min_open=True), metavar="S"
+    )
+    seed: int = option("Of the order in rounds.", type=int, default=0)
+    overlap: float | None = option(
+        "Of segments in whole songs, as a share.  [default: the model's, 0.25 mostly]",
+        type=click.FloatRange(0, 1, max_open=True),
+    )
+    threads: int = options.threads()
+    checkpoint: Path | None = options.checkpoint(
+        help="For PyTorch: the checkpoint, if it moved since the export."
+    )
+    profile: bool = flag(
+        "Instead: where the time goes, by stage and operator, for ort and openvino, beside the least that it "
+        "could take."
+    )
+    json_file: Path | None = report_file("Write everything, raw times of all rounds included.", "--json")
+    csv_file: Path | None = report_file("Write a line a row.", "--csv")
+    markdown_file: Path | None = report_file("Write the tables.", "--markdown")
+    html_file: Path | None = options.html()
+    overwrite: bool = options.overwrite()
+    quiet: bool = options.quiet()
 
 
 @click.command(
@@ -75,77 +131,8 @@ Examples:
 Exit codes: 0 done, 1 no row was measured with right stems, 2 wrong usage, 3 some rows failed.
 """,
 )
-@click.argument("models", nargs=-1, metavar="[BUNDLE|NAME|CKPT]...", shell_complete=completing.models)
-@click.option("--engine", "engines", metavar="NAME,...", callback=_names(ENGINE_NAMES),
-              help=f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]")  # fmt: skip
-@click.option("--precision", "precisions", metavar="NAME,...", callback=_names(ASKED),
-              help=f"Of {', '.join(ASKED)}.  [default: each bundle's own]")  # fmt: skip
-@plan_for_mixed
-@click.option("--mode", "modes", metavar="NAME,...", callback=_names(MODES), default="sequential", show_default=True,
-              help=f"Of {', '.join(MODES)}.")  # fmt: skip
-@click.option("--lanes", metavar="N,...", callback=_counts, default="1", show_default=True,
-              help="Segments side by side in whole songs, each on its share of the threads.")  # fmt: skip
-@click.option("--batch", "batches", metavar="N,...", default="1", show_default=True, callback=_counts,
-              help="Segments at once, for checkpoints; a bundle has the batch it was exported with.")  # fmt: skip
-@click.option("--against", metavar="NAME,...", callback=_names((*AGAINST, NOTHING)),
-              help=f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; or {NOTHING}.  "
-              "[default: torch, and demucs where it is installed and the model is HTDemucs; on a GPU "
-              "torch-cuda, torch-cuda-graph]")  # fmt: skip
-@click.option("--length", "lengths", metavar="S,...", callback=_lengths,
-              help="Also separate whole songs of so many seconds.")  # fmt: skip
-@click.option("--audio", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Music to run on.  [default: synthetic]")  # fmt: skip
-@least_snr
-@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Turns of every contender; p95 needs 20, p99 100.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), metavar="S",
-              help="Start no round of a race after so long.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in rounds.")
-@click.option("--overlap", type=click.FloatRange(0, 1, max_open=True),
-              help="Of segments in whole songs, as a share.  [default: the model's, 0.25 mostly]")  # fmt: skip
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
-)
-@click.option("--checkpoint", type=click.Path(path_type=Path),
-              help="For PyTorch: the checkpoint, if it moved since the export.")  # fmt: skip
-@click.option("--profile", is_flag=True,
-              help="Instead: where the time goes, by stage and operator, for ort and openvino, beside the least that "
-              "it could take.")  # fmt: skip
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Write everything, raw times of all rounds included.")  # fmt: skip
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Write a line a row.")  # fmt: skip
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Write the tables.")  # fmt: skip
-@html_option
-@overwrite_option
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-def bench(
-    models: tuple[str, ...],
-    engines: Names | None,
-    precisions: Names | None,
-    plan: Path | None,
-    modes: Names,
-    lanes: tuple[int, ...],
-    batches: tuple[int, ...],
-    against: Names | None,
-    lengths: tuple[float, ...],
-    audio: Path | None,
-    limit: float | None,
-    rounds: int,
-    seconds: float | None,
-    seed: int,
-    overlap: float | None,
-    threads: int,
-    checkpoint: Path | None,
-    profile: bool,
-    json_file: Path | None,
-    csv_file: Path | None,
-    markdown_file: Path | None,
-    html_file: Path | None,
-    overwrite: bool,
-    quiet: bool,
-) -> None:
+@takes(BenchOptions)
+def bench(asked: BenchOptions) -> None:
     """Measure how fast models run on each engine.
 
     Every contender is a process of its own, and they take turns: a slow moment of the machine meets all of
@@ -153,64 +140,68 @@ def bench(
     time, and is compared with nobody. Ratios are of times in the same round. Without a model: the one that run
     takes. Ctrl-C keeps what is there.
     """
-    if against is not None and NOTHING in against and len(against) > 1:
+    if asked.against is not None and NOTHING in asked.against and len(asked.against) > 1:
         raise click.UsageError(f"--against {NOTHING} and other names exclude each other.")
     from mrsep_deploy.commands import output_files as kinds
 
     files = kinds.wanted(
-        ("--json", json_file, kinds.BENCH_JSON),
-        ("--csv", csv_file, kinds.BENCH_CSV),
-        ("--markdown", markdown_file, kinds.BENCH_MARKDOWN),
-        ("--html", html_file, kinds.PAGE),
+        ("--json", asked.json_file, kinds.BENCH_JSON),
+        ("--csv", asked.csv_file, kinds.BENCH_CSV),
+        ("--markdown", asked.markdown_file, kinds.BENCH_MARKDOWN),
+        ("--html", asked.html_file, kinds.PAGE),
     )
-    kinds.check_output_files(files, given_files(*models, audio, checkpoint), overwrite)
-    import tempfile
-
-    from mrsep_deploy.bench.benchmark import Settings, benchmark
-    from mrsep_deploy.bench.plan import Request
-    from mrsep_deploy.bench.plan import plan as list_entries
+    inputs = kinds.given_files(*asked.models, asked.audio, asked.checkpoint)
+    kinds.check_output_files(files, inputs, asked.overwrite)
     from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
     from mrsep_deploy.files.parts import write_file
     from mrsep_deploy.pages.bench_page import bench_page
-    from mrsep_deploy.terminal.progress import console, step_progress
+    from mrsep_deploy.terminal.progress import console
 
-    if profile:
-        engines, against, modes, lanes = _profiled(engines), (NOTHING,), ("sequential",), (1,)
-    request = Request(
-        models=models,
-        batches=batches,
-        engines=engines or (),
-        precisions=precisions or (),  # type: ignore[arg-type]  # the callbacks have checked them
-        modes=modes,  # type: ignore[arg-type]
-        lanes=lanes,
-        against=() if against == (NOTHING,) else against,
-        threads=threads,
-        overlap=overlap,
-        checkpoint=checkpoint,
-        plan=plan,
-    )
-    settings = Settings(rounds, seconds, seed=seed, audio=audio, lengths=lengths, limit=limit)
-    with (
-        tempfile.TemporaryDirectory(prefix="mrsep-deploy-bench-") as folder,
-        step_progress(quiet) as progress,
-    ):
-        entries = list_entries(request, Path(folder), lambda what: progress(what, 0, 1))
-        if profile:
-            from mrsep_deploy.bench.profile import profile as profile_all
-
-            result = profile_all(entries, settings, progress)
-        else:
-            result = benchmark(entries, settings, progress)
-    result.command = command_line()
-    for path, make in ((json_file, to_json), (csv_file, to_csv), (markdown_file, to_markdown)):
+    result = _measured(asked)
+    result.command = options.command_line()
+    makers = ((asked.json_file, to_json), (asked.csv_file, to_csv), (asked.markdown_file, to_markdown))
+    for path, make in makers:
         if path is not None:
             write_file(path, make(result).encode())
-    write_page(html_file, lambda: bench_page(result.plain()))
-    if not quiet:
+    kinds.write_page(asked.html_file, lambda: bench_page(result.plain()))
+    if not asked.quiet:
         print_result(console(), result)
     if result.interrupted:
         raise KeyboardInterrupt
-    _exit(result)
+    statuses = [row.status for row in result.rows] + [str(found["status"]) for found in result.profiles]
+    if statuses and "ok" not in statuses:
+        raise SystemExit(FAILED)
+    if "failed" in statuses or "unavailable" in statuses:
+        raise SystemExit(PARTIAL)
+
+
+def _measured(asked: BenchOptions) -> Result:
+    import tempfile
+
+    from mrsep_deploy.bench.benchmark import Settings, benchmark
+    from mrsep_deploy.bench.plan import Request, plan
+    from mrsep_deploy.bench.profile import profile
+    from mrsep_deploy.terminal.progress import step_progress
+
+    if asked.profile:
+        asked = replace(
+            asked, engines=_profiled(asked.engines), against=(NOTHING,), modes=("sequential",), lanes=(1,)
+        )
+    request = picked(
+        Request,
+        asked,
+        engines=asked.engines or (),
+        precisions=asked.precisions or (),
+        against=() if asked.against == (NOTHING,) else asked.against,
+    )
+    settings = picked(Settings, asked)
+    measure = profile if asked.profile else benchmark
+    with (
+        tempfile.TemporaryDirectory(prefix="mrsep-deploy-bench-") as folder,
+        step_progress(asked.quiet) as progress,
+    ):
+        entries = plan(request, Path(folder), lambda what: progress(what, 0, 1))
+        return measure(entries, settings, progress)
 
 
 def _profiled(engines: Names | None) -> Names:
@@ -231,12 +222,3 @@ def _profiled(engines: Names | None) -> Names:
             f"Give --engine {','.join(Profilers.makers)}.",
         )
     return engines or tuple(name for name in working_engines() if name in Profilers.makers)
-
-
-def _exit(result: Result) -> None:
-    """Code by how many of the contenders that work here went through."""
-    statuses = [row.status for row in result.rows] + [str(found["status"]) for found in result.profiles]
-    if statuses and "ok" not in statuses:
-        raise SystemExit(FAILED)
-    if "failed" in statuses or "unavailable" in statuses:
-        raise SystemExit(PARTIAL)

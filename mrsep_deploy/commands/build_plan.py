@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,21 +13,6 @@ if TYPE_CHECKING:
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.engines.contract import EngineOptions
     from mrsep_deploy.separation.tuning import Trial
-
-
-def refuse_gpu_options(
-    name: str, targets: tuple[str, ...], level: int | None, workspace: int | None, output: Path | None
-) -> None:
-    """Raise ``UsageError`` for an option that only engines with a build of their own have."""
-    given = {
-        "--target": bool(targets),
-        "--optimization-level": level is not None,
-        "--workspace": workspace is not None,
-        "--output": output is not None,
-    }
-    for option, is_given in given.items():
-        if is_given:
-            raise click.UsageError(f"{option} is for TensorRT; {name} runs a bundle's graphs on the CPU")
 
 
 def measure_plan(bundle: Bundle, name: str, options: EngineOptions, quiet: bool, as_json: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from mrsep_deploy.commands.main import PROGRAM, main
+from mrsep_deploy.commands.main import main
+from mrsep_deploy.commands.options import PROGRAM
 from mrsep_deploy.errors import UsageError
 
 SHELLS = ("bash", "zsh", "fish")

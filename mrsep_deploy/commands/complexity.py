@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.arguments import LateChoice, ListingOption, parse_arguments
+from mrsep_deploy.commands.arguments import constructor_arguments, one_of
+from mrsep_deploy.commands.options import CommaList, argument, flag, option, report_file, takes
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.families import family_of, variants
 
+_SIZES = CommaList(
+    "N,...",
+    lambda size: int(size) if size.isdecimal() else None,
+    "{text!r} is no list of window lengths, such as 2048,4096,8192",
+)
 
-def _parse_sizes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    sizes = [size.strip() for size in text.split(",")]
-    if not all(size.isdecimal() for size in sizes):
-        raise click.BadParameter(f"{text!r} is no list of window lengths, such as 2048,4096,8192")
-    return [int(size) for size in sizes]
+
+@dataclass(frozen=True)
+class ComplexityOptions:
+    """What the command line said."""
+
+    model: str | None = argument("[CKPT|BUNDLE|NAME]", required=False, shell_complete=completing.models)
+    family: str | None = one_of(
+        variants, "Instead of a model: a configuration. One of NAMES.", metavar="FAMILY"
+    )
+    nfft: tuple[int, ...] | None = option(
+        "For --family: window lengths in samples.  [default: the family's]", type=_SIZES
+    )
+    channels: int | None = option(
+        "For --family: channels of the first layer.  [default: the family's]", type=click.IntRange(min=1)
+    )
+    arguments: dict[str, object] = constructor_arguments("For --family: a constructor argument.", "--set")
+    paper: bool = flag("Instead: the paper's tables.")
+    times: Path | None = report_file(
+        "For --paper: times measured before; with --measure, where they are kept."
+    )
+    sdr: Path | None = report_file("For --paper: SDR in dB by model, as JSON.")
+    measure: bool = flag(
+        "For --paper: measure the times here, PyTorch eager and ONNX Runtime, random weights. Takes minutes "
+        "a model; models in --times FILE are not measured again."
+    )
+    quiet: bool = flag("No progress.", "-q")
+    as_json: bool = flag("Print everything as JSON, numbers unrounded.", "--json")
 
 
 @click.command(
@@ -32,38 +60,8 @@ Examples:
   mrsep-deploy complexity --paper --measure --times times.json
 """,
 )
-@click.argument("model", metavar="[CKPT|BUNDLE|NAME]", required=False, shell_complete=completing.models)
-@click.option("--family", type=LateChoice(variants), metavar="FAMILY", cls=ListingOption,
-              help="Instead of a model: a configuration. One of NAMES.")  # fmt: skip
-@click.option("--nfft", metavar="N,...", callback=_parse_sizes,
-              help="For --family: window lengths in samples.  [default: the family's]")  # fmt: skip
-@click.option("--channels", type=click.IntRange(min=1),
-              help="For --family: channels of the first layer.  [default: the family's]")  # fmt: skip
-@click.option("--set", "arguments", metavar="KEY=VALUE", multiple=True, callback=parse_arguments,
-              help="For --family: a constructor argument.")  # fmt: skip
-@click.option("--paper", is_flag=True, help="Instead: the paper's tables.")
-@click.option("--times", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="For --paper: times measured before; with --measure, where they are kept.")  # fmt: skip
-@click.option("--sdr", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="For --paper: SDR in dB by model, as JSON.")  # fmt: skip
-@click.option("--measure", is_flag=True,
-              help="For --paper: measure the times here, PyTorch eager and ONNX Runtime, random weights. Takes "
-              "minutes a model; models in --times FILE are not measured again.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
-def complexity(
-    model: str | None,
-    family: str | None,
-    nfft: list[int] | None,
-    channels: int | None,
-    arguments: dict[str, object],
-    paper: bool,
-    times: Path | None,
-    sdr: Path | None,
-    measure: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@takes(ComplexityOptions)
+def complexity(asked: ComplexityOptions) -> None:
     """Count parameters, multiply-accumulates and activations.
 
     Of a bundle, a checkpoint, or a configuration; for each stage, the whole, and a second of audio. MACs are those
@@ -77,77 +75,72 @@ def complexity(
     are powers of two around 4096, where the shared bottleneck works, and the even numbers keep that. 3: HTDemucs_n
     with 16, 24, 32 and 48 channels. 4: the five branches of _nf fused by weights, by a convolution, by a U-Net.
     """
-    if (model is not None) + (family is not None) + paper > 1:
+    if (asked.model is not None) + (asked.family is not None) + asked.paper > 1:
         raise click.UsageError("Give a model, --family FAMILY, or --paper, only one of them.")
-    if family is None and (nfft or channels or arguments):
+    if asked.family is None and (asked.nfft or asked.channels or asked.arguments):
         raise click.UsageError("--nfft, --channels and --set need --family FAMILY.")
-    if not paper and (times or sdr or measure):
+    if not asked.paper and (asked.times or asked.sdr or asked.measure):
         raise click.UsageError("--times, --sdr and --measure need --paper.")
-    if paper:
-        _paper(times, sdr, measure, quiet, as_json)
+    if asked.paper:
+        _paper(asked)
     else:
-        _model(model, family, _constructor(family, nfft, channels, arguments), as_json)
+        _model(asked)
 
 
-def _constructor(
-    family: str | None, nfft: list[int] | None, channels: int | None, arguments: dict[str, object]
-) -> dict[str, object]:
-    """The constructor's arguments; a family says how its window lengths are given."""
-    given: dict[str, object] = {}
-    if nfft is not None and family is not None:
-        try:
-            given = family_of(family).windows(family, nfft)
-        except UsageError as error:
-            raise click.UsageError(error.message) from error
-    if channels is not None:
-        given["channels"] = channels
-    twice = sorted(given.keys() & arguments.keys())
-    if twice:
-        raise click.UsageError(f"{twice[0]} is given twice, by --set and by an option of its own.")
-    return {**given, **arguments}
-
-
-def _model(model: str | None, family: str | None, arguments: dict[str, object], as_json: bool) -> None:
+def _model(asked: ComplexityOptions) -> None:
+    arguments = _constructor(asked)
     from mrsep_deploy.inspection.complexity import complexity as count_model
     from mrsep_deploy.inspection.complexity import configuration_cost
     from mrsep_deploy.inspection.complexity_report import print_cost
     from mrsep_deploy.inspection.costs import to_plain
     from mrsep_deploy.terminal.progress import console
 
-    cost = count_model(model) if family is None else configuration_cost(family, arguments)
-    if as_json:
+    family = asked.family
+    cost = count_model(asked.model) if family is None else configuration_cost(family, arguments)
+    if asked.as_json:
         click.echo(json.dumps(to_plain(cost), indent=2))
     else:
         print_cost(console(), cost)
 
 
-def _check_times(times: Path | None, sdr: Path | None) -> None:
-    """Refuse, before anything is measured, a place for the times that cannot be written or holds something else."""
-    from mrsep_deploy.commands import output_files as kinds
+def _constructor(asked: ComplexityOptions) -> dict[str, object]:
+    """The constructor's arguments; a family says how its window lengths are given."""
+    given: dict[str, object] = {}
+    if asked.nfft is not None and asked.family is not None:
+        try:
+            given = family_of(asked.family).windows(asked.family, asked.nfft)
+        except UsageError as error:
+            raise click.UsageError(error.message) from error
+    if asked.channels is not None:
+        given["channels"] = asked.channels
+    twice = sorted(given.keys() & asked.arguments.keys())
+    if twice:
+        raise click.UsageError(f"{twice[0]} is given twice, by --set and by an option of its own.")
+    return {**given, **asked.arguments}
 
-    files = kinds.wanted(("--times", times, kinds.TIMES))
-    kinds.check_output_files(files, [sdr] if sdr is not None else [], overwrite=None)
 
-
-def _paper(times: Path | None, sdr: Path | None, measure: bool, quiet: bool, as_json: bool) -> None:
+def _paper(asked: ComplexityOptions) -> None:
     from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr, read_times
     from mrsep_deploy.inspection.paper_report import paper_to_plain, print_paper
     from mrsep_deploy.terminal.progress import console, step_progress
 
-    ratios = read_sdr(sdr) if sdr is not None else {}
-    if measure:
+    ratios = read_sdr(asked.sdr) if asked.sdr is not None else {}
+    seconds: Mapping[str, Mapping[str, float]] = {}
+    if asked.measure:
+        from mrsep_deploy.commands import output_files as kinds
         from mrsep_deploy.export.api import require_extra
 
         require_extra("measuring models")
-        _check_times(times, sdr)
-        from mrsep_deploy.inspection.paper_times import measure as measure_models
+        files = kinds.wanted(("--times", asked.times, kinds.TIMES))
+        kinds.check_output_files(files, [asked.sdr] if asked.sdr is not None else [], overwrite=None)
+        from mrsep_deploy.inspection.paper_times import measure
 
-        with step_progress(quiet or as_json) as progress:
-            seconds = measure_models(paper_models(), times, progress)
-    else:
-        seconds = read_times(times)[0] if times is not None else {}
+        with step_progress(asked.quiet or asked.as_json) as progress:
+            seconds = measure(paper_models(), asked.times, progress)
+    elif asked.times is not None:
+        seconds = read_times(asked.times)[0]
     filled = filled_tables(seconds, ratios)
-    if as_json:
+    if asked.as_json:
         click.echo(json.dumps(paper_to_plain(filled), indent=2))
     else:
         print_paper(console(), filled)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.html_option import (
-    command_line,
-    given_files,
-    html_option,
-    overwrite_option,
-    say_remarks,
-    write_page,
-)
+from mrsep_deploy.commands import completing, options
+from mrsep_deploy.commands.options import CommaList, argument, flag, option, picked, takes
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import PARTIAL
 
@@ -28,13 +22,50 @@ METRICS = ("museval", "mdx")
 JSON_NAME, MARKDOWN_NAME = "results.json", "results.md"
 
 
-def _parse_engines(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    known = (AUTO, *ENGINE_NAMES)
-    for name in names:
-        if name not in known:
-            raise click.BadParameter(f"there is no engine {name!r}; choose from {', '.join(known)}")
-    return names
+_KNOWN = (AUTO, *ENGINE_NAMES)
+_ENGINES = CommaList(
+    "NAME,...",
+    {name: name for name in _KNOWN}.get,
+    f"there is no engine {{item!r}}; choose from {', '.join(_KNOWN)}",
+)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What the command line said."""
+
+    dataset: Path = argument("DIR", type=options.PATH, shell_complete=completing.folders)
+    model: str | None = options.model_name(
+        "Registered name or bundle.  [default: the model that run takes]", "-n"
+    )
+    out: Path | None = options.folder(
+        "Results go there: results.json, results.md, tracks.  [default: evaluated/MODEL]", "-o"
+    )
+    engines: tuple[str, ...] = option(
+        f"One engine or several, side by side: {', '.join(ENGINE_NAMES)}. Differences are to the first.",
+        "--engine",
+        type=_ENGINES,
+        default=AUTO,
+    )
+    metrics: tuple[str, ...] = option(
+        "museval: BSS Eval v4. mdx: as in MDX 2021. May be repeated.  [default: both]",
+        "--metric",
+        type=click.Choice(METRICS),
+        multiple=True,
+    )
+    subset: Subset | None = option(
+        "Of a DIR with the folders train and test.  [default: test]",
+        type=click.Choice(["test", "train", "all"]),
+    )
+    overlap: float | None = options.overlap()
+    threads: int = options.threads()
+    checkpoint: Path | None = options.checkpoint(
+        help="For the engine torch: the checkpoint, if it moved since the export."
+    )
+    html_file: Path | None = options.html()
+    overwrite: bool = options.overwrite()
+    quiet: bool = options.quiet()
+    as_json: bool = flag("Print everything as JSON, numbers unrounded.", "--json")
 
 
 @click.command(
@@ -46,50 +77,8 @@ Examples:
   mrsep-deploy eval tracks --metric mdx --html report.html
 """,
 )
-@click.argument("dataset", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.folders)
-@click.option(
-    "-n",
-    "--model",
-    metavar="NAME|PATH",
-    shell_complete=completing.models,
-    help="Registered name or bundle.  [default: the model that run takes]",
-)
-@click.option("-o", "--out", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.folders,
-              help="Results go there: results.json, results.md, tracks.  [default: evaluated/MODEL]")  # fmt: skip
-@click.option("--engine", "engines", metavar="NAME,...", default=AUTO, show_default=True, callback=_parse_engines,
-              help=f"One engine or several, side by side: {', '.join(ENGINE_NAMES)}. Differences are to the "
-              "first.")  # fmt: skip
-@click.option("--metric", "metrics", type=click.Choice(METRICS), multiple=True,
-              help="museval: BSS Eval v4. mdx: as in MDX 2021. May be repeated.  [default: both]")  # fmt: skip
-@click.option("--subset", type=click.Choice(["test", "train", "all"]),
-              help="Of a DIR with the folders train and test.  [default: test]")  # fmt: skip
-@click.option(
-    "--overlap", type=float, help="Share of a segment that overlaps.  [default: the model's, 0.25 mostly]"
-)
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
-)
-@click.option("--checkpoint", type=click.Path(path_type=Path),
-              help="For the engine torch: the checkpoint, if it moved since the export.")  # fmt: skip
-@html_option
-@overwrite_option
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
-def eval(
-    dataset: Path,
-    model: str | None,
-    out: Path | None,
-    engines: tuple[str, ...],
-    metrics: tuple[str, ...],
-    subset: Subset | None,
-    overlap: float | None,
-    threads: int,
-    checkpoint: Path | None,
-    html_file: Path | None,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@takes(EvalOptions)
+def eval(asked: EvalOptions) -> None:
     """Measure the SDR of a model on tracks with known stems.
 
     DIR is MUSDB18-HQ, or holds TRACK/{mixture,drums,bass,other,vocals}.wav (or .flac), or TRACK.stem.mp4 (needs
@@ -103,52 +92,48 @@ def eval(
     from mrsep_deploy.evaluation.dataset import find_tracks
     from mrsep_deploy.evaluation.evaluate import Request, evaluate
     from mrsep_deploy.files.parts import make_folder
-    from mrsep_deploy.terminal.progress import step_progress
+    from mrsep_deploy.terminal.progress import remark, step_progress
 
-    tracks = find_tracks(dataset, subset)
-    bundle = Bundle.open(resolve(model))
-    request = Request(
-        bundle=bundle,
-        tracks=tracks,
-        engines=engines,
-        metrics=metrics or METRICS,
-        out=out or Path("evaluated") / bundle.manifest.name,
-        overlap=overlap,
-        threads=threads,
-        checkpoint=checkpoint,
+    tracks = find_tracks(asked.dataset, asked.subset)
+    bundle = Bundle.open(resolve(asked.model))
+    folder = make_folder(asked.out or Path("evaluated") / bundle.manifest.name)
+    request = picked(
+        Request, asked, bundle=bundle, tracks=tracks, metrics=asked.metrics or METRICS, out=folder
     )
-    folder = make_folder(request.out)
     files = kinds.wanted(
         ("results", folder / JSON_NAME, kinds.EVAL_JSON),
         ("results", folder / MARKDOWN_NAME, kinds.EVAL_MARKDOWN),
-        ("--html", html_file, kinds.PAGE),
+        ("--html", asked.html_file, kinds.PAGE),
     )
-    kinds.check_output_files(files, given_files(dataset, model, checkpoint), overwrite)
-    with step_progress(quiet or as_json) as progress:
+    inputs = kinds.given_files(asked.dataset, asked.model, asked.checkpoint)
+    kinds.check_output_files(files, inputs, asked.overwrite)
+    with step_progress(asked.quiet or asked.as_json) as progress:
         found = evaluate(request, progress)
-    _write(found, dataset, html_file, quiet, as_json)
-    if not quiet:
-        say_remarks(found.remarks)
-    say_remarks(f"{name}: {reason}" for name, reason in found.failed.items())
+    _write(found, asked)
+    for line in () if asked.quiet else found.remarks:
+        remark(line)
+    for name, reason in found.failed.items():
+        remark(f"{name}: {reason}")
     if found.failed:
         raise SystemExit(PARTIAL)
 
 
-def _write(found: Evaluation, dataset: Path, html_file: Path | None, quiet: bool, as_json: bool) -> None:
+def _write(found: Evaluation, asked: EvalOptions) -> None:
+    from mrsep_deploy.commands.output_files import write_page
     from mrsep_deploy.evaluation.report import print_evaluation, to_markdown, to_plain
     from mrsep_deploy.files.parts import write_file
     from mrsep_deploy.files.strict_json import dumped
     from mrsep_deploy.pages.eval_page import eval_page
     from mrsep_deploy.terminal.progress import console
 
-    folder, place = found.request.out, dataset.absolute()
-    plain = to_plain(found, place, command_line())
+    folder = found.request.out
+    plain = to_plain(found, asked.dataset.absolute(), options.command_line())
     text = dumped(plain)
     write_file(folder / JSON_NAME, f"{text}\n".encode())
     write_file(folder / MARKDOWN_NAME, to_markdown(plain).encode())
-    write_page(html_file, lambda: eval_page(plain))
-    if as_json:
+    write_page(asked.html_file, lambda: eval_page(plain))
+    if asked.as_json:
         click.echo(text)
-    elif not quiet:
+    elif not asked.quiet:
         print_evaluation(console(), plain)
         click.echo(f"written to {folder}/{JSON_NAME} and {folder}/{MARKDOWN_NAME}")

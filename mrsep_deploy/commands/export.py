@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.arguments import LateChoice, ListingOption, parse_arguments
-from mrsep_deploy.commands.html_option import given_files
-from mrsep_deploy.commands.precision_options import plan_for_mixed
+from mrsep_deploy.commands import options
+from mrsep_deploy.commands.arguments import constructor_arguments, one_of
+from mrsep_deploy.commands.options import argument, flag, option, takes
+from mrsep_deploy.commands.output_files import given_files, refuse_inputs
 from mrsep_deploy.export.families import rewrites, variants
-from mrsep_deploy.precision.names import ASKED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,46 @@ if TYPE_CHECKING:
     from mrsep_deploy.precision.names import AskedPrecision
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the command line said."""
+
+    checkpoint: Path | None = argument(required=False, type=options.PATH)
+    name: str | None = option("Name of the model.  [default: the file's name]", "-n")
+    output: Path | None = options.folder(
+        "Folder of the bundle.  [default: one that is found by the name]", "-o"
+    )
+    layout: Layout = option(
+        "A graph for every stage, or one for the whole.",
+        type=click.Choice(["split", "whole"]),
+        default="split",
+    )
+    precision: AskedPrecision = options.precision(
+        help="Of the bundle's graphs. run and build convert float32 ones when asked to.", default="fp32"
+    )
+    plan: Path | None = options.plan()
+    archive: Path | None = option(
+        "Write the bundle as one file, too.", "--zip", type=options.PATH, metavar="FILE"
+    )
+    overwrite: bool = flag("Replace a bundle that is already there.")
+    untrained: str | None = one_of(
+        variants, "Instead of CHECKPOINT: random weights. One of NAMES.", metavar="FAMILY"
+    )
+    seed: int | None = option(
+        "For --untrained.  [default: 0]", type=click.IntRange(0, 2**32 - 1), metavar="N"
+    )
+    arguments: dict[str, object] = constructor_arguments("For --untrained: a constructor argument.", "--set")
+    without: tuple[str, ...] = one_of(
+        rewrites,
+        "Leave out an exact rewrite of the graphs: NAMES.",
+        "--no-rewrite",
+        multiple=True,
+        metavar="NAME",
+    )
+    quiet: bool = options.quiet()
+    as_json: bool = flag("Print the result as JSON.", "--json")
+
+
 @click.command(
     "export",
     epilog="""\b
@@ -36,44 +76,8 @@ Examples:
   mrsep-deploy export --untrained htdemucs_n --seed 1 --set nfft_list=2048,4096
 """,
 )
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option("-n", "--name", help="Name of the model.  [default: the file's name]")
-@click.option("-o", "--output", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.folders,
-              help="Folder of the bundle.  [default: one that is found by the name]")  # fmt: skip
-@click.option("--layout", type=click.Choice(["split", "whole"]), default="split", show_default=True,
-              help="A graph for every stage, or one for the whole.")  # fmt: skip
-@click.option("--precision", type=click.Choice(ASKED), default="fp32",
-              show_default=True,
-              help="Of the bundle's graphs. run and build convert float32 ones when asked to.")  # fmt: skip
-@plan_for_mixed
-@click.option("--zip", "archive", metavar="FILE", type=click.Path(path_type=Path),
-              help="Write the bundle as one file, too.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
-@click.option("--untrained", metavar="FAMILY", type=LateChoice(variants), cls=ListingOption,
-              help="Instead of CHECKPOINT: random weights. One of NAMES.")  # fmt: skip
-@click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), help="For --untrained.  [default: 0]")
-@click.option("--set", "arguments", metavar="KEY=VALUE", multiple=True, callback=parse_arguments,
-              help="For --untrained: a constructor argument.")  # fmt: skip
-@click.option("--no-rewrite", "without", metavar="NAME", multiple=True, type=LateChoice(rewrites),
-              cls=ListingOption, help="Leave out an exact rewrite of the graphs: NAMES.")  # fmt: skip
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def export(
-    checkpoint: Path | None,
-    name: str | None,
-    output: Path | None,
-    layout: Layout,
-    precision: AskedPrecision,
-    plan: Path | None,
-    archive: Path | None,
-    overwrite: bool,
-    untrained: str | None,
-    seed: int | None,
-    arguments: dict[str, object],
-    without: tuple[str, ...],
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@takes(ExportOptions)
+def export(asked: ExportOptions) -> None:
     """Turn a trained checkpoint into a bundle.
 
     Reads .th and .safetensors files of the Demucs family, and .yaml bags of one model, without running any
@@ -81,58 +85,50 @@ def export(
     the one that run takes if none is named and none was chosen with models use. Needs the extra
     mrsep-deploy[export].
     """
-    if (checkpoint is None) == (untrained is None):
+    if (asked.checkpoint is None) == (asked.untrained is None):
         raise click.UsageError("Give a CHECKPOINT, or --untrained FAMILY.")
-    if untrained is None and (arguments or seed is not None):
+    if asked.untrained is None and (asked.arguments or asked.seed is not None):
         raise click.UsageError(
             "--set and --seed need --untrained FAMILY; a checkpoint has its own arguments."
         )
     from mrsep_deploy.bundle import check_archive_place, write_archive
-    from mrsep_deploy.commands.output_files import refuse_inputs
-    from mrsep_deploy.export.api import export as export_checkpoint
+    from mrsep_deploy.export import api
     from mrsep_deploy.inspection.inspect import inspect_bundle
     from mrsep_deploy.precision.costs import read_costs
     from mrsep_deploy.terminal.progress import console, step_progress
 
     started = time.perf_counter()
-    if archive is not None:
-        check_archive_place(archive, overwrite=overwrite)
-        refuse_inputs("--zip", archive, given_files(checkpoint, plan))
-    with step_progress(quiet) as progress:
-        bundle = export_checkpoint(
-            checkpoint or _untrained(str(untrained), seed or 0, arguments), output, name=name, layout=layout,
-            precision=precision, plan=plan, without=without, overwrite=overwrite,
-            progress=progress,
-        )  # fmt: skip
-        archive = archive and write_archive(bundle, archive, overwrite)
+    if asked.archive is not None:
+        check_archive_place(asked.archive, overwrite=asked.overwrite)
+        refuse_inputs("--zip", asked.archive, given_files(asked.checkpoint, asked.plan))
+    with step_progress(asked.quiet) as progress:
+        names = "name layout precision plan without overwrite"
+        how: dict[str, Any] = {name: getattr(asked, name) for name in names.split()}
+        bundle = api.export(asked.checkpoint or _untrained(asked), asked.output, progress=progress, **how)
+        archive = asked.archive and write_archive(bundle, asked.archive, asked.overwrite)
     costs = read_costs(bundle.manifest)
     found, seconds = inspect_bundle(bundle), time.perf_counter() - started
-    if as_json:
+    if asked.as_json:
         click.echo(_json(found, costs, archive, seconds))
-    elif not quiet:
+    elif not asked.quiet:
         _print(console(), found, costs, archive, seconds)
 
 
-def _untrained(family: str, seed: int, arguments: dict[str, object]) -> LoadedModel:
+def _untrained(asked: ExportOptions) -> LoadedModel:
     from mrsep_deploy.export.api import require_extra
 
     require_extra("making a model")
     from mrsep_deploy.export.load import untrained_model
 
-    return untrained_model(family, seed, **arguments)
+    return untrained_model(str(asked.untrained), asked.seed or 0, **asked.arguments)
 
 
 def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float) -> str:
     from mrsep_deploy.inspection.report import to_plain
     from mrsep_deploy.precision.costs import costs_to_json
 
-    result = {
-        **to_plain(found),
-        "costs": costs_to_json(costs),
-        "archive": archive and str(archive),
-        "seconds": seconds,
-    }
-    return json.dumps(result, indent=2)
+    more = {"costs": costs_to_json(costs), "archive": archive and str(archive), "seconds": seconds}
+    return json.dumps({**to_plain(found), **more}, indent=2)
 
 
 def _print(

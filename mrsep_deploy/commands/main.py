@@ -17,13 +17,12 @@ from typing import Any
 import click
 
 from mrsep_deploy import __version__
-from mrsep_deploy.commands.html_option import ARGUMENTS
+from mrsep_deploy.commands.options import ARGUMENTS, PROGRAM
 from mrsep_deploy.errors import FAILED, MrsepError, OutputError, first_line
 from mrsep_deploy.process import interrupts
 from mrsep_deploy.process.muted import separate_stderr
 from mrsep_deploy.terminal.stdout import explained_stdout
 
-PROGRAM = "mrsep-deploy"
 DEBUG_VARIABLE = "MRSEP_DEPLOY_DEBUG"
 INTERRUPTED = 130
 """What a shell reports of a program that Ctrl-C ended: 128 + SIGINT."""

@@ -10,14 +10,20 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
 
 from mrsep_deploy.errors import OutputError, UsageError
 from mrsep_deploy.files.open_folder import kind_of
 from mrsep_deploy.files.parts import require_writable
 from mrsep_deploy.songs.tracks import same_place
+
+if TYPE_CHECKING:
+    from mrsep_deploy.pages.blocks import Page
 
 READ = 1 << 20
 """Bytes of a file that are looked at."""
@@ -92,6 +98,12 @@ def check_output_files(
             require_writable(file.path)
 
 
+def given_files(*given: str | Path | None) -> list[Path]:
+    """What a command was given to read, without the None among it, and the file of settings."""
+    config = click.get_current_context().find_root().params.get("config")
+    return [Path(path) for path in (*given, config) if path is not None]
+
+
 def refuse_inputs(option: str, target: Path, inputs: Iterable[Path]) -> None:
     """Refuse to replace a file that is read, under whichever of its names.
 
@@ -143,3 +155,12 @@ def _is_ours(file: OutputFile) -> bool:
 
 def _place(path: Path) -> str:
     return same_place(os.path.realpath(path))
+
+
+def write_page(path: Path | None, make: Callable[[], Page]) -> None:
+    """Writes the page that ``--html`` asked for, if it did."""
+    if path is not None:
+        from mrsep_deploy.files.parts import write_file
+        from mrsep_deploy.pages.page import render
+
+        write_file(path, render(make()).encode())

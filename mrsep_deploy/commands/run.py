@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrsep_deploy.commands.run_flags import choosing, writing
+from mrsep_deploy.commands.options import takes
 from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.commands.run_reports import (
     check_reports,
     draw_timeline,
     introduce,
-    notice,
     objection,
     reporter_of,
     tell,
@@ -51,74 +50,58 @@ Examples:
   mrsep-deploy run - -o - --stems vocals < song.wav > vocals.wav
 """,
 )
-@choosing
-@writing
-@click.pass_context
-def run(ctx: click.Context, /, **given: Any) -> None:
+@takes(RunOptions)
+def run(options: RunOptions) -> None:
     """Separate songs into stems.
 
     TRACKS are files, folders, patterns, or - for stdin. Reads wav, flac, ogg, opus and mp3; m4a, mp4 and
     more with the extra mrsep-deploy[av]. Without -n the model is the one chosen with models use, or else the one
     exported last or, before any export, a small one that comes with mrsep-deploy.
     """
-    options = RunOptions(**given)
     options.check()
-    encoding = options.encoding(ctx)
-    with protected():
-        _run(options, encoding)
+    encoding = options.encoding()
+    with protected(), _output_folder(options) as root:
+        _run(options, encoding, root)
 
 
-def _run(options: RunOptions, encoding: AnyEncoding) -> None:
+def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
+    from mrsep_deploy.files.abandoned import sweep_parts
     from mrsep_deploy.songs.naming import Naming, require_distinct
     from mrsep_deploy.songs.tracks import find_tracks
     from mrsep_deploy.songs.writing import WriteOptions
+    from mrsep_deploy.terminal.progress import remark
 
-    with _output_folder(options) as root:
-        without = None if options.to_stdout else root
-        tracks = find_tracks(options.tracks, options.recursive, without, notice(options))
-        if options.to_stdout and (problem := next(filter(None, (track.problem for track in tracks)), None)):
-            raise problem
-        if options.to_stdout and len(tracks) != 1:
-            raise UsageError(
-                f"stdout takes one song, there are {len(tracks)}", "Choose a folder with -o DIR."
-            )
-        model = _Model.open(options)
-        naming = Naming(root, model.name, encoding.suffix.lstrip("."), options.filename)
-        outputs = options.outputs(model.sources)
-        files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
-        require_distinct(naming, tracks, outputs)
-        stems = (path for track in tracks for path in naming.paths(track, outputs))
-        check_reports(options, tracks, stems)
-        journal = _journal(options, model, files)
-        if options.dry_run:
-            raise SystemExit(tell_plan(options, tracks, files, journal))
-        summary = _separate(options, model, tracks, files, journal)
-        if options.to_stdout:
-            _to_stdout(naming.path(tracks[0], outputs[0]))
-    if summary.exit_code:
-        raise SystemExit(summary.exit_code)
-
-
-def _separate(
-    options: RunOptions,
-    model: _Model,
-    tracks: Sequence[Track],
-    writing: WriteOptions,
-    journal: Journal | None,
-) -> Summary:
-    from mrsep_deploy.files.abandoned import sweep_parts
-
+    say = (lambda _line: None) if options.quiet else remark
+    tracks = find_tracks(options.tracks, options.recursive, None if options.to_stdout else root, say)
+    if options.to_stdout and (problem := next(filter(None, (track.problem for track in tracks)), None)):
+        raise problem
+    if options.to_stdout and len(tracks) != 1:
+        raise UsageError(f"stdout takes one song, there are {len(tracks)}", "Choose a folder with -o DIR.")
+    model = _Model.open(options)
+    naming = Naming(root, model.name, encoding.suffix.lstrip("."), options.filename)
+    outputs = options.outputs(model.sources)
+    files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
+    require_distinct(naming, tracks, outputs)
+    stems = [path for track in tracks for path in naming.paths(track, outputs)]
+    check_reports(options, tracks, stems)
+    journal = _journal(options, model, files)
+    if options.dry_run:
+        raise SystemExit(tell_plan(options, tracks, files, journal))
     if options.resume:
-        folders = {path.parent for t in tracks for path in writing.naming.paths(t, writing.outputs)}
-        sweep_parts(folders, writing.naming.root)
+        sweep_parts({path.parent for path in stems}, root)
     summary = _without_engine(options, model, tracks)
     if summary is None:
-        summary = _with_engine(options, model, tracks, writing, journal)
+        summary = _with_engine(options, model, tracks, files, journal)
     if len(tracks) == 1 and summary.exit_code == FAILED:
         error = summary.outcomes[0].error
         assert error is not None
         raise error
-    return summary
+    if options.to_stdout:
+        with open(stems[0], "rb") as file, breakable():
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+    if summary.exit_code:
+        raise SystemExit(summary.exit_code)
 
 
 def _with_engine(
@@ -153,16 +136,8 @@ def _with_engine(
             introduce(model.name, first, model.why, model.limits)
         with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
             reporter.begin(model.name, first.engine_name, len(tracks))
-            catalogue = Catalogue(
-                separator,
-                writing,
-                reporter,
-                journal,
-                options.resume,
-                options.jobs,
-                options.stdin_raw,
-                options.allow_damaged,
-            )
+            how = (options.resume, options.jobs, options.stdin_raw, options.allow_damaged)
+            catalogue = Catalogue(separator, writing, reporter, journal, *how)
 
             def as_far_as_it_came() -> None:
                 catalogue.abandon()
@@ -293,9 +268,3 @@ def _output_folder(options: RunOptions) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mrsep-deploy-stdout-") as folder:
         yield Path(folder)
-
-
-def _to_stdout(path: Path) -> None:
-    with open(path, "rb") as file, breakable():
-        shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mrsep_deploy.commands.html_option import given_files
+from mrsep_deploy.commands.output_files import given_files
 from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, AudioError, MrsepError, one_line
 
@@ -81,11 +81,6 @@ def check_reports(options: RunOptions, tracks: Sequence[Track], stems: Iterable[
     songs = [track.path for track in tracks if not track.is_stdin]
     inputs = given_files(*songs, options.model, options.plan, options.checkpoint)
     kinds.check_output_files(files, inputs, options.overwrite, stems, probe=not options.dry_run)
-
-
-def notice(options: RunOptions) -> Callable[[str], None]:
-    """How a line is told that is no error."""
-    return lambda line: None if options.quiet else click.echo(f"mrsep-deploy: {one_line(line)}", err=True)
 
 
 def objection(track: Track) -> MrsepError | None:

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mrsep_deploy.commands import completing
-from mrsep_deploy.commands.html_option import (
-    command_line,
-    given_files,
-    html_option,
-    overwrite_option,
-    say_remarks,
-    write_page,
-)
-from mrsep_deploy.commands.precision_options import least_snr
+from mrsep_deploy.commands import completing, options
+from mrsep_deploy.commands.options import argument, flag, option, picked, takes
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, UsageError
-from mrsep_deploy.precision.names import ASKED
 
 if TYPE_CHECKING:
     from mrsep_deploy.bundle import Bundle
@@ -29,6 +21,51 @@ if TYPE_CHECKING:
     from mrsep_deploy.verification.job import Job, Request
     from mrsep_deploy.verification.results import Verification
     from mrsep_deploy.verification.tracks import Track
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What the command line said."""
+
+    model: str | None = argument("[NAME|BUNDLE]", required=False, shell_complete=completing.models)
+    engine: str | None = option(
+        f"What runs the bundle.  [default: {AUTO}; for lower precision ort, which rounds on the CPU after "
+        "every operator, as a GPU does]",
+        type=click.Choice([AUTO, *ENGINE_NAMES]),
+    )
+    precision: AskedPrecision | None = options.precision(
+        help="Derive a bundle of this precision and verify that; mixed is as --plan says.  "
+        "[default: the bundle's own]"
+    )
+    plan: Path | None = options.report_file(
+        "Precision plan to derive it by.  [default: the rules for this family]"
+    )
+    against: Path | None = option(
+        "The reference.  [default: PyTorch in float64; with --precision or --plan the float32 bundle]",
+        type=options.PATH,
+        metavar="CKPT|BUNDLE",
+    )
+    audio: tuple[Path, ...] = option(
+        "Listen to this: an audio file, a .stem.mp4, a folder with mixture.wav and true stems. May be "
+        "repeated.  [default: built-in signals]",
+        type=options.PATH,
+        multiple=True,
+        metavar="FILE",
+    )
+    limit: float | None = options.limit()
+    bisect: bool = flag("If it fails, find the nodes that have to be float32, and write a plan.")
+    output: Path | None = option(
+        "For --bisect: where the plan goes.  [default: MODEL.plan.json]", type=options.FILE, metavar="PLAN"
+    )
+    calibrate: bool = flag(
+        "Instead: measure the range of every tensor in float32, store it in the bundle, and tell what would "
+        "break in fp16."
+    )
+    threads: int = options.threads()
+    html_file: Path | None = options.html()
+    overwrite: bool = options.overwrite()
+    quiet: bool = options.quiet()
+    as_json: bool = flag("Print everything as JSON, numbers unrounded.", "--json")
 
 
 @click.command(
@@ -43,84 +80,44 @@ Examples:
 Exit codes: 0 passed, 1 failed, 2 wrong usage.
 """,
 )
-@click.argument("model", metavar="[NAME|BUNDLE]", required=False, shell_complete=completing.models)
-@click.option("--engine", type=click.Choice([AUTO, *ENGINE_NAMES]),
-              help=f"What runs the bundle.  [default: {AUTO}; for lower precision ort, which rounds on the CPU "
-              "after every operator, as a GPU does]")  # fmt: skip
-@click.option("--precision", type=click.Choice(ASKED),
-              help="Derive a bundle of this precision and verify that; mixed is as --plan says.  "
-              "[default: the bundle's own]")  # fmt: skip
-@click.option("--plan", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Precision plan to derive it by.  [default: the rules for this family]")  # fmt: skip
-@click.option("--against", type=click.Path(path_type=Path), metavar="CKPT|BUNDLE",
-              help="The reference.  [default: PyTorch in float64; with --precision or --plan the "
-              "float32 bundle]")  # fmt: skip
-@click.option("--audio", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-              help="Listen to this: an audio file, a .stem.mp4, a folder with mixture.wav and true stems. May be "
-              "repeated.  [default: built-in signals]")  # fmt: skip
-@least_snr
-@click.option("--bisect", "search", is_flag=True,
-              help="If it fails, find the nodes that have to be float32, and write a plan.")  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="PLAN",
-              help="For --bisect: where the plan goes.  [default: MODEL.plan.json]")  # fmt: skip
-@click.option("--calibrate", is_flag=True,
-              help="Instead: measure the range of every tensor in float32, store it in the bundle, and tell "
-              "what would break in fp16.")  # fmt: skip
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 for all.  [default: 0]"
-)
-@html_option
-@overwrite_option
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, numbers unrounded.")
-def verify(
-    model: str | None,
-    engine: str | None,
-    precision: AskedPrecision | None,
-    plan: Path | None,
-    against: Path | None,
-    audio: tuple[Path, ...],
-    limit: float | None,
-    search: bool,
-    output: Path | None,
-    calibrate: bool,
-    threads: int,
-    html_file: Path | None,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+@takes(VerifyOptions)
+def verify(asked: VerifyOptions) -> None:
     """Compare what an engine computes with what the model should.
 
     Every stage by itself on the reference's inputs, and every stem from end to end: SNR, SI-SDR, the worst
     sample, NaN and infinities, and for audio with true stems the change in SDR. Without a model: the one that
     run takes.
     """
-    if search and (calibrate or (plan is None and precision in (None, "fp32"))):
+    if asked.bisect and (asked.calibrate or (asked.plan is None and asked.precision in (None, "fp32"))):
         raise click.UsageError("--bisect needs --precision fp16 or bf16, or --plan FILE, and no --calibrate.")
-    if output is not None and not search:
+    if asked.output is not None and not asked.bisect:
         raise click.UsageError("--output is where --bisect writes its plan; give --bisect, too.")
-    if html_file is not None and calibrate:
+    if asked.html_file is not None and asked.calibrate:
         raise click.UsageError("--calibrate has no report; leave out --html.")
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands import output_files as kinds
     from mrsep_deploy.verification.job import Request
 
-    bundle = Bundle.open(resolve(model))
-    request = Request(bundle, engine, precision, plan, against, audio, limit, threads, html_file is not None)
-    if calibrate:
-        _calibrate(request, quiet, as_json)
+    bundle = Bundle.open(resolve(asked.model))
+    request = picked(Request, asked, bundle=bundle, excerpt=asked.html_file is not None)
+    if asked.calibrate:
+        _calibrate(request, asked)
         return
-    plan_file = _plan_file(bundle, output) if search else None
-    files = kinds.wanted(("--output", plan_file, kinds.PLAN), ("--html", html_file, kinds.PAGE))
-    kinds.check_output_files(files, given_files(model, plan, against, *audio), overwrite)
-    if not _verify(request, plan_file, html_file, quiet, as_json):
+    plan_file = _plan_file(bundle, asked.output) if asked.bisect else None
+    files = kinds.wanted(("--output", plan_file, kinds.PLAN), ("--html", asked.html_file, kinds.PAGE))
+    inputs = kinds.given_files(asked.model, asked.plan, asked.against, *asked.audio)
+    kinds.check_output_files(files, inputs, asked.overwrite)
+    if not _verify(request, plan_file, asked):
         raise SystemExit(FAILED)
 
 
-def _say_remarks(tracks: Sequence[Track]) -> None:
-    say_remarks(remark for track in tracks for remark in track.remarks)
+def _say_remarks(tracks: Sequence[Track], asked: VerifyOptions) -> None:
+    from mrsep_deploy.terminal.progress import remark
+
+    for track in () if asked.quiet else tracks:
+        for line in track.remarks:
+            remark(line)
 
 
 def _plan_file(bundle: Bundle, output: Path | None) -> Path:
@@ -133,47 +130,45 @@ def _plan_file(bundle: Bundle, output: Path | None) -> Path:
     return path
 
 
-def _verify(
-    request: Request, plan_file: Path | None, html_file: Path | None, quiet: bool, as_json: bool
-) -> bool:
+def _verify(request: Request, plan_file: Path | None, asked: VerifyOptions) -> bool:
+    from mrsep_deploy.commands.output_files import write_page
     from mrsep_deploy.pages.spectrograms import spectrogram_block
     from mrsep_deploy.pages.verify_page import verify_page
     from mrsep_deploy.terminal.progress import console, step_progress
     from mrsep_deploy.verification.job import opened
     from mrsep_deploy.verification.report import about, print_verification, to_plain
 
-    facts = about(request.bundle, command_line())
+    facts = about(request.bundle, options.command_line())
     with opened(request) as job:
-        if not quiet:
-            _say_remarks(job.tracks)
-        with step_progress(quiet or as_json) as progress:
+        _say_remarks(job.tracks, asked)
+        with step_progress(asked.quiet or asked.as_json) as progress:
             found = job.verify(progress)
         passes, result = found.passes, {**to_plain(found), **facts}
-        if not as_json and not quiet:
+        if not asked.as_json and not asked.quiet:
             print_verification(console(), result)
         if plan_file is not None and not found.passes:
-            passes, searched = _bisect(job, found, plan_file, quiet, as_json)
+            passes, searched = _bisect(job, found, plan_file, asked)
             result.update(searched)
     excerpt = found.excerpt
     pictures = None if excerpt is None else spectrogram_block(excerpt)
-    write_page(html_file, lambda: verify_page(result, pictures))
-    if as_json:
+    write_page(asked.html_file, lambda: verify_page(result, pictures))
+    if asked.as_json:
         click.echo(json.dumps(result, indent=2))
     return passes
 
 
 def _bisect(
-    job: Job, found: Verification, plan_file: Path, quiet: bool, as_json: bool
+    job: Job, found: Verification, plan_file: Path, asked: VerifyOptions
 ) -> tuple[bool, dict[str, object]]:
     """Whether it passes with the plan that was found, and what that gives to the result."""
     from mrsep_deploy.precision.plan import write_plan
     from mrsep_deploy.terminal.progress import console, step_progress
     from mrsep_deploy.verification.report import bisection_to_plain, print_bisections, to_plain
 
-    with step_progress(quiet or as_json) as progress:
+    with step_progress(asked.quiet or asked.as_json) as progress:
         searches, after = job.bisect(found, progress)
     write_plan(searches[-1].plan, plan_file)
-    if not as_json and not quiet:
+    if not asked.as_json and not asked.quiet:
         print_bisections(console(), searches, found.limit.decibels, to_plain(after))
         click.echo(f"plan written to {plan_file}")
     return after.passes, {
@@ -183,7 +178,7 @@ def _bisect(
     }
 
 
-def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
+def _calibrate(request: Request, asked: VerifyOptions) -> None:
     from mrsep_deploy.precision.requested import require_onnx
 
     require_onnx("calibrating")
@@ -198,15 +193,14 @@ def _calibrate(request: Request, quiet: bool, as_json: bool) -> None:
     bundle = request.bundle
     plan = requested_plan(request) or default_plan("float16", bundle.manifest.float32)
     tracks = [*builtin_tracks(bundle.manifest), *read_tracks(request.audio, bundle.manifest)]
-    if not quiet:
-        _say_remarks(tracks)
-    with step_progress(quiet or as_json) as progress:
+    _say_remarks(tracks, asked)
+    with step_progress(asked.quiet or asked.as_json) as progress:
         bundle = calibrate(bundle, tracks, request.threads, progress)
     calibration = load(bundle)
     assert calibration is not None
     found = prediction(bundle, plan, calibration)
-    if as_json:
+    if asked.as_json:
         click.echo(json.dumps(found.to_plain(), indent=2))
-    elif not quiet:
+    elif not asked.quiet:
         print_prediction(console(), found)
         click.echo(f"ranges stored in {bundle.path}")

@@ -14,6 +14,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mrsep_deploy.errors import one_line
+
 WIDE = 240
 """Columns of an output that is read by no one or by another program."""
 
@@ -32,6 +34,11 @@ def _console(file: IO[str]) -> Console:
     # Names and paths are data: no markup in them is obeyed, no number in them is coloured.
     width = None if file.isatty() or "COLUMNS" in os.environ else WIDE
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+
+
+def remark(line: str) -> None:
+    """Prints on stderr, in one line, what is no error."""
+    print(one_line(f"mrsep-deploy: {line}"), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def digest(arguments: list[str], model: str = "1") -> str:
     context: click.Context = run.make_context("run", ["a.wav", *arguments])
     with context:
         options = RunOptions(**context.params)
-        encoding = options.encoding(context)
+        encoding = options.encoding()
         naming = Naming(Path(options.out), "model", encoding.suffix.lstrip("."), options.filename)
         writing = WriteOptions(
             naming,

@@ -484,11 +484,11 @@ def test_verify_writes_a_page(tmp_path: Path, exports: Export) -> None:
 
 def test_a_settings_file_is_part_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not typed and counts all the same stands in the command, too."""
-    from mrsep_deploy.commands import html_option
+    from mrsep_deploy.commands import options
 
     seen: list[str] = []
     monkeypatch.setattr(
-        "mrsep_deploy.bundle.registry.resolve", lambda *_: seen.append(html_option.command_line()) or 1 / 0
+        "mrsep_deploy.bundle.registry.resolve", lambda *_: seen.append(options.command_line()) or 1 / 0
     )
     monkeypatch.setenv("MRSEP_DEPLOY_VERIFY_THREADS", "2")
     settings = tmp_path / "settings.toml"
