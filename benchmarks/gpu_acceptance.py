@@ -85,6 +85,7 @@ def accept(options: argparse.Namespace) -> int:
             "journal": str(journal.path),
             "deadline": deadline,
             "models": options.models,
+            "batches": options.batches,
             "bundles": str(options.bundles or work / "bundles"),
             "exports": options.bundles is None,
             "compiles": options.compile,
@@ -114,7 +115,7 @@ def make_ready(options: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="gpu-acceptance-") as mapped:
             # The project as it stands here, installed or not.
             sys.path.insert(0, str(shim.map_project(Path(mapped))))
-            prepare.export_bundles(options.models, options.out / "bundles", options.batches)
+            prepare.export_bundles(options.models, options.out / "bundles")
     limit = options.piece_mb * MEGABYTE
     for name in ("wheels", "bundles"):
         files = prepare.sizes(options.out / name)
@@ -149,6 +150,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--wheels", type=_folder, help="folder of wheels this Python lacks")
     parser.add_argument("--bundles", type=_folder, help="folder that prepare made")
     parser.add_argument("--models", type=_models, default=MODELS, help="untrained, trained or both")
+    parser.add_argument("--batches", type=_batches, default=(1,), help="such as 1,4")
     parser.add_argument("--minutes", type=_positive, default=10.0, help="time budget")
     parser.add_argument("--remark", default="", help="to be shown with the figures")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
@@ -159,7 +161,6 @@ def _prepare_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     parser.set_defaults(run=make_ready)
     parser.add_argument("--out", type=Path, required=True, help="folder for wheels/, bundles/ and pieces/")
     parser.add_argument("--models", type=_models, default=("untrained",), help="untrained, trained or both")
-    parser.add_argument("--batches", type=_batches, default=(1,), help="such as 1,4")
     parser.add_argument(
         "--target-packages", type=Path, help="the target's pip list, whose packages are left out"
     )

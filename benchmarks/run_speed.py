@@ -51,9 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loaded = load(options.model)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        export = ExportOptions(layout=options.layout, batch=options.batch)
-        bundle = export_model(loaded, options.model, work / "bundle", export)
-        request = Request([str(bundle.path)], options.engines, modes=options.modes, threads=threads)
+        bundle = export_model(loaded, options.model, work / "bundle", ExportOptions(options.layout))
+        request = Request(
+            [str(bundle.path)], options.engines, modes=options.modes, threads=threads, batches=[options.batch]
+        )
         settings = Settings(options.rounds, audio=write_song(work / "song.wav"))
         with step_progress() as progress:
             found = benchmark(plan(request, work), settings, progress)

@@ -41,7 +41,10 @@ class Group:
         """The signal all of it is measured on, ``[b, C, L]``."""
         manifest = self.bundles[0].manifest
         model = manifest.model
-        return probe_signal(manifest.batch, model.audio_channels, model.segment_samples, model.sample_rate)
+        probe = probe_signal(model.audio_channels, model.segment_samples, model.sample_rate)
+        return np.stack(
+            [np.roll(probe, item * model.segment_samples // 3, -1) for item in range(manifest.batch)]
+        )
 
     def model(self) -> SeparationModel:
         """The model itself, on the GPU."""
@@ -60,18 +63,22 @@ def reference(model: SeparationModel, mix: NDArray[np.float32]) -> NDArray[np.fl
     return result
 
 
-def find_groups(folder: Path, kinds: Sequence[str]) -> list[Group]:
-    """The bundles below a folder, of untrained or trained models or both.
+def find_groups(folder: Path, kinds: Sequence[str], batches: Sequence[int]) -> list[Group]:
+    """The bundles below a folder, of untrained or trained models or both, at every batch.
 
     Raises:
         BundleError: one of them is damaged.
     """
-    found: dict[tuple[str, int], list[Bundle]] = {}
+    found: dict[str, list[Bundle]] = {}
     for manifest in sorted(folder.glob("*/manifest.json")):
         bundle = Bundle.open(manifest.parent)
         if ("trained" if bundle.manifest.model.trained else "untrained") in kinds:
-            found.setdefault((_origin(bundle), bundle.manifest.batch), []).append(bundle)
-    return [_group(bundles, folder) for bundles in found.values()]
+            found.setdefault(_origin(bundle), []).append(bundle)
+    return [
+        _group([bundle.at_batch(batch) for bundle in bundles], folder)
+        for bundles in found.values()
+        for batch in batches
+    ]
 
 
 def _origin(bundle: Bundle) -> str:
@@ -102,18 +109,17 @@ def _group(bundles: Sequence[Bundle], folder: Path) -> Group:
     return Group(name, tuple(ordered), checkpoint)
 
 
-def export(loaded: LoadedModel, name: str, folder: Path, batches: Sequence[int] = (1,)) -> list[Path]:
+def export(loaded: LoadedModel, name: str, folder: Path) -> list[Path]:
     """Export a model in both layouts; what is there already stays."""
     places = []
-    for batch in batches:
-        for layout in LAYOUTS:
-            target = folder / f"{name}-{layout}-b{batch}"
-            if not (target / "manifest.json").exists():
-                export_model(loaded, target.name, target, ExportOptions(layout=layout, batch=batch))
-            places.append(target)
+    for layout in LAYOUTS:
+        target = folder / f"{name}-{layout}"
+        if not (target / "manifest.json").exists():
+            export_model(loaded, target.name, target, ExportOptions(layout))
+        places.append(target)
     return places
 
 
-def export_untrained(family: str, folder: Path, batches: Sequence[int] = (1,)) -> list[Path]:
+def export_untrained(family: str, folder: Path) -> list[Path]:
     """:func:`export` of a family at the paper's size with seeded random weights."""
-    return export(untrained_model(family, SEED), family, folder, batches)
+    return export(untrained_model(family, SEED), family, folder)

@@ -69,21 +69,21 @@ def download(requirements: Sequence[str], target: Path) -> list[str]:
     return missing
 
 
-def export_bundles(models: Sequence[str], folder: Path, batches: Sequence[int]) -> list[Path]:
+def export_bundles(models: Sequence[str], folder: Path) -> list[Path]:
     """Export the models that are measured; the trained one with its checkpoint beside it."""
     from acceptance import groups
 
     places = []
     if "untrained" in models:
         for family in groups.UNTRAINED:
-            places += groups.export_untrained(family, folder, batches)
+            places += groups.export_untrained(family, folder)
     if "trained" in models:
         from assets import trained_htdemucs
 
         from mrsep_deploy.export.load import load_model
 
         checkpoint = trained_htdemucs()
-        places += groups.export(load_model(checkpoint), "htdemucs", folder, batches)
+        places += groups.export(load_model(checkpoint), "htdemucs", folder)
         (folder / groups.CHECKPOINTS).mkdir(exist_ok=True)
         shutil.copy2(checkpoint, folder / groups.CHECKPOINTS)
     return places

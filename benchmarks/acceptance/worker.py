@@ -24,6 +24,7 @@ class Job:
     journal: str
     deadline: float
     models: tuple[str, ...]
+    batches: tuple[int, ...]
     bundles: str
     exports: bool
     compiles: bool = True
@@ -31,7 +32,9 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**values, "models": tuple(values["models"])})
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
 
 
 def main(job: Job) -> int:
@@ -137,7 +140,7 @@ def _models(ledger: Ledger, job: Job, rates: Mapping[str, float]) -> None:
     groups: list[Group] = []
 
     def find() -> Values:
-        groups.extend(find_groups(folder, job.models))
+        groups.extend(find_groups(folder, job.models, job.batches))
         if not groups:
             raise Unavailable(
                 f"there is no bundle of {' or '.join(job.models)} models",

@@ -342,7 +342,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--out", "x", "--wheels", "/no/such/folder"], "there is no folder"),
         (["--out", "x", "--minutes", "0"], "no time budget"),
         (["--out", "x", "--minutes", "ten"], "no number"),
-        (["prepare", "--out", "x", "--batches", "0"], "1 segment or more"),
+        (["--out", "x", "--batches", "0"], "1 segment or more"),
         (["join", "--out", "x"], "--pieces"),
     ],
 )
