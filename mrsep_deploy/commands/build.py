@@ -47,9 +47,7 @@ class Asked:
     engine: str = option("What to build for.", type=click.Choice(ENGINE_NAMES), required=True)
     precision: AskedPrecision | None = options.precision()
     plan: Path | None = options.plan()
-    batch: int | None = option(
-        "Must be the bundle's own: its graphs are static.", type=click.IntRange(1), metavar="N"
-    )
+    batch: int | None = options.batch()
     targets: tuple[str, ...] = option(
         "trt-rtx: GPUs to build for, as sm_86,sm_89.  [default: the one here]",
         "--target",
@@ -125,6 +123,8 @@ def build(asked: Asked) -> None:
         click.echo(f"Engine {asked.engine} has no build step: it takes a bundle's graphs as they are.")
         return
     bundle = in_precision(Bundle.open(resolve(asked.model)), asked.precision, asked.plan)
+    if asked.batch is not None:
+        bundle = bundle.at_batch(asked.batch)
     how = EngineOptions(asked.threads, precision=arithmetic(bundle.manifest))
     if issubclass(kind, BuildingEngine):
         _build_and_tell(bundle, kind(how), asked)
@@ -136,12 +136,6 @@ def _build_and_tell(bundle: Bundle, engine: BuildingEngine, asked: Asked) -> Non
     from mrsep_deploy.precision.costs import costs_to_json, read_costs
     from mrsep_deploy.terminal.progress import console
 
-    found = bundle.manifest.batch
-    if asked.batch not in (None, found):
-        raise UsageError(
-            f"{bundle.manifest.name} has static graphs of batch {found}, found --batch {asked.batch}",
-            f"Export it again: mrsep-deploy export CHECKPOINT --batch {asked.batch}",
-        )
     if asked.jobs > 1 and not engine.parallel_builds:
         raise UsageError(
             f"{asked.engine} builds one stage at a time, found --jobs {asked.jobs}", "Leave out --jobs."

@@ -37,8 +37,9 @@ def measure_plan(bundle: Bundle, name: str, options: EngineOptions, quiet: bool,
     elif not quiet:
         screen = console()
         screen.print(_table(trials))
+        batch = f" --batch {bundle.manifest.batch}" if bundle.manifest.batch > 1 else ""
         screen.print(
-            f"\nrun now does it so: {winner.title} (with --engine {name} and as many threads)",
+            f"\nrun now does it so: {winner.title} (with --engine {name}{batch} and as many threads)",
             soft_wrap=True,
         )
 

@@ -147,6 +147,12 @@ threads = functools.partial(
 overlap = functools.partial(
     option, help="Share of a segment that overlaps.  [default: the model's, 0.25 mostly]", type=float
 )
+batch = functools.partial(
+    option,
+    help="Segments that one run of the graphs takes.  [default: 1]",
+    type=click.IntRange(min=1),
+    metavar="N",
+)
 checkpoint = functools.partial(option, type=PATH)
 precision = functools.partial(
     option,

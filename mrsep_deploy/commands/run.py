@@ -214,7 +214,7 @@ def _separator(options: RunOptions, model: _Model, wanted: set[int]) -> Separato
     from mrsep_deploy.separation.bag import Bag, BagSeparator
     from mrsep_deploy.separation.separator import Separator
 
-    names = "engine threads overlap segment shifts seed device mode checkpoint precision plan"
+    names = "engine threads overlap segment shifts seed device mode batch checkpoint precision plan"
     given: dict[str, Any] = {name: getattr(options, name) for name in names.split()}
     given |= {"lanes": options.lanes or 0, "trace": options.timeline is not None}
     if isinstance(model.opened, Bag):

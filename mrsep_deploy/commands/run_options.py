@@ -93,6 +93,7 @@ class RunOptions:
         type=click.IntRange(min=1),
         metavar="N",
     )
+    batch: int | None = options.batch()
     shifts: int = option(
         "Separate N times, randomly shifted in time, and average: N times as long, a little better.",
         type=click.IntRange(min=0),

@@ -62,6 +62,7 @@ class Separator:
             ``mrsep-deploy build`` has found fastest here, or else ``sequential``.
         lanes: how many segments are computed side by side, each on its share of the threads; 0 for what
             ``build`` has found, or else one. For engines on a CPU.
+        batch: segments in one run of every graph; by default the bundle's (:meth:`Bundle.at_batch`), mostly one.
         checkpoint: for the torch engine, the checkpoint if it has moved since the export.
         precision: one of ``mrsep_deploy.precision.names.ASKED``, by default the bundle's own. A float32 bundle is
             converted, once, and kept in the cache (``bundle`` then is that one).
@@ -88,6 +89,7 @@ class Separator:
         device: str | None = None,
         mode: Mode | None = None,
         lanes: int = 0,
+        batch: int | None = None,
         checkpoint: Path | None = None,
         precision: AskedPrecision | None = None,
         plan: Path | None = None,
@@ -99,6 +101,8 @@ class Separator:
         given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
         with breakable():  # a conversion takes seconds, and leaves nothing half written
             self.bundle = in_precision(given, precision, plan)
+        if batch is not None:
+            self.bundle = self.bundle.at_batch(batch)
         self.overlap = self.manifest.application.overlap if overlap is None else overlap
         self.segment_samples = _segment_samples(self.manifest, segment)
         self.stride = stride_of(self.segment_samples, self.overlap)

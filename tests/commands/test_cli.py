@@ -98,7 +98,7 @@ def test_the_short_help_is_the_command_s_first_sentence(name: str) -> None:
         ["export", "--untrained", "resnet"],
         ["export", "--untrained", "htdemucs", "--set", "channels"],
         ["export", "--untrained", "htdemucs", "--set", "seed=4"],
-        ["export", "a.th", "--batch", "0"],
+        ["run", "a.wav", "--batch", "0"],
         ["export", "a.th", "--no-rewrite", "nothing"],
         ["models", "nothing"],
         ["models", "remove"],

@@ -85,7 +85,7 @@ def test_an_engine_without_a_build_step() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--engine", "trt-rtx", "--batch", "4"), 2, "has static graphs of batch 1, found --batch 4"),
+        (("--engine", "trt-rtx", "--batch", "99999"), 2, "a batch of 99999 segments was asked for, 1 to "),
         (("--engine", "trt", "--jobs", "2"), 2, "trt builds one stage at a time"),
         (("--engine", "trt-rtx", "--target", "86"), 2, "'86' is not of the form sm_86"),
         (("--engine", "trt-rtx", "--optimization-level", "6"), 2, "0<=x<=5"),
@@ -99,11 +99,19 @@ def test_wrong_usage(arguments: tuple[str, ...], code: int, message: str) -> Non
     assert message in result.stderr
 
 
-def test_another_batch_says_how_to_get_it() -> None:
-    assert (
-        "mrsep-deploy export CHECKPOINT --batch 4"
-        in run("build", "tiny", "--engine", "trt", "--batch", "4").stderr
-    )
+def test_a_batch_has_a_run_plan_of_its_own() -> None:
+    for batch in ("1", "2"):
+        said = run("build", "tiny", "--engine", "ort", "--threads", "1", "--batch", batch).stdout
+        assert ("--engine ort --batch 2 and" in said) == (batch == "2")
+    plans = json.loads(run("cache", "list", "--json").stdout)
+    assert sorted(plan["key"]["batch"] for plan in plans) == [1, 2]
+
+
+@pytest.mark.usefixtures("rtx")
+def test_engines_of_a_batch() -> None:
+    built = [json.loads(run(*RTX, "-q", "--json", *more).stdout) for more in ((), ("--batch", "2"))]
+    assert [stage["from_cache"] for stage in built[1]] == [False, False]
+    assert not {stage["key"] for stage in built[0]} & {stage["key"] for stage in built[1]}
 
 
 @pytest.mark.usefixtures("rtx")

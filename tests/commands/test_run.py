@@ -163,6 +163,19 @@ def test_an_archive_and_an_overlap(tmp_path: Path, bundle: Bundle) -> None:
         assert np.abs(stem - other[name]).max() > 1e-3
 
 
+def test_several_segments_in_one_run(tmp_path: Path, bundle: Bundle) -> None:
+    """Any batch gives the same stems; one beyond the limit is refused in a line."""
+    track = song(tmp_path / "song.wav")
+    for batch in ("1", "3"):
+        assert Result(track, "-n", bundle.path, "-o", tmp_path / batch, "--batch", batch).code == DONE
+    for name in SOURCES:
+        one, three = (tmp_path / batch / f"tiny/song/{name}.wav" for batch in ("1", "3"))
+        assert one.read_bytes() == three.read_bytes()
+    result = Result(track, "-n", bundle.path, "--batch", "99999")
+    assert (result.code, len(result.output.splitlines())) == (USAGE, 1)
+    assert "a batch of 99999 segments was asked for" in result.output
+
+
 @pytest.mark.parametrize("mode", ["sequential", "concurrent"])
 def test_a_timeline(tmp_path: Path, bundle: Bundle, mode: str) -> None:
     """Every stage of the first segments is in the picture, and no later segment's."""

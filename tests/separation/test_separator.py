@@ -92,12 +92,15 @@ def test_silence_stays_silence(bundle: Bundle) -> None:
 
 def test_batches_change_nothing(tmp_path: Path) -> None:
     """Three at a time or one by one: seven segments, so that the last batch is not full."""
+    bundle = tiny_bundle(tmp_path)
     found = []
-    for batch in (1, 3):
-        with Separator(tiny_bundle(tmp_path, f"b{batch}", batch=batch), engine="ort", threads=1) as separator:
+    for opened, batch in ((bundle, None), (bundle.at_batch(3), None), (bundle, 3)):
+        with Separator(opened, engine="ort", threads=1, batch=batch) as separator:
+            assert separator.manifest.batch == (batch or opened.manifest.batch)
             found.append(separator.separate(song(6 * 48 + 20)))
     for name in SOURCES:
         np.testing.assert_array_equal(found[0][name], found[1][name])
+        np.testing.assert_array_equal(found[0][name], found[2][name])
 
 
 def test_modes_change_nothing(bundle: Bundle) -> None:
