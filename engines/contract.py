@@ -21,8 +21,9 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, DeviceKind, Stream
 from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines.cache import CachedEngine, EngineCache
-from mrsep_deploy.errors import UsageError
+from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.process.libraries import library
 from mrsep_deploy.process.machine import cpu_budget
 
 
@@ -81,6 +82,8 @@ class Engine(abc.ABC):
     Attributes:
         name: what users type after ``--engine``.
         title: what people read.
+        package: the Python package of its library.
+        install: the command or step that installs it.
         runs_on: the kind of its device.
         preference: for ``auto``; None for engines that have to be asked for.
         measured: ``build`` measures how segments run fastest on it (see ``runtime.plan``).
@@ -95,6 +98,8 @@ class Engine(abc.ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    package: ClassVar[str]
+    install: ClassVar[str]
     runs_on: ClassVar[DeviceKind] = "cpu"
     preference: ClassVar[Preference | None] = None
     measured: ClassVar[bool] = False
@@ -112,9 +117,13 @@ class Engine(abc.ABC):
         self.cache: EngineCache | None = None
 
     @classmethod
-    @abc.abstractmethod
     def availability(cls) -> Availability:
-        """Look, without raising and without loading more than needed."""
+        """Look, without raising and without loading more than needed; here, whether ``package`` can be imported."""
+        try:
+            version = str(library(cls.package).__version__)
+        except (ImportError, OSError) as error:
+            return Availability(False, reason=f"{cls.package} cannot be imported ({error})", fix=cls.install)
+        return Availability(True, version.split("-")[0], f"CPU, {cpu_budget()} threads")
 
     @functools.cached_property
     def device(self) -> Device:
@@ -148,6 +157,20 @@ class Engine(abc.ABC):
         Here each is prepared by itself. Engines whose runners can share weights override this.
         """
         return [self.prepare(bundle, stage, threads, stream) for stream in streams]
+
+
+def graph_hash(bundle: Bundle, stage: Stage) -> str:
+    """The sha256 of a stage's graph.
+
+    Raises:
+        EngineError: the bundle has no graph for it.
+    """
+    if stage.file is None:
+        raise EngineError(
+            f"{bundle.manifest.name} has no graph for stage {stage.name}, expected one for every stage",
+            "Export the checkpoint again.",
+        )
+    return bundle.manifest.files[stage.file].sha256
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
-
-from numpy.typing import NDArray
+from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import BATCH, Stage
-from mrsep_deploy.devices.interface import Stream, TensorView
+from mrsep_deploy.devices.interface import DeviceTensor, Stream, TensorView
 from mrsep_deploy.devices.runner import Runner, Tensors
-from mrsep_deploy.engines.contract import Availability, Engine, Preference
+from mrsep_deploy.engines.contract import Engine, Preference
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.precision.requested import require_onnx
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
-from mrsep_deploy.process.machine import cpu_budget
 
 PROVIDER = "CPUExecutionProvider"
 ERRORS_ONLY = 3
@@ -35,22 +32,15 @@ class OnnxRuntimeEngine(Engine):
 
     name: ClassVar[str] = "ort"
     title: ClassVar[str] = "ONNX Runtime (CPU)"
+    package: ClassVar[str] = "onnxruntime"
+    install: ClassVar[str] = "pip install onnxruntime"
     preference: ClassVar[Preference] = Preference(5, "no faster engine is installed")
     measured: ClassVar[bool] = True
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     emulation: ClassVar[str] = "in float32, rounded after every operator as on a GPU"
 
-    @classmethod
-    def availability(cls) -> Availability:
-        try:
-            onnxruntime = library("onnxruntime")
-        except (ImportError, OSError) as error:
-            reason = f"onnxruntime cannot be imported ({error})"
-            return Availability(False, reason=reason, fix="pip install onnxruntime")
-        return Availability(True, onnxruntime.__version__, f"CPU, {cpu_budget()} threads")
-
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
-        return _OrtRunner(self.session(bundle, stage, threads), stage)
+        return OrtRunner(self.session(bundle, stage, threads), stage)
 
     def prepare_lanes(
         self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
@@ -59,7 +49,7 @@ class OnnxRuntimeEngine(Engine):
         if threads > 1:
             return super().prepare_lanes(bundle, stage, threads, streams)
         session = self.session(bundle, stage, threads)
-        return [_OrtRunner(session, stage) for _ in streams]
+        return [OrtRunner(session, stage) for _ in streams]
 
     def session(self, bundle: Bundle, stage: Stage, threads: int) -> Any:
         """A stage's session, loaded.
@@ -134,30 +124,40 @@ def _make_arena() -> None:
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT), None)
 
 
-class _OrtRunner(Runner):
-    def __init__(self, session: Any, stage: Stage) -> None:
-        self.session = session
-        self.stage = stage
+class OrtRunner(Runner):
+    """One stage: a session, bound to addresses at every run.
+
+    Args:
+        session: of the stage.
+        stage: which one.
+        device: index of the GPU; its tensors are DeviceTensors.
+    """
+
+    def __init__(self, session: Any, stage: Stage, device: int = 0) -> None:
+        self.session, self.stage, self.device = session, stage, device
         self.binding = session.io_binding()
 
     def __call__(self, tensors: Tensors) -> None:
-        binding = self.binding
         try:
             for name in self.stage.inputs:
-                binding.bind_input(name, *_place(tensors[name]))
+                self.binding.bind_input(name, *self._place(tensors[name]))
             for name in self.stage.outputs:
-                binding.bind_output(name, *_place(tensors[name]))
-            self.session.run_with_iobinding(binding)
-        except Exception as error:
+                self.binding.bind_output(name, *self._place(tensors[name]))
+            self.session.run_with_iobinding(self.binding, self.run_options())
+        except Exception as error:  # onnxruntime's own exceptions share no public base
             raise EngineError(
                 f"ONNX Runtime failed in stage {self.stage.name}: {first_line(error)}"
             ) from error
 
+    def run_options(self) -> Any:
+        """Those of the next run."""
+        return None
+
+    def _place(self, tensor: TensorView) -> tuple[str, int, Any, tuple[int, ...], int]:
+        """Device, index, element type, shape and address; given an array, a binding would keep it alive."""
+        if isinstance(tensor, DeviceTensor):
+            return "cuda", self.device, tensor.dtype.type, tensor.shape, tensor.pointer
+        return "cpu", 0, tensor.dtype.type, tensor.shape, tensor.ctypes.data
+
     def close(self) -> None:
         self.binding = self.session = None
-
-
-def _place(tensor: TensorView) -> tuple[str, int, Any, tuple[int, ...], int]:
-    """Device, index, element type, shape and address; given an array, a binding would keep it alive."""
-    array = cast("NDArray[Any]", tensor)
-    return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data

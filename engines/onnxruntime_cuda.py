@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import BATCH, Stage
 from mrsep_deploy.devices import cuda_status
-from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Stream, TensorView
-from mrsep_deploy.devices.runner import Runner, Tensors
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
-from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY
+from mrsep_deploy.devices.interface import DeviceKind, Stream
+from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference, graph_hash
+from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, OrtRunner
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
@@ -49,6 +49,8 @@ Providers = list[tuple[str, dict[str, str]]]
 class _OrtGpuEngine(Engine):
     """What the two have in common."""
 
+    package: ClassVar[str] = CPU_PACKAGE
+    install: ClassVar[str] = REPLACE
     runs_on: ClassVar[DeviceKind] = "cuda"
     graph_transforms: ClassVar[bool] = True
     # A captured copy reads the host's memory again at every launch, when somebody else may have it: on a GPU
@@ -60,24 +62,21 @@ class _OrtGpuEngine(Engine):
 
     @classmethod
     def availability(cls) -> Availability:
-        try:
-            ort = library("onnxruntime")
-        except (ImportError, OSError) as error:
-            return Availability(False, reason=f"onnxruntime cannot be imported ({error})", fix=REPLACE)
-        version = str(ort.__version__)
+        found = super().availability()
+        if not found.works:
+            return found
+        status, fix = cuda_status(), cls.install
         if _installed(CPU_PACKAGE) and _installed(GPU_PACKAGE):
             reason = f"{CPU_PACKAGE} and {GPU_PACKAGE} are both installed and overwrite each other's files"
-            return Availability(False, version, reason=reason, fix=REPLACE)
-        if cls.provider not in ort.get_available_providers():
+        elif cls.provider not in library(cls.package).get_available_providers():
             reason = f"this build of onnxruntime has no {cls.provider}"
-            return Availability(False, version, reason=reason, fix=REPLACE)
-        status = cuda_status()
-        if not status.works:
-            return Availability(False, version, reason=status.reason, fix=status.fix)
-        problem = cls.missing_library()
-        if problem is not None:
-            return Availability(False, version, reason=problem[0], fix=problem[1])
-        return Availability(True, version, f"{status.names[0]}, CUDA {status.driver}")
+        elif not status.works:
+            reason, fix = status.reason, status.fix
+        elif (problem := cls.missing_library()) is not None:
+            reason, fix = problem
+        else:
+            return Availability(True, found.version, f"{status.names[0]}, CUDA {status.driver}")
+        return Availability(False, found.version, reason=reason, fix=fix)
 
     @classmethod
     def missing_library(cls) -> tuple[str, str] | None:
@@ -85,11 +84,7 @@ class _OrtGpuEngine(Engine):
         return None
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
-        if stage.file is None:
-            raise EngineError(
-                f"{bundle.manifest.name} has no graph for stage {stage.name}, expected one for every stage",
-                "Export the checkpoint again.",
-            )
+        graph_hash(bundle, stage)  # raises where there is no graph
         session = self._session(bundle, stage, stream)
         return OrtGpuRunner(session, stage, self.options.device)
 
@@ -176,8 +171,7 @@ class OrtTensorRtEngine(_OrtGpuEngine):
 
     def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
         # A folder for each graph and batch: an engine never meets a graph that it was not built from.
-        graph = bundle.manifest.files[str(stage.file)].sha256
-        name = f"{graph[:32]}-{bundle.manifest.batch}"
+        name = f"{graph_hash(bundle, stage)[:32]}-{bundle.manifest.batch}"
         folder = str(make_folder(paths.cache_dir("ort-trt") / name, paths.SET_HOME))
         options = {
             "device_id": str(self.options.device),
@@ -195,42 +189,21 @@ class OrtTensorRtEngine(_OrtGpuEngine):
         return [(TENSORRT, options), (CUDA, self.cuda_options(stream))]
 
 
-class OrtGpuRunner(Runner):
-    """One stage: a session that was made for its stream, bound to addresses at every run."""
+class OrtGpuRunner(OrtRunner):
+    """A runner whose session was made for its stream."""
 
     def __init__(self, session: Any, stage: Stage, device: int) -> None:
-        self.session, self.stage, self.device = session, stage, device
-        self.binding = session.io_binding()
+        super().__init__(session, stage, device)
         self.runs = 0
         self.enqueueing, self.collecting = _run_options("1"), _run_options("0")
 
-    def __call__(self, tensors: Tensors) -> None:
-        try:
-            for name in self.stage.inputs:
-                self.binding.bind_input(name, *self._place(tensors[name]))
-            for name in self.stage.outputs:
-                self.binding.bind_output(name, *self._place(tensors[name]))
-            self.session.run_with_iobinding(self.binding, self._options())
-        except Exception as error:  # onnxruntime's own exceptions share no public base
-            raise EngineError(
-                f"ONNX Runtime failed in stage {self.stage.name}: {first_line(error)}"
-            ) from error
-
-    def _options(self) -> Any:
+    def run_options(self) -> Any:
         """Those of a run that only enqueues, but now and then of one that waits for the stream.
 
         Kernels stage small arrays in pinned memory, which ONNX Runtime gives back only after a run that waits.
         """
         self.runs += 1
         return self.enqueueing if self.runs % COLLECT_EVERY else self.collecting
-
-    def _place(self, tensor: TensorView) -> tuple[str, int, Any, tuple[int, ...], int]:
-        """Device, index, element type, shape and address."""
-        assert isinstance(tensor, DeviceTensor)
-        return "cuda", self.device, tensor.dtype.type, tensor.shape, tensor.pointer
-
-    def close(self) -> None:
-        self.binding = self.session = None
 
 
 def _run_options(enqueue_only: str) -> Any:

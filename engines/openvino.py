@@ -16,15 +16,13 @@ from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.devices.runner import Runner, Tensors
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
+from mrsep_deploy.engines.contract import Engine, EngineOptions, Preference, graph_hash
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
-from mrsep_deploy.process.machine import cpu_budget
 
-INSTALL = 'pip install "mrsep-deploy[openvino]"'
 DEVICE = "CPU"
 
 log = logging.getLogger(__name__)
@@ -42,6 +40,8 @@ class OpenVinoEngine(Engine):
 
     name: ClassVar[str] = "openvino"
     title: ClassVar[str] = "OpenVINO (CPU)"
+    package: ClassVar[str] = "openvino"
+    install: ClassVar[str] = 'pip install "mrsep-deploy[openvino]"'
     preference: ClassVar[Preference] = Preference(4, "on a CPU it takes a little less time than ONNX Runtime")
     measured: ClassVar[bool] = True
     cache: EngineCache
@@ -51,19 +51,6 @@ class OpenVinoEngine(Engine):
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
         self.cache = EngineCache()
-
-    @classmethod
-    def availability(cls) -> Availability:
-        try:
-            version = str(_library().__version__).split("-")[0]
-        except (ImportError, OSError) as error:
-            return Availability(False, reason=f"openvino cannot be imported ({error})", fix=INSTALL)
-        return Availability(True, version, f"CPU, {cpu_budget()} threads")
-
-    @property
-    def core(self) -> Any:
-        """OpenVINO itself."""
-        return _core()
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return self.prepare_lanes(bundle, stage, threads, [stream])[0]
@@ -93,7 +80,7 @@ class OpenVinoEngine(Engine):
         found = self.cache.get_or_build(key, build)
         if not compiled:
             try:
-                compiled.append(aside(lambda: self.core.import_model(found.data, DEVICE, settings)))
+                compiled.append(aside(lambda: _core().import_model(found.data, DEVICE, settings)))
             except RuntimeError as error:
                 log.warning("the cached %s is compiled anew: %s", stage.name, reason(error))
                 self.cache.get_or_build(key, build, fresh=True)
@@ -106,9 +93,9 @@ class OpenVinoEngine(Engine):
         )
 
         def compiled() -> Any:
-            model = self.core.read_model(path)
+            model = _core().read_model(path)
             model.reshape(shapes)  # fixes the batch
-            return self.core.compile_model(model, DEVICE, settings)
+            return _core().compile_model(model, DEVICE, settings)
 
         try:
             return aside(compiled)
@@ -119,10 +106,10 @@ class OpenVinoEngine(Engine):
         """Threads and lanes are no part of it: they are set when a compiled stage is loaded."""
         properties = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "OPTIMIZATION_CAPABILITIES")
         return EngineKey(
-            graph=bundle.manifest.files[str(stage.file)].sha256,
+            graph=graph_hash(bundle, stage),
             engine=self.name,
-            library=self.core.get_versions(DEVICE)[DEVICE].build_number,
-            target=", ".join(str(self.core.get_property(DEVICE, name)) for name in properties),
+            library=_core().get_versions(DEVICE)[DEVICE].build_number,
+            target=", ".join(str(_core().get_property(DEVICE, name)) for name in properties),
             driver="",
             precision=self.options.precision,
             batch=bundle.manifest.batch,
@@ -144,10 +131,6 @@ class OpenVinoEngine(Engine):
         }
 
 
-def _library() -> Any:
-    return library("openvino")
-
-
 @functools.cache
 def _core() -> Any:
     """The one core of this process, made aside and kept to the end.
@@ -157,7 +140,7 @@ def _core() -> Any:
     """
 
     def make() -> Any:
-        core = _library().Core()
+        core = library("openvino").Core()
         core.get_versions(DEVICE)  # loads the plug-in
         return core
 
@@ -176,7 +159,7 @@ class OpenVinoRunner(Runner):
         for names, ports in ((stage.inputs, compiled.inputs), (stage.outputs, compiled.outputs)):
             _check_ports(manifest, stage, names, ports)
         self.compiled = compiled
-        self.tensor = _library().Tensor
+        self.tensor = library("openvino").Tensor
         self.request = compiled.create_infer_request()
 
     def __call__(self, tensors: Tensors) -> None:

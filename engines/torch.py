@@ -11,13 +11,9 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.devices.runner import Runner, Tensors
-from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
+from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.process.interrupts import aside
-from mrsep_deploy.process.libraries import library
-from mrsep_deploy.process.machine import cpu_budget
-
-INSTALL = 'pip install "mrsep-deploy[export]"'
 
 
 class TorchEngine(Engine):
@@ -29,18 +25,12 @@ class TorchEngine(Engine):
 
     name: ClassVar[str] = "torch"
     title: ClassVar[str] = "PyTorch (reference)"
+    package: ClassVar[str] = "torch"
+    install: ClassVar[str] = 'pip install "mrsep-deploy[export]"'
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
         self._modules: dict[str, dict[str, Any]] = {}
-
-    @classmethod
-    def availability(cls) -> Availability:
-        try:
-            torch = library("torch")
-        except (ImportError, OSError) as error:
-            return Availability(False, reason=f"torch cannot be imported ({error})", fix=INSTALL)
-        return Availability(True, torch.__version__, f"CPU, {cpu_budget()} threads")
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return _TorchRunner(aside(lambda: self._graphs(bundle))[stage.name], stage, threads)

@@ -21,6 +21,7 @@ from mrsep_deploy.engines.contract import (
     BuildingEngine,
     BuildOptions,
     Preference,
+    graph_hash,
 )
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
@@ -106,12 +107,7 @@ class TensorRtEngine(BuildingEngine):
 
     def _graph(self, bundle: Bundle, stage: Stage) -> str:
         """The hash of the stage's graph; raises where the bundle has none that would do."""
-        manifest = bundle.manifest
-        if stage.file is None:
-            raise EngineError(
-                f"{manifest.name} has no graph for stage {stage.name}, expected one for every stage",
-                "Export the checkpoint again.",
-            )
+        manifest, digest = bundle.manifest, graph_hash(bundle, stage)
         held = arithmetic(manifest)
         if self.options.precision != held:
             raise EngineError(
@@ -119,7 +115,7 @@ class TensorRtEngine(BuildingEngine):
                 f"{self.options.precision}",
                 f"Choose --precision {held}.",
             )
-        return manifest.files[stage.file].sha256
+        return digest
 
     def _key(self, graph: str, bundle: Bundle, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
         """The cache's key, and the options with the targets spelled out."""
