@@ -106,7 +106,7 @@ def _network(library: Library, builder: Any, stage: Stage) -> Any:
     """An empty, strongly typed network; TensorRT for RTX has no others."""
     trt = library.module
     kind = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if library.portable or kind is None:
+    if library.flavour.portable or kind is None:
         return builder.create_network(0)
     network = builder.create_network(1 << int(kind))
     if not network.get_flag(kind):

@@ -25,8 +25,7 @@ from mrsep_deploy.engines.contract import (
 )
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
-from mrsep_deploy.engines.tensorrt.device import Gpu, find_gpu
-from mrsep_deploy.engines.tensorrt.library import Flavour, Library, find_library
+from mrsep_deploy.engines.tensorrt.library import RTX, TRT, Flavour, Gpu, Library, find_gpu, find_library
 from mrsep_deploy.engines.tensorrt.runner import NotLoadable, TensorRtRunner
 from mrsep_deploy.engines.tensorrt.timing import TimingCache
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
@@ -39,14 +38,14 @@ class TensorRtEngine(BuildingEngine):
     """TensorRT 10.9 and newer: builds for the GPU that is present, one stage at a time."""
 
     name: ClassVar[str] = "trt"
-    title: ClassVar[str] = "TensorRT"
+    flavour: ClassVar[Flavour] = TRT
+    title: ClassVar[str] = TRT.title
     runs_on: ClassVar[DeviceKind] = "cuda"
     preference: ClassVar[Preference] = Preference(1, "TensorRT times its kernels on the very GPU")
     graph_transforms: ClassVar[bool] = True
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     # kernels are timed: two builds on one GPU would measure each other
     parallel_builds: ClassVar[bool] = False
-    flavour: ClassVar[Flavour] = "trt"
 
     @classmethod
     def availability(cls) -> Availability:
@@ -88,7 +87,7 @@ class TensorRtEngine(BuildingEngine):
             about = {"model": bundle.manifest.name, "stage": stage.name}
             return NewEngine(plan.data, {**about, "layers": plan.layers, "tensors": plan.tensors})
 
-        if not self.library.portable:
+        if not self.library.flavour.portable:
             _ = self.device  # the builder times kernels in its context
             timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
         return self.cache.get_or_build(key, make, fresh=fresh)
@@ -120,7 +119,7 @@ class TensorRtEngine(BuildingEngine):
     def _key(self, graph: str, bundle: Bundle, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
         """The cache's key, and the options with the targets spelled out."""
         targets = check_targets(self.library, options.targets)
-        if self.library.portable:
+        if self.library.flavour.portable:
             targets = targets or (self._present().capability,)
             target, driver = ",".join(targets), ""
         else:
@@ -152,7 +151,7 @@ class TensorRtEngine(BuildingEngine):
 
         def serves(key: EngineKey) -> bool:
             fits = key.target == wanted.target
-            if self.library.portable:
+            if self.library.flavour.portable:
                 fits = wanted.target in key.target.split(",")
             return fits and replace(key, target=wanted.target, options=wanted.options) == wanted
 
@@ -164,10 +163,10 @@ class TensorRtRtxEngine(TensorRtEngine):
     """TensorRT for RTX: builds for named GPUs, also where there is none."""
 
     name: ClassVar[str] = "trt-rtx"
-    title: ClassVar[str] = "TensorRT for RTX"
+    flavour: ClassVar[Flavour] = RTX
+    title: ClassVar[str] = RTX.title
     preference: ClassVar[Preference] = Preference(2, "TensorRT for RTX compiles for the GPU")
     parallel_builds: ClassVar[bool] = True
-    flavour: ClassVar[Flavour] = "trt-rtx"
 
 
 def _check_capability(library: Library, gpu: Gpu) -> None:

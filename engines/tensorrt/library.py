@@ -15,27 +15,12 @@ import logging
 import re
 import sys
 import threading
-from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from mrsep_deploy.devices import cuda_status
 from mrsep_deploy.errors import EngineUnavailableError, first_line
 from mrsep_deploy.process.libraries import library
-
-Flavour = Literal["trt", "trt-rtx"]
-
-OLDEST = (10, 9)
-"""The first TensorRT whose strongly typed networks and ONNX parser take these graphs."""
-
-_MODULES: dict[Flavour, tuple[str, ...]] = {
-    "trt": ("tensorrt",),
-    "trt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-}
-_TITLES: dict[Flavour, str] = {"trt": "TensorRT", "trt-rtx": "TensorRT for RTX"}
-INSTALL: dict[Flavour, str] = {
-    "trt": 'pip install "mrsep-deploy[trt]", with NVIDIA\'s own package index as an extra index',
-    "trt-rtx": 'pip install "mrsep-deploy[rtx]"',
-}
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -53,41 +38,69 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Library:
-    """A TensorRT that is installed.
+class Flavour:
+    """One of the two libraries.
 
     Attributes:
-        flavour: which of the two.
-        module: its Python module.
-        version: of the library, exact.
+        title: what people read.
+        modules: names that its Python module has, the usual one first.
+        install: how to install it.
+        portable: its engines are built for compute capabilities and run on every device that has one of them.
+        oldest: the first release that will do.
     """
+
+    title: str
+    modules: tuple[str, ...]
+    install: str
+    portable: bool = False
+    oldest: tuple[int, ...] = ()
+
+
+TRT = Flavour(
+    "TensorRT",
+    ("tensorrt",),
+    'pip install "mrsep-deploy[trt]", with NVIDIA\'s own package index as an extra index',
+    oldest=(10, 9),  # the first whose strongly typed networks and ONNX parser take these graphs
+)
+RTX = Flavour(
+    "TensorRT for RTX",
+    ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+    'pip install "mrsep-deploy[rtx]"',
+    portable=True,
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A TensorRT that is installed: its Python module."""
 
     flavour: Flavour
     module: Any
-    version: str
+
+    @property
+    def version(self) -> str:
+        """Of the library, exact."""
+        return str(self.module.__version__)
 
     @property
     def title(self) -> str:
-        return f"{_TITLES[self.flavour]} {self.version}"
-
-    @property
-    def portable(self) -> bool:
-        """Its engines are built for compute capabilities and run on every device that has one of them."""
-        return self.flavour == "trt-rtx"
+        return f"{self.flavour.title} {self.version}"
 
     @property
     def logger(self) -> Any:
-        """The process's one logger for this library, which keeps each thread's last error."""
+        """The process's one logger for this library, which keeps each thread's errors."""
         return _logger(self.module)
 
     def last_error(self) -> str:
         """What the library said last of an error in this thread, and forget it."""
-        messages: list[str] = self.logger.messages.taken()
-        return messages[-1] if messages else "the library gave no reason"
+        messages: list[str] = self.logger.errors.messages
+        last = messages[-1] if messages else "the library gave no reason"
+        messages.clear()
+        return last
 
     def capabilities(self) -> dict[str, Any]:
         """The compute capabilities it builds for by name, ``sm_86``; empty for TensorRT."""
-        if not self.portable:
+        if not self.flavour.portable:
             return {}
         members = self.module.ComputeCapability.__members__
         found = ((_CAPABILITY.fullmatch(name), value) for name, value in members.items())
@@ -105,51 +118,28 @@ def find_library(flavour: Flavour) -> Library:
     Raises:
         EngineUnavailableError: it is not installed, does not load, or is too old.
     """
-    module = _import(flavour)
-    version = str(module.__version__)
-    library = Library(flavour, module, version)
-    if flavour == "trt" and _release(version) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        message = f"{_TITLES[flavour]} {version} is installed, expected {oldest} or newer"
-        raise EngineUnavailableError(message, 'Update it: pip install --upgrade "mrsep-deploy[trt]"')
-    return library
-
-
-def _import(flavour: Flavour) -> ModuleType:
-    name = next((name for name in _MODULES[flavour] if _is_there(name)), None)
-    if name is None:
-        raise EngineUnavailableError(f"{_TITLES[flavour]} is not installed", INSTALL[flavour])
+    there = [name for name in flavour.modules if name in sys.modules or importlib.util.find_spec(name)]
+    if not there:
+        raise EngineUnavailableError(f"{flavour.title} is not installed", flavour.install)
     try:
-        found: ModuleType = library(name)
-        return found
+        found = Library(flavour, library(there[0]))
     except (ImportError, OSError, RuntimeError) as error:  # one of its shared libraries does not load
         reason = first_line(error, "no reason given")
-        message = f"{_TITLES[flavour]} is installed but does not load: {reason}"
-        raise EngineUnavailableError(message, INSTALL[flavour]) from error
+        message = f"{flavour.title} is installed but does not load: {reason}"
+        raise EngineUnavailableError(message, flavour.install) from error
+    release = tuple(int(part) for part in re.findall(r"\d+", found.version)[:2])
+    if release < flavour.oldest:
+        oldest = ".".join(map(str, flavour.oldest))
+        message = f"{found.title} is installed, expected {oldest} or newer"
+        raise EngineUnavailableError(message, 'Update it: pip install --upgrade "mrsep-deploy[trt]"')
+    return found
 
 
-def _is_there(name: str) -> bool:
-    return name in sys.modules or importlib.util.find_spec(name) is not None
-
-
-def _release(version: str) -> tuple[int, int]:
-    numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, 0)
-
-
-@dataclass
-class _Messages:
+class _Errors(threading.local):
     """Error messages by thread: stages may be built side by side."""
 
-    local: threading.local = field(default_factory=threading.local)
-
-    def add(self, message: str) -> None:
-        self.local.errors = [*getattr(self.local, "errors", []), message]
-
-    def taken(self) -> list[str]:
-        found: list[str] = getattr(self.local, "errors", [])
-        self.local.errors = []
-        return found
+    def __init__(self) -> None:
+        self.messages: list[str] = []
 
 
 @functools.cache
@@ -158,11 +148,45 @@ def _logger(module: Any) -> Any:
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.messages = _Messages()
+            self.errors = _Errors()
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                self.messages.add(" ".join(message.split()))
+                self.errors.messages.append(" ".join(message.split()))
                 log.debug("%s", message)
 
     return Logger()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The NVIDIA GPU that an engine is built for or runs on.
+
+    Attributes:
+        name: as NVIDIA calls it.
+        capability: its compute capability, ``sm_86``.
+        driver: the newest CUDA version its driver supports, ``13.0``.
+    """
+
+    name: str
+    capability: str
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.capability})"
+
+
+def find_gpu(index: int) -> Gpu:
+    """The GPU of that index in CUDA's order; makes no context on it.
+
+    Raises:
+        EngineUnavailableError: CUDA does not work here, or there is no such GPU.
+    """
+    found = cuda_status()
+    if not found.works:
+        raise EngineUnavailableError(found.reason, found.fix)
+    if not 0 <= index < len(found.names):
+        known = ", ".join(f"{number} ({name})" for number, name in enumerate(found.names))
+        raise EngineUnavailableError(f"there is no GPU {index}, CUDA finds {known}", "Choose one of these.")
+    major, minor = found.compute_capabilities[index]
+    return Gpu(found.names[index], f"sm_{major}{minor}", found.driver)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Manifest, Stage, TensorSpec
 from mrsep_deploy.devices.interface import Device, Event, Graph, TensorView
 from mrsep_deploy.devices.runner import Runner
-from mrsep_deploy.runtime.schedule import Schedule, Step
+from mrsep_deploy.runtime.schedule import Schedule
 
 ALIGNMENT = 256
 """Bytes; what CUDA's allocator gives, and more than a CPU's vector units need."""
@@ -124,17 +124,13 @@ def plan_workspaces(schedule: Schedule, sizes: Mapping[str, int]) -> BufferPlan:
     """
     steps = {step.stage.name: step for step in schedule.steps}
 
-    def may_share(first: str, second: str) -> bool:
-        return _never_overlap(steps[first], steps[second], schedule.before)
+    def may_share(a: str, b: str) -> bool:
+        first, second = steps[a], steps[b]
+        if first.stream == second.stream:
+            return True
+        return first.part == second.part and (a in schedule.before[b] or b in schedule.before[a])
 
     return place({name: aligned(size) for name, size in sizes.items() if size}, may_share)
-
-
-def _never_overlap(first: Step, second: Step, before: Mapping[str, frozenset[str]]) -> bool:
-    if first.stream == second.stream:
-        return True
-    a, b = first.stage.name, second.stage.name
-    return first.part == second.part and (a in before[b] or b in before[a])
 
 
 def plan_buffers(
@@ -145,7 +141,7 @@ def plan_buffers(
     Args:
         stages: in an order in which they can run.
         tensors: the ones to place; the stages may use others, which lie elsewhere.
-        before: for every stage, what is over when it starts (``schedule.happens_before``).
+        before: for every stage, what is over when it starts; see ``Schedule``.
 
     ``mix`` and ``stems`` keep memory of their own: the caller fills the one and reads the other
     outside the stages.

@@ -16,7 +16,7 @@ from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import EngineError, MrsepError, named_line
 from mrsep_deploy.process.machine import release_heap
 from mrsep_deploy.runtime.memory import place_workspaces
-from mrsep_deploy.runtime.schedule import HEAD, TAIL, Schedule, Step
+from mrsep_deploy.runtime.schedule import HEAD, TAIL, Schedule
 from mrsep_deploy.transforms.host import host_runner
 
 
@@ -57,33 +57,22 @@ def prepare_runners(
     workspaces = stack.enter_context(contextlib.ExitStack())
     prepared: list[dict[str, Prepared]] = [{} for _ in lanes]
     for step in schedule.steps:
-        threads = _threads(step, budget, share)
+        stage, threads = step.stage, budget if step.exclusive else share
+        if step.stream in (HEAD, TAIL):  # of their own: they run beside bodies
+            threads = 1
         streams = [lane[step.stream] for lane in lanes]
-        for found, runner in zip(
-            prepared, _runners(bundle, engine, step.stage, threads, streams), strict=True
-        ):
+        if stage.kind == "graph" or engine.graph_transforms:
+            runners = engine.prepare_lanes(bundle, stage, threads, streams)
+        else:
+            runners = [host_runner(stage, bundle.manifest.branches, threads) for _ in streams]
+        for found, runner in zip(prepared, runners, strict=True):
             stack.callback(runner.close)
-            found[step.stage.name] = Prepared(runner, threads)
+            found[stage.name] = Prepared(runner, threads)
     for found in prepared:
-        runners = {name: each.runner for name, each in found.items()}
-        place_workspaces(engine.device, schedule, runners, workspaces)
+        by_name = {name: each.runner for name, each in found.items()}
+        place_workspaces(engine.device, schedule, by_name, workspaces)
     release_heap()  # before the buffers and the first run
     return prepared
-
-
-def _threads(step: Step, budget: int, share: int) -> int:
-    """All where nothing runs beside it; heads and tails with streams of their own run beside bodies and get one."""
-    if step.stream in (HEAD, TAIL):
-        return 1
-    return budget if step.exclusive else share
-
-
-def _runners(
-    bundle: Bundle, engine: Engine, stage: Stage, threads: int, streams: Sequence[Stream]
-) -> Sequence[Runner]:
-    if stage.kind == "graph" or engine.graph_transforms:
-        return engine.prepare_lanes(bundle, stage, threads, streams)
-    return [host_runner(stage, bundle.manifest.branches, threads) for _ in streams]
 
 
 class Cores:

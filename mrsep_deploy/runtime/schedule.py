@@ -42,7 +42,7 @@ class Step:
         stream: on which stream.
         waits: stages on other streams whose events it waits for.
         records: whether some other stream waits for it.
-        exclusive: nothing else runs beside it, so it may use every thread.
+        exclusive: no other body stage of the segment can run beside it, so it may use every thread.
     """
 
     stage: Stage
@@ -85,37 +85,33 @@ def make_schedule(manifest: Manifest, mode: Mode) -> Schedule:
     parts = {stage.name: part_of(stage) for stage in stages}
     streams = {stage.name: _stream(stage, parts[stage.name], mode) for stage in stages}
     needs = data_dependencies(stages)
-    waits = {s.name: tuple(n for n in needs[s.name] if streams[n] != streams[s.name]) for s in stages}
-    waits = _without_implied(stages, waits, streams)
-    recorded = {name for names in waits.values() for name in names}
-    before = happens_before(stages, _with_stream_order(stages, waits, streams))
-    steps = tuple(
-        Step(
-            stage,
-            parts[stage.name],
-            streams[stage.name],
-            waits[stage.name],
-            stage.name in recorded,
-            _alone(stage, stages, before, parts),
-        )
-        for stage in stages
-    )
-    used = tuple(dict.fromkeys([MAIN, *streams.values()]))
-    return Schedule(steps, used, before, _slot_tensors(stages, parts), mode)
-
-
-def happens_before(stages: Sequence[Stage], waits: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
-    """For every stage, all stages that are over when it starts.
-
-    Args:
-        stages: in an order in which they can run.
-        waits: the stages each one waits for directly.
-    """
+    waits: dict[str, tuple[str, ...]] = {}
     before: dict[str, frozenset[str]] = {}
+    last: dict[str, str] = {}
     for stage in stages:
-        direct = waits.get(stage.name, ())
-        before[stage.name] = frozenset(direct).union(*(before[name] for name in direct))
-    return before
+        previous = last.get(streams[stage.name])
+        over = {previous, *before[previous]} if previous else set()  # when the stream gets here
+        waits[stage.name] = ()
+        for name in reversed(needs[stage.name]):
+            if name not in over:  # neither the stream's own order nor another wait guarantees it
+                waits[stage.name] = (name, *waits[stage.name])
+                over |= {name, *before[name]}
+        before[stage.name] = frozenset(over)
+        last[streams[stage.name]] = stage.name
+    body = [stage.name for stage in stages if parts[stage.name] == "body"]
+    recorded = {name for names in waits.values() for name in names}
+
+    def alone(name: str) -> bool:
+        return all(other == name or other in before[name] or name in before[other] for other in body)
+
+    steps = tuple(
+        Step(s, parts[s.name], streams[s.name], waits[s.name], s.name in recorded, alone(s.name))
+        for s in stages
+    )
+    outside = (stage for stage in stages if stage.name not in body)
+    slot_tensors = {MIX, STEMS, *(name for s in outside for name in (*s.inputs, *s.outputs))}
+    used = tuple(dict.fromkeys([MAIN, *streams.values()]))
+    return Schedule(steps, used, before, frozenset(slot_tensors), mode)
 
 
 def data_dependencies(stages: Sequence[Stage]) -> dict[str, list[str]]:
@@ -136,59 +132,3 @@ def _stream(stage: Stage, part: Part, mode: Mode) -> str:
     if mode == "sequential" or (stage.branch == "shared" and part == "body"):
         return MAIN
     return stage.branch if part == "body" else HEAD if part == "head" else TAIL
-
-
-def _with_stream_order(
-    stages: Sequence[Stage], waits: Mapping[str, Sequence[str]], streams: Mapping[str, str]
-) -> dict[str, list[str]]:
-    """``waits`` plus, for every stage, the one before it on its own stream."""
-    last: dict[str, str] = {}
-    order: dict[str, list[str]] = {}
-    for stage in stages:
-        stream = streams[stage.name]
-        order[stage.name] = [*waits[stage.name], *([last[stream]] if stream in last else [])]
-        last[stream] = stage.name
-    return order
-
-
-def _without_implied(
-    stages: Sequence[Stage], waits: Mapping[str, tuple[str, ...]], streams: Mapping[str, str]
-) -> dict[str, tuple[str, ...]]:
-    """Drop events that another wait, or the stream's own order, already guarantees."""
-    kept: dict[str, tuple[str, ...]] = {}
-    before: dict[str, frozenset[str]] = {}
-    last: dict[str, str] = {}
-    for stage in stages:
-        stream = streams[stage.name]
-        known: set[str] = set()
-        if stream in last:
-            known = {last[stream], *before[last[stream]]}
-        chosen: list[str] = []
-        for name in reversed(waits[stage.name]):
-            if name not in known:
-                chosen.append(name)
-                known |= {name, *before[name]}
-        kept[stage.name] = tuple(reversed(chosen))
-        before[stage.name] = frozenset(known)
-        last[stream] = stage.name
-    return kept
-
-
-def _alone(
-    stage: Stage, stages: Sequence[Stage], before: Mapping[str, frozenset[str]], parts: Mapping[str, Part]
-) -> bool:
-    """No other body stage of the segment can run at the same time."""
-    return all(
-        other.name == stage.name or other.name in before[stage.name] or stage.name in before[other.name]
-        for other in stages
-        if parts[other.name] == "body"
-    )
-
-
-def _slot_tensors(stages: Sequence[Stage], parts: Mapping[str, Part]) -> frozenset[str]:
-    """Tensors that live outside the body: every slot has its own."""
-    names = {MIX, STEMS}
-    for stage in stages:
-        if parts[stage.name] != "body":
-            names.update((*stage.inputs, *stage.outputs))
-    return frozenset(names)

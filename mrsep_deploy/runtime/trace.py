@@ -48,7 +48,7 @@ class Trace:
         self._device = device
         self._lock = threading.Lock()
         self._found: list[TraceEvent] = []
-        self._timers: dict[int, dict[str, _Timers]] = {}
+        self._timers: dict[tuple[int, str], _Timers] = {}
         self._origin: float | None = None
         self._origin_event: Event | None = None
         self._end = 0
@@ -70,24 +70,20 @@ class Trace:
             yield
             self._add(segment, step, label, start, time.perf_counter(), self._origin or 0.0)
             return
-        timers = self._timers_of(slot, step, label)
+        place = (slot, step.stage.name)
+        if place not in self._timers:
+            before, after = (self._device.event(timed=True) for _ in range(2))
+            self._timers[place] = _Timers(step, label, before, after)
+        timers = self._timers[place]
         stream.record(timers.before)
         yield
         stream.record(timers.after)
-
-    def _timers_of(self, slot: int, step: Step, label: str) -> _Timers:
-        timers = self._timers.setdefault(slot, {})
-        name = step.stage.name
-        if name not in timers:
-            before, after = (self._device.event(timed=True) for _ in range(2))
-            timers[name] = _Timers(step, label, before, after)
-        return timers[name]
 
     def finished(self, segment: int, slot: int) -> None:
         """A segment is over: read its timers, before the next one in its slot takes them."""
         if self._origin_event is None:
             return
-        for timers in self._timers.get(slot, {}).values():
+        for timers in (found for (used, _), found in self._timers.items() if used == slot):
             start = timers.before.seconds_since(self._origin_event)
             end = start + timers.after.seconds_since(timers.before)
             self._add(segment, timers.step, timers.label, start, end, 0.0)
@@ -114,9 +110,8 @@ class Trace:
     def close(self) -> None:
         """Let the timers go; what was found stays. Idempotent."""
         for timers in self._timers.values():
-            for each in timers.values():
-                each.before.close()
-                each.after.close()
+            timers.before.close()
+            timers.after.close()
         self._timers.clear()
         if self._origin_event is not None:
             self._origin_event.close()

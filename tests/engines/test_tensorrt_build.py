@@ -18,7 +18,7 @@ from mrsep_deploy.bundle.manifest import Manifest, Stage, TensorSpec
 from mrsep_deploy.engines.contract import BuildOptions, EngineOptions
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_precision, check_targets, layer_types
 from mrsep_deploy.engines.tensorrt.engine import TensorRtRtxEngine
-from mrsep_deploy.engines.tensorrt.library import Library, find_library
+from mrsep_deploy.engines.tensorrt.library import RTX, Library, find_library
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
 
 pytest.importorskip("tensorrt_rtx_bindings", reason='TensorRT for RTX is not installed: pip install ".[rtx]"')
@@ -42,7 +42,7 @@ def engine() -> TensorRtRtxEngine:
 
 @pytest.fixture
 def library() -> Library:
-    return find_library("trt-rtx")
+    return find_library(RTX)
 
 
 def stage_of(bundle: Bundle, name: str = STAGE) -> Stage:

@@ -21,10 +21,10 @@ from mrsep_deploy.devices.interface import DeviceTensor, Stream
 from mrsep_deploy.devices.runner import Runner
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.engines.contract import BuildOptions, EngineOptions
-from mrsep_deploy.engines.tensorrt import device
 from mrsep_deploy.engines.tensorrt import engine as tensorrt_engine
-from mrsep_deploy.engines.tensorrt.device import Gpu
+from mrsep_deploy.engines.tensorrt import library as tensorrt_library
 from mrsep_deploy.engines.tensorrt.engine import TensorRtEngine
+from mrsep_deploy.engines.tensorrt.library import TRT, Gpu
 from mrsep_deploy.engines.tensorrt.runner import TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
 from mrsep_deploy.export.graphs.transforms import transform_graph
@@ -439,21 +439,21 @@ def test_no_gpu(library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     status = CudaStatus(True, "fake", "13.2", ("NVIDIA A", "NVIDIA B"), ((8, 6), (12, 0)))
-    monkeypatch.setattr(device, "cuda_status", lambda: status)
-    assert device.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "13.2")
+    monkeypatch.setattr(tensorrt_library, "cuda_status", lambda: status)
+    assert tensorrt_library.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "13.2")
     with pytest.raises(
         EngineUnavailableError, match=r"there is no GPU 2, CUDA finds 0 \(NVIDIA A\), 1 \(NVIDIA B\)"
     ):
-        device.find_gpu(2)
+        tensorrt_library.find_gpu(2)
 
 
 def test_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     status = CudaStatus(False, "fake", reason="there is no driver", fix="Install it.")
-    monkeypatch.setattr(device, "cuda_status", lambda: status)
+    monkeypatch.setattr(tensorrt_library, "cuda_status", lambda: status)
     with pytest.raises(EngineUnavailableError, match=r"there is no driver\. Install it\."):
-        device.find_gpu(0)
+        tensorrt_library.find_gpu(0)
 
 
 def test_numpy_names_of_element_types(library: FakeTensorRt) -> None:
-    found = tensorrt_engine.find_library("trt")
+    found = tensorrt_engine.find_library(TRT)
     assert [found.dtype(kind) for kind in DataType] == ["float32", "float16", "int64"]

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from stage_graphs import random_manifest
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Stage, TensorSpec
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.runtime.memory import ALIGNMENT, BufferPlan, aligned_bytes, plan_buffers
-from mrsep_deploy.runtime.schedule import data_dependencies, happens_before
+from mrsep_deploy.runtime.schedule import MODES, Mode, data_dependencies, make_schedule
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,19 @@ class Case:
 
     @property
     def before(self) -> dict[str, frozenset[str]]:
-        return happens_before(self.stages, self.waits)
+        return closure(self.stages, self.waits)
 
     def plan(self) -> BufferPlan:
         return plan_buffers(self.stages, self.tensors, self.before)
+
+
+def closure(stages: Sequence[Stage], waits: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
+    """What is over when each stage starts, given what it waits for directly: Warshall's algorithm on a matrix."""
+    names = [stage.name for stage in stages]
+    reach = np.array([[a in waits.get(b, ()) for b in names] for a in names])
+    for middle in range(len(names)):
+        reach |= np.outer(reach[:, middle], reach[middle])
+    return {b: frozenset(names[row] for row in np.flatnonzero(reach[:, i])) for i, b in enumerate(names)}
 
 
 def laid_out(case: Case, plan: BufferPlan) -> dict[str, NDArray[Any]]:
@@ -192,17 +202,18 @@ def test_never_more_than_all_tensors_side_by_side(case: Case) -> None:
 # --- the order ---------------------------------------------------------------------------------------------
 
 
-@given(case=cases())
+@given(seed=st.integers(0, 10**6), mode=st.sampled_from(MODES))
 @settings(max_examples=60, deadline=None)
-def test_happens_before_is_the_transitive_closure(case: Case) -> None:
-    """Held against Warshall's algorithm on a matrix."""
-    names = [stage.name for stage in case.stages]
-    reach = np.array([[a in case.waits.get(b, ()) for b in names] for a in names])
-    for middle in range(len(names)):
-        reach |= np.outer(reach[:, middle], reach[middle])
-    found = case.before
-    for column, name in enumerate(names):
-        assert found[name] == {names[row] for row in np.flatnonzero(reach[:, column])}
+def test_before_is_the_transitive_closure_of_waits_and_streams(seed: int, mode: Mode) -> None:
+    """And all that a stage reads is over when it starts."""
+    stages = random_manifest(seed, 1).stages
+    schedule, direct, last = make_schedule(random_manifest(seed, 1), mode), {}, {}
+    for step in schedule.steps:
+        direct[step.stage.name] = [*step.waits, *last.get(step.stream, ())]
+        last[step.stream] = (step.stage.name,)
+    assert schedule.before == closure(stages, direct)
+    for name, needed in data_dependencies(stages).items():
+        assert schedule.before[name].issuperset(needed)
 
 
 # --- memory ------------------------------------------------------------------------------------------------
