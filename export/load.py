@@ -16,7 +16,8 @@ from torch import nn
 from mrsep_deploy.bundle import shipped
 from mrsep_deploy.bundle.manifest import FusionShares, Layout, ModelInfo
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint.read import read_bag, read_checkpoint, require_fit
+from mrsep_deploy.export.checkpoint.bags import bag_models
+from mrsep_deploy.export.checkpoint.read import read_checkpoint, require_fit
 from mrsep_deploy.export.families import family_of, known_classes
 from mrsep_deploy.export.families.family import Audio
 from mrsep_deploy.export.families.staged import StagedModel, parameter_count
@@ -80,7 +81,14 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     """
     path = Path(path)
     if path.suffix.lower() in (".yaml", ".yml"):
-        path = _only_model(path)
+        models = bag_models(path)
+        if len(models) != 1:
+            raise CheckpointError(
+                f"{path} is a bag of {len(models)} models, an export makes a bundle of one",
+                "Export them one by one, each by the name it has there, and run them together with "
+                f"run -n {path}: {', '.join(map(str, models))}.",
+            )
+        (path,) = models
     classes = known_classes()
     checkpoint = read_checkpoint(path, classes)
     variant = classes[checkpoint.klass]
@@ -101,17 +109,6 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
         }
     }
     return LoadedModel(variant, config, model, origin, True, tuple(ignored), checkpoint.storage_dtypes)
-
-
-def _only_model(path: Path) -> Path:
-    bag = read_bag(path)
-    if len(bag.models) != 1:
-        raise CheckpointError(
-            f"{path} is a bag of {len(bag.models)} models, an export makes a bundle of one",
-            f"Export them one by one, each by the name it has there, and run them together with run -n {path}: "
-            f"{', '.join(str(m) for m in bag.models)}.",
-        )
-    return bag.models[0]
 
 
 def meta_model(variant: str, config: Any) -> nn.Module:

@@ -20,13 +20,13 @@ Every other name is refused and reported. Nothing is imported, whatever the file
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
 from mrsep_deploy.export.checkpoint import recipes
-from mrsep_deploy.export.checkpoint.values import fraction, shown
+from mrsep_deploy.export.checkpoint.values import NO_FRACTION, fraction, shown
 
 #: Storage class -> name of its torch dtype.
 STORAGES: Mapping[str, str] = MappingProxyType(
@@ -47,6 +47,22 @@ STORAGES: Mapping[str, str] = MappingProxyType(
 RESAVE = "save the model again as a dict of klass, args, kwargs, state and training_args"
 UNTRUSTED = "do not load this file elsewhere unless you trust its author; "
 DIFFQ_FIX = "export the model that was not quantised, or load this one with demucs and diffq and save that"
+
+# What may be called, each with what is wrong where its arguments are none that a package has.
+_UNWRITTEN = "is declared in a form that torch.save does not write"
+_NO_NUMBER = "the file holds a numpy object that is not a number"
+_CALLS: Mapping[str, str] = {
+    "collections.OrderedDict": f"an OrderedDict {_UNWRITTEN}",
+    "fractions.Fraction": NO_FRACTION,
+    "torch._utils._rebuild_tensor_v2": f"a tensor {_UNWRITTEN}",
+    "torch._utils._rebuild_parameter": f"a parameter {_UNWRITTEN}",
+    "torch.Size": f"a torch.Size {_UNWRITTEN}",
+    "numpy.dtype": _NO_NUMBER,
+    "numpy.core.multiarray.scalar": _NO_NUMBER,
+    "numpy._core.multiarray.scalar": _NO_NUMBER,
+    "_codecs.encode": _NO_NUMBER,
+}
+MOST_ARGUMENTS = 7
 
 _DTYPES = frozenset(f"torch.{name}" for name in STORAGES.values())
 # numpy's short dtype names -> struct's, of one letter each
@@ -181,17 +197,13 @@ def persistent(classes: Collection[str], identity: object) -> StorageRef | Name:
     Raises:
         UnsafeCheckpointError: it has another form.
     """
-    if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
-        klass, *texts = identity[1:]
-        plain = all(text is None or isinstance(text, str) for text in texts)
-        if plain and isinstance(klass, Name) and klass.qualified in classes:
-            return klass
-    if isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage":
-        _, kind, key, _, numel = identity[:5]
-        dtype = STORAGES.get(kind.qualified) if isinstance(kind, Name) else None
-        view = identity[5] if len(identity) == 6 else None
-        if dtype and isinstance(key, str) and type(numel) is int and 0 <= numel < 2**40 and view is None:
-            return StorageRef(key, dtype, numel)
+    if isinstance(identity, tuple) and len(identity) <= 6:
+        match identity:
+            case ("module", Name(klass), None | str(), None | str()) if klass in classes:
+                return Name(klass)
+            case ("storage", Name(kind), str(key), _, int(numel), *view) if kind in STORAGES:
+                if type(numel) is int and 0 <= numel < 2**40 and view in ([], [None]):
+                    return StorageRef(key, STORAGES[kind], numel)
     raise refuse("a persistent object that is neither a storage of tensors nor a known model class")
 
 
@@ -202,12 +214,48 @@ def call(function: object, arguments: object) -> object:
         UnsafeCheckpointError: ``function`` is not one of the names that may be called.
         CheckpointError: it is, with arguments it never has in a package.
     """
-    ours = _CALLS.get(function.qualified) if isinstance(function, Name) else None
-    if ours is None:
+    if not isinstance(function, Name) or function.qualified not in _CALLS:
         raise refuse(f"{_called(function)} to be called")
     if not isinstance(arguments, tuple):
         raise CheckpointError(f"the file is damaged: it calls {function} without a tuple of arguments")
-    return ours(arguments)
+    if len(arguments) <= MOST_ARGUMENTS:
+        match (function.qualified, *arguments):
+            case ("collections.OrderedDict",):
+                # Python 3 fills it afterwards, item by item; a list of items here could be copied without end.
+                return {}
+            case ("fractions.Fraction", *parts):
+                return fraction(tuple(parts))
+            case (
+                "torch._utils._rebuild_tensor_v2",
+                StorageRef() as storage,
+                offset,
+                size,
+                stride,
+                _,
+                _,
+                *metadata,
+            ):
+                if not any(metadata):
+                    return TensorSpec(storage, offset, size, stride)
+            case ("torch._utils._rebuild_parameter", TensorSpec() as tensor, _, _):
+                return tensor
+            case ("torch.Size", tuple(size)):
+                return size
+            case ("numpy.dtype", str(kind), *_) if kind in _NUMBERS:
+                return _NumpyType(_NUMBERS[kind])
+            case (
+                "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar",
+                _NumpyType(letter, order),
+                bytes(data),
+            ) if struct.calcsize(order + letter) == len(data):
+                return struct.unpack(order + letter, data)[0]
+            case ("_codecs.encode", str(text), "latin1" | "latin-1"):
+                # How protocol 2 writes bytes. A number has at most 8 of them.
+                if len(text) <= 8 and all(ord(character) < 256 for character in text):
+                    return text.encode("latin-1")
+    if function.qualified == "_codecs.encode":
+        raise refuse("_codecs.encode of something that is not the bytes of a number")
+    raise CheckpointError(_CALLS[function.qualified], RESAVE)
 
 
 def build(target: object, state: object) -> None:
@@ -230,67 +278,3 @@ def _called(thing: object) -> str:
     if isinstance(thing, Name):
         return shown(thing.qualified, 300)
     return f"a {type(thing).__name__}"
-
-
-def _tensor(arguments: tuple[object, ...]) -> object:
-    if len(arguments) in (6, 7) and isinstance(arguments[0], StorageRef):
-        metadata = arguments[6] if len(arguments) == 7 else None
-        if not metadata:
-            return TensorSpec(*arguments[:4])  # type: ignore[arg-type]
-    raise CheckpointError("a tensor is declared in a form that torch.save does not write", RESAVE)
-
-
-def _parameter(arguments: tuple[object, ...]) -> object:
-    if len(arguments) == 3 and isinstance(arguments[0], TensorSpec):
-        return arguments[0]
-    raise CheckpointError("a parameter is declared in a form that torch.save does not write", RESAVE)
-
-
-def _ordered_dict(arguments: tuple[object, ...]) -> object:
-    # Python 3 fills it afterwards, item by item; a list of items here could be copied without end.
-    if arguments:
-        raise CheckpointError("an OrderedDict is declared in a form that torch.save does not write", RESAVE)
-    return {}
-
-
-def _size(arguments: tuple[object, ...]) -> object:
-    if len(arguments) == 1 and isinstance(arguments[0], tuple):
-        return arguments[0]
-    raise CheckpointError("a torch.Size is declared in a form that torch.save does not write", RESAVE)
-
-
-def _numpy_type(arguments: tuple[object, ...]) -> object:
-    letter = _NUMBERS.get(arguments[0]) if arguments and isinstance(arguments[0], str) else None
-    if letter is None:
-        raise CheckpointError("the file holds a numpy object that is not a number", RESAVE)
-    return _NumpyType(letter)
-
-
-def _numpy_scalar(arguments: tuple[object, ...]) -> object:
-    if len(arguments) == 2 and isinstance(arguments[0], _NumpyType) and isinstance(arguments[1], bytes):
-        form = arguments[0].order + arguments[0].letter
-        if struct.calcsize(form) == len(arguments[1]):
-            return struct.unpack(form, arguments[1])[0]
-    raise CheckpointError("the file holds a numpy object that is not a number", RESAVE)
-
-
-def _latin1(arguments: tuple[object, ...]) -> object:
-    """``_codecs.encode``: how protocol 2 writes bytes. A number has at most 8 of them."""
-    if len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] in ("latin1", "latin-1"):
-        text = arguments[0]
-        if len(text) <= 8 and all(ord(character) < 256 for character in text):
-            return text.encode("latin-1")
-    raise refuse("_codecs.encode of something that is not the bytes of a number")
-
-
-_CALLS: Mapping[str, Callable[[tuple[object, ...]], object]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "fractions.Fraction": fraction,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
-    "numpy.dtype": _numpy_type,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-    "_codecs.encode": _latin1,
-}

@@ -8,12 +8,10 @@ how the sha256 of that file begins.
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from mrsep_deploy.bundle.bag_file import FIX, Weights, read_bag_file
+from mrsep_deploy.bundle.bag_file import FIX, read_bag_file
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.files import AGAIN, about, opened, sha256
 from mrsep_deploy.export.checkpoint.values import shown
@@ -23,44 +21,22 @@ _SIGNATURE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _CHECKSUM = re.compile(r"[0-9a-f]{8,64}")
 
 
-@dataclass(frozen=True)
-class Bag:
-    """Models to be averaged.
-
-    Attributes:
-        models: their files, in order.
-        weights: [model][source], how much each model counts for each source; None: all the same.
-        segment: seconds per segment, if the bag sets it.
-        path: the YAML file.
-    """
-
-    models: tuple[Path, ...]
-    weights: Weights | None
-    segment: float | None
-    path: Path
-
-
-def read_bag(path: str | os.PathLike[str]) -> Bag:
-    """Reads a bag and finds its models; their checksums are verified, the models themselves are not read.
+def bag_models(path: Path) -> tuple[Path, ...]:
+    """The files of a bag's models, in order; their checksums are verified, the models themselves are not read.
 
     Raises:
         CheckpointError: the file is no bag, a model is missing, ambiguous or damaged, or the weights do not
             match the models.
     """
-    path = Path(path)
     with about(path), raised_as(CheckpointError):
-        found = read_bag_file(path)
-        signatures = [_require_signature(name) for name in found.models]
-        models = tuple(_model_file(path.parent, signature) for signature in signatures)
-    return Bag(models, found.weights, found.segment, path)
-
-
-def _require_signature(name: str) -> str:
-    if not _SIGNATURE.fullmatch(name):
-        raise CheckpointError(
-            f"models has the signature {shown(name)!r}, expected letters, digits, dots and dashes", FIX
-        )
-    return name
+        signatures = read_bag_file(path).models
+        for name in signatures:
+            if not _SIGNATURE.fullmatch(name):
+                raise CheckpointError(
+                    f"models has the signature {shown(name)!r}, expected letters, digits, dots and dashes",
+                    FIX,
+                )
+        return tuple(_model_file(path.parent, signature) for signature in signatures)
 
 
 def _model_file(folder: Path, signature: str) -> Path:
@@ -78,8 +54,16 @@ def _model_file(folder: Path, signature: str) -> Path:
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise CheckpointError(f"the model {signature} is ambiguous: {names}", "keep one of these files")
-    _verify(found[0], checksum=found[0].stem[len(signature) + 1 :])
-    return found[0]
+    (model,) = found
+    checksum = model.stem[len(signature) + 1 :]
+    with opened(model) as file:
+        actual = sha256(file)[: len(checksum)] if checksum else ""
+    if actual != checksum:
+        raise CheckpointError(
+            f"the sha256 of {model.name} starts with {actual}, expected {checksum}: the file is damaged",
+            AGAIN,
+        )
+    return model
 
 
 def _is_named(file: Path, signature: str) -> bool:
@@ -87,15 +71,3 @@ def _is_named(file: Path, signature: str) -> bool:
         return False
     before, _, after = file.stem.rpartition("-")
     return file.stem == signature or (before == signature and _CHECKSUM.fullmatch(after) is not None)
-
-
-def _verify(model: Path, checksum: str) -> None:
-    if not checksum:
-        return
-    with opened(model) as file:
-        actual = sha256(file)[: len(checksum)]
-    if actual != checksum:
-        raise CheckpointError(
-            f"the sha256 of {model.name} starts with {actual}, expected {checksum}: the file is damaged",
-            AGAIN,
-        )

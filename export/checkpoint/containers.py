@@ -19,7 +19,7 @@ import sys
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader, RawIOBase
 from typing import IO
 
@@ -28,7 +28,7 @@ import numpy as np
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.allowed import RESAVE, StorageRef
 from mrsep_deploy.export.checkpoint.files import AGAIN
-from mrsep_deploy.export.checkpoint.storages import DTYPES, StorageReader
+from mrsep_deploy.export.checkpoint.storages import DTYPES, Package, read_state
 from mrsep_deploy.export.checkpoint.unpickler import MAX_BYTES, Unpickled, unpickle
 from mrsep_deploy.export.checkpoint.values import shown
 
@@ -36,14 +36,6 @@ MAX_DIRECTORY = 4 * 2**20  # bytes of the archive's table of contents: some fort
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 _CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class Package:
-    """What a file holds: the value of its pickle, and a way to the bytes of the storages it declares."""
-
-    value: object
-    read: StorageReader
 
 
 def read_zip(file: BufferedReader, file_bytes: int, classes: Collection[str]) -> Package:
@@ -72,7 +64,8 @@ def read_zip(file: BufferedReader, file_bytes: int, classes: Collection[str]) ->
         _check_length(storage, member.file_size)
         return _in_order(_contents(archive, member), storage, order)
 
-    return Package(unpickle(bytes(_contents(archive, pickle)), classes).value, read)
+    value = unpickle(bytes(_contents(archive, pickle)), classes).value
+    return Package(value, partial(read_state, read=read, file_bytes=file_bytes))
 
 
 def read_legacy(file: BufferedReader, file_bytes: int, classes: Collection[str]) -> Package:
@@ -98,7 +91,7 @@ def read_legacy(file: BufferedReader, file_bytes: int, classes: Collection[str])
         file.seek(places[storage.key])
         return _in_order(_fill(file, _length(storage)), storage, order)
 
-    return Package(package.value, read)
+    return Package(package.value, partial(read_state, read=read, file_bytes=file_bytes))
 
 
 class _Sparing(RawIOBase):

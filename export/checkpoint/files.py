@@ -25,7 +25,7 @@ def about(path: Path) -> Iterator[None]:
     try:
         path.stat()
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise CheckpointError(f"{path} does not exist", "Check the path") from error
     except (OSError, ValueError):
         pass  # ``opened`` says more
     try:
@@ -34,10 +34,6 @@ def about(path: Path) -> Iterator[None]:
         error.message = f"{path.name or path}: {error.message}"
         error.args = (error.message,)
         raise
-
-
-def _missing(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} does not exist", "Check the path")
 
 
 @contextmanager
@@ -49,8 +45,6 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         if path.exists() and not path.is_file():
             raise CheckpointError("this is a device or a pipe, expected a file", "name a regular file")
         file = path.open("rb")
-    except FileNotFoundError as error:
-        raise _missing(path) from error
     except PermissionError as error:
         raise CheckpointError("the file may not be read by this user", "change its permissions") from error
     except (OSError, ValueError) as error:

@@ -22,14 +22,11 @@ import torch
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint import recipes
 from mrsep_deploy.export.checkpoint.allowed import RESAVE, Name, TensorSpec, unknown_class
-from mrsep_deploy.export.checkpoint.bags import Bag, read_bag
 from mrsep_deploy.export.checkpoint.containers import read_legacy, read_zip
 from mrsep_deploy.export.checkpoint.files import AGAIN, about, opened, refuse_other_files, sha256
 from mrsep_deploy.export.checkpoint.safetensors_file import looks_like_safetensors, read_safetensors
-from mrsep_deploy.export.checkpoint.storages import is_state, read_state, refuse_quantised, states_in
+from mrsep_deploy.export.checkpoint.storages import Package, is_state, refuse_quantised, states_in
 from mrsep_deploy.export.checkpoint.values import plain, plain_dict, shown
-
-__all__ = ["Bag", "Checkpoint", "read_bag", "read_checkpoint", "require_fit"]
 
 MAX_FILE = 4 * 2**30  # bytes; the largest published package has about 0.4e9
 _PACKAGE = "expected a package with klass, args, kwargs, state"
@@ -84,9 +81,16 @@ def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str]) -> C
         head = file.read(512)
         file.seek(0)
         refuse_other_files(head)
-        if looks_like_safetensors(head, file_bytes) or (path.suffix == ".safetensors" and head[:2] != b"PK"):
-            return _from_safetensors(path, classes, head, file_bytes, digest)
-        return _from_package(path, classes, file, head, file_bytes, digest)
+        package = _package(path, classes, file, head, file_bytes)
+        root = _package_dict(package.value, path)
+        klass = _klass(root["klass"], classes)
+        args = plain(root["args"], "args")
+        if not isinstance(args, (list, tuple)):
+            raise CheckpointError(f"args is {type(args).__name__}, expected a list of arguments", RESAVE)
+        kwargs = plain_dict(root["kwargs"], "kwargs")
+        training_args = plain_dict(root.get("training_args") or {}, "training_args")
+        state, dtypes = package.tensors(root["state"])
+    return Checkpoint(klass, tuple(args), kwargs, state, training_args, path, digest, tuple(sorted(dtypes)))
 
 
 def require_fit(
@@ -123,33 +127,16 @@ def require_fit(
     return {name: state[name] for name in expected}
 
 
-def _from_package(
-    path: Path, classes: Collection[str], file: BufferedReader, head: bytes, file_bytes: int, digest: str
-) -> Checkpoint:
+def _package(
+    path: Path, classes: Collection[str], file: BufferedReader, head: bytes, file_bytes: int
+) -> Package:
+    if looks_like_safetensors(head, file_bytes) or (path.suffix == ".safetensors" and head[:2] != b"PK"):
+        return read_safetensors(path, head, file_bytes)
     if head.startswith(b"PK\x03\x04"):
-        package = read_zip(file, file_bytes, classes)
-    elif head.startswith((b"\x80", b"c", b"(")):  # how the pickles of protocol 2 and 0 begin
-        package = read_legacy(file, file_bytes, classes)
-    else:
-        raise CheckpointError(f"truncated or not a torch package: it starts with {shown(head[:8])}", AGAIN)
-    root = _package_dict(package.value, path)
-    klass = _klass(root["klass"], classes)
-    args, kwargs = _arguments(root["args"], root["kwargs"])
-    training_args = plain_dict(root.get("training_args") or {}, "training_args")
-    specs = root["state"]
-    state = read_state(specs, package.read, file_bytes)
-    dtypes = {spec.storage.dtype for spec in specs.values()} if isinstance(specs, dict) else set()
-    return Checkpoint(klass, args, kwargs, state, training_args, path, digest, tuple(sorted(dtypes)))
-
-
-def _from_safetensors(
-    path: Path, classes: Collection[str], head: bytes, file_bytes: int, digest: str
-) -> Checkpoint:
-    package = read_safetensors(path, head, file_bytes)
-    klass = _klass(package.klass, classes)
-    args, kwargs = _arguments(package.args, package.kwargs)
-    dtypes = tuple(sorted(package.storage_dtypes))
-    return Checkpoint(klass, args, kwargs, package.state, {}, path, digest, dtypes)
+        return read_zip(file, file_bytes, classes)
+    if head.startswith((b"\x80", b"c", b"(")):  # how the pickles of protocol 2 and 0 begin
+        return read_legacy(file, file_bytes, classes)
+    raise CheckpointError(f"truncated or not a torch package: it starts with {shown(head[:8])}", AGAIN)
 
 
 def _package_dict(value: object, path: Path) -> dict[object, object]:
@@ -184,10 +171,3 @@ def _klass(value: object, classes: Collection[str]) -> str:
     if not isinstance(name, str) or name not in classes:
         raise unknown_class(name if isinstance(name, str) else f"a {type(name).__name__}", classes)
     return name
-
-
-def _arguments(args: object, kwargs: object) -> tuple[tuple[object, ...], dict[str, object]]:
-    copied = plain(args, "args")
-    if not isinstance(copied, (list, tuple)):
-        raise CheckpointError(f"args is {type(copied).__name__}, expected a list of arguments", RESAVE)
-    return tuple(copied), plain_dict(kwargs, "kwargs")

@@ -8,43 +8,23 @@ checked by the safetensors library: tensors neither overlap nor leave the file.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint.allowed import DIFFQ_FIX
+from mrsep_deploy.export.checkpoint.allowed import DIFFQ_FIX, STORAGES
 from mrsep_deploy.export.checkpoint.files import AGAIN
-from mrsep_deploy.export.checkpoint.storages import MAX_TENSORS, finished, refuse_quantised
+from mrsep_deploy.export.checkpoint.storages import MAX_TENSORS, Package, finished, refuse_quantised
 from mrsep_deploy.export.checkpoint.values import MAX_WEIGHT, fraction, shown
 
 MAX_HEADER = 8 * 2**20  # bytes of JSON; the published files have some tens of thousands
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+_NAMES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+_DTYPES = dict(zip(_NAMES, STORAGES.values(), strict=True))
 _FIX = "use the .th package, or add klass, args and kwargs to the file's metadata as demucs' own export does"
-
-
-@dataclass(frozen=True)
-class SafetensorsPackage:
-    """Class name, undecoded arguments, finished tensors by name, and the dtypes they are stored in."""
-
-    klass: str
-    args: object
-    kwargs: object
-    state: dict[str, torch.Tensor]
-    storage_dtypes: frozenset[str]
 
 
 def looks_like_safetensors(head: bytes, file_bytes: int) -> bool:
@@ -52,7 +32,7 @@ def looks_like_safetensors(head: bytes, file_bytes: int) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= file_bytes - 8
 
 
-def read_safetensors(path: Path, head: bytes, file_bytes: int) -> SafetensorsPackage:
+def read_safetensors(path: Path, head: bytes, file_bytes: int) -> Package:
     """Read a package; ``head`` is how the file starts, at least its first 8 bytes.
 
     Raises:
@@ -61,26 +41,28 @@ def read_safetensors(path: Path, head: bytes, file_bytes: int) -> SafetensorsPac
     header = int.from_bytes(head[:8], "little")
     if header > MAX_HEADER and looks_like_safetensors(head, file_bytes):
         raise CheckpointError(f"the header has {header:,} bytes, expected at most {MAX_HEADER:,}")
+    with _damage(), safe_open(str(path), framework="pt") as file:
+        metadata, names = file.metadata() or {}, list(file.keys())
+    _check(metadata, names)
+    value = {key: _json(metadata[key], key) for key in ("args", "kwargs")}
+    return Package({**value, "klass": metadata["klass"], "state": names}, lambda _: _tensors(path, names))
+
+
+def _tensors(path: Path, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], set[str]]:
+    with _damage(), safe_open(str(path), framework="pt") as file:
+        stored = {_stored_dtype(name, file.get_slice(name).get_dtype()) for name in names}
+        # A clone, because the tensor of the library is a window into the file.
+        return {name: finished(name, file.get_tensor(name).clone()) for name in names}, stored
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            _check(metadata, names)
-            stored = {name: _stored_dtype(name, file.get_slice(name).get_dtype()) for name in names}
-            # A clone, because the tensor of the library is a window into the file.
-            state = {name: finished(name, file.get_tensor(name).clone()) for name in names}
+        yield
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"the file is truncated or not a safetensors file ({shown(error, 200)})",
-            AGAIN,
+            f"the file is truncated or not a safetensors file ({shown(error, 200)})", AGAIN
         ) from error
-    return SafetensorsPackage(
-        klass=metadata["klass"],
-        args=_json(metadata["args"], "args"),
-        kwargs=_json(metadata["kwargs"], "kwargs"),
-        state=state,
-        storage_dtypes=frozenset(stored.values()),
-    )
 
 
 def _check(metadata: dict[str, str], names: list[str]) -> None:

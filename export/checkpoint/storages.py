@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint.allowed import DIFFQ_FIX, RESAVE, StorageRef, TensorSpec
+from mrsep_deploy.export.checkpoint.allowed import DIFFQ_FIX, RESAVE, STORAGES, StorageRef, TensorSpec
 from mrsep_deploy.export.checkpoint.values import shown
 
 MAX_TENSORS = 16_384  # the largest published model has about two thousand
@@ -24,21 +24,23 @@ MAX_EXTENT = 2**40
 MAX_GROWTH = 4  # bytes of all tensors in memory per byte of the file: 2 for float16, and as much again
 SLACK = 2**20  # bytes on top of that, so that small files may repeat a value
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in STORAGES.values()}
 
 #: Gives the bytes of a storage, exactly ``numel`` elements, in the byte order of this machine.
 StorageReader = Callable[[StorageRef], bytearray]
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a file holds, and how to read the tensors of the state that it declares.
+
+    Attributes:
+        value: the package, or what stands in its place.
+        tensors: from its ``state`` to the tensors by name and the dtypes they are stored in.
+    """
+
+    value: object
+    tensors: Callable[[object], tuple[dict[str, torch.Tensor], set[str]]]
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,12 @@ def states_in(package: Mapping[object, object]) -> dict[object, dict[object, obj
     return found
 
 
-def read_state(state: object, read: StorageReader, file_bytes: int) -> dict[str, torch.Tensor]:
-    """The tensors of a package's ``state``: floating point ones as float32, on the CPU, contiguous.
+def read_state(
+    state: object, read: StorageReader, file_bytes: int
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """The tensors of a package's ``state``, and the dtypes they are stored in.
+
+    Floating point ones are float32, all are on the CPU and contiguous.
 
     Args:
         state: what the pickle holds: a dict of names and ``TensorSpec``.
@@ -90,8 +96,15 @@ def read_state(state: object, read: StorageReader, file_bytes: int) -> dict[str,
         CheckpointError: ``state`` holds something else, a tensor reaches outside its storage, has a value
             that is not finite, or all together are absurdly large.
     """
-    layouts = {name: _layout(name, spec) for name, spec in _specs(state)}
-    check_growth((layout.numel * _width(layout.storage.dtype) for layout in layouts.values()), file_bytes)
+    layouts = _layouts(state)
+    total = sum(layout.numel * _width(layout.storage.dtype) for layout in layouts.values())
+    limit = MAX_GROWTH * file_bytes + SLACK
+    if total > limit:
+        raise CheckpointError(
+            f"the tensors would take {total:,} bytes in memory, expected at most {limit:,} from a file of "
+            f"{file_bytes:,} bytes",
+            RESAVE,
+        )
     users = Counter(layout.storage.key for layout in layouts.values())
     shared: dict[str, torch.Tensor] = {}
     tensors = {}
@@ -104,7 +117,7 @@ def read_state(state: object, read: StorageReader, file_bytes: int) -> dict[str,
         users[key] -= 1
         if not users[key]:
             del shared[key]
-    return tensors
+    return tensors, {layout.storage.dtype for layout in layouts.values()}
 
 
 def finished(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -123,18 +136,6 @@ def finished(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def check_growth(sizes: Iterable[int], file_bytes: int) -> None:
-    """Raise unless tensors of these sizes (bytes in memory) can come from a file of ``file_bytes``."""
-    total = sum(sizes)
-    limit = MAX_GROWTH * file_bytes + SLACK
-    if total > limit:
-        raise CheckpointError(
-            f"the tensors would take {total:,} bytes in memory, expected at most {limit:,} from a file of "
-            f"{file_bytes:,} bytes",
-            RESAVE,
-        )
-
-
 def refuse_quantised(names: Iterable[object]) -> None:
     """Raise if a state with these keys is one that demucs wrote through DiffQ."""
     if not {"__quantized", "quantized"}.isdisjoint(names):
@@ -149,18 +150,20 @@ def _width(dtype: str) -> int:
     return 4 if DTYPES[dtype].is_floating_point else DTYPES[dtype].itemsize
 
 
-def _specs(state: object) -> Iterable[tuple[str, TensorSpec]]:
+def _layouts(state: object) -> dict[str, _Layout]:
     if not isinstance(state, dict):
         raise CheckpointError(f"state is {type(state).__name__}, expected a dict of tensors", RESAVE)
     refuse_quantised(state)
     if len(state) > MAX_TENSORS:
         raise CheckpointError(f"state has {len(state):,} entries, expected at most {MAX_TENSORS:,}")
+    layouts = {}
     for name, spec in state.items():
         if not isinstance(name, str):
             raise CheckpointError(f"state has a key of type {type(name).__name__}, expected names", RESAVE)
         if not isinstance(spec, TensorSpec):
             raise CheckpointError(f"state[{shown(name)}] is {type(spec).__name__}, expected a tensor", RESAVE)
-        yield name, spec
+        layouts[name] = _layout(name, spec)
+    return layouts
 
 
 def _layout(name: str, spec: TensorSpec) -> _Layout:

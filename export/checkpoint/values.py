@@ -16,6 +16,7 @@ from mrsep_deploy.errors import CheckpointError
 MAX_DEPTH = 32
 MAX_WEIGHT = 250_000  # values plus characters, all together
 MAX_INT = 2**63
+NO_FRACTION = "a fraction is written as something else than two 64-bit integers"
 _FRACTION = re.compile(r"-?[0-9]{1,18}(/[0-9]{1,18})?")
 
 
@@ -44,7 +45,7 @@ def fraction(parts: tuple[object, ...]) -> Fraction:
         numerator, denominator = parts
         if _is_small(numerator) and _is_small(denominator) and denominator != 0:
             return Fraction(numerator, denominator)
-    raise CheckpointError("a fraction is written as something else than two 64-bit integers")
+    raise CheckpointError(NO_FRACTION)
 
 
 def _is_small(value: object) -> TypeGuard[int]:
@@ -60,41 +61,36 @@ def plain(value: object, what: str) -> object:
     Raises:
         CheckpointError: something else is in it, it is nested too deep or it is absurdly large.
     """
-    return _Copier(what).copy(value, 0)
+    left = MAX_WEIGHT
 
-
-class _Copier:
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.left = MAX_WEIGHT
-
-    def copy(self, value: object, depth: int) -> object:
-        self._spend(1 + (len(value) if isinstance(value, str) else 0))
+    def copy(value: object, depth: int) -> object:
+        nonlocal left
+        left -= 1 + (len(value) if isinstance(value, str) else 0)
+        if left < 0:
+            raise CheckpointError(f"{what} holds more than {MAX_WEIGHT:,} values and characters")
         if depth > MAX_DEPTH:
-            raise CheckpointError(f"{self.what} is nested more than {MAX_DEPTH} levels deep")
+            raise CheckpointError(f"{what} is nested more than {MAX_DEPTH} levels deep")
         if isinstance(value, list):
-            return [self.copy(item, depth + 1) for item in value]
+            return [copy(item, depth + 1) for item in value]
         if isinstance(value, tuple):
-            return tuple([self.copy(item, depth + 1) for item in value])
+            return tuple([copy(item, depth + 1) for item in value])
         if isinstance(value, dict):
-            return {self._scalar(key): self.copy(item, depth + 1) for key, item in value.items()}
-        return self._scalar(value)
+            return {_scalar(key, what): copy(item, depth + 1) for key, item in value.items()}
+        return _scalar(value, what)
 
-    def _scalar(self, value: object) -> object:
-        if value is None or isinstance(value, (bool, float, str, Fraction)) or _is_small(value):
-            return value
-        if isinstance(value, int):
-            raise CheckpointError(f"{self.what} holds an integer of more than 64 bits")
-        raise CheckpointError(
-            f"{self.what} holds {shown(value) if hasattr(value, 'qualified') else type(value).__name__}, "
-            "expected numbers, texts, lists and dicts only",
-            "save the package again with plain values (OmegaConf.to_container for a configuration)",
-        )
+    return copy(value, 0)
 
-    def _spend(self, weight: int) -> None:
-        self.left -= weight
-        if self.left < 0:
-            raise CheckpointError(f"{self.what} holds more than {MAX_WEIGHT:,} values and characters")
+
+def _scalar(value: object, what: str) -> object:
+    if value is None or isinstance(value, (bool, float, str, Fraction)) or _is_small(value):
+        return value
+    if isinstance(value, int):
+        raise CheckpointError(f"{what} holds an integer of more than 64 bits")
+    raise CheckpointError(
+        f"{what} holds {shown(value) if hasattr(value, 'qualified') else type(value).__name__}, "
+        "expected numbers, texts, lists and dicts only",
+        "save the package again with plain values (OmegaConf.to_container for a configuration)",
+    )
 
 
 def plain_dict(value: object, what: str) -> dict[str, object]:

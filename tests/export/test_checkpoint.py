@@ -19,10 +19,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mrsep_deploy.bundle.bag_file import read_bag_file
 from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
+from mrsep_deploy.export.checkpoint.bags import bag_models
 from mrsep_deploy.export.checkpoint.read import (
     Checkpoint,
-    read_bag,
     read_checkpoint,
     require_fit,
 )
@@ -491,11 +492,12 @@ def bag(folder: Path, content: str) -> Path:
 
 def test_a_bag(folder: Path) -> None:
     content = "models: ['cccc-3', aaaa1111, bbbb2222]\nweights: [[1, 0.], [0, 1], [0, 0]]\nsegment: 44"
-    found = read_bag(bag(folder, content))
-    assert [model.name[:4] for model in found.models] == ["cccc", "aaaa", "bbbb"]
+    path = bag(folder, content)
+    assert [model.name[:4] for model in bag_models(path)] == ["cccc", "aaaa", "bbbb"]
+    found = read_bag_file(path)
     assert found.weights == ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0))
     assert found.segment == 44.0
-    alone = read_bag(bag(folder, "models: [aaaa1111]"))
+    alone = read_bag_file(bag(folder, "models: [aaaa1111]"))
     assert (alone.weights, alone.segment) == (None, None)
 
 
@@ -529,16 +531,16 @@ def test_a_bag(folder: Path) -> None:
 )
 def test_bags_with_mistakes(folder: Path, content: str, said: str) -> None:
     with pytest.raises(CheckpointError, match=said) as caught:
-        read_bag(bag(folder, content))
+        bag_models(bag(folder, content))
     assert caught.value.message.startswith("bag.yaml")
 
 
 def test_bags_whose_models_are_not_clear(folder: Path) -> None:
     (folder / "aaaa1111.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"ambiguous: aaaa1111\.safetensors, aaaa1111\.th"):
-        read_bag(bag(folder, "models: [aaaa1111]"))
+        bag_models(bag(folder, "models: [aaaa1111]"))
     (folder / "eeee-01234567.th").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"sha256 of eeee-01234567\.th .* expected 01234567"):
-        read_bag(bag(folder, "models: [eeee]"))
+        bag_models(bag(folder, "models: [eeee]"))
     with pytest.raises(CheckpointError, match=r"absent\.yaml does not exist"):
-        read_bag(folder / "absent.yaml")
+        bag_models(folder / "absent.yaml")

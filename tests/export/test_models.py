@@ -19,7 +19,7 @@ from mrsep_deploy.export.families.demucs.config import parse_config
 from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.families.demucs.shapes import bottleneck_size
 from mrsep_deploy.export.families.demucs.transformer import crossing_layers
-from mrsep_deploy.export.families.demucs.variants import build_model, fusion_shares
+from mrsep_deploy.export.families.demucs.variants import build_model
 from mrsep_deploy.export.load import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -114,7 +114,7 @@ def test_several_resolutions_of_the_paper_differ_from_families_by_their_weights(
 @pytest.mark.parametrize("name", MODELS)
 def test_fusion_shares_sum_to_one(name: str) -> None:
     model = named(name)
-    shares = {found.where: torch.tensor(found.weights) for found in fusion_shares(model)}
+    shares = {found.where: torch.tensor(found.weights) for found in model.fusion_shares()}
     assert ("bottleneck" in shares) == (model.crosstransformer is not None and "htdemucs-" not in f"{name}-")
     assert ("output" in shares) == (model.config.fusion in ("source", "shared"))
     for weights in shares.values():

@@ -23,35 +23,39 @@ both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 def written_out(model: SeparationModel, mix: Tensor) -> Tensor:
     """The data flow from ``mix`` to stems written out once more, as the published classes have it."""
     config = model.config
-    skips_t, inject = [], None
+    merged, resolutions = model.plan.merge is not None, len(config.nfft_list)
+    skips_t: tuple[Tensor, ...] = ()
     if config.waveform:
         mean_t, std_t = statistics(mix)
-        skips_t = model.encode_waveform((mix - mean_t) / (NORMALISE_EPS + std_t))
-        inject = skips_t[-1] if model.plan.merge is not None else None
+        skips_t = model.encode(resolutions, (mix - mean_t) / (NORMALISE_EPS + std_t))
     found, encoded = [], []
-    for index, branch in enumerate(staged(model).branches[: len(config.nfft_list)]):
+    for index, branch in enumerate(staged(model).branches[:resolutions]):
         assert branch.transform is not None
         x = analyse(mix, branch.transform)
         mean, std = statistics(x)
         found.append((mean, std))
-        encoded.append(model.encode_spectrogram(index, (x - mean) / (NORMALISE_EPS + std), inject))
-    xs, xt = model.bottleneck([skips[-1] for skips in encoded], skips_t[-1] if skips_t else None)
+        encoded.append(
+            model.encode(index, (x - mean) / (NORMALISE_EPS + std), skips_t[-1] if merged else None)
+        )
+    xs = tuple(skips[-1] for skips in (*encoded, *([skips_t] if skips_t else [])))
+    if model.crosstransformer is not None:
+        xs = model.bottleneck(*xs)
     signals = []
     for index, transform in enumerate(branch.transform for branch in staged(model).branches):
         if transform is None:
             continue
-        x, before = model.decode_spectrogram(index, xs[index], encoded[index])
+        x, *before = model.decode(index, xs[index], *encoded[index])
         mean, std = found[index]
         x = x.view(len(x), len(config.sources), -1, *x.shape[2:])
         x = (x * std[:, None] + mean[:, None]) * model.gains[index].to(x)[:, None, None, None]
         signals.append(synthesise(x, transform, config.segment_samples))
-        if before is not None:
-            xt = before.flatten(1, 2) if before.dim() == 4 else before
-    if not config.waveform:
-        return model.fuse(signals, None)
-    assert xt is not None
-    y = model.decode_waveform(xt, skips_t).view_as(signals[0])
-    return model.fuse(signals, y * std_t[:, None] + mean_t[:, None])
+    if config.waveform:
+        xt, skips_t = (before[0], skips_t[:-1]) if merged else (xs[-1], skips_t)
+        (y,) = model.decode(resolutions, xt, *skips_t)
+        signals.append(y.view_as(signals[0]) * std_t[:, None] + mean_t[:, None])
+    if model.fusion is None:
+        return sum(signals[1:], start=signals[0])
+    return model.fuse(*signals)[0]
 
 
 def sources_of(model: SeparationModel, layout: Layout) -> list[StageSource]:

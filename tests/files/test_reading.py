@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint.bags import read_bag
+from mrsep_deploy.export.checkpoint.bags import bag_models
 from mrsep_deploy.files.reading import read_start
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="named pipes")
@@ -53,4 +53,4 @@ def test_a_pipe_as_the_bag_of_an_export(pipe: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"pipe.yaml: it is a pipe or a device, expected a regular file"
     ):
-        read_bag(pipe)
+        bag_models(pipe)

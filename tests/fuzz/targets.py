@@ -86,10 +86,9 @@ class Bag(Target):
         (self.folder / "bag.yaml").write_bytes(data)
 
     def read(self) -> None:
-        from mrsep_deploy.export.checkpoint.bags import read_bag
+        from mrsep_deploy.export.checkpoint.bags import bag_models
 
-        found = read_bag(self.folder / "bag.yaml")
-        assert all(model.parent == self.folder for model in found.models)
+        assert all(model.parent == self.folder for model in bag_models(self.folder / "bag.yaml"))
 
 
 class Manifest(Target):

@@ -91,9 +91,7 @@ class Demucs(Family):
         return float32_nodes(cast("SeparationModel", model), stages)
 
     def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
-        from mrsep_deploy.export.families.demucs.variants import fusion_shares
-
-        return fusion_shares(cast("SeparationModel", model))
+        return cast("SeparationModel", model).fusion_shares()
 
     def paper_tables(self) -> tuple[PaperTable, ...]:
         return paper_tables()

@@ -55,13 +55,10 @@ def float32_nodes(model: SeparationModel, stages: Sequence[Stage]) -> Patterns:
 
 def _layers(model: SeparationModel, stage: Stage) -> Iterator[tuple[str, nn.ModuleList]]:
     """Yields the encoders and decoders that a stage computes with, each with its name in the model."""
-    branches = dict(zip(branch_names(model.config.nfft_list), model.branches, strict=True))
-    pairs = {name: (encoder, decoder) for name, (encoder, decoder, _) in branches.items()}
-    if model.config.waveform:
-        pairs[TIME] = model.tencoder, model.tdecoder
     names = {module: name for name, module in model.named_modules()}
     side = stage.name.partition(".")[0]
-    for branch, (encoder, decoder) in pairs.items():
+    branches = (*branch_names(model.config.nfft_list), *([TIME] if model.config.waveform else []))
+    for branch, (encoder, decoder, _) in zip(branches, model.branches, strict=True):
         if side == "core" or stage.branch == branch:
             if side in ("core", "branch", "encoder"):
                 yield names[encoder], encoder

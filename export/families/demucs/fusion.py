@@ -7,9 +7,6 @@ everything else; they are constants, so the bundle folds them into the de-normal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor, nn
 
 from mrsep_deploy.export.families.demucs.config import ModelConfig
@@ -58,8 +55,3 @@ class UNetFusion(nn.Module):
         for layer in self.decoder:
             x = layer(x + skips.pop())
         return x
-
-
-def stack_resolutions(signals: Sequence[Tensor]) -> Tensor:
-    """``K`` signals ``[B, S, C, L]`` -> ``[B, S*C, K, L]``."""
-    return torch.stack([s.flatten(1, 2) for s in signals], dim=2)

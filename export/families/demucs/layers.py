@@ -7,6 +7,7 @@ Parameter names are those of the published checkpoints. Spectrogram features are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class LayerScale(nn.Module):
 
 
 class DConv(nn.Module):
-    """Residual branch of dilated convolutions, ``[N, C, T] -> [N, C, T]``.
+    """Residual branch of dilated convolutions along time, for ``[B, C, T]`` or every bin of ``[B, C, F, T]``.
 
     Each layer computes ``x + s GLU(GN(W2 GELU(GN(W1 x))))`` with ``W1`` a convolution of kernel 3 and
     dilation ``2^d`` into ``C / compress`` channels, ``W2`` pointwise, ``GN`` group norm of one group.
@@ -56,9 +57,11 @@ class DConv(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        # Bins are items of their own: a norm is over the channels and frames of one.
+        y = x if x.dim() == 3 else x.permute(0, 2, 1, 3).flatten(0, 1)
         for layer in self.layers:
-            x = x + layer(x)
-        return x
+            y = y + layer(y)
+        return y if x.dim() == 3 else y.view(-1, x.shape[2], *y.shape[1:]).permute(0, 2, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -80,93 +83,107 @@ class LayerShape:
     last: bool
     empty: bool = False
 
+    def axes(self, strided: int, other: int) -> tuple[int, ...]:
+        """A kernel, stride or padding: along the strided axis, and along time where that is frequency."""
+        return (strided, other) if self.frequency else (strided,)
 
-def _norm(shape: LayerShape, groups: int, channels: int) -> nn.Module:
-    return nn.GroupNorm(groups, channels) if shape.norm else nn.Identity()
+    def reduced(self, length: int) -> int:
+        """Bins, frames or samples after the encoder's convolution; along time, padded to the stride first."""
+        if not self.frequency:
+            length = -(-length // self.stride) * self.stride
+        return (length + 2 * self.pad - self.kernel) // self.stride + 1
+
+    def restored(self, length: int) -> int:
+        """What the decoder's convolution makes of ``length``, without the padding on both sides."""
+        return (length - 1) * self.stride + self.kernel - 2 * self.pad
 
 
-def per_bin(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply a ``[N, C, T]`` module to every bin of ``[B, C, F, T]`` on its own."""
-    b, c, f, t = x.shape
-    y: Tensor = module(x.permute(0, 2, 1, 3).reshape(b * f, c, t))
-    return y.view(b, f, c, t).permute(0, 2, 1, 3)
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: a DConv, and a pointwise GLU with a norm in it.
+
+    Attributes:
+        glu_norm: name of the norm between the GLU's convolution, ``rewrite``, and its gate.
+        glu: what a rewrite for export puts in place of both.
+    """
+
+    glu_norm: ClassVar[str]
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.rewrite: nn.Module | None = None
+        self.glu: nn.Module | None = None
+
+    def _norm(self, channels: int, config: ModelConfig) -> nn.Module:
+        return nn.GroupNorm(config.norm_groups, channels) if self.shape.norm else nn.Identity()
+
+    def _add_inside(self, config: ModelConfig, context: int, dconv: bool) -> None:
+        channels = self.shape.inner
+        if config.rewrite:
+            conv: Any = nn.Conv2d if self.shape.frequency else nn.Conv1d
+            self.rewrite = conv(channels, 2 * channels, 1 + 2 * context, 1, context)
+            self.add_module(self.glu_norm, self._norm(2 * channels, config))
+        self.dconv: nn.Module = nn.Identity()
+        if dconv:
+            self.dconv = DConv(channels, config.dconv_depth, config.dconv_comp)
+
+    def _gated(self, x: Tensor) -> Tensor:
+        if self.rewrite is not None:
+            return F.glu(getattr(self, self.glu_norm)(self.rewrite(x)), dim=1)
+        return x if self.glu is None else self.glu(x)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(_Layer):
     """Strided convolution, GELU, DConv, pointwise GLU; ``[B, C, F, T] -> [B, C', F/stride, T]``
     along frequency, or ``[B, C, T] -> [B, C', T/stride]`` along time."""
 
+    glu_norm = "norm2"
+
     def __init__(self, shape: LayerShape, config: ModelConfig) -> None:
-        super().__init__()
-        self.shape = shape
-        channels = shape.inner
-        conv: type[nn.Conv1d | nn.Conv2d]
-        if shape.frequency:
-            conv = nn.Conv2d
-            self.conv: nn.Module = nn.Conv2d(
-                shape.outer_in, channels, (shape.kernel, 1), (shape.stride, 1), (shape.pad, 0)
-            )
-        else:
-            conv = nn.Conv1d
-            self.conv = nn.Conv1d(shape.outer_in, channels, shape.kernel, shape.stride, shape.pad)
-        self.rewrite: nn.Module | None = None
-        self.dconv: DConv | None = None
-        if shape.empty:
-            return
-        self.norm1 = _norm(shape, config.norm_groups, channels)
-        if config.rewrite:
-            context = config.context_enc
-            self.rewrite = conv(channels, 2 * channels, 1 + 2 * context, 1, context)
-            self.norm2 = _norm(shape, config.norm_groups, 2 * channels)
-        if config.dconv_mode & 1:
-            self.dconv = DConv(channels, config.dconv_depth, config.dconv_comp)
+        super().__init__(shape)
+        conv: Any = nn.Conv2d if shape.frequency else nn.Conv1d
+        kernel, stride, pad = (
+            shape.axes(shape.kernel, 1),
+            shape.axes(shape.stride, 1),
+            shape.axes(shape.pad, 0),
+        )
+        self.conv: nn.Module = conv(shape.outer_in, shape.inner, kernel, stride, pad)
+        if not shape.empty:
+            self.norm1 = self._norm(shape.inner, config)
+            self._add_inside(config, config.context_enc, bool(config.dconv_mode & 1))
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
         """``inject`` is the waveform branch joining a spectrogram branch that has shrunk to one bin."""
         if not self.shape.frequency:
-            if x.dim() == 4:
-                x = x.flatten(1, 2)
-            x = F.pad(x, (0, -x.shape[-1] % self.shape.stride))
+            x = x.flatten(1, 2) if x.dim() == 4 else x
+            missing = -x.shape[-1] % self.shape.stride
+            x = F.pad(x, (0, missing)) if missing else x
         y: Tensor = self.conv(x)
         if self.shape.empty:
             return y
         if inject is not None:
             y = y + (inject[:, :, None] if y.dim() == 4 else inject)
-        y = F.gelu(self.norm1(y))
-        if self.dconv is not None:
-            y = per_bin(self.dconv, y) if self.shape.frequency else self.dconv(y)
-        if self.rewrite is not None:
-            y = F.glu(self.norm2(self.rewrite(y)), dim=1)
-        return y
+        return self._gated(self.dconv(F.gelu(self.norm1(y))))
 
 
-class DecoderLayer(nn.Module):
-    """Mirror of :class:`EncoderLayer`: skip connection, GLU, DConv, transposed convolution, GELU."""
+class DecoderLayer(_Layer):
+    """Mirror of :class:`EncoderLayer`: skip connection, GLU, DConv, transposed convolution, GELU.
+
+    Attributes:
+        crop: what is cut off both ends of the transposed convolution's output.
+    """
+
+    glu_norm = "norm1"
 
     def __init__(self, shape: LayerShape, config: ModelConfig) -> None:
-        super().__init__()
-        self.shape = shape
-        channels = shape.inner
-        conv: type[nn.Conv1d | nn.Conv2d]
-        if shape.frequency:
-            conv = nn.Conv2d
-            self.conv_tr: nn.Module = nn.ConvTranspose2d(
-                channels, shape.outer_out, (shape.kernel, 1), (shape.stride, 1)
-            )
-        else:
-            conv = nn.Conv1d
-            self.conv_tr = nn.ConvTranspose1d(channels, shape.outer_out, shape.kernel, shape.stride)
-        self.norm2 = _norm(shape, config.norm_groups, shape.outer_out)
-        self.rewrite: nn.Module | None = None
-        self.dconv: DConv | None = None
-        if shape.empty:
-            return
-        if config.rewrite:
-            context = config.context
-            self.rewrite = conv(channels, 2 * channels, 1 + 2 * context, 1, context)
-            self.norm1 = _norm(shape, config.norm_groups, 2 * channels)
-        if config.dconv_mode & 2:
-            self.dconv = DConv(channels, config.dconv_depth, config.dconv_comp)
+        super().__init__(shape)
+        conv: Any = nn.ConvTranspose2d if shape.frequency else nn.ConvTranspose1d
+        kernel, stride = shape.axes(shape.kernel, 1), shape.axes(shape.stride, 1)
+        self.conv_tr: nn.Module = conv(shape.inner, shape.outer_out, kernel, stride)
+        self.norm2 = self._norm(shape.outer_out, config)
+        self.crop = shape.pad
+        if not shape.empty:
+            self._add_inside(config, config.context, bool(config.dconv_mode & 2))
 
     def forward(self, x: Tensor, skip: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
         """Decode one layer.
@@ -182,17 +199,13 @@ class DecoderLayer(nn.Module):
         """
         if self.shape.frequency and x.dim() == 3:
             x = x[:, :, None]
-        if skip is not None:
-            x = x + skip
-        if self.rewrite is not None:
-            x = F.glu(self.norm1(self.rewrite(x)), dim=1)
-        if self.dconv is not None:
-            x = per_bin(self.dconv, x) if self.shape.frequency else self.dconv(x)
+        if not self.shape.empty:
+            x = self.dconv(self._gated(x if skip is None else x + skip))
         y: Tensor = self.norm2(self.conv_tr(x))
-        if not self.shape.frequency:
-            y = y[..., self.shape.pad : self.shape.pad + length]
-        elif self.shape.pad:
-            y = y[..., self.shape.pad : -self.shape.pad, :]
+        if self.shape.frequency:
+            y = y[..., self.crop : -self.crop, :] if self.crop else y
+        elif self.crop or y.shape[-1] != length:
+            y = y[..., self.crop : self.crop + length]
         return (y if self.shape.last else F.gelu(y)), x
 
 

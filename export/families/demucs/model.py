@@ -12,11 +12,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mrsep_deploy.bundle.manifest import FusionShares
 from mrsep_deploy.export.families.demucs.config import ModelConfig
-from mrsep_deploy.export.families.demucs.fusion import ConvolutionFusion, UNetFusion, stack_resolutions
-from mrsep_deploy.export.families.demucs.layers import DecoderLayer, EncoderLayer, FrequencyEmbedding
+from mrsep_deploy.export.families.demucs.fusion import ConvolutionFusion, UNetFusion
+from mrsep_deploy.export.families.demucs.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    FrequencyEmbedding,
+    LayerShape,
+)
 from mrsep_deploy.export.families.demucs.shapes import LayerPlan, plan_layers
 from mrsep_deploy.export.families.demucs.transformer import CrossTransformer
+
+BranchLayers = tuple[nn.ModuleList, nn.ModuleList, FrequencyEmbedding | None]
+"""Encoder, decoder and embedding of one branch."""
 
 
 class SeparationModel(nn.Module):
@@ -24,8 +33,7 @@ class SeparationModel(nn.Module):
 
     Attributes:
         config: the structure.
-        encoder_branches, decoder_branches: the layers of each spectrogram branch.
-        embeddings: the frequency embedding of each spectrogram branch, or none.
+        plan: the shapes of its layers.
     """
 
     tencoder: nn.ModuleList
@@ -43,10 +51,10 @@ class SeparationModel(nn.Module):
 
     # --- construction, in the published order of the parameters
 
-    def _spectrogram_layers(self) -> tuple[nn.ModuleList, nn.ModuleList]:
-        """Encoder (outermost first) and decoder (innermost first) of one spectrogram branch."""
-        encoder = nn.ModuleList(EncoderLayer(s, self.config) for s in self.plan.spectrogram)
-        decoder = nn.ModuleList(DecoderLayer(s, self.config) for s in reversed(self.plan.spectrogram))
+    def _layers(self, shapes: Sequence[LayerShape]) -> tuple[nn.ModuleList, nn.ModuleList]:
+        """Encoder (outermost first) and decoder (innermost first) of one branch."""
+        encoder = nn.ModuleList(EncoderLayer(shape, self.config) for shape in shapes)
+        decoder = nn.ModuleList(DecoderLayer(shape, self.config) for shape in reversed(shapes))
         return encoder, decoder
 
     def _embedding(self, n_fft: int) -> FrequencyEmbedding:
@@ -58,35 +66,57 @@ class SeparationModel(nn.Module):
 
     def _add_waveform_branch(self) -> None:
         if self.config.waveform:
-            self.tencoder = nn.ModuleList(EncoderLayer(s, self.config) for s in self.plan.waveform)
-            self.tdecoder = nn.ModuleList(DecoderLayer(s, self.config) for s in reversed(self.plan.waveform))
+            self.tencoder, self.tdecoder = self._layers(self.plan.waveform)
 
     def _add_bottleneck(self) -> None:
         config = self.config
         width = config.bottleneck_channels
         if config.bottom_channels:
-            sides = ("", "_t") if config.waveform else ("",)
-            for side in sides:
+            for side in ("", "_t") if config.waveform else ("",):
                 self.add_module(f"channel_upsampler{side}", nn.Conv1d(width, config.bottom_channels, 1))
                 self.add_module(f"channel_downsampler{side}", nn.Conv1d(config.bottom_channels, width, 1))
         self.crosstransformer = None
         if config.t_layers:
             self.crosstransformer = CrossTransformer(config.bottom_channels or width, config)
 
+    def _add_fusion(self) -> None:
+        if self.config.fusion == "convolution":
+            self.fusion_conv = ConvolutionFusion(self.config)
+        elif self.config.fusion == "unet":
+            self.fusion_unet = UNetFusion(self.config)
+
     # --- the parts
 
     @property
-    def branches(self) -> list[tuple[nn.ModuleList, nn.ModuleList, FrequencyEmbedding | None]]:
-        """Encoder, decoder and embedding of every spectrogram branch."""
+    def spectrogram_branches(self) -> list[BranchLayers]:
+        """The layers of every resolution."""
         raise NotImplementedError
+
+    @property
+    def branches(self) -> list[BranchLayers]:
+        """The layers of every resolution, then of the waveform."""
+        waveform = [(self.tencoder, self.tdecoder, None)] if self.config.waveform else []
+        return [*self.spectrogram_branches, *waveform]
+
+    @property
+    def fusion(self) -> nn.Module | None:
+        """What fuses the signals, unless they are added up."""
+        return getattr(self, "fusion_conv", None) or getattr(self, "fusion_unet", None)
 
     @property
     def gains(self) -> Tensor:
         """Weight of each resolution's signal in each source, ``[K, S]``; ones where the fusion has none."""
         return torch.ones(len(self.config.nfft_list), len(self.config.sources))
 
-    def encode_spectrogram(self, branch: int, x: Tensor, inject: Tensor | None = None) -> list[Tensor]:
-        """Outputs of every encoder layer, outermost first; the last one enters the bottleneck."""
+    def fusion_shares(self) -> tuple[FusionShares, ...]:
+        """The learnt weights per resolution: of the bottleneck, of the output for every source or for all."""
+        return ()
+
+    def encode(self, branch: int, x: Tensor, inject: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Outputs of every encoder layer of a branch, outermost first; ``inject`` is what merges into it.
+
+        The last one enters the bottleneck; of the waveform branch of a merging model, it is what merges.
+        """
         encoder, _, embedding = self.branches[branch]
         skips: list[Tensor] = []
         for index, layer in enumerate(encoder):
@@ -94,24 +124,15 @@ class SeparationModel(nn.Module):
             if index == 0 and embedding is not None:
                 x = embedding(x, self.config.freq_emb)
             skips.append(x)
-        return skips
+        return tuple(skips)
 
-    def encode_waveform(self, x: Tensor) -> list[Tensor]:
-        """Outputs of every waveform encoder layer; in a merging model the last is what it injects."""
-        skips: list[Tensor] = []
-        for layer in self.tencoder:
-            x = layer(x)
-            skips.append(x)
-        return skips
-
-    def bottleneck(self, xs: Sequence[Tensor], xt: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        """Transform the innermost features ``[B, C, F_k, T_k]`` and ``[B, C, N]``."""
+    def bottleneck(self, *deepest: Tensor) -> tuple[Tensor, ...]:
+        """Innermost features ``[B, C, F_k, T_k]`` and ``[B, C, N]`` -> the same, transformed."""
         raise NotImplementedError
 
-    def _transform(self, x: Tensor, xt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _transform(self, x: Tensor, xt: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The shared transformer, between its channel adapters."""
-        if self.crosstransformer is None:
-            return x, xt
+        assert self.crosstransformer is not None
         adapt = bool(self.config.bottom_channels)
         if adapt:
             x = _pointwise(self.channel_upsampler, x)
@@ -122,46 +143,34 @@ class SeparationModel(nn.Module):
             xt = None if xt is None else self.channel_downsampler_t(xt)
         return x, xt
 
-    def decode_spectrogram(
-        self, branch: int, x: Tensor, skips: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The branch's estimate ``[B, S*2C, F, T]``, and what a merged waveform decoder continues from."""
+    def decode(self, branch: int, x: Tensor, *skips: Tensor) -> tuple[Tensor, ...]:
+        """The branch's estimate, ``[B, S*2C, F, T]`` or ``[B, S*C, L]``.
+
+        Where the model merges, its spectrogram gives what the waveform decoder continues from as well, ``[B, C, T]``.
+        """
         _, decoder, _ = self.branches[branch]
-        before: Tensor | None = None
-        for index, layer in enumerate(decoder):
-            outer = len(decoder) - 1 - index
-            # Layers along time give back as many frames as entered them, the stride may not divide those.
-            x, last = layer(x, skips[outer], skips[max(outer - 1, 0)].shape[-1])
-            if outer == self.plan.merge:
-                before = last
-        return x, before
+        outputs: list[Tensor] = []
+        for outer, layer in zip(reversed(range(len(decoder))), decoder, strict=True):
+            assert isinstance(layer, DecoderLayer)
+            # Layers along time give back as much as entered them, the stride may not divide that.
+            length = skips[outer - 1].shape[-1] if outer else self.config.segment_samples
+            x, before = layer(x, None if layer.shape.empty else skips[outer], length)
+            if outer == self.plan.merge and layer.shape.frequency:
+                outputs = [before.flatten(1, 2)]
+        return x, *outputs
 
-    def decode_waveform(self, x: Tensor, skips: Sequence[Tensor | None]) -> Tensor:
-        """The waveform estimate ``[B, S*C, L]``."""
-        lengths = self.plan.waveform_lengths
-        for index, layer in enumerate(self.tdecoder):
-            outer = len(self.tdecoder) - 1 - index
-            skip = None if self.plan.waveform[outer].empty else skips[outer]
-            x, _ = layer(x, skip, lengths[outer])
-        return x
+    def encode_and_decode(self, branch: int, x: Tensor, inject: Tensor | None = None) -> tuple[Tensor, ...]:
+        """:meth:`decode` of :meth:`encode`: a branch that meets no bottleneck."""
+        skips = self.encode(branch, x, inject)
+        return self.decode(branch, skips[-1], *skips)
 
-    def fuse(self, signals: Sequence[Tensor], waveform: Tensor | None) -> Tensor:
-        """Stems ``[B, S, C, L]`` from signals that already carry their ``gains``."""
-        b, s, c, length = signals[0].shape
-        module: nn.Module | None = getattr(self, "fusion_conv", None) or getattr(self, "fusion_unet", None)
-        if module is None:
-            stems = signals[0]
-            for signal in signals[1:]:
-                stems = stems + signal
-        else:
-            stems = module(stack_resolutions(signals)).view(b, s, c, length)
-        return stems if waveform is None else stems + waveform
-
-    def _add_fusion(self) -> None:
-        if self.config.fusion == "convolution":
-            self.fusion_conv = ConvolutionFusion(self.config)
-        elif self.config.fusion == "unet":
-            self.fusion_unet = UNetFusion(self.config)
+    def fuse(self, *signals: Tensor) -> tuple[Tensor]:
+        """Stems ``[B, S, C, L]`` from signals that already carry their ``gains``, the waveform's last."""
+        assert self.fusion is not None
+        resolutions = len(self.config.nfft_list)
+        stacked = torch.stack([signal.flatten(1, 2) for signal in signals[:resolutions]], dim=2)
+        stems = self.fusion(stacked).view(signals[0].shape)
+        return (stems + signals[-1] if self.config.waveform else stems,)
 
 
 def _pointwise(conv: nn.Module, x: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from mrsep_deploy.export.families.demucs.layers import (
     DecoderLayer,
     EncoderLayer,
     FrequencyEmbedding,
-    per_bin,
 )
 from mrsep_deploy.export.families.demucs.transformer import TokenGroupNorm
 
@@ -220,110 +219,15 @@ class SplitGLU(nn.Module):
         return y
 
 
-class RewrittenEncoderLayer(nn.Module):
-    """:class:`EncoderLayer` with its DConv and GLU rewritten."""
+class PlainGLU(nn.Module):
+    """``GLU(norm(conv(x)))``; a norm between convolution and gate couples both halves."""
 
-    def __init__(self, layer: EncoderLayer, enabled: Collection[str]) -> None:
-        super().__init__()
-        self.shape = layer.shape
-        self.conv = layer.conv
-        if layer.shape.empty:
-            return
-        self.norm1 = spelled_norm(layer.norm1)
-        self.dconv = rewritten_dconv(layer.dconv, layer.shape.frequency, enabled)
-        self.glu = rewritten_glu(layer.rewrite, getattr(layer, "norm2", None), enabled)
-
-    def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
-        if not self.shape.frequency:
-            x = x.flatten(1, 2) if x.dim() == 4 else x
-            missing = -x.shape[-1] % self.shape.stride
-            x = F.pad(x, (0, missing)) if missing else x
-        y: Tensor = self.conv(x)
-        if self.shape.empty:
-            return y
-        if inject is not None:
-            y = y + (inject[:, :, None] if y.dim() == 4 else inject)
-        out: Tensor = self.glu(self.dconv(F.gelu(self.norm1(y))))
-        return out
-
-
-class RewrittenDecoderLayer(nn.Module):
-    """:class:`DecoderLayer` with its GLU and DConv rewritten and its crop as padding.
-
-    A transposed convolution with padding ``p`` is the unpadded one without its first and last ``p``
-    outputs, so the crop costs nothing.
-    """
-
-    def __init__(self, layer: DecoderLayer, enabled: Collection[str]) -> None:
-        super().__init__()
-        self.shape = layer.shape
-        self.norm2 = spelled_norm(layer.norm2)
-        conv_tr = cast(nn.ConvTranspose1d | nn.ConvTranspose2d, copy.deepcopy(layer.conv_tr))
-        # A norm sees the uncropped output, so it pins the crop behind it.
-        self.crop_after = "crop" not in enabled or not isinstance(layer.norm2, nn.Identity)
-        if not self.crop_after:
-            pad = layer.shape.pad
-            conv_tr.padding = (pad, 0) if layer.shape.frequency else (pad,)
-        self.conv_tr = conv_tr
-        if layer.shape.empty:
-            return
-        self.glu = rewritten_glu(layer.rewrite, getattr(layer, "norm1", None), enabled)
-        self.dconv = rewritten_dconv(layer.dconv, layer.shape.frequency, enabled)
-
-    def forward(self, x: Tensor, skip: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-        if self.shape.frequency and x.dim() == 3:
-            x = x[:, :, None]
-        if not self.shape.empty:
-            x = self.dconv(self.glu(x + skip if skip is not None else x))
-        y: Tensor = self.norm2(self.conv_tr(x))
-        pad = self.shape.pad if self.crop_after else 0
-        if not self.shape.frequency:
-            if pad or y.shape[-1] != length:
-                y = y[..., pad : pad + length]
-        elif pad:
-            y = y[..., pad:-pad, :]
-        return (y if self.shape.last else F.gelu(y)), x
-
-
-class _PerBin(nn.Module):
-    """A ``[N, C, T]`` module applied to every bin of ``[B, C, F, T]``, as the published code does."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return per_bin(self.module, x)
-
-
-class _PlainGLU(nn.Module):
     def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
         super().__init__()
         self.conv, self.norm = conv, norm
 
     def forward(self, x: Tensor) -> Tensor:
         return F.glu(self.norm(self.conv(x)), dim=1)
-
-
-def rewritten_dconv(dconv: DConv | None, frequency: bool, enabled: Collection[str]) -> nn.Module:
-    if dconv is None:
-        return nn.Identity()
-    if "dconv" in enabled:
-        return DConv2d(dconv)
-    plain = copy.deepcopy(dconv)
-    for layer in plain.layers:
-        for index in (1, 4):
-            cast(nn.Sequential, layer)[index] = spelled_norm(cast(nn.Sequential, layer)[index])
-    return _PerBin(plain) if frequency else plain
-
-
-def rewritten_glu(conv: nn.Module | None, norm: nn.Module | None, enabled: Collection[str]) -> nn.Module:
-    if conv is None:
-        return nn.Identity()
-    # A norm between convolution and GLU couples both halves, so that pair stays together.
-    if "glu" in enabled and isinstance(norm, nn.Identity):
-        return SplitGLU(cast(nn.Conv2d, conv))
-    return _PlainGLU(conv, spelled_norm(norm) if norm is not None else nn.Identity())
 
 
 class GroupedNorm(nn.Module):
@@ -350,6 +254,34 @@ def spelled_norm(norm: nn.Module) -> nn.Module:
     if isinstance(norm, TokenGroupNorm):
         return SteppedNorm(norm.weight, norm.bias, norm.eps, (2, 1))
     return GroupedNorm(norm) if isinstance(norm, nn.GroupNorm) else norm
+
+
+def rewrite_layer(layer: EncoderLayer | DecoderLayer, enabled: Collection[str]) -> None:
+    """Rewrites a layer in place: its norms, and of DConv, GLU and crop those that are ``enabled``.
+
+    A transposed convolution with padding ``p`` is the unpadded one without its first and last ``p``
+    outputs, so the crop costs nothing.
+    """
+    # A norm sees the uncropped output, so it pins the crop behind it.
+    if isinstance(layer, DecoderLayer) and "crop" in enabled and isinstance(layer.norm2, nn.Identity):
+        conv_tr = cast(nn.ConvTranspose2d, layer.conv_tr)
+        conv_tr.padding, layer.crop = layer.shape.axes(layer.crop, 0), 0
+    for name in ("norm1", "norm2"):
+        if hasattr(layer, name):
+            setattr(layer, name, spelled_norm(getattr(layer, name)))
+    if layer.rewrite is not None:
+        norm = getattr(layer, layer.glu_norm)
+        split = "glu" in enabled and isinstance(norm, nn.Identity)
+        layer.glu = SplitGLU(cast(nn.Conv2d, layer.rewrite)) if split else PlainGLU(layer.rewrite, norm)
+        layer.rewrite = None
+        delattr(layer, layer.glu_norm)
+    dconv = getattr(layer, "dconv", None)
+    if isinstance(dconv, DConv) and "dconv" in enabled:
+        layer.dconv = DConv2d(dconv)
+    elif isinstance(dconv, DConv):
+        for inner in dconv.layers:
+            for index in (1, 4):
+                cast(nn.Sequential, inner)[index] = spelled_norm(cast(nn.Sequential, inner)[index])
 
 
 class ConstantEmbedding(nn.Module):

@@ -16,8 +16,7 @@ from mrsep_deploy.export.families.demucs.rewrite_attention import ConstantPositi
 from mrsep_deploy.export.families.demucs.rewrite_fusion import BlockedFusion
 from mrsep_deploy.export.families.demucs.rewrite_layers import (
     ConstantEmbedding,
-    RewrittenDecoderLayer,
-    RewrittenEncoderLayer,
+    rewrite_layer,
     spelled_norm,
 )
 from mrsep_deploy.export.families.demucs.shapes import bottleneck_size
@@ -48,7 +47,12 @@ def rewrite(model: SeparationModel, enabled: Collection[str]) -> None:
         model.shares = tuple(model.bottleneck_weights.double().tolist())
     if "fusion" in enabled:
         model._modules["fusion_conv"] = BlockedFusion(model.fusion_conv)
-    _rewrite_layers(model, enabled)
+    for module in list(model.modules()):
+        if isinstance(module, (EncoderLayer, DecoderLayer)):
+            rewrite_layer(module, enabled)
+        for name, child in list(module.named_children()):
+            if isinstance(child, TokenGroupNorm):
+                setattr(module, name, spelled_norm(child))
     model.eval().requires_grad_(False)
 
 
@@ -81,14 +85,3 @@ def _fold_positions(model: SeparationModel, transformer: CrossTransformer) -> No
     channels = model.config.bottom_channels or model.config.bottleneck_channels
     size = bottleneck_size(model.config, model.plan)
     model._modules["crosstransformer"] = ConstantPositions(transformer, channels, *size)
-
-
-def _rewrite_layers(model: SeparationModel, enabled: Collection[str]) -> None:
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, EncoderLayer):
-                setattr(module, name, RewrittenEncoderLayer(child, enabled))
-            elif isinstance(child, DecoderLayer):
-                setattr(module, name, RewrittenDecoderLayer(child, enabled))
-            elif isinstance(child, TokenGroupNorm):
-                setattr(module, name, spelled_norm(child))

@@ -30,7 +30,7 @@ class LayerPlan:
         """Bins after each spectrogram layer of a resolution (1 in layers that run along time)."""
         bins = [n_fft // 2]
         for shape in self.spectrogram:
-            bins.append(_reduced(bins[-1], shape) if shape.frequency else 1)
+            bins.append(shape.reduced(bins[-1]) if shape.frequency else 1)
         return bins[1:]
 
 
@@ -97,26 +97,14 @@ def bottleneck_size(config: ModelConfig, plan: LayerPlan) -> tuple[int, int, int
     middle = len(config.nfft_list) // 2
     bins = plan.bins(config.nfft_list[middle])[-1]
     frames = -(-config.segment_samples // config.hops[middle])
-    return bins, frames, _reduced(plan.waveform_lengths[-1], plan.waveform[-1]) if plan.waveform else 0
-
-
-def _reduced(length: int, shape: LayerShape) -> int:
-    """Bins, frames or samples after a strided convolution; along time, padded to the stride first."""
-    if not shape.frequency:
-        length = -(-length // shape.stride) * shape.stride
-    return (length + 2 * shape.pad - shape.kernel) // shape.stride + 1
-
-
-def _restored(length: int, shape: LayerShape) -> int:
-    """What the transposed convolution makes of ``length``, without the padding on both sides."""
-    return (length - 1) * shape.stride + shape.kernel - 2 * shape.pad
+    return bins, frames, plan.waveform[-1].reduced(plan.waveform_lengths[-1]) if plan.waveform else 0
 
 
 def _lengths(config: ModelConfig, waveform: list[LayerShape]) -> tuple[int, ...]:
     """Samples entering each waveform layer."""
     lengths = [config.segment_samples]
     for shape in waveform:
-        lengths.append(_reduced(lengths[-1], shape))
+        lengths.append(shape.reduced(lengths[-1]))
     return tuple(lengths[:-1])
 
 
@@ -151,8 +139,8 @@ def _check_bins(config: ModelConfig, plan: LayerPlan) -> None:
                     f"nfft={n_fft} has {bins} bins left at layer {index + 1} of {config.depth}, "
                     f"its kernel of {shape.kernel} needs {shape.kernel - 2 * shape.pad}"
                 )
-            reduced = _reduced(bins, shape)
-            restored = _restored(reduced, shape)
+            reduced = shape.reduced(bins)
+            restored = shape.restored(reduced)
             if restored != bins:
                 raise CheckpointError(
                     f"nfft={n_fft} gives {bins} bins at layer {index + 1}, which its decoder returns as "
@@ -175,8 +163,8 @@ def _check_lengths(config: ModelConfig, plan: LayerPlan) -> None:
         ("frames", frames, inner),
     ):
         for index, shape in enumerate(shapes):
-            reduced = _reduced(length, shape)
-            if reduced < 1 or _restored(reduced, shape) < length:
+            reduced = shape.reduced(length)
+            if reduced < 1 or shape.restored(reduced) < length:
                 raise CheckpointError(
                     f"a kernel of {shape.kernel} with stride {shape.stride} does not return the "
                     f"{length} {what} of layer {index + 1} along time"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,8 @@ from mrsep_deploy.export.families.staged import (
 
 TIME = "time"
 Owned = list[nn.Module | nn.Parameter]
+Compute = Callable[..., tuple[Tensor, ...]]
+"""From a model and a stage's inputs to a tuple of the stage's outputs."""
 
 
 def make_branches(config: ModelConfig, gains: Sequence[Sequence[float]] = ()) -> tuple[Branch, ...]:
@@ -75,13 +76,11 @@ class Part(nn.Module):
 
     Args:
         model: the model it is cut from.
-        compute: from the model and the stage's inputs to a tuple of its outputs.
+        compute: what it computes.
         owned: modules and parameters of the model that it computes with.
     """
 
-    def __init__(
-        self, model: SeparationModel, compute: Callable[..., tuple[Tensor, ...]], owned: Owned
-    ) -> None:
+    def __init__(self, model: SeparationModel, compute: Compute, owned: Owned) -> None:
         super().__init__()
         self.model, self.compute, self.owned = model, compute, owned
 
@@ -95,154 +94,74 @@ def split(model: SeparationModel, branches: Sequence[Branch]) -> list[StageSourc
     graphs = _Graphs(model, branches)
     middle = graphs.joined_branches() if model.crosstransformer is None else graphs.around_bottleneck()
     ends = synthesis(branches, model.config.segment_samples, gains)
-    return [*analysis(branches), *middle, *ends, _fusion(model, branches)]
-
-
-def _fusion(model: SeparationModel, branches: Sequence[Branch]) -> StageSource:
-    owned: Owned = [
-        module
-        for name in ("fusion_conv", "fusion_unet")
-        if (module := getattr(model, name, None)) is not None
-    ]
-    if not owned:
-        return total(branches)
-    return graph("fusion", SHARED, signals(branches), [STEMS], Part(model, _fuse, owned))
+    fusion = total(branches)
+    if model.fusion is not None:
+        part = Part(model, lambda model, *x: model.fuse(*x), [model.fusion])
+        fusion = graph("fusion", SHARED, signals(branches), [STEMS], part)
+    return [*analysis(branches), *middle, *ends, fusion]
 
 
 class _Graphs:
     """The graphs between spectrograms and their inverses, in an order in which they can run."""
 
     def __init__(self, model: SeparationModel, branches: Sequence[Branch]) -> None:
-        self.model = model
+        self.model, self.branches = model, branches
         self.spectrograms = [branch for branch in branches if not branch.is_waveform]
         self.waveform = [branch for branch in branches if branch.is_waveform]
         self.merge = model.plan.merge is not None
 
     def around_bottleneck(self) -> list[StageSource]:
         """An encoder and a decoder for every branch, and the bottleneck between them."""
-        deepest = [self._skips(branch)[-1] for branch in (*self.spectrograms, *self.waveform)]
+        deepest = [self._skips(branch)[-1] for branch in self.branches]
         # A merged waveform branch continues from the spectrogram's decoder, not from the bottleneck.
-        behind = self.spectrograms if self.merge else [*self.spectrograms, *self.waveform]
-        hidden = [f"hidden_{tag(branch.name)}" for branch in behind]
-        stages = [self._waveform_encoder() for _ in self.waveform]  # first: a merging model's waits for it
-        for index, branch in enumerate(self.spectrograms):
-            encoder, _, embedding = self.model.branches[index]
-            owned: Owned = [encoder] if embedding is None else [encoder, embedding]
-            part = Part(self.model, partial(_encode, index), owned)
-            stages.append(
-                graph(f"encoder.{branch.name}", branch.name, self._inputs(branch), self._skips(branch), part)
-            )
-        part = Part(self.model, _bottleneck, _bottleneck_owned(self.model))
-        stages.append(graph("bottleneck", SHARED, deepest, hidden, part))
-        for index, branch in enumerate(self.spectrograms):
-            part = Part(self.model, partial(_decode, index), [self.model.branches[index][1]])
-            inputs = [hidden[index], *self._skips(branch)]
-            stages.append(graph(f"decoder.{branch.name}", branch.name, inputs, self._estimate(branch), part))
-        return stages + [self._waveform_decoder() for _ in self.waveform]
+        hidden = [self._hidden(branch) for branch in self.branches if not (self.merge and branch.is_waveform)]
+        part = Part(self.model, lambda model, *x: model.bottleneck(*x), _bottleneck_owned(self.model))
+        return [
+            # first: a merging model's waits for it
+            *(self._stage("encoder", branch) for branch in (*self.waveform, *self.spectrograms)),
+            graph("bottleneck", SHARED, deepest, hidden, part),
+            *(self._stage("decoder", branch) for branch in self.branches),
+        ]
 
     def joined_branches(self) -> list[StageSource]:
         """Encoder and decoder of every branch in one graph; a merging waveform branch is two, around the other."""
-        stages = []
+        joined = [self._stage("branch", branch) for branch in self.spectrograms]
         if self.merge:
-            stages.append(self._waveform_encoder())
-        elif self.waveform:
-            part = Part(self.model, _waveform_branch, [self.model.tencoder, self.model.tdecoder])
-            stages.append(graph("branch.time", TIME, ["waveform"], ["estimate_time"], part))
-        for index, branch in enumerate(self.spectrograms):
-            encoder, decoder, embedding = self.model.branches[index]
-            owned: Owned = [encoder, decoder] if embedding is None else [encoder, decoder, embedding]
-            part = Part(self.model, partial(_spectrogram_branch, index), owned)
-            stages.append(
-                graph(
-                    f"branch.{branch.name}", branch.name, self._inputs(branch), self._estimate(branch), part
-                )
-            )
-        return stages + ([self._waveform_decoder()] if self.merge else [])
+            (time,) = self.waveform
+            return [self._stage("encoder", time), *joined, self._stage("decoder", time)]
+        return [*(self._stage("branch", time) for time in self.waveform), *joined]
+
+    def _stage(self, side: str, branch: Branch) -> StageSource:
+        """The ``encoder`` or the ``decoder`` of a branch, or both in one, a ``branch``."""
+        index = self.branches.index(branch)
+        encoder, decoder, embedding = self.model.branches[index]
+        skips, read, made = self._skips(branch), [features(branch)], [f"estimate_{tag(branch.name)}"]
+        continued = [self._hidden(branch), *skips]
+        if self.merge and branch.is_waveform:
+            continued = ["before_time", *skips[:-1]]  # all but what it injected
+        elif self.merge:
+            read.append(self._skips(self.waveform[0])[-1])
+            made.append("before_time")
+        encoding: Owned = [encoder] if embedding is None else [encoder, embedding]
+        sides: dict[str, tuple[Compute, list[str], list[str], Owned]] = {
+            "encoder": (SeparationModel.encode, read, skips, encoding),
+            "decoder": (SeparationModel.decode, continued, made, [decoder]),
+            "branch": (SeparationModel.encode_and_decode, read, made, [*encoding, decoder]),
+        }
+        compute, inputs, outputs, owned = sides[side]
+        part = Part(self.model, lambda model, *x: compute(model, index, *x), owned)
+        return graph(f"{side}.{branch.name}", branch.name, inputs, outputs, part)
 
     def _skips(self, branch: Branch) -> list[str]:
         """Outputs of a branch's encoder, outermost first."""
-        plan = self.model.plan
-        return [
-            f"skip{i}_{tag(branch.name)}"
-            for i in range(len(plan.waveform if branch.is_waveform else plan.spectrogram))
-        ]
+        encoder, _, _ = self.model.branches[self.branches.index(branch)]
+        return [f"skip{index}_{tag(branch.name)}" for index in range(len(encoder))]
 
-    def _inputs(self, branch: Branch) -> list[str]:
-        injected = [self._skips(time)[-1] for time in self.waveform if self.merge]
-        return [features(branch), *injected]
-
-    def _estimate(self, branch: Branch) -> list[str]:
-        estimate = f"estimate_{tag(branch.name)}"
-        return [estimate, "before_time"] if self.merge else [estimate]
-
-    def _waveform_encoder(self) -> StageSource:
-        part = Part(self.model, _encode_waveform, [self.model.tencoder])
-        return graph("encoder.time", TIME, ["waveform"], self._skips(self.waveform[0]), part)
-
-    def _waveform_decoder(self) -> StageSource:
-        part = Part(self.model, _decode_waveform, [self.model.tdecoder])
-        skips = self._skips(self.waveform[0])
-        # All skips but what a merging model injected.
-        inputs = ["before_time", *skips[:-1]] if self.merge else ["hidden_time", *skips]
-        return graph("decoder.time", TIME, inputs, ["estimate_time"], part)
-
-
-# --- what the parts compute
-
-
-def _encode(
-    branch: int, model: SeparationModel, x: Tensor, inject: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """Normalised spectrogram (and what a merging waveform branch injects) -> skips, outermost first."""
-    return tuple(model.encode_spectrogram(branch, x, inject))
-
-
-def _encode_waveform(model: SeparationModel, x: Tensor) -> tuple[Tensor, ...]:
-    return tuple(model.encode_waveform(x))
-
-
-def _decode(branch: int, model: SeparationModel, x: Tensor, *skips: Tensor) -> tuple[Tensor, ...]:
-    """The estimate and, where the model merges, what its waveform decoder continues from ``[B, C, T]``."""
-    estimate, before = model.decode_spectrogram(branch, x, skips)
-    if before is None:
-        return (estimate,)
-    return estimate, before.flatten(1, 2) if before.dim() == 4 else before
-
-
-def _decode_waveform(model: SeparationModel, x: Tensor, *skips: Tensor) -> tuple[Tensor, ...]:
-    return (model.decode_waveform(x, skips),)
-
-
-def _spectrogram_branch(
-    branch: int, model: SeparationModel, x: Tensor, inject: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    skips = _encode(branch, model, x, inject)
-    return _decode(branch, model, skips[-1], *skips)
-
-
-def _waveform_branch(model: SeparationModel, x: Tensor) -> tuple[Tensor, ...]:
-    skips = _encode_waveform(model, x)
-    return _decode_waveform(model, skips[-1], *skips)
-
-
-def _bottleneck(model: SeparationModel, *deepest: Tensor) -> tuple[Tensor, ...]:
-    """Innermost features of all branches -> the same, transformed (the waveform's last)."""
-    waveform = model.config.waveform
-    xs, xt = model.bottleneck(deepest[:-1] if waveform else deepest, deepest[-1] if waveform else None)
-    return (*xs, xt) if xt is not None and model.plan.merge is None else tuple(xs)
+    def _hidden(self, branch: Branch) -> str:
+        return f"hidden_{tag(branch.name)}"
 
 
 def _bottleneck_owned(model: SeparationModel) -> Owned:
-    names = [
-        "crosstransformer",
-        *(f"channel_{way}sampler{side}" for way in ("up", "down") for side in ("", "_t")),
-    ]
-    owned: Owned = [module for name in names if (module := getattr(model, name, None)) is not None]
-    weights = getattr(model, "fusion_weights", None)
-    return [*owned, weights] if isinstance(weights, nn.Parameter) else owned
-
-
-def _fuse(model: SeparationModel, *signals: Tensor) -> tuple[Tensor, ...]:
-    """Signals ``[B, S, C, L]`` of the resolutions, then of the waveform -> stems ``[B, S, C, L]``."""
-    waveform = model.config.waveform
-    return (model.fuse(signals[:-1] if waveform else signals, signals[-1] if waveform else None),)
+    adapters = [f"channel_{way}sampler{side}" for way in ("up", "down") for side in ("", "_t")]
+    names = ["crosstransformer", *adapters, "fusion_weights"]
+    return [part for name in names if (part := getattr(model, name, None)) is not None]

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS, FusionShares
 from mrsep_deploy.export.families.demucs.config import ModelConfig
-from mrsep_deploy.export.families.demucs.layers import FrequencyEmbedding
-from mrsep_deploy.export.families.demucs.model import SeparationModel
+from mrsep_deploy.export.families.demucs.model import BranchLayers, SeparationModel
 from mrsep_deploy.export.families.demucs.stages import make_branches, split
 from mrsep_deploy.export.families.staged import run
 
@@ -33,18 +32,19 @@ class HTDemucs(WholeModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.encoder, self.decoder = self._spectrogram_layers()
+        self.encoder, self.decoder = self._layers(self.plan.spectrogram)
         self._add_waveform_branch()
         self.freq_emb = self._embedding(config.nfft_list[0]) if config.freq_emb else None
         self._add_bottleneck()
 
     @property
-    def branches(self) -> list[tuple[nn.ModuleList, nn.ModuleList, FrequencyEmbedding | None]]:
+    def spectrogram_branches(self) -> list[BranchLayers]:
         return [(self.encoder, self.decoder, self.freq_emb)]
 
-    def bottleneck(self, xs: Sequence[Tensor], xt: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        x, xt = self._transform(xs[0], xt)
-        return [x], xt
+    def bottleneck(self, *deepest: Tensor) -> tuple[Tensor, ...]:
+        """Without the waveform's features where the model merges: its decoder continues from the spectrogram's."""
+        x, xt = self._transform(*deepest)
+        return (x,) if xt is None or self.plan.merge is not None else (x, xt)
 
 
 class MultiResolution(WholeModel):
@@ -71,7 +71,7 @@ class MultiResolution(WholeModel):
             )
         elif config.fusion == "shared":
             self.final_fusion_weights = nn.Parameter(torch.full((resolutions,), 1 / resolutions))
-        pairs = [self._spectrogram_layers() for _ in range(resolutions)]
+        pairs = [self._layers(self.plan.spectrogram) for _ in range(resolutions)]
         self.encoders = nn.ModuleList(encoder for encoder, _ in pairs)
         self.decoders = nn.ModuleList(decoder for _, decoder in pairs)
         self._add_waveform_branch()
@@ -82,7 +82,7 @@ class MultiResolution(WholeModel):
         self._add_bottleneck()
 
     @property
-    def branches(self) -> list[tuple[nn.ModuleList, nn.ModuleList, FrequencyEmbedding | None]]:
+    def spectrogram_branches(self) -> list[BranchLayers]:
         embeddings = self.freq_embeddings or [None] * len(self.encoders)
         return list(zip(self.encoders, self.decoders, embeddings, strict=True))  # type: ignore[arg-type]
 
@@ -100,23 +100,34 @@ class MultiResolution(WholeModel):
         """Share of each resolution in the shared bottleneck, ``[K]``, summing to one."""
         return torch.softmax(self.fusion_weights, dim=0)
 
-    def bottleneck(self, xs: Sequence[Tensor], xt: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+    def fusion_shares(self) -> tuple[FusionShares, ...]:
+        found = []
+        if self.crosstransformer is not None:
+            found.append(FusionShares("bottleneck", (), _rows(self.bottleneck_weights[None])))
+        if self.config.fusion == "source":
+            found.append(FusionShares("output", self.config.sources, _rows(self.gains.t())))
+        elif self.config.fusion == "shared":
+            found.append(FusionShares("output", (), _rows(self.gains[:, 0][None])))
+        return tuple(found)
+
+    def bottleneck(self, *deepest: Tensor) -> tuple[Tensor, ...]:
         """Fuse the resolutions, transform, and give each its share back.
 
         ``x_k <- w_k resample(T(sum_j w_j resample(x_j))) + (1 - w_k) x_k``
         """
-        if self.crosstransformer is None:
-            return list(xs), xt
+        resolutions = len(self.config.nfft_list)
+        xs, waveform = deepest[:resolutions], deepest[resolutions:]
         weights: Sequence[Tensor | float] = self.shares or list(self.bottleneck_weights)
         size = xs[len(xs) // 2].shape[-2:]
         fused = weights[0] * resample(xs[0], size)
         for weight, x in zip(weights[1:], xs[1:], strict=True):
             fused = fused + weight * resample(x, size)
-        fused, xt = self._transform(fused, xt)
-        return [
+        fused, xt = self._transform(fused, *waveform)
+        shared = [
             weight * resample(fused, x.shape[-2:]) + (1 - weight) * x
             for weight, x in zip(weights, xs, strict=True)
-        ], xt
+        ]
+        return tuple(shared) if xt is None else (*shared, xt)
 
 
 def resample(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -130,20 +141,6 @@ def build_model(config: ModelConfig) -> WholeModel:
     """A model with fresh weights, in evaluation mode."""
     model = HTDemucs(config) if config.family == "htdemucs" else MultiResolution(config)
     return model.eval()
-
-
-def fusion_shares(model: SeparationModel) -> tuple[FusionShares, ...]:
-    """The learnt weights per resolution: of the bottleneck, of the output for every source or for all."""
-    if not isinstance(model, MultiResolution):
-        return ()
-    shares = []
-    if model.crosstransformer is not None:
-        shares.append(FusionShares("bottleneck", (), _rows(model.bottleneck_weights[None])))
-    if model.config.fusion == "source":
-        shares.append(FusionShares("output", model.config.sources, _rows(model.gains.t())))
-    elif model.config.fusion == "shared":
-        shares.append(FusionShares("output", (), _rows(model.gains[:, 0][None])))
-    return tuple(shares)
 
 
 def _rows(weights: Tensor) -> tuple[tuple[float, ...], ...]:
