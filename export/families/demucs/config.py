@@ -16,16 +16,6 @@ from typing import Any
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.values import shown
 
-VARIANTS = (
-    "htdemucs",
-    "htdemucs_n",
-    "htdemucs_nn",
-    "htdemucs_2nn",
-    "htdemucs_nf",
-    "htdemucs_dnf",
-    "mrhdemucs",
-)
-
 TRAINING_ONLY = frozenset(
     ("emb_smooth", "dconv_init", "rescale", "t_dropout", "t_weight_decay", "t_lr", "t_max_positions",
      "t_sin_random_shift", "t_cape_mean_normalize", "t_cape_augment", "t_cape_glob_loc_scale", "t_mask_type",
@@ -115,6 +105,11 @@ class ModelConfig:
         """Channels of the innermost encoder layer of a spectrogram branch."""
         return layer_channels(self.channels, self.growth, self.depth)[-1]
 
+    @property
+    def transformer_channels(self) -> int:
+        """Width of the transformer's tokens."""
+        return self.bottom_channels or self.bottleneck_channels
+
 
 def layer_channels(first: int, growth: float, depth: int) -> list[int]:
     """Output channels of the encoder layers, outermost first."""
@@ -124,6 +119,8 @@ def layer_channels(first: int, growth: float, depth: int) -> list[int]:
     return channels
 
 
+_FIVE = (1024, 2048, 4096, 8192, 16384)
+_NO_WAVEFORM = {"waveform": False, "t_layers": 0}
 _FAMILY_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "htdemucs": {
         "channels": 48,
@@ -138,26 +135,19 @@ _FAMILY_DEFAULTS: Mapping[str, Mapping[str, object]] = {
         "fusion": "source",
         "hop_divisor": 2,
         "norm_starts": 3,
-        "nfft_list": (512, 1024, 2048, 4096, 8192, 16384, 32768),
+        "nfft_list": (512, *_FIVE, 32768),
     },
     "htdemucs_nf": {
         "fusion": "convolution",
-        "waveform": False,
-        "t_layers": 0,
-        "dconv_mode": 0,
         "norm_starts": 3,
-        "nfft_list": (1024, 2048, 4096, 8192, 16384),
-    },
-    "htdemucs_dnf": {
-        "channels": 16,
-        "fusion": "unet",
-        "waveform": False,
-        "t_layers": 0,
         "dconv_mode": 0,
-        "nfft_list": (1024, 2048, 4096, 8192, 16384),
+        "nfft_list": _FIVE,
+        **_NO_WAVEFORM,
     },
-    "mrhdemucs": {"fusion": "shared", "waveform": False, "t_layers": 0},
+    "htdemucs_dnf": {"fusion": "unet", "channels": 16, "dconv_mode": 0, "nfft_list": _FIVE, **_NO_WAVEFORM},
+    "mrhdemucs": {"fusion": "shared", **_NO_WAVEFORM},
 }
+VARIANTS = tuple(_FAMILY_DEFAULTS)
 
 _NO_TRANSFORMER = frozenset({"htdemucs_nf", "htdemucs_dnf"})
 _FIXED = frozenset({"family", "hop_divisor", "fusion"})
@@ -238,12 +228,9 @@ def _typed(family: str, used: Mapping[str, object]) -> ModelConfig:
         raise CheckpointError("the checkpoint does not name its sources")
     sources = _list_of("sources", used["sources"], "name", lambda v: isinstance(v, str) and v != "")
     template = ModelConfig(family=family, sources=sources)
-    values: dict[str, object] = {}
-    for name, value in used.items():
-        if name == "sources":
-            continue
-        values[name] = _coerce(name, value, getattr(template, name))
-    return replace(template, **values)  # type: ignore[arg-type]
+    others = {name: value for name, value in used.items() if name != "sources"}
+    typed: Any = {name: _coerce(name, value, getattr(template, name)) for name, value in others.items()}
+    return replace(template, **typed)
 
 
 def _list_of(name: str, value: object, kind: str, fits: Callable[[object], bool]) -> tuple[Any, ...]:
@@ -252,15 +239,17 @@ def _list_of(name: str, value: object, kind: str, fits: Callable[[object], bool]
     Raises:
         CheckpointError: it is something else; the message says which entry does not fit.
     """
+
+    def quoted(found: object) -> str:
+        return repr(shown(found)) if isinstance(found, str) else shown(found)
+
     if not isinstance(value, (list, tuple)):
-        found = repr(shown(value)) if isinstance(value, str) else shown(value)
-        raise CheckpointError(f"{name} is {found}, expected a list of {kind}s")
+        raise CheckpointError(f"{name} is {quoted(value)}, expected a list of {kind}s")
     if not value:
         raise CheckpointError(f"{name} is an empty list, expected at least one {kind}")
     for index, entry in enumerate(value):
         if not fits(entry):
-            found = repr(shown(entry)) if isinstance(entry, str) else shown(entry)
-            raise CheckpointError(f"{name}[{index}] is {found}, expected a {kind}")
+            raise CheckpointError(f"{name}[{index}] is {quoted(entry)}, expected a {kind}")
     return tuple(value)
 
 
@@ -290,52 +279,41 @@ def _coerce(name: str, value: object, default: object) -> object:
     )
 
 
-def _check(config: ModelConfig) -> None:
+def _check(c: ModelConfig) -> None:
     """Refuse structures that cannot be computed, before any module is made."""
     rules = [
-        (len(set(config.sources)) == len(config.sources), "sources with distinct names"),
-        (len(config.sources) <= 64, "1 to 64 sources"),
-        (1 <= config.audio_channels <= 64, "1 to 64 audio channels"),
-        (1 <= config.channels <= 4096, "1 to 4096 channels"),
-        (config.channels_time is None or 1 <= config.channels_time <= 4096, "1 to 4096 time channels"),
-        (1 <= config.depth <= 8, "a depth of 1 to 8"),
-        (1 <= len(config.nfft_list) <= 16, "1 to 16 resolutions"),
-        (
-            all(64 <= n <= 65536 and n % 16 == 0 for n in config.nfft_list),
-            "nfft of 64 to 65536 in steps of 16",
-        ),
-        (1 <= config.samplerate <= 768_000, "a sample rate of 1 to 768000 Hz"),
-        (0 < config.segment <= 600 and config.segment_samples > 1, "a segment of 2 samples to 600 s"),
-        (1 <= config.kernel_size <= 1024, "a kernel size of 1 to 1024"),
-        (1 <= config.stride <= config.kernel_size, "a stride of 1 to the kernel size"),
-        (1 <= config.time_stride <= 64, "a time_stride of 1 to 64"),
-        (0 <= config.context <= 16 and 0 <= config.context_enc <= 16, "contexts of 0 to 16"),
-        (1 <= config.norm_groups <= 4096 and config.norm_starts >= 0, "1 to 4096 norm_groups"),
-        (
-            config.dconv_comp > 0 and abs(config.dconv_depth) <= 16,
-            "a positive dconv_comp and a dconv_depth to 16",
-        ),
-        (0 <= config.dconv_mode <= 3, "a dconv_mode of 0 to 3"),
-        (0 <= config.t_layers <= 64 and config.t_heads >= 1, "0 to 64 transformer layers and 1 head or more"),
-        (0 < config.t_hidden_scale <= 64, "a t_hidden_scale of up to 64"),
-        (config.t_max_period > 0, "a positive t_max_period"),
-        (0 <= config.bottom_channels <= 16384, "0 to 16384 bottom channels"),
-        (0 < config.growth <= 64, "a growth of up to 64"),
-        (config.attention in ("softmax", "linear"), "attention softmax or linear"),
-        (1 <= config.t_channels <= 4096 and 1 <= config.t_depth <= 8, "a fusion U-Net of depth 1 to 8"),
-        (1 <= config.t_kernel_size <= 4097 and config.t_kernel_size % 2 == 1, "an odd t_kernel_size to 4097"),
+        (len(set(c.sources)) == len(c.sources), "sources with distinct names"),
+        (len(c.sources) <= 64, "1 to 64 sources"),
+        (1 <= c.audio_channels <= 64, "1 to 64 audio channels"),
+        (1 <= c.channels <= 4096, "1 to 4096 channels"),
+        (c.channels_time is None or 1 <= c.channels_time <= 4096, "1 to 4096 time channels"),
+        (1 <= c.depth <= 8, "a depth of 1 to 8"),
+        (1 <= len(c.nfft_list) <= 16, "1 to 16 resolutions"),
+        (all(n in range(64, 65537, 16) for n in c.nfft_list), "nfft of 64 to 65536 in steps of 16"),
+        (1 <= c.samplerate <= 768_000, "a sample rate of 1 to 768000 Hz"),
+        (0 < c.segment <= 600 and c.segment_samples > 1, "a segment of 2 samples to 600 s"),
+        (1 <= c.kernel_size <= 1024, "a kernel size of 1 to 1024"),
+        (1 <= c.stride <= c.kernel_size, "a stride of 1 to the kernel size"),
+        (1 <= c.time_stride <= 64, "a time_stride of 1 to 64"),
+        (0 <= c.context <= 16 and 0 <= c.context_enc <= 16, "contexts of 0 to 16"),
+        (1 <= c.norm_groups <= 4096 and c.norm_starts >= 0, "1 to 4096 norm_groups"),
+        (c.dconv_comp > 0 and abs(c.dconv_depth) <= 16, "a positive dconv_comp and a dconv_depth to 16"),
+        (0 <= c.dconv_mode <= 3, "a dconv_mode of 0 to 3"),
+        (0 <= c.t_layers <= 64 and c.t_heads >= 1, "0 to 64 transformer layers and 1 head or more"),
+        (0 < c.t_hidden_scale <= 64, "a t_hidden_scale of up to 64"),
+        (c.t_max_period > 0, "a positive t_max_period"),
+        (0 <= c.bottom_channels <= 16384, "0 to 16384 bottom channels"),
+        (0 < c.growth <= 64, "a growth of up to 64"),
+        (c.attention in ("softmax", "linear"), "attention softmax or linear"),
+        (1 <= c.t_channels <= 4096 and 1 <= c.t_depth <= 8, "a fusion U-Net of depth 1 to 8"),
+        (c.t_kernel_size in range(1, 4098, 2), "an odd t_kernel_size to 4097"),
     ]
     for holds, expected in rules:
         if not holds:
             raise CheckpointError(f"the constructor arguments make no model: expected {expected}")
-    if config.t_layers:
-        _check_transformer(config)
-
-
-def _check_transformer(config: ModelConfig) -> None:
-    width = config.bottom_channels or config.bottleneck_channels
-    if width < 4 or width % config.t_heads or width % 4 or width * config.t_hidden_scale < 1:
+    width = c.transformer_channels
+    if c.t_layers and (width < 4 or width % c.t_heads or width % 4 or width * c.t_hidden_scale < 1):
         raise CheckpointError(
-            f"a transformer of {width} channels does not divide into {config.t_heads} heads "
+            f"a transformer of {width} channels does not divide into {c.t_heads} heads "
             "(and by 4 for its positions)"
         )

@@ -77,7 +77,7 @@ class SeparationModel(nn.Module):
                 self.add_module(f"channel_downsampler{side}", nn.Conv1d(config.bottom_channels, width, 1))
         self.crosstransformer = None
         if config.t_layers:
-            self.crosstransformer = CrossTransformer(config.bottom_channels or width, config)
+            self.crosstransformer = CrossTransformer(config.transformer_channels, config)
 
     def _add_fusion(self) -> None:
         if self.config.fusion == "convolution":

@@ -38,13 +38,23 @@ _BRANCHES_OF_NF: Mapping[str, object] = {
 
 def paper_tables() -> tuple[PaperTable, ...]:
     """The four tables."""
-    n = PaperModel("htdemucs_n", "htdemucs_n")
-    nf = PaperModel("htdemucs_nf", "htdemucs_nf")
+    n, nf = _published("htdemucs_n"), _published("htdemucs_nf")
     families = (
-        ("HTDemucs", PaperModel("htdemucs", "htdemucs")),
+        ("HTDemucs", _published("htdemucs")),
         ("HTDemucs_n", n),
         ("HTDemucs_nf", nf),
-        ("HTDemucs_nn", PaperModel("htdemucs_nn", "htdemucs_nn")),
+        ("HTDemucs_nn", _published("htdemucs_nn")),
+    )
+    resolutions = tuple(
+        (
+            f"{k} ({', '.join(map(str, sizes))})",
+            n if k == 3 else PaperModel(f"resolutions_{k}", "htdemucs_n", {"nfft_list": list(sizes)}),
+        )
+        for k, sizes in RESOLUTIONS.items()
+    )
+    channels = tuple(
+        (str(k), n if k == 24 else PaperModel(f"channels_{k}", "htdemucs_n", {"channels": k}))
+        for k in CHANNELS
     )
     fusions = (
         ("weights", PaperModel("fusion_weights", "mrhdemucs", _BRANCHES_OF_NF)),
@@ -53,29 +63,11 @@ def paper_tables() -> tuple[PaperTable, ...]:
     )
     return (
         PaperTable("Table 1: models", "model", families),
-        PaperTable(
-            "Table 2: HTDemucs_n, number of resolutions",
-            "resolutions",
-            tuple((f"{k} ({', '.join(map(str, sizes))})", _resolutions(k, n)) for k, sizes in RESOLUTIONS.items()),
-        ),
-        PaperTable(
-            "Table 3: HTDemucs_n, channels of the first layer",
-            "channels",
-            tuple((str(width), _width(width, n)) for width in CHANNELS),
-        ),
+        PaperTable("Table 2: HTDemucs_n, number of resolutions", "resolutions", resolutions),
+        PaperTable("Table 3: HTDemucs_n, channels of the first layer", "channels", channels),
         PaperTable("Table 4: fusion of five spectrogram branches", "fusion", fusions),
-    )  # fmt: skip
-
-
-def _resolutions(number: int, default: PaperModel) -> PaperModel:
-    if number == 3:
-        return default
-    return PaperModel(f"resolutions_{number}", "htdemucs_n", {"nfft_list": list(RESOLUTIONS[number])})
-
-
-def _width(channels: int, default: PaperModel) -> PaperModel:
-    return (
-        default
-        if channels == 24
-        else PaperModel(f"channels_{channels}", "htdemucs_n", {"channels": channels})
     )
+
+
+def _published(family: str) -> PaperModel:
+    return PaperModel(family, family)

@@ -282,6 +282,11 @@ def rewrite_layer(layer: EncoderLayer | DecoderLayer, enabled: Collection[str]) 
         for inner in dconv.layers:
             for index in (1, 4):
                 cast(nn.Sequential, inner)[index] = spelled_norm(cast(nn.Sequential, inner)[index])
+    if isinstance(layer, DecoderLayer):
+        # The order in which graphs store parameters; kept, so that a checkpoint gives the same bytes as ever.
+        for name in ("norm2", "conv_tr", "glu", "dconv"):
+            if name in layer._modules:
+                layer._modules[name] = layer._modules.pop(name)
 
 
 class ConstantEmbedding(nn.Module):

@@ -82,6 +82,6 @@ def _fold_embeddings(model: SeparationModel) -> None:
 
 
 def _fold_positions(model: SeparationModel, transformer: CrossTransformer) -> None:
-    channels = model.config.bottom_channels or model.config.bottleneck_channels
+    channels = model.config.transformer_channels
     size = bottleneck_size(model.config, model.plan)
     model._modules["crosstransformer"] = ConstantPositions(transformer, channels, *size)

@@ -8,6 +8,7 @@ branch there (as its ancestor ``HDemucs`` does): that layer takes the waveform's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.families.demucs.config import ModelConfig, layer_channels
@@ -23,7 +24,6 @@ class LayerPlan:
 
     spectrogram: tuple[LayerShape, ...]
     waveform: tuple[LayerShape, ...]
-    waveform_lengths: tuple[int, ...]
     merge: int | None
 
     def bins(self, n_fft: int) -> list[int]:
@@ -79,8 +79,8 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
             )  # fmt: skip
         if frequency:
             bins = 1 if merging else bins // config.stride
-    plan = LayerPlan(tuple(spectrogram), tuple(waveform), _lengths(config, waveform), merge)
-    for check in (_check_widths, _check_norms, _check_bins, _check_lengths, _check_bottleneck):
+    plan = LayerPlan(tuple(spectrogram), tuple(waveform), merge)
+    for check in (_check_channels, _check_bins, _check_lengths, _check_bottleneck):
         check(config, plan)
     return plan
 
@@ -97,27 +97,11 @@ def bottleneck_size(config: ModelConfig, plan: LayerPlan) -> tuple[int, int, int
     middle = len(config.nfft_list) // 2
     bins = plan.bins(config.nfft_list[middle])[-1]
     frames = -(-config.segment_samples // config.hops[middle])
-    return bins, frames, plan.waveform[-1].reduced(plan.waveform_lengths[-1]) if plan.waveform else 0
+    samples = reduce(lambda length, shape: shape.reduced(length), plan.waveform, config.segment_samples)
+    return bins, frames, samples if plan.waveform else 0
 
 
-def _lengths(config: ModelConfig, waveform: list[LayerShape]) -> tuple[int, ...]:
-    """Samples entering each waveform layer."""
-    lengths = [config.segment_samples]
-    for shape in waveform:
-        lengths.append(shape.reduced(lengths[-1]))
-    return tuple(lengths[:-1])
-
-
-def _check_norms(config: ModelConfig, plan: LayerPlan) -> None:
-    for shape in (*plan.spectrogram, *plan.waveform):
-        if shape.norm and (shape.inner % config.norm_groups or shape.outer_out % config.norm_groups):
-            raise CheckpointError(
-                f"norm_groups={config.norm_groups} does not divide the {shape.inner} and {shape.outer_out} "
-                "channels of a normalised layer"
-            )
-
-
-def _check_widths(config: ModelConfig, plan: LayerPlan) -> None:
+def _check_channels(config: ModelConfig, plan: LayerPlan) -> None:
     dconv = config.dconv_mode and config.dconv_depth
     for shape in (*plan.spectrogram, *plan.waveform):
         hidden = shape.inner / config.dconv_comp if dconv else 1
@@ -125,6 +109,12 @@ def _check_widths(config: ModelConfig, plan: LayerPlan) -> None:
             raise CheckpointError(
                 f"channels, growth, depth and dconv_comp give a layer of {shape.inner} channels and "
                 f"{hidden:g} in its DConv, expected 1 to {MAX_WIDTH} of each"
+            )
+    for shape in (*plan.spectrogram, *plan.waveform):
+        if shape.norm and (shape.inner % config.norm_groups or shape.outer_out % config.norm_groups):
+            raise CheckpointError(
+                f"norm_groups={config.norm_groups} does not divide the {shape.inner} and {shape.outer_out} "
+                "channels of a normalised layer"
             )
 
 
@@ -185,10 +175,8 @@ def _check_bottleneck(config: ModelConfig, plan: LayerPlan) -> None:
             f"depth={config.depth} leaves time-only layers inside the merged branch, "
             "which a transformer cannot follow"
         )
-    for what, shape in (
-        ("spectrogram", plan.spectrogram[-1]),
-        *(("waveform", s) for s in plan.waveform[-1:]),
-    ):
+    for what, shapes in (("spectrogram", plan.spectrogram), ("waveform", plan.waveform)):
+        shape = shapes[-1] if shapes else plan.spectrogram[-1]
         if shape.inner != config.bottleneck_channels:
             raise CheckpointError(
                 f"channels={config.channels} and channels_time={config.channels_time} give the {what} branch "
