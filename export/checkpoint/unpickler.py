@@ -14,6 +14,7 @@ import io
 import pickletools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.allowed import StorageRef, build, call, persistent, refuse, resolve
@@ -25,19 +26,11 @@ MAX_INSTRUCTIONS = 500_000  # and about twenty thousand
 MAX_INT_BITS = 128  # the mark at the start of an old torch file has 77
 
 _TORN = "the file is damaged or truncated"
-_VALUES = frozenset(
-    [
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    ]
+_VALUES = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 )
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-_FETCHES = frozenset({"GET", "BINGET", "LONG_BINGET"})
-_NOTHING = frozenset({"PROTO", "FRAME"})
-_OBJECTS = frozenset({"NEWOBJ", "NEWOBJ_EX", "OBJ"})
-_EXTENSIONS = frozenset({"EXT1", "EXT2", "EXT4"})
 
 
 @dataclass(frozen=True)
@@ -92,59 +85,58 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[object, object] = {}
         self.storages: dict[str, StorageRef] = {}
-        self.steps: dict[str, Callable[[], None]] = {
-            "MARK": lambda: self.marks.append(len(self.stack)),
-            "STOP": lambda: None,
-            "POP": self.pop,
-            "POP_MARK": lambda: self.stack.extend(self.since_mark()[:0]),
-            "DUP": lambda: self.stack.append(self.stack[-1]),
-            "EMPTY_TUPLE": lambda: self.stack.append(()),
-            "EMPTY_LIST": lambda: self.stack.append([]),
-            "EMPTY_DICT": lambda: self.stack.append({}),
-            "TUPLE": lambda: self.stack.append(tuple(self.since_mark())),
-            "TUPLE1": lambda: self.stack.append(tuple(self.last(1))),
-            "TUPLE2": lambda: self.stack.append(tuple(self.last(2))),
-            "TUPLE3": lambda: self.stack.append(tuple(self.last(3))),
-            "LIST": lambda: self.stack.append(self.since_mark()),
-            "DICT": self.make_dict,
-            "APPEND": lambda: self.append(self.last(1)),
-            "APPENDS": lambda: self.append(self.since_mark()),
-            "SETITEM": lambda: self.set_items(self.last(2)),
-            "SETITEMS": lambda: self.set_items(self.since_mark()),
-            "MEMOIZE": lambda: self.remember(len(self.memo)),
-            "STACK_GLOBAL": lambda: self.stack.append(resolve(self.classes, *self.last(2))),
-            "REDUCE": lambda: self.stack.append(call(*self.last(2))),
-            "BUILD": self.build,
-            "BINPERSID": self.persistent,
+        push = self.stack.append
+        self.steps: dict[str, Callable[[Any], None]] = {
+            **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda _: None),
+            **dict.fromkeys(_VALUES, self.value),
+            **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda index: push(self.memo[index])),
+            **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self.remember),
+            "MEMOIZE": lambda _: self.remember(len(self.memo)),
+            "NONE": lambda _: push(None),
+            "NEWTRUE": lambda _: push(True),
+            "NEWFALSE": lambda _: push(False),
+            "MARK": lambda _: self.marks.append(len(self.stack)),
+            "POP": lambda _: self.pop(),
+            "POP_MARK": lambda _: self.since_mark().clear(),
+            "DUP": lambda _: push(self.stack[-1]),
+            "EMPTY_TUPLE": lambda _: push(()),
+            "EMPTY_LIST": lambda _: push([]),
+            "EMPTY_DICT": lambda _: push({}),
+            "TUPLE": lambda _: push(tuple(self.since_mark())),
+            "TUPLE1": lambda _: push(tuple(self.last(1))),
+            "TUPLE2": lambda _: push(tuple(self.last(2))),
+            "TUPLE3": lambda _: push(tuple(self.last(3))),
+            "LIST": lambda _: push(self.since_mark()),
+            "DICT": lambda _: self.make_dict(self.since_mark()),
+            "APPEND": lambda _: self.append(self.last(1)),
+            "APPENDS": lambda _: self.append(self.since_mark()),
+            "SETITEM": lambda _: self.set_items(self.last(2)),
+            "SETITEMS": lambda _: self.set_items(self.since_mark()),
+            "GLOBAL": lambda named: push(resolve(self.classes, *named.split(" ", 1))),
+            "STACK_GLOBAL": lambda _: push(resolve(self.classes, *self.last(2))),
+            "REDUCE": lambda _: push(call(*self.last(2))),
+            "BUILD": lambda _: self.build(*self.last(1)),
+            "BINPERSID": lambda _: self.persistent(*self.last(1)),
         }
 
     def run(self, name: str, argument: object) -> None:
-        if name in _VALUES:
-            self.value(argument)
-        elif name in _FETCHES:
-            self.stack.append(self.memo[argument])
-        elif name in _STORES:
-            self.remember(argument)
-        elif name in self.steps:
-            self.steps[name]()
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name == "GLOBAL":
-            self.stack.append(resolve(self.classes, *str(argument).split(" ", 1)))
-        elif name not in _NOTHING:
-            raise self.refusal(name, argument)
+        """One instruction.
 
-    def refusal(self, name: str, argument: object) -> CheckpointError:
-        """The error for an instruction that makes objects, or that no package has."""
-        if name == "INST":
-            return refuse(f"{shown(str(argument).replace(' ', '.', 1), 300)} to be called")
-        if name in _EXTENSIONS:
-            return refuse(f"number {shown(argument)} of the extensions registered with copyreg")
-        if name in _OBJECTS:
+        Raises:
+            CheckpointError: it makes objects, or no package has it.
+        """
+        if name in self.steps:
+            self.steps[name](argument)
+        elif name == "INST":
+            raise refuse(f"{shown(str(argument).replace(' ', '.', 1), 300)} to be called")
+        elif name in ("EXT1", "EXT2", "EXT4"):
+            raise refuse(f"number {shown(argument)} of the extensions registered with copyreg")
+        elif name in ("NEWOBJ", "NEWOBJ_EX", "OBJ"):
             named = [item for item in self.stack[-3:] if hasattr(item, "qualified")]
             what = f"an object of {named[-1]}" if named else "an object"
-            return refuse(f"{what} to be made (a whole pickled object, not a package)")
-        return refuse(f"the pickle instruction {name}")
+            raise refuse(f"{what} to be made (a whole pickled object, not a package)")
+        else:
+            raise refuse(f"the pickle instruction {name}")
 
     def value(self, value: object) -> None:
         if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
@@ -174,11 +166,6 @@ class _Machine:
     def remember(self, index: object) -> None:
         self.memo[index] = self.stack[-1]
 
-    def make_dict(self) -> None:
-        items = self.since_mark()
-        self.stack.append({})
-        self.set_items(items)
-
     def append(self, items: list[object]) -> None:
         target = self.stack[-1]
         if type(target) is not list:
@@ -197,12 +184,15 @@ class _Machine:
                 raise CheckpointError(f"a dict of the file has a {type(key).__name__} as a key")
             target[key] = value
 
-    def build(self) -> None:
-        (state,) = self.last(1)
+    def make_dict(self, items: list[object]) -> None:
+        self.stack.append({})
+        self.set_items(items)
+
+    def build(self, state: object) -> None:
         build(self.stack[-1], state)
 
-    def persistent(self) -> None:
-        declared = persistent(self.classes, *self.last(1))
+    def persistent(self, identity: object) -> None:
+        declared = persistent(self.classes, identity)
         if isinstance(declared, StorageRef) and self.storages.setdefault(declared.key, declared) != declared:
             raise CheckpointError(f"the storage {shown(declared.key)} is declared in two different ways")
         self.stack.append(declared)

@@ -183,18 +183,15 @@ def parse_config(
         The configuration, and the names of the arguments that only steered training.
 
     Raises:
-        CheckpointError: an argument is unknown, of a wrong kind, or asks for something the family
-            here does not compute.
+        CheckpointError: an argument is unknown, of a wrong kind, or asks for what the family does not compute.
     """
     if len(args) > 1:
         raise CheckpointError(
             f"the checkpoint gives {len(args)} constructor arguments by position, expected at most 1"
         )
-    given = dict(kwargs)
-    if args and "sources" in given:
+    if args and "sources" in kwargs:
         raise CheckpointError("the checkpoint gives its sources twice, by position and by name")
-    if args:
-        given["sources"] = args[0]
+    given = {**kwargs, "sources": args[0]} if args else kwargs
     accepted = _accepted(family)
     used: dict[str, object] = dict(_FAMILY_DEFAULTS[family])
     ignored: list[str] = []
