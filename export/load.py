@@ -53,7 +53,7 @@ class LoadedModel:
     def info(self) -> ModelInfo:
         """What the model is, in the terms of a manifest."""
         audio = self.audio
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.config).items()}
+        plain = _plain(asdict(self.config))
         if "segment" in plain:
             plain["segment"] = str(plain["segment"])
         return ModelInfo(

@@ -85,12 +85,10 @@ _OWN = f"only if it is your own training checkpoint, {recipes.of_ones_own()}"
 _DEMUCS = "export best.th, the package that demucs keeps beside its checkpoint.th; or, "
 _OF_TRAINING = {
     "omegaconf.": _DEMUCS + _OWN,
-    "argparse.Namespace": _OWN,
-    "collections.defaultdict": _OWN,
-    "collections.Counter": _OWN,
-    "pathlib.": _OWN,
-    "numpy.core.multiarray._reconstruct": _OWN,
-    "numpy._core.multiarray._reconstruct": _OWN,
+    **dict.fromkeys(
+        ("argparse.Namespace", "collections.defaultdict", "collections.Counter", "pathlib."), _OWN
+    ),
+    **dict.fromkeys((f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")), _OWN),
 }
 
 

@@ -18,7 +18,6 @@ import struct
 import sys
 import zipfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from functools import partial
 from io import BufferedReader, RawIOBase
 from typing import IO
@@ -27,7 +26,7 @@ import numpy as np
 
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.allowed import RESAVE, StorageRef
-from mrsep_deploy.export.checkpoint.files import AGAIN
+from mrsep_deploy.export.checkpoint.files import AGAIN, damage
 from mrsep_deploy.export.checkpoint.storages import DTYPES, Package, read_state
 from mrsep_deploy.export.checkpoint.unpickler import MAX_BYTES, Unpickled, unpickle
 from mrsep_deploy.export.checkpoint.values import shown
@@ -36,6 +35,11 @@ MAX_DIRECTORY = 4 * 2**20  # bytes of the archive's table of contents: some fort
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 _CHUNK = 2**20
+# What zipfile and struct raise over a damaged archive.
+_DAMAGE = (
+    *(zipfile.BadZipFile, struct.error, NotImplementedError, RuntimeError),
+    *(ValueError, OverflowError, EOFError, OSError),
+)
 
 
 def read_zip(file: BufferedReader, file_bytes: int, classes: Collection[str]) -> Package:
@@ -45,7 +49,7 @@ def read_zip(file: BufferedReader, file_bytes: int, classes: Collection[str]) ->
         CheckpointError: damaged, truncated, compressed, or not an archive of a package.
         UnsafeCheckpointError: its pickle asks for code.
     """
-    with _damage("the archive is truncated or damaged, or not a torch package"):
+    with damage("the archive is truncated or damaged, or not a torch package", _DAMAGE):
         archive = zipfile.ZipFile(_Sparing(file, file_bytes))
     members, top = _members(archive, file_bytes)
     if f"{top}constants.pkl" in members or any(name.startswith(f"{top}code/") for name in members):
@@ -61,7 +65,12 @@ def read_zip(file: BufferedReader, file_bytes: int, classes: Collection[str]) ->
         member = members.get(f"{top}data/{storage.key}")
         if member is None:
             raise CheckpointError(f"the archive lacks the storage {shown(storage.key)}", AGAIN)
-        _check_length(storage, member.file_size)
+        if member.file_size != _length(storage):
+            raise CheckpointError(
+                f"the storage {shown(storage.key)} has {member.file_size:,} bytes, expected "
+                f"{_length(storage):,} ({storage.numel:,} of {storage.dtype})",
+                AGAIN,
+            )
         return _in_order(_contents(archive, member), storage, order)
 
     value = unpickle(bytes(_contents(archive, pickle)), classes).value
@@ -125,18 +134,6 @@ class _Sparing(RawIOBase):
         return True
 
 
-@contextmanager
-def _damage(what: str) -> Iterator[None]:
-    """Map everything ``zipfile`` and ``struct`` raise over a damaged archive."""
-    try:
-        yield
-    except (
-        *(zipfile.BadZipFile, struct.error, NotImplementedError, RuntimeError),
-        *(ValueError, OverflowError, EOFError, OSError),
-    ) as error:
-        raise CheckpointError(f"{what} ({shown(error)})", AGAIN) from error
-
-
 def _members(archive: zipfile.ZipFile, file_bytes: int) -> tuple[dict[str, zipfile.ZipInfo], str]:
     """The archive's members by name, and the folder all of them lie in, with a slash at its end."""
     members: dict[str, zipfile.ZipInfo] = {}
@@ -173,7 +170,7 @@ def _byte_order(archive: zipfile.ZipFile, member: zipfile.ZipInfo | None) -> str
 
 def _contents(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
     """The bytes of a member, their checksum verified."""
-    with _damage(f"the member {shown(member.filename)} is damaged"), archive.open(member) as source:
+    with damage(f"the member {shown(member.filename)} is damaged", _DAMAGE), archive.open(member) as source:
         contents = _fill(source, member.file_size)
         source.read(1)  # the checksum is compared at the end of the member
         return contents
@@ -194,15 +191,6 @@ def _fill(source: BufferedReader | IO[bytes], length: int) -> bytearray:
 
 def _length(storage: StorageRef) -> int:
     return storage.numel * DTYPES[storage.dtype].itemsize
-
-
-def _check_length(storage: StorageRef, found: int) -> None:
-    if found != _length(storage):
-        raise CheckpointError(
-            f"the storage {shown(storage.key)} has {found:,} bytes, expected {_length(storage):,} "
-            f"({storage.numel:,} of {storage.dtype})",
-            AGAIN,
-        )
 
 
 def _in_order(contents: bytearray, storage: StorageRef, order: str) -> bytearray:

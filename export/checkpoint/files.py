@@ -56,6 +56,15 @@ def opened(path: Path) -> Iterator[BufferedReader]:
             raise CheckpointError(f"the file cannot be read ({shown(error)})", "check the disk") from error
 
 
+@contextmanager
+def damage(what: str, errors: tuple[type[Exception], ...], limit: int = 100) -> Iterator[None]:
+    """Map the errors of a library about a damaged file; ``limit`` is how much of its message is shown."""
+    try:
+        yield
+    except errors as error:
+        raise CheckpointError(f"{what} ({shown(error, limit)})", AGAIN) from error
+
+
 def sha256(file: BufferedReader) -> str:
     """The sha256 of the whole file, 64 hexadecimal digits; the file is at its start afterwards."""
     digest = hashlib.sha256()

@@ -8,8 +8,7 @@ checked by the safetensors library: tensors neither overlap nor leave the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,13 +16,15 @@ from safetensors import SafetensorError, safe_open
 
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.allowed import DIFFQ_FIX, STORAGES
-from mrsep_deploy.export.checkpoint.files import AGAIN
+from mrsep_deploy.export.checkpoint.files import damage
 from mrsep_deploy.export.checkpoint.storages import MAX_TENSORS, Package, finished, refuse_quantised
 from mrsep_deploy.export.checkpoint.values import MAX_WEIGHT, fraction, shown
 
 MAX_HEADER = 8 * 2**20  # bytes of JSON; the published files have some tens of thousands
 _NAMES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _DTYPES = dict(zip(_NAMES, STORAGES.values(), strict=True))
+_TORN = "the file is truncated or not a safetensors file"
+_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError)
 _FIX = "use the .th package, or add klass, args and kwargs to the file's metadata as demucs' own export does"
 
 
@@ -41,7 +42,7 @@ def read_safetensors(path: Path, head: bytes, file_bytes: int) -> Package:
     header = int.from_bytes(head[:8], "little")
     if header > MAX_HEADER and looks_like_safetensors(head, file_bytes):
         raise CheckpointError(f"the header has {header:,} bytes, expected at most {MAX_HEADER:,}")
-    with _damage(), safe_open(str(path), framework="pt") as file:
+    with damage(_TORN, _ERRORS, 200), safe_open(str(path), framework="pt") as file:
         metadata, names = file.metadata() or {}, list(file.keys())
     _check(metadata, names)
     value = {key: _json(metadata[key], key) for key in ("args", "kwargs")}
@@ -49,20 +50,10 @@ def read_safetensors(path: Path, head: bytes, file_bytes: int) -> Package:
 
 
 def _tensors(path: Path, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], set[str]]:
-    with _damage(), safe_open(str(path), framework="pt") as file:
+    with damage(_TORN, _ERRORS, 200), safe_open(str(path), framework="pt") as file:
         stored = {_stored_dtype(name, file.get_slice(name).get_dtype()) for name in names}
         # A clone, because the tensor of the library is a window into the file.
         return {name: finished(name, file.get_tensor(name).clone()) for name in names}, stored
-
-
-@contextmanager
-def _damage() -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the file is truncated or not a safetensors file ({shown(error, 200)})", AGAIN
-        ) from error
 
 
 def _check(metadata: dict[str, str], names: list[str]) -> None:

@@ -99,14 +99,14 @@ class Family(abc.ABC):
         """What a model of this structure separates."""
 
     @abc.abstractmethod
-    def branches(self, model: nn.Module) -> tuple[Branch, ...]:
+    def branches(self, model: Any) -> tuple[Branch, ...]:
         """The branches of a model, with gains of one where the model is on the ``meta`` device."""
 
     @abc.abstractmethod
-    def stages(self, model: nn.Module, branches: Sequence[Branch]) -> list[StageSource]:
+    def stages(self, model: Any, branches: Sequence[Branch]) -> list[StageSource]:
         """The stages from ``mix`` to ``stems``, in an order in which they can run."""
 
-    def rewrite(self, model: nn.Module, enabled: Collection[str]) -> None:
+    def rewrite(self, model: Any, enabled: Collection[str]) -> None:
         """Replaces modules of ``model`` by others that compute the same function, better for engines.
 
         Args:
@@ -114,13 +114,11 @@ class Family(abc.ABC):
         """
         model.requires_grad_(False)
 
-    def applicable(self, model: nn.Module) -> tuple[str, ...]:
+    def applicable(self, model: Any) -> tuple[str, ...]:
         """The names among ``rewrites`` that find something to do in ``model``."""
         return tuple(self.rewrites)
 
-    def float32(
-        self, model: nn.Module, stages: Sequence[Stage]
-    ) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    def float32(self, model: Any, stages: Sequence[Stage]) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         """What lower precision leaves in float32 beyond the general rules, as a manifest's ``float32`` has it.
 
         Args:
@@ -129,7 +127,7 @@ class Family(abc.ABC):
         """
         return {}
 
-    def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
+    def shares(self, model: Any) -> tuple[FusionShares, ...]:
         """The learnt weights of the resolutions, at the bottleneck and at the output, if there are any."""
         return ()
 

@@ -67,8 +67,3 @@ class LinearAttention(nn.Module):
         out = (q @ summary) / (q @ total + self.eps)
         y: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return y
-
-
-def make_attention(kind: str, channels: int, heads: int) -> nn.Module:
-    """``kind`` is ``softmax`` or ``linear``."""
-    return SoftmaxAttention(channels, heads) if kind == "softmax" else LinearAttention(channels, heads)

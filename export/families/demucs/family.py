@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from mrsep_deploy.bundle.manifest import Branch, FusionShares, Stage
 from mrsep_deploy.errors import UsageError
@@ -12,8 +12,6 @@ from mrsep_deploy.export.families.demucs.paper import paper_tables
 from mrsep_deploy.export.families.family import Audio, Family, PaperTable, StageSource
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mrsep_deploy.export.families.demucs.model import SeparationModel
 
 
@@ -57,41 +55,40 @@ class Demucs(Family):
     def audio(self, config: ModelConfig) -> Audio:
         return Audio(config.sources, config.samplerate, config.audio_channels, config.segment_samples)
 
-    def branches(self, model: nn.Module) -> tuple[Branch, ...]:
+    def branches(self, model: SeparationModel) -> tuple[Branch, ...]:
         from mrsep_deploy.export.families.demucs.stages import make_branches
 
-        model = cast("SeparationModel", model)
         gains = model.gains.detach()
         return make_branches(model.config, () if gains.is_meta else gains.double().tolist())
 
-    def stages(self, model: nn.Module, branches: Sequence[Branch]) -> list[StageSource]:
+    def stages(self, model: SeparationModel, branches: Sequence[Branch]) -> list[StageSource]:
         from mrsep_deploy.export.families.demucs.stages import split
 
-        return split(cast("SeparationModel", model), branches)
+        return split(model, branches)
 
-    def rewrite(self, model: nn.Module, enabled: Collection[str]) -> None:
+    def rewrite(self, model: SeparationModel, enabled: Collection[str]) -> None:
         from mrsep_deploy.export.families.demucs.rewrites import rewrite
 
         unknown = set(enabled) - set(self.rewrites)
         if unknown:
             raise ValueError(f"unknown rewrites {sorted(unknown)}, expected some of {sorted(self.rewrites)}")
-        rewrite(cast("SeparationModel", model), enabled)
+        rewrite(model, enabled)
 
-    def applicable(self, model: nn.Module) -> tuple[str, ...]:
+    def applicable(self, model: SeparationModel) -> tuple[str, ...]:
         from mrsep_deploy.export.families.demucs.rewrites import applicable
 
-        found = applicable(cast("SeparationModel", model))
+        found = applicable(model)
         return tuple(name for name in self.rewrites if found.get(name, True))
 
     def float32(
-        self, model: nn.Module, stages: Sequence[Stage]
+        self, model: SeparationModel, stages: Sequence[Stage]
     ) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         from mrsep_deploy.export.families.demucs.float32 import float32_nodes
 
-        return float32_nodes(cast("SeparationModel", model), stages)
+        return float32_nodes(model, stages)
 
-    def shares(self, model: nn.Module) -> tuple[FusionShares, ...]:
-        return cast("SeparationModel", model).fusion_shares()
+    def shares(self, model: SeparationModel) -> tuple[FusionShares, ...]:
+        return model.fusion_shares()
 
     def paper_tables(self) -> tuple[PaperTable, ...]:
         return paper_tables()

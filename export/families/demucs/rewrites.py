@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mrsep_deploy.export.families.demucs.layers import DecoderLayer, EncoderLayer
+from mrsep_deploy.export.families.demucs.layers import DecoderLayer, EncoderLayer, FrequencyEmbedding
 from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.families.demucs.rewrite_attention import ConstantPositions, fold_attention
 from mrsep_deploy.export.families.demucs.rewrite_fusion import BlockedFusion
@@ -20,7 +20,7 @@ from mrsep_deploy.export.families.demucs.rewrite_layers import (
     spelled_norm,
 )
 from mrsep_deploy.export.families.demucs.shapes import bottleneck_size
-from mrsep_deploy.export.families.demucs.transformer import CrossTransformer, TokenGroupNorm, TransformerLayer
+from mrsep_deploy.export.families.demucs.transformer import TokenGroupNorm, TransformerLayer
 from mrsep_deploy.export.families.demucs.variants import MultiResolution
 
 
@@ -35,24 +35,28 @@ def rewrite(model: SeparationModel, enabled: Collection[str]) -> None:
     model.requires_grad_(False)
     found = applicable(model)
     enabled = {name for name in enabled if found.get(name, True)}
-    if "embedding" in enabled:
-        _fold_embeddings(model)
     if "attention" in enabled:
         for layer in model.modules():
             if isinstance(layer, TransformerLayer):
                 fold_attention(layer)
     if "positions" in enabled and model.crosstransformer is not None:
-        _fold_positions(model, model.crosstransformer)
+        size = bottleneck_size(model.config, model.plan)
+        positions = ConstantPositions(model.crosstransformer, model.config.transformer_channels, *size)
+        model._modules["crosstransformer"] = positions
     if "shares" in enabled and isinstance(model, MultiResolution):
         model.shares = tuple(model.bottleneck_weights.double().tolist())
     if "fusion" in enabled:
         model._modules["fusion_conv"] = BlockedFusion(model.fusion_conv)
+    windows = zip(model.spectrogram_branches, model.config.nfft_list, strict=True)
+    bins = {embedding: model.plan.bins(n_fft)[0] for (_, _, embedding), n_fft in windows}
     for module in list(model.modules()):
         if isinstance(module, (EncoderLayer, DecoderLayer)):
             rewrite_layer(module, enabled)
         for name, child in list(module.named_children()):
             if isinstance(child, TokenGroupNorm):
                 setattr(module, name, spelled_norm(child))
+            elif isinstance(child, FrequencyEmbedding) and "embedding" in enabled:
+                setattr(module, name, ConstantEmbedding(child, model.config.freq_emb, bins[child]))
     model.eval().requires_grad_(False)
 
 
@@ -66,22 +70,3 @@ def applicable(model: SeparationModel) -> dict[str, bool]:
         "shares": transformer and isinstance(model, MultiResolution),
         "fusion": model.config.fusion == "convolution",
     }
-
-
-def _fold_embeddings(model: SeparationModel) -> None:
-    embeddings = [embedding for _, _, embedding in model.branches]
-    for branch, embedding in enumerate(embeddings):
-        if embedding is None:
-            continue
-        bins = model.plan.bins(model.config.nfft_list[branch])[0]
-        constant = ConstantEmbedding(embedding, model.config.freq_emb, bins)
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if child is embedding:
-                    setattr(parent, name, constant)
-
-
-def _fold_positions(model: SeparationModel, transformer: CrossTransformer) -> None:
-    channels = model.config.transformer_channels
-    size = bottleneck_size(model.config, model.plan)
-    model._modules["crosstransformer"] = ConstantPositions(transformer, channels, *size)

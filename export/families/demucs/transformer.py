@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mrsep_deploy.export.families.demucs.attention import make_attention
+from mrsep_deploy.export.families.demucs.attention import LinearAttention, SoftmaxAttention
 from mrsep_deploy.export.families.demucs.config import ModelConfig
 from mrsep_deploy.export.families.demucs.layers import LayerScale
 
@@ -62,7 +62,8 @@ class TransformerLayer(nn.Module):
         self.cross = cross
         self.norm_first = config.t_norm_first
         self.gelu = config.t_gelu
-        attention = make_attention(config.attention, channels, config.t_heads)
+        kind = SoftmaxAttention if config.attention == "softmax" else LinearAttention
+        attention: nn.Module = kind(channels, config.t_heads)
         if cross:
             self.cross_attn = attention
         else:
