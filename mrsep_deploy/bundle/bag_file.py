@@ -9,25 +9,29 @@ This is TOML; Demucs' own bags are YAML with the same keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from mrsep_deploy.errors import FormatError
 from mrsep_deploy.files.reading import read_start, toml
+from mrsep_deploy.files.typed_json import typed
 
 SUFFIXES = (".toml", ".yaml", ".yml")
 MAX_BYTES = 2**16
-MAX_MODELS = 64
+FIX = "correct the bag file"
 
 Weights = tuple[tuple[float, ...], ...]
 
-_KEYS = ("models", "weights", "segment")
-FIX = "correct the bag file"
+# YAML reads 92202414 as a number, and 01234567 as an octal one
+_Name = Annotated[str, Meta(description="a name, in quotes if it looks like a number")]
+_Weight = Annotated[float, Meta(ge=-1e300, le=1e300, description="a finite number")]
+_Row = Annotated[tuple[_Weight, ...], Meta(min_length=1, max_length=MAX_BYTES)]
 
 
-@dataclass(frozen=True)
-class BagFile:
+class BagFile(Struct, frozen=True, forbid_unknown_fields=True):
     """What the file of a bag says.
 
     Attributes:
@@ -36,9 +40,9 @@ class BagFile:
         segment: seconds per segment, if the bag sets it.
     """
 
-    models: tuple[str, ...]
-    weights: Weights | None
-    segment: float | None
+    models: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=64)]
+    weights: tuple[_Row, ...] | None = None
+    segment: Annotated[float, Meta(gt=0, lt=1e300, description="a number of seconds above 0")] | None = None
 
 
 def read_bag_file(path: Path) -> BagFile:
@@ -47,15 +51,13 @@ def read_bag_file(path: Path) -> BagFile:
     Raises:
         FormatError: the file cannot be read, is no bag, or the weights do not match the models.
     """
-    content = _content(path)
-    if "models" not in content or not set(content) <= set(_KEYS):
-        keys = ", ".join(map(_shown, list(content)[:8])) or "none"
-        raise FormatError(f"its keys are {keys}; expected models and optionally weights, segment", FIX)
-    models = _models(content["models"])
-    return BagFile(models, _weights(content.get("weights"), len(models)), _segment(content.get("segment")))
+    bag = typed(_content(path), BagFile, "bag", FIX)
+    if bag.weights is not None:
+        _check_weights(bag.weights, len(bag.models))
+    return bag
 
 
-def _content(path: Path) -> Mapping[object, object]:
+def _content(path: Path) -> object:
     try:
         data = read_start(path, MAX_BYTES)
     except OSError as error:
@@ -65,13 +67,10 @@ def _content(path: Path) -> Mapping[object, object]:
     kind = "TOML" if path.suffix.lower() == ".toml" else "YAML"
     parse = toml if kind == "TOML" else _yaml()
     try:
-        content = parse(data)
+        return parse(data)
     # PyYAML lets through whatever making a date or a number of a text raises.
     except Exception as error:
         raise FormatError(f"it is not {kind} ({str(error)[:200]})", FIX) from error
-    if not isinstance(content, dict):
-        raise FormatError(f"it holds a {type(content).__name__}, expected models, weights and segment", FIX)
-    return content
 
 
 def _yaml() -> Callable[[bytes], object]:
@@ -85,63 +84,14 @@ def _yaml() -> Callable[[bytes], object]:
     return lambda data: yaml.safe_load(data)
 
 
-def _models(found: object) -> tuple[str, ...]:
-    if not isinstance(found, list) or not 1 <= len(found) <= MAX_MODELS:
-        raise FormatError(f"models is no list of 1 to {MAX_MODELS} names", FIX)
-    for name in found:
-        if not isinstance(name, str):
-            # YAML reads 92202414 as a number, and 01234567 as an octal one.
-            raise FormatError(
-                f"models has a {type(name).__name__}, expected names", "put the names in quotes"
-            )
-    return tuple(found)
-
-
-def _weights(found: object, models: int) -> Weights | None:
-    if found is None:
-        return None
-    if not isinstance(found, list) or len(found) != models:
-        count = f"{len(found)} rows" if isinstance(found, list) else f"a {type(found).__name__}"
-        raise FormatError(f"weights has {count}, expected one row for each of the {models} models", FIX)
-    rows = tuple(_row(index, row) for index, row in enumerate(found))
-    if len({len(row) for row in rows}) != 1:
-        lengths = ", ".join(str(len(row)) for row in rows)
+def _check_weights(weights: Weights, models: int) -> None:
+    if len(weights) != models:
+        raise FormatError(
+            f"weights has {len(weights)} rows, expected one row for each of the {models} models", FIX
+        )
+    if len({len(row) for row in weights}) != 1:
+        lengths = ", ".join(str(len(row)) for row in weights)
         raise FormatError(f"weights has rows of {lengths} numbers, expected one per source in each", FIX)
-    for source, column in enumerate(zip(*rows, strict=True)):
+    for source, column in enumerate(zip(*weights, strict=True)):
         if not sum(column) > 0:
             raise FormatError(f"weights of source {source} add up to {sum(column)}, expected above 0", FIX)
-    return rows
-
-
-def _row(index: int, row: object) -> tuple[float, ...]:
-    numbers = [_number(value) for value in row] if isinstance(row, list) else []
-    finite = tuple(number for number in numbers if number is not None)
-    if not finite or len(finite) != len(numbers):
-        raise FormatError(f"row {index} of weights is not a list of finite numbers", FIX)
-    return finite
-
-
-def _segment(found: object) -> float | None:
-    if found is None:
-        return None
-    seconds = _number(found)
-    if seconds is None or not seconds > 0:
-        raise FormatError(f"segment is {_shown(found)}, expected a number of seconds above 0", FIX)
-    return seconds
-
-
-def _number(value: object) -> float | None:
-    """Returns ``value`` as a finite float, or None; a bool is no number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-        return None
-    return float(value)
-
-
-def _shown(value: object) -> str:
-    """Returns a short form of a value for a message; of a list none at all: YAML can make it endless."""
-    if isinstance(value, (list, dict)):
-        return f"a {type(value).__name__}"
-    try:
-        return str(value)[:40]
-    except ValueError:  # an integer of thousands of digits
-        return "a huge number"

@@ -38,19 +38,20 @@ class Provenance:
     @classmethod
     def read(cls, found: Mapping[str, object]) -> Provenance:
         """From a manifest's ``provenance``."""
-        checkpoint, untrained = _mapping(found, "checkpoint"), _mapping(found, "untrained")
-        seed, tools = untrained.get("seed"), _mapping(found, "tools")
+        seed, tools = within(found, "untrained", "seed"), within(found, "tools")
         return cls(
             # the path is that of another machine, perhaps of another system
-            checkpoint=ntpath.basename(_text(checkpoint, "path")),
-            sha256=_text(checkpoint, "sha256"),
-            klass=_text(checkpoint, "klass"),
-            storage=_texts(checkpoint, "storage"),
+            checkpoint=ntpath.basename(_text(found, "checkpoint", "path")),
+            sha256=_text(found, "checkpoint", "sha256"),
+            klass=_text(found, "checkpoint", "klass"),
+            storage=_texts(found, "checkpoint", "storage"),
             seed=seed if isinstance(seed, int) else None,
             ignored=_texts(found, "ignored_arguments"),
             rewrites=_texts(found, "rewrites"),
             exported=_text(found, "exported"),
-            tools=tuple((printable(tool), _text(tools, tool)) for tool in tools),
+            tools=tuple((_printable(tool), _text(tools, tool)) for tool in tools)
+            if isinstance(tools, Mapping)
+            else (),
         )
 
 
@@ -64,29 +65,32 @@ class Check:
     @classmethod
     def read(cls, checks: Mapping[str, object], stage: str) -> Check | None:
         """From a manifest's ``checks``; None if that stage was not checked."""
-        found = _mapping(checks, stage)
-        exported, pytorch = found.get("relative_l2"), found.get("pytorch_float32_relative_l2")
+        exported, pytorch = (
+            within(checks, stage, key) for key in ("relative_l2", "pytorch_float32_relative_l2")
+        )
         if not isinstance(exported, (int, float)) or not isinstance(pytorch, (int, float)):
             return None
         return cls(Deviation(abs(exported)), Deviation(abs(pytorch)))
 
 
-def printable(text: str) -> str:
+def within(found: object, *keys: str) -> object:
+    """Returns what lies below these keys of a manifest's free-form part; None where nothing does."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _text(found: object, *keys: str) -> str:
+    value = within(found, *keys)
+    return _printable(value) if isinstance(value, str) else ""
+
+
+def _texts(found: object, *keys: str) -> tuple[str, ...]:
+    items = within(found, *keys)
+    items = items if isinstance(items, (list, tuple)) else ()
+    return tuple(_printable(item) for item in items if isinstance(item, str))
+
+
+def _printable(text: str) -> str:
     """Text without characters that steer a terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def _mapping(found: Mapping[str, object], key: str) -> Mapping[str, object]:
-    value = found.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(found: Mapping[str, object], key: str) -> str:
-    value = found.get(key)
-    return printable(value) if isinstance(value, str) else ""
-
-
-def _texts(found: Mapping[str, object], key: str) -> tuple[str, ...]:
-    value = found.get(key)
-    items = value if isinstance(value, (list, tuple)) else ()
-    return tuple(printable(item) for item in items if isinstance(item, str))

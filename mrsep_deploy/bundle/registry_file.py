@@ -1,41 +1,44 @@
-"""The file that names of bundles are kept in: ``registry.json``, strictly read, and replaced whole."""
+"""The file that names of bundles are kept in: ``registry.json``, strictly read, and replaced whole under a lock."""
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-import msgspec
+from filelock import FileLock, Timeout
+from msgspec import Meta, Struct
 
 from mrsep_deploy.bundle import shipped
-from mrsep_deploy.errors import FormatError
+from mrsep_deploy.errors import BundleError, FormatError, OutputError, UsageError
 from mrsep_deploy.files import paths
-from mrsep_deploy.files.parts import write_file
+from mrsep_deploy.files.parts import explained, make_folder, write_file
 from mrsep_deploy.files.reading import read_start
 from mrsep_deploy.files.strict_json import MAX_BYTES, shown, written
 from mrsep_deploy.files.typed_json import Sha256, document
 
-_HEADER = {"format": "mrsep-deploy registry", "format_version": 1}
-
-Reason = Literal["chosen", "last", "shipped"]
-
-_WHY: dict[Reason, str] = {
-    "chosen": "the default, chosen with models use",
-    "last": "exported last",
-    "shipped": "comes with mrsep-deploy",
-}
+LOCK_SECONDS = 30.0
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 NAME_RULE = "1 to 64 of A-Z a-z 0-9 _ . - that begin with a letter or digit"
 
-
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a name's bundle is, its digest, and when it got the name (ISO 8601, UTC)."""
-
-    path: Annotated[str, msgspec.Meta(pattern=r"\A[^\0]{1,4096}\Z")]
-    digest: Sha256
-    registered: Annotated[str, msgspec.Meta(pattern=r"\A[0-9T:.+Z-]{10,40}\Z")]
+_HEADER = {"format": "mrsep-deploy registry", "format_version": 1}
+_WHY = {
+    "chosen": "the default, chosen with models use",
+    "last": "exported last",
+    "shipped": "comes with mrsep-deploy",
+}
+_FETCH = "Get its checkpoint (docs/running.md says where), then: mrsep-deploy export FILE --name {}"
+_PUBLISHED = {
+    "htdemucs": _FETCH,
+    "htdemucs_6s": _FETCH,
+    "htdemucs_ft": "It is four models; docs/running.md says where they are, and how they run together",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Default:
     """The model that is taken where none is named, and why it is this one."""
 
     name: str
-    reason: Reason
+    reason: Literal["chosen", "last", "shipped"]
 
     @property
     def why(self) -> str:
@@ -51,11 +54,24 @@ class Default:
         return _WHY[self.reason]
 
 
-class Registry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a name's bundle is, its digest, and when it got the name (ISO 8601, UTC)."""
+
+    path: Annotated[str, Meta(pattern=r"\A[^\0]{1,4096}\Z")]
+    digest: Sha256
+    registered: Annotated[str, Meta(pattern=r"\A[0-9T:.+Z-]{10,40}\Z")]
+
+    def is_managed_as(self, name: str) -> bool:
+        """Whether it is at exactly ``models_dir()/NAME``, a real folder; nothing else may ever be deleted."""
+        path = Path(self.path)
+        return path == paths.models_dir() / name and path.is_dir() and not path.is_symlink()
+
+
+class Registry(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The file: entries by name, the name exported last, and the default that was chosen, if one was."""
 
     last: str | None
-    models: dict[str, Entry]
+    models: dict[Annotated[str, Meta(pattern=rf"\A{NAME.pattern}\Z", description=NAME_RULE)], Entry]
     chosen: str | None = None
 
     @property
@@ -72,6 +88,39 @@ class Registry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     def leaves_to_the_shipped(self, name: str) -> bool:
         """Whether the name stands for the model that comes with the package."""
         return name == shipped.NAME and name not in self.models
+
+    def entry(self, name: str) -> Entry:
+        """The entry of a name; ``UsageError`` lists what there is if there is none."""
+        if name in self.models:
+            return self.models[name]
+        close = difflib.get_close_matches(name, self.names, n=1)
+        if name in _PUBLISHED:
+            fix = _PUBLISHED[name].format(name)
+        elif close:
+            fix = f"Did you mean {close[0]}?"
+        else:
+            fix = "Give one of these, the path of a bundle, or export a checkpoint"
+            fix += f": mrsep-deploy export FILE --name {name}" if NAME.fullmatch(name) else "."
+        raise UsageError(f"no model {shown(name)} yet (here: {', '.join(self.names)})", fix)
+
+    def place(self, name: str) -> Path:
+        """The bundle of a name."""
+        if self.leaves_to_the_shipped(name):
+            return shipped.BUNDLE
+        path = Path(self.entry(name).path)
+        if not os.path.exists(path):
+            fix = f"Export it again, or forget it: mrsep-deploy models remove {name}"
+            raise BundleError(f"the model {name} was at {path}, where nothing is now", fix)
+        return path
+
+    def require_free(self, name: str, path: Path) -> None:
+        """Raises ``UsageError`` if a bundle at ``path`` cannot have the name."""
+        entry = self.models.get(name)
+        if entry and entry.is_managed_as(name) and Path(entry.path) != path:
+            raise UsageError(
+                f"the name {name} belongs to the bundle at {entry.path}",
+                f"Choose another name, or delete that bundle: mrsep-deploy models remove {name}",
+            )
 
 
 def load() -> Registry:
@@ -90,21 +139,30 @@ def load() -> Registry:
     except OSError as error:
         raise FormatError(f"the {what} cannot be read: {error}", fix) from error
     found = document(data, _HEADER, Registry, what, fix, optional=("chosen",))
-    for name in found.models:
-        if NAME.fullmatch(name) is None:
-            raise FormatError(
-                f"{what}.models[{shown(name)}] has a name that is none, expected {NAME_RULE}", fix
-            )
     for field, chosen in (("last", found.last), ("chosen", found.chosen)):
         if chosen is not None and chosen not in found.models and (field, chosen) != ("chosen", shipped.NAME):
             raise FormatError(f"{what}.{field} is {shown(chosen)}, expected one of the models", fix)
     return found
 
 
-def save(registry: Registry) -> None:
-    """Replaces the file.
+@contextmanager
+def changed() -> Iterator[Registry]:
+    """Yields the registry under a lock, and replaces the file if the block ends without an error.
 
     Raises:
-        OutputError: it cannot be written; the old one is still there.
+        OutputError: it cannot be written; the old file is still there.
     """
-    write_file(paths.registry_file(), written(_HEADER, registry))
+    folder = make_folder(paths.data_dir(), paths.SET_HOME)
+    lock = FileLock(folder / "registry.lock", timeout=LOCK_SECONDS)
+    with explained(folder, paths.SET_HOME):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            message = f"another process has held {lock.lock_file} for {LOCK_SECONDS:.0f} s"
+            raise OutputError(message, "Wait for it to end, and try again.") from error
+    try:
+        registry = load()
+        yield registry
+        write_file(paths.registry_file(), written(_HEADER, registry))
+    finally:
+        lock.release()

@@ -133,7 +133,8 @@ def build(asked: Asked) -> None:
 
 
 def _build_and_tell(bundle: Bundle, engine: BuildingEngine, asked: Asked) -> None:
-    from mrsep_deploy.precision.costs import costs_to_json, read_costs
+    from mrsep_deploy.files.strict_json import plain
+    from mrsep_deploy.precision.costs import read_costs
     from mrsep_deploy.terminal.progress import console
 
     if asked.jobs > 1 and not engine.parallel_builds:
@@ -142,9 +143,9 @@ def _build_and_tell(bundle: Bundle, engine: BuildingEngine, asked: Asked) -> Non
         )
     built = _build(engine, bundle, asked)
     if asked.as_json:
-        costs = costs_to_json(read_costs(bundle.manifest))
-        plain = [{**_plain(stage, each), "cost": costs.get(stage)} for stage, each in built.items()]
-        click.echo(json.dumps(plain, indent=2))
+        costs = read_costs(bundle.manifest)
+        rows = [{**_plain(stage, each), "cost": costs.get(stage)} for stage, each in built.items()]
+        click.echo(json.dumps(plain(rows), indent=2))
     elif not asked.quiet:
         _print(console(), built, engine.cache.folder, bundle)
 

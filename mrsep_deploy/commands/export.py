@@ -124,10 +124,10 @@ def _untrained(asked: ExportOptions) -> LoadedModel:
 
 
 def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float) -> str:
+    from mrsep_deploy.files.strict_json import plain
     from mrsep_deploy.inspection.report import to_plain
-    from mrsep_deploy.precision.costs import costs_to_json
 
-    more = {"costs": costs_to_json(costs), "archive": archive and str(archive), "seconds": seconds}
+    more = {"costs": plain(costs), "archive": archive and str(archive), "seconds": seconds}
     return json.dumps({**to_plain(found), **more}, indent=2)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
@@ -187,7 +188,15 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
+
+
 def shown(value: object) -> str:
-    """A short, printable form of a value for a message."""
-    text = ascii(value)
+    """A short, printable form of a value for a message; YAML can make lists endless, and integers huge."""
+    try:
+        text = _REPR.repr(value).encode("ascii", "backslashreplace").decode()
+    except ValueError:  # an integer of thousands of digits
+        text = "a huge number"
     return text if len(text) <= 60 else text[:57] + "..."

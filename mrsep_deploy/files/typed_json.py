@@ -154,7 +154,7 @@ def _unknown(where: str, field: str, known: Iterable[str]) -> str:
 
 
 def _in_words(found: re.Match[str]) -> str:
-    word = found[1] or found[0]
+    word = (found[1] or found[0]).removesuffix(" | null")  # whether a field is optional
     return _IN_WORDS.get(word, word)
 
 

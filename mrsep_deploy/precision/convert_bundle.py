@@ -18,8 +18,8 @@ from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
+from mrsep_deploy.files.strict_json import plain
 from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, StageGraph, TypedGraph, typed_graph
-from mrsep_deploy.precision.costs import costs_to_json
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.plan import PrecisionPlan, check_plan
 
@@ -149,7 +149,7 @@ def _manifest(bundle: Bundle, plan: PrecisionPlan, typed: Mapping[str, TypedGrap
                 "source": bundle.digest,
                 "converter": VERSION,
                 "plan": plan.to_json(),
-                "graphs": costs_to_json({name: graph.cost for name, graph in typed.items()}),
+                "graphs": plain({name: graph.cost for name, graph in typed.items()}),
             },
         },
     )

@@ -1,20 +1,22 @@
-"""The costs of graphs in lower precision beside the float32 ones: as a record, as JSON and as a terminal's table."""
+"""The costs of graphs in lower precision beside the float32 ones: as a record, and as a terminal's table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from typing import Annotated
 
+from msgspec import Meta
 from rich.console import Console
-from rich.table import Table
 
 from mrsep_deploy.bundle.manifest import Manifest
+from mrsep_deploy.bundle.provenance import within
+from mrsep_deploy.errors import FormatError
+from mrsep_deploy.files.typed_json import typed
 from mrsep_deploy.terminal.tables import file_size, table
 
-COST_NOTE = (
-    "Bytes moved: what the kernels of one run read and write, predicted. Float32 nodes and MACs: those that the "
-    "plan keeps."
-)
+_Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -30,66 +32,47 @@ class GraphCost:
         flushed: numbers in constants that are zero or subnormal and were neither in float32.
     """
 
-    size: int
-    original_size: int
-    casts: int
-    nodes: int
-    kept: int
-    macs: int
-    kept_macs: int
-    bytes_moved: int
-    original_bytes_moved: int
-    flushed: int
-
-
-def costs_to_json(costs: Mapping[str, GraphCost]) -> dict[str, object]:
-    """Returns costs by stage as plain values, as ``provenance`` and ``--json`` hold them."""
-    return {stage: asdict(cost) for stage, cost in costs.items()}
+    size: _Count
+    original_size: _Count
+    casts: _Count
+    nodes: _Count
+    kept: _Count
+    macs: _Count
+    kept_macs: _Count
+    bytes_moved: _Count
+    original_bytes_moved: _Count
+    flushed: _Count
 
 
 def read_costs(manifest: Manifest) -> dict[str, GraphCost]:
     """Reads the costs in a converted bundle's ``provenance``; any other bundle has none."""
-    graphs = _mapping(_mapping(manifest.provenance, "precision"), "graphs")
-    names = [field.name for field in fields(GraphCost)]
     found: dict[str, GraphCost] = {}
     for stage in manifest.graph_stages:
-        values = [_mapping(graphs, stage.name).get(name) for name in names]
-        numbers = [value for value in values if isinstance(value, int) and value >= 0]
-        if len(numbers) == len(names):
-            found[stage.name] = GraphCost(*numbers)
+        with suppress(FormatError):
+            cost = within(manifest.provenance, "precision", "graphs", stage.name)
+            found[stage.name] = typed(cost, GraphCost, "cost", "")
     return found
 
 
-def cost_table(costs: Mapping[str, GraphCost], precision: str) -> Table:
-    """Sizes, casts, and what stays in float32, stage by stage and in total."""
-    numbers = (
-        "float32 graph",
-        precision,
-        "casts",
-        "float32 nodes",
-        "float32 MACs",
-        "bytes moved",
-        f"in {precision}",
-    )
+def print_costs(screen: Console, costs: Mapping[str, GraphCost], precision: str) -> None:
+    """Prints sizes, casts, and what stays in float32, stage by stage and in total; nothing where there are no costs."""
+    if not costs:
+        return
+    sizes = ("float32 graph", precision, "casts", "float32 nodes", "float32 MACs")
+    numbers = (*sizes, "bytes moved", f"in {precision}")
     made = table("stage", *numbers, right=numbers)
     for stage, cost in costs.items():
         made.add_row(stage, *_cells(cost))
-    made.add_row("all", *_cells(total(costs)), style="bold")
-    return made
-
-
-def print_costs(screen: Console, costs: Mapping[str, GraphCost], precision: str) -> None:
-    """Prints the table with its note; nothing where there are no costs."""
-    if costs:
-        screen.print()
-        screen.print(cost_table(costs, precision))
-        screen.print(f"\n{COST_NOTE}", style="dim")
-
-
-def total(costs: Mapping[str, GraphCost]) -> GraphCost:
-    """The sum over all stages."""
-    names = GraphCost.__dataclass_fields__
-    return GraphCost(**{name: sum(getattr(cost, name) for cost in costs.values()) for name in names})
+    names = [field.name for field in fields(GraphCost)]
+    total = GraphCost(*(sum(getattr(cost, name) for cost in costs.values()) for name in names))
+    made.add_row("all", *_cells(total), style="bold")
+    screen.print()
+    screen.print(made)
+    screen.print(
+        "\nBytes moved: what the kernels of one run read and write, predicted. Float32 nodes and MACs: those that "
+        "the plan keeps.",
+        style="dim",
+    )
 
 
 def _cells(cost: GraphCost) -> tuple[str, ...]:
@@ -103,8 +86,3 @@ def _cells(cost: GraphCost) -> tuple[str, ...]:
         file_size(cost.original_bytes_moved),
         file_size(cost.bytes_moved),
     )
-
-
-def _mapping(found: Mapping[str, object], key: str) -> Mapping[str, object]:
-    value = found.get(key)
-    return value if isinstance(value, Mapping) else {}

@@ -8,12 +8,13 @@ bits of its weights are gone.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest
+from mrsep_deploy.bundle.provenance import within
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
 from mrsep_deploy.precision.names import ELEMENTS, AskedPrecision, arithmetic
 
@@ -25,10 +26,7 @@ INSTALL_ONNX = 'pip install "onnx>=1.19" "onnx-ir>=0.1.16"'
 
 def is_mixed(manifest: Manifest) -> bool:
     """Whether a bundle was made with a plan that keeps more in float32 than the rules do."""
-    found: object = manifest.provenance
-    for key in ("precision", "plan", "keep"):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return bool(found)
+    return bool(within(manifest.provenance, "precision", "plan", "keep"))
 
 
 def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None = None) -> Bundle:

@@ -484,6 +484,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+LAUGHS = "[&a0 [1]" + "".join(f", &a{n + 1} [" + f"*a{n}, " * 10 + "]" for n in range(12)) + "]"
+"""Lists that hold each other: ten to the power of twelve numbers in all."""
+
+
 def bag(folder: Path, content: str) -> Path:
     path = folder / "bag.yaml"
     path.write_text(content)
@@ -505,23 +509,29 @@ def test_a_bag(folder: Path) -> None:
     ("content", "said"),
     [
         ("models: [dddd4444]", r"dddd4444 is missing.*dddd4444\.th"),
-        ("models: [92202414]", r"has a int.*quotes"),
+        ("models: [92202414]", r"models\[0\] is 92202414, expected a name, in quotes"),
         ("models: [../aaaa1111]", "signature"),
-        ("models: []", "no list of 1 to"),
-        ("models: aaaa1111", "no list of 1 to"),
-        ("weights: []", "keys are weights"),
-        ("models: [aaaa1111]\nweight: [[1]]", "keys are models, weight"),
+        ("models: []", "models has 0 entries, expected 1 to 64"),
+        ("models: aaaa1111", "models is 'aaaa1111', expected a list"),
+        ("weights: []", "bag has no field 'models'"),
+        (
+            "models: [aaaa1111]\nweight: [[1]]",
+            "has an unknown field 'weight', expected models, weights, segment",
+        ),
         ("models: [aaaa1111]\nweights: [[1], [1]]", "2 rows, expected one row for each of the 1"),
         ("models: [aaaa1111, bbbb2222]\nweights: [[1, 1], [1]]", "rows of 2, 1 numbers"),
-        ("models: [aaaa1111]\nweights: [[one]]", "row 0 of weights"),
-        ("models: [aaaa1111]\nweights: [[true]]", "row 0 of weights"),
-        ("models: [aaaa1111]\nweights: [[.nan]]", "row 0 of weights"),
-        ("models: [aaaa1111]\nweights: [[]]", "row 0 of weights"),
+        ("models: [aaaa1111]\nweights: [[one]]", r"weights\[0\]\[0\] is 'one', expected a finite number"),
+        ("models: [aaaa1111]\nweights: [[true]]", r"weights\[0\]\[0\] is True, expected a finite number"),
+        ("models: [aaaa1111]\nweights: [[.nan]]", r"weights\[0\]\[0\] is nan, expected a finite number"),
+        ("models: [aaaa1111]\nweights: [[]]", r"weights\[0\] has 0 entries"),
         ("models: [aaaa1111]\nweights: [[1, 0]]", "source 1 add up to 0"),
         ("models: [aaaa1111]\nsegment: 0", "segment is 0"),
-        ("models: [aaaa1111]\nsegment: ten", "segment is ten"),
+        ("models: [aaaa1111]\nsegment: ten", "segment is 'ten', expected a number of seconds above 0"),
         ("models: [aaaa1111]\nsegment: 0x" + "f" * 9000, "segment is a huge number"),
-        ("- 1", "holds a list"),
+        ("- 1", r"bag is \[1\], expected an object"),
+        ("1: 2\nmodels: [aaaa1111]", "bag is"),
+        ("models: [aaaa1111]\nweights: &a [*a]", r"weights\[0\]\[0\] is \["),
+        (f"models: [aaaa1111]\nsegment: {LAUGHS}", "segment is"),
         ("models: [", "not YAML"),
         ("a: !!timestamp x", "not YAML"),
         ("[" * 30_000, "not YAML"),
