@@ -156,7 +156,6 @@ def _finished(model: _Model, names: list[str]) -> Manifest:
         opset=17,
         precision="float32",
         files={stage.file: FileInfo("0" * 64, 0) for stage in stages if stage.file},
-        batch=model.batch,
     )
     check(manifest)
     return manifest

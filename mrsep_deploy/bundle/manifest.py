@@ -24,20 +24,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from mrsep_deploy.files.typed_json import Name, Sha256
 
 FORMAT = "mrsep-deploy bundle"
 FORMAT_VERSION = 2
 
 StageKind = Literal["spectrogram", "normalize", "graph", "inverse", "denormalize", "sum"]
-STAGE_KINDS: tuple[StageKind, ...] = (
-    "spectrogram",
-    "normalize",
-    "graph",
-    "inverse",
-    "denormalize",
-    "sum",
-)
 Layout = Literal["split", "whole"]
 
 MIX = "mix"
@@ -47,15 +43,25 @@ BATCH = "batch"
 """Name of the first dimension of every tensor, in manifests and graphs."""
 
 MAX_BATCH = 1024
+MAX_SAMPLES = 2**31
+MAX_WINDOW = 2**20
+DTYPES = ("float32", "float16", "float64", "int32", "int64")
+
+Dtype = Annotated[str, Meta(pattern=rf"\A({'|'.join(DTYPES)})\Z", description=f"one of {', '.join(DTYPES)}")]
+Size = Annotated[int, Meta(ge=1, le=MAX_SAMPLES)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Tensors = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=256)]
+Shares = Annotated[tuple[float, ...], Meta(min_length=1, max_length=16)]
+Patterns = Annotated[tuple[Annotated[str, Meta(max_length=512)], ...], Meta(max_length=256)]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, shape and element type of one tensor that passes between stages."""
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+    name: Name
+    shape: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=16)]
+    dtype: Dtype = "float32"
 
     @property
     def elements(self) -> int:
@@ -87,12 +93,12 @@ class Transform:
         envelope: synthesis divides by the squared windows of the frames there are, or of an ``endless`` row of them.
     """
 
-    n_fft: int
-    hop: int
-    frames: int
-    bins: int
-    offset: int
-    after: int
+    n_fft: Annotated[int, Meta(ge=2, le=MAX_WINDOW)]
+    hop: Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
+    frames: Size
+    bins: Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
+    offset: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
+    after: Annotated[int, Meta(ge=0, le=2 * MAX_WINDOW)]
     window: Window = "hann"
     scale: Scale = "orthonormal"
     padding: Padding = "reflect"
@@ -122,14 +128,14 @@ class Branch:
         name: ``2048`` or ``time``; the second half of a stage's name.
         gains: weight of this branch's signal in each source, the learnt fusion weights; they are
             constants, so they cost nothing where the signal is de-normalised.
-        transform: of the spectrogram; None for the waveform.
         normalise: whether graphs read the branch's input less its mean, over its standard deviation.
+        transform: of the spectrogram; None for the waveform.
     """
 
-    name: str
-    gains: tuple[float, ...]
-    transform: Transform | None
-    normalise: bool = True
+    name: Name
+    gains: Annotated[tuple[float, ...], Meta(max_length=64)]
+    normalise: bool = field(default=True, kw_only=True)
+    transform: Transform | None = None
 
     @property
     def is_waveform(self) -> bool:
@@ -159,8 +165,8 @@ class Application:
 
     normalise: Normalisation = "song"
     weights: Weights = "triangle"
-    fade: int = 0
-    overlap: float = 0.25
+    fade: Annotated[int, Meta(ge=0, le=MAX_SAMPLES)] = 0
+    overlap: Annotated[float, Meta(ge=0, le=0.99)] = 0.25
     edges: Edges = "context"
     last: Last = "centred"
 
@@ -169,28 +175,28 @@ class Application:
 class Stage:
     """One step. ``branch`` names the branch it belongs to, or is ``shared``."""
 
-    name: str
+    name: Name
     kind: StageKind
-    branch: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    file: str | None = None
-    parameters: int = 0
-    macs: int = 0
+    branch: Name
+    inputs: Tensors
+    outputs: Tensors
+    file: Name | None = None
+    parameters: Count = 0
+    macs: Count = 0
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What the model separates. ``segment`` is the length of a segment in seconds."""
 
-    family: str
-    sources: tuple[str, ...]
-    sample_rate: int
-    audio_channels: int
-    segment: Fraction
-    segment_samples: int
+    family: Name
+    sources: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)]
+    sample_rate: Annotated[int, Meta(ge=1000, le=768_000)]
+    audio_channels: Annotated[int, Meta(ge=1, le=64)]
+    segment: Annotated[Fraction, Meta(description='seconds as a fraction, "39/5"')]
+    segment_samples: Size
     trained: bool
-    parameters: int
+    parameters: Count
     config: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -198,8 +204,8 @@ class ModelInfo:
 class FileInfo:
     """Size and hash of one file of a bundle."""
 
-    sha256: str
-    bytes: int
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=0, le=2**31)]  # a protobuf, and so an ONNX graph, cannot be larger
 
 
 @dataclass(frozen=True)
@@ -210,34 +216,35 @@ class FusionShares:
     sources share one row.
     """
 
-    where: str
-    sources: tuple[str, ...]
-    weights: tuple[tuple[float, ...], ...]
+    where: Literal["bottleneck", "output"]
+    sources: Annotated[tuple[Name, ...], Meta(max_length=64)]
+    weights: Annotated[tuple[Shares, ...], Meta(min_length=1, max_length=64)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a bundle says of itself, and the batch it is opened at.
+    """Everything a bundle says of itself, at the batch it is opened at.
 
     Attributes:
-        batch: segments in one run, the first dimension of ``tensors``; no part of the bundle.
+        tensors: their first dimension is the batch, which is no part of the bundle.
         float32: what the model's family adds to the rules of lower precision: by rule, by stage, patterns of the names
             of the nodes that stay in float32. A general rule has no patterns: the family expects it to match there.
     """
 
-    name: str
+    name: Name
     model: ModelInfo
-    branches: tuple[Branch, ...]
-    tensors: tuple[TensorSpec, ...]
-    stages: tuple[Stage, ...]
     layout: Layout
-    opset: int
-    precision: str
-    files: Mapping[str, FileInfo]
-    batch: int = 1
+    opset: Annotated[int, Meta(ge=1, le=1000)]
+    precision: Name
+    float32: Mapping[Name, Annotated[Mapping[Name, Patterns], Meta(max_length=64)]] = field(
+        default_factory=dict
+    )
     application: Application = Application()
-    float32: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    fusion: tuple[FusionShares, ...] = ()
+    branches: Annotated[tuple[Branch, ...], Meta(min_length=1, max_length=16)]
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1024)]
+    stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=64)]
+    fusion: Annotated[tuple[FusionShares, ...], Meta(max_length=16)] = ()
+    files: Annotated[Mapping[str, FileInfo], Meta(max_length=256)]
     checks: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
 
@@ -258,7 +265,12 @@ class Manifest:
     def at_batch(self, batch: int) -> Manifest:
         """The same with ``batch`` segments in one run."""
         tensors = (replace(tensor, shape=(batch, *tensor.shape[1:])) for tensor in self.tensors)
-        return replace(self, batch=batch, tensors=tuple(tensors))
+        return replace(self, tensors=tuple(tensors))
+
+    @property
+    def batch(self) -> int:
+        """Segments in one run."""
+        return self.tensors[0].shape[0]
 
     @property
     def graph_stages(self) -> tuple[Stage, ...]:

@@ -1,6 +1,6 @@
 """Does a manifest make sense? Every rule that concerns more than one field.
 
-Types and bounds of single fields are ``manifest_json``'s; here a manifest is already well typed. What
+Types and bounds of single fields are ``manifest``'s; here a manifest is already well typed. What
 passes is safe to schedule: stages come after what they read, every tensor has one producer and a
 shape, every graph a file (other stages may have one, the same function for engines that run it on a
 device), every file a name that cannot leave its folder.
@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mrsep_deploy.bundle.manifest import (
     BATCH,
+    MAX_SAMPLES,
     MIX,
     STEMS,
     Application,
@@ -30,7 +31,6 @@ from mrsep_deploy.files.typed_json import NAME, NAME_RULE
 FIX = "Export the checkpoint again, or fetch the bundle anew."
 MANIFEST_FILE = "manifest.json"
 SHARED = "shared"
-MAX_FILE_BYTES = 2**31  # a protobuf, and so an ONNX graph, cannot be larger
 MAX_SEGMENT = 3600
 
 # these open a device instead of a file on Windows, whatever their suffix
@@ -43,6 +43,10 @@ def check(manifest: Manifest) -> None:
     _check_application(manifest.application, manifest.model.segment_samples)
     _check_branches(manifest)
     _check_fusion(manifest)
+    for index, tensor in enumerate(manifest.tensors):
+        if tensor.elements > MAX_SAMPLES:
+            shape = f"manifest.tensors[{index}].shape is {list(tensor.shape)}"
+            _refuse(f"{shape}, expected at most {MAX_SAMPLES} elements")
     _check_distinct("tensors", [tensor.name for tensor in manifest.tensors])
     _check_distinct("stages", [stage.name for stage in manifest.stages])
     _check_files(manifest)
@@ -115,7 +119,13 @@ def _check_transform(where: str, transform: Transform, samples: int) -> None:
 
 
 def _check_fusion(manifest: Manifest) -> None:
-    for shares in manifest.fusion:
+    for index, shares in enumerate(manifest.fusion):
+        rows, lengths = max(1, len(shares.sources)), {len(row) for row in shares.weights}
+        if len(shares.weights) != rows or len(lengths) != 1:
+            _refuse(
+                f"manifest.fusion[{index}].weights is {shown(shares.weights)}, expected {rows} rows of one length"
+            )
+        _check_distinct(f"fusion[{index}].sources", shares.sources)
         for source in shares.sources:
             if source not in manifest.model.sources:
                 _refuse(f"manifest.fusion names the source {source!r}, which the model does not have")
@@ -134,6 +144,8 @@ def _check_files(manifest: Manifest) -> None:
 
 def _check_stage(manifest: Manifest, stage: Stage) -> None:
     where = f"stage {stage.name!r}"
+    _check_distinct(f"inputs of {where}", stage.inputs)
+    _check_distinct(f"outputs of {where}", stage.outputs)
     branches = {branch.name: branch for branch in manifest.branches}
     if stage.file not in manifest.files and (stage.kind == "graph" or stage.file is not None):
         _refuse(f"{where} has the file {stage.file!r}, expected one listed in manifest.files")

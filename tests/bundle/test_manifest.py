@@ -187,7 +187,7 @@ REFUSED = [
     (put("batch", 1), "manifest has an unknown field 'batch'"),
     (put("model", "trained", 1), "model.trained is 1, expected true or false"),
     (put("model", "sources", []), "model.sources has 0 entries"),
-    (put("model", "sources", ["a", "a"]), "names that differ"),
+    (put("model", "sources", ["a", "a"]), "lists 'a' twice in model.sources"),
     (put("model", "sources", ["a", "A"]), "twice in model.sources"),
     (put("model", "sources", ["a", "b/c"]), "model.sources"),
     (put("model", "sources", ["a", "nul"]), "'nul', which cannot name a file"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from models import MODELS, named, noise, staged
 from torch import Tensor, nn
 
-from mrsep_deploy.bundle.manifest import MIX, STAGE_KINDS, STEMS, Layout
+from mrsep_deploy.bundle.manifest import MIX, STEMS, Layout, StageKind
 from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.families.demucs.stages import branch_names
 from mrsep_deploy.export.families.family import StageSource
@@ -113,7 +115,7 @@ def test_stages_are_well_named(name: str, layout: Layout) -> None:
     known = {branch.name for branch in model.branches} | {"shared"}
     for source in model.stages:
         stage = source.stage
-        assert stage.kind in STAGE_KINDS
+        assert stage.kind in get_args(StageKind)
         assert stage.branch in known
         assert (stage.file is not None) == (stage.kind == "graph")
         assert all(tensor.isidentifier() for tensor in (*stage.inputs, *stage.outputs))
