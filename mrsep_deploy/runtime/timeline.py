@@ -1,4 +1,4 @@
-"""Pictures of a trace: which stage ran when on which stream, as SVG and as text.
+"""A picture of a trace: which stage ran when on which stream.
 
 with Separator(..., mode="concurrent", trace=True) as separator:
     separator.run_segments(mix)
@@ -41,9 +41,12 @@ def timeline_svg(events: Sequence[TraceEvent]) -> str:
     Self-contained, without a background, readable on light and dark pages. Each bar's tooltip gives stage,
     segment and times. No events give an empty picture.
     """
-    rows = {stream: row for row, stream in enumerate(_streams(events))}
-    colours = _colours(events)
-    first, last = _span(events)
+    by_start = sorted(events, key=lambda event: event.start)  # where a segment begins comes first
+    rows = {stream: row for row, stream in enumerate(dict.fromkeys(event.stream for event in by_start))}
+    named = [branch for branch in branch_order(events) if branch != "shared"]
+    colours = {b: _COLOURS[i % len(_COLOURS)] for i, b in enumerate(named)} | {"shared": _SHARED}
+    first = min((event.start for event in events), default=0.0)
+    last = max((event.end for event in events), default=0.0)
     scale = (WIDTH - LABELS - 10) / max(last - first, 1e-9)
     height = TOP + ROW * len(rows) + 46
     parts = [
@@ -58,30 +61,6 @@ def timeline_svg(events: Sequence[TraceEvent]) -> str:
         parts.append(_bar(event, first, x, y, (event.end - event.start) * scale, colours[event.branch]))
     parts.extend(_legend(colours, height - 8))
     return "\n".join([*parts, "</svg>\n"])
-
-
-def timeline_text(events: Sequence[TraceEvent], width: int = 100) -> str:
-    """The same for a terminal: a line per stream, a letter per branch, upper and lower case in turn for
-    neighbouring segments, a dot where nothing runs."""
-    streams, letters = _streams(events), _letters(events)
-    if not events:
-        return "no stage has run\n"
-    first, last = _span(events)
-    label = max(len(stream) for stream in streams) + 1
-    columns = max(width - label, 10)
-    scale = columns / max(last - first, 1e-9)
-    lines = {stream: ["·"] * columns for stream in streams}
-    for event in events:
-        letter = letters[event.branch]
-        begin = min(int((event.start - first) * scale), columns - 1)
-        end = min(max(begin + 1, round((event.end - first) * scale)), columns)
-        mark = letter.lower() if event.segment % 2 else letter
-        lines[event.stream][begin:end] = mark * (end - begin)
-    drawn = [f"{stream:<{label}}{''.join(line)}" for stream, line in lines.items()]
-    key = "  ".join(f"{letter} {branch}" for branch, letter in letters.items())
-    end_of_axis = f"{(last - first) * 1e3:.1f} ms"
-    axis = " " * label + "0" + end_of_axis.rjust(columns - 1)
-    return "\n".join([*drawn, axis, f"{' ' * label}{key}", ""])
 
 
 def overhead(events: Sequence[TraceEvent], segment_seconds: float) -> float:
@@ -100,29 +79,9 @@ def overhead(events: Sequence[TraceEvent], segment_seconds: float) -> float:
     return max(0.0, 1.0 - busy / segment_seconds)
 
 
-def _streams(events: Sequence[TraceEvent]) -> list[str]:
-    """In the order of their first run; where a segment begins comes first."""
-    return list(dict.fromkeys(event.stream for event in sorted(events, key=lambda e: e.start)))
-
-
 def branch_order(events: Sequence[TraceEvent]) -> list[str]:
     """Every branch that ran, what they share last: the order of their colours."""
     return sorted({event.branch for event in events}, key=lambda b: (b == "shared", len(b), b))
-
-
-def _colours(events: Sequence[TraceEvent]) -> dict[str, str]:
-    named = [branch for branch in branch_order(events) if branch != "shared"]
-    return {b: _COLOURS[i % len(_COLOURS)] for i, b in enumerate(named)} | {"shared": _SHARED}
-
-
-def _letters(events: Sequence[TraceEvent]) -> dict[str, str]:
-    return {branch: chr(ord("A") + i % 26) for i, branch in enumerate(branch_order(events))}
-
-
-def _span(events: Sequence[TraceEvent]) -> tuple[float, float]:
-    if not events:
-        return 0.0, 0.0
-    return min(event.start for event in events), max(event.end for event in events)
 
 
 def _bar(event: TraceEvent, first: float, x: float, y: float, width: float, colour: str) -> str:
@@ -143,12 +102,10 @@ def _axis(seconds: float, scale: float, bottom: int) -> list[str]:
     parts = []
     step = _tick(seconds * 1e3)
     for number in range(int(seconds * 1e3 / step + 1e-9) + 1):
-        x = LABELS + number * step * 1e-3 * scale
-        parts.append(f'<line class="grid" x1="{x:.2f}" y1="{TOP - 6}" x2="{x:.2f}" y2="{bottom}"/>')
-        unit = " ms" if number == 0 else ""
-        parts.append(
-            f'<text x="{x:.2f}" y="{bottom + 14}" text-anchor="middle">{number * step:g}{unit}</text>'
-        )
+        x = f"{LABELS + number * step * 1e-3 * scale:.2f}"
+        text = f"{number * step:g}{'' if number else ' ms'}"
+        parts.append(f'<line class="grid" x1="{x}" y1="{TOP - 6}" x2="{x}" y2="{bottom}"/>')
+        parts.append(f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
     return parts
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrsep_deploy.runtime.timeline import overhead, timeline_svg, timeline_text
+from mrsep_deploy.runtime.timeline import overhead, timeline_svg
 from mrsep_deploy.runtime.trace import TraceEvent
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -52,28 +52,6 @@ def test_svg(events: list[TraceEvent]) -> None:
     for (y1, _, end), (y2, start, _) in itertools.pairwise(found):
         assert y1 != y2 or start >= end - 0.01
     assert all(0 <= y < height and 0 <= start <= end <= width for y, start, end in found)
-
-
-@given(traces(), st.integers(40, 200))
-def test_text(events: list[TraceEvent], width: int) -> None:
-    text = timeline_text(events, width)
-    streams = {event.stream for event in events}
-    assert all(any(line.startswith(f"{stream} ") for line in text.splitlines()) for stream in streams)
-    assert all(len(line) <= width for line in text.splitlines()[: len(streams) + 1])
-
-
-def test_what_the_text_shows() -> None:
-    events = [
-        TraceEvent(0, "encoder.2048", "2048", "2048", 1.0, 1.5),
-        TraceEvent(0, "encoder.time", "time", "time", 1.0, 2.0),
-        TraceEvent(1, "encoder.2048", "2048", "2048", 1.5, 2.0),
-    ]
-    assert timeline_text(events, 25).splitlines() == [
-        "2048 AAAAAAAAAAaaaaaaaaaa",
-        "time BBBBBBBBBBBBBBBBBBBB",
-        "     0          1000.0 ms",
-        "     A 2048  B time",
-    ]
 
 
 def test_the_tooltip() -> None:
