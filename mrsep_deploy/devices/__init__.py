@@ -68,25 +68,18 @@ def open_cuda(index: int = 0, implementation: str | None = None) -> CudaDevice:
 
 def cuda_status(implementation: str | None = None) -> CudaStatus:
     """Look for GPUs without making a context on any; never raises."""
+    chosen = ""
     try:
         chosen = _chosen(implementation)
-    except UsageError as error:
-        return CudaStatus(False, "", reason=error.message, fix=error.fix)
-    try:
         found = _class(chosen).probe()
-    except EngineUnavailableError as error:
+    except (UsageError, EngineUnavailableError) as error:
         return CudaStatus(False, chosen, reason=error.message, fix=error.fix)
     except Exception as error:  # a broken installation can raise anything
         return CudaStatus(False, chosen, reason=f"{chosen} failed while looking for GPUs: {error}")
     if not found:
         return CudaStatus(False, chosen, reason="the NVIDIA driver finds no GPU")
-    return CudaStatus(
-        True,
-        chosen,
-        found[0].driver,
-        tuple(each.name for each in found),
-        tuple(each.compute_capability for each in found),
-    )
+    names, capabilities = zip(*((each.name, each.compute_capability) for each in found), strict=True)
+    return CudaStatus(True, chosen, found[0].driver, names, capabilities)
 
 
 def _class(implementation: str) -> type[CudaDevice]:

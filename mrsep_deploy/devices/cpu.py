@@ -17,7 +17,6 @@ from mrsep_deploy.devices.interface import (
     DeviceKind,
     DeviceTensor,
     Event,
-    Graph,
     Memory,
     Stream,
     TensorView,
@@ -193,10 +192,3 @@ class CpuDevice(Device):
         assert isinstance(source, np.ndarray)
         to, from_ = as_bytes(target), as_bytes(source)
         stream.enqueue(lambda: np.copyto(to, from_))
-
-    @property
-    def captures(self) -> bool:
-        return False
-
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        raise EngineError("a CPU cannot capture work into a graph", "Choose --mode sequential or concurrent.")

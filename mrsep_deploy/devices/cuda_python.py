@@ -14,10 +14,71 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.devices.cuda import CudaDevice, CudaMemory, CudaProperties
-from mrsep_deploy.devices.cuda_runtime import CudaCallError, CudaRuntime, find_gpus
+from mrsep_deploy.devices.cuda import (
+    CONTEXT_LOST,
+    INSTALL_DRIVER,
+    NO_DRIVER,
+    NO_GPU,
+    UPDATE_DRIVER,
+    CudaDevice,
+    CudaMemory,
+    CudaProperties,
+    version_text,
+)
 from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Graph, Stream, TensorView
-from mrsep_deploy.errors import EngineError
+from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.process.libraries import library
+
+INSTALL = "pip install cuda-python"
+
+# After these no call in the process works any more.
+_LOST = frozenset(
+    f"cudaError{name}"
+    for name in (
+        "Assert", "ECCUncorrectable", "HardwareStackError", "IllegalAddress", "IllegalInstruction",
+        "InvalidAddressSpace", "InvalidPc", "LaunchFailure", "LaunchTimeout", "MisalignedAddress", "Unknown",
+    )
+)  # fmt: skip
+
+
+class CudaCallError(EngineError):
+    """A call of the runtime failed. ``code`` is CUDA's name for the error."""
+
+    def __init__(self, call: str, code: str, text: str) -> None:
+        fix = CONTEXT_LOST if code in _LOST else ""
+        super().__init__(f"CUDA failed in {call}: {text} ({code})", fix)
+        self.code = code
+
+
+class CudaRuntime:
+    """The runtime's calls by name, with the error that each returns raised.
+
+    Raises:
+        EngineUnavailableError: cuda-python cannot be imported.
+    """
+
+    def __init__(self) -> None:
+        try:
+            try:
+                self.module: Any = library("cuda.bindings.runtime")
+            except ImportError:
+                # Releases of cuda-python before 12.6 have the same calls there.
+                self.module = library("cuda.cudart")
+        except ImportError as error:
+            raise EngineUnavailableError(f"cuda-python cannot be imported ({error})", INSTALL) from error
+
+    def __call__(self, call: str, *arguments: Any) -> Any:
+        """The call's result; a tuple if it has several."""
+        error, *results = getattr(self.module, call)(*arguments)
+        if error != self.module.cudaError_t.cudaSuccess:
+            _, text = self.module.cudaGetErrorString(error)
+            raise CudaCallError(call, error.name, text.decode(errors="replace"))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def release(self, call: str, handle: Any) -> None:
+        """Give something back. The error is of no use here: such calls also return those of earlier,
+        asynchronous work, which synchronizing has raised or will raise."""
+        getattr(self.module, call)(handle)
 
 
 class _Native(Closable):
@@ -120,6 +181,8 @@ class CudaPythonMemory(_Native, CudaMemory):
 class CudaPythonDevice(CudaDevice):
     """A GPU through cuda-python."""
 
+    captures = True
+
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)
         self.runtime = CudaRuntime()
@@ -127,7 +190,30 @@ class CudaPythonDevice(CudaDevice):
 
     @classmethod
     def probe(cls) -> list[CudaProperties]:
-        return find_gpus()
+        runtime = CudaRuntime()
+        driver, own = runtime("cudaDriverGetVersion"), runtime("cudaRuntimeGetVersion")
+        if not driver:
+            raise EngineUnavailableError(NO_DRIVER, INSTALL_DRIVER)
+        try:
+            count = runtime("cudaGetDeviceCount")
+        except CudaCallError as error:
+            if error.code == "cudaErrorInsufficientDriver":
+                found = version_text(driver)
+                fix = f'{UPDATE_DRIVER} Here: pip install "cuda-python=={found.split(".")[0]}.*"'
+                message = f"the NVIDIA driver supports CUDA {found}, cuda-python needs {version_text(own)}"
+                raise EngineUnavailableError(message, fix) from error
+            message = NO_GPU if error.code == "cudaErrorNoDevice" else error.message
+            raise EngineUnavailableError(message, INSTALL_DRIVER) from error
+        return [
+            CudaProperties(
+                properties.name.split(b"\0")[0].decode(errors="replace"),
+                (properties.major, properties.minor),
+                properties.totalGlobalMem,
+                version_text(driver),
+                version_text(own),
+            )
+            for properties in (runtime("cudaGetDeviceProperties", index) for index in range(count))
+        ]
 
     def make_current(self) -> None:
         """Make this the calling thread's device."""
@@ -170,10 +256,6 @@ class CudaPythonDevice(CudaDevice):
         to, from_ = ("Device" if isinstance(each, DeviceTensor) else "Host" for each in sides)
         kind = getattr(self.runtime.module.cudaMemcpyKind, f"cudaMemcpy{from_}To{to}")
         self.runtime("cudaMemcpyAsync", *places, target.nbytes, kind, stream.handle)
-
-    @property
-    def captures(self) -> bool:
-        return True
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> CudaPythonGraph:
         """See the interface.

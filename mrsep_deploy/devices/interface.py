@@ -128,11 +128,13 @@ class Device(abc.ABC):
     """One device. Everything made by it is closed by its user, or by ``close``.
 
     Attributes:
+        captures: whether work can be captured into a graph.
         open_objects: what was made and is not closed yet, in the order of making; a set in order.
     """
 
     kind: DeviceKind
     name: str
+    captures: bool = False
 
     def __init__(self) -> None:
         self.open_objects: dict[Closable, None] = {}
@@ -184,14 +186,11 @@ class Device(abc.ABC):
     def _copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         """Enqueue a copy between tensors that fit."""
 
-    @property
-    @abc.abstractmethod
-    def captures(self) -> bool:
-        """Whether work can be captured into a graph."""
-
-    @abc.abstractmethod
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         """Capture what ``work`` enqueues on ``stream`` and on streams forked from it and joined to it by events."""
+        raise EngineError(
+            f"{self.name} cannot capture work into a graph here", "Choose --mode sequential or concurrent."
+        )
 
     def synchronize(self) -> None:
         """Block the host until every stream of this object is empty; raises as a stream's does."""

@@ -25,7 +25,7 @@ from mrsep_deploy.devices.cuda import (
     CudaProperties,
     version_text,
 )
-from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Graph, Stream, TensorView, as_bytes
+from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Stream, TensorView, as_bytes
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.process.libraries import library
 
@@ -228,13 +228,6 @@ class PyCudaDevice(CudaDevice):
                 # pycuda has no call that enqueues a copy inside the host: wait, and copy here.
                 stream.usable.synchronize()
                 np.copyto(as_bytes(target), as_bytes(source))
-
-    @property
-    def captures(self) -> bool:
-        return False
-
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        raise EngineError("pycuda cannot capture work into a graph", "Use cuda-python, or another --mode.")
 
     def close(self) -> None:
         if self._context is not None:
