@@ -18,8 +18,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import open_cuda
 from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import Device, DeviceKind, Stream
-from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.devices.interface import Device, DeviceKind, Runner, Stream
 from mrsep_deploy.engines.cache import CachedEngine, EngineCache
 from mrsep_deploy.errors import EngineError, UsageError
 from mrsep_deploy.precision.names import Precision
@@ -80,10 +79,8 @@ class Engine(abc.ABC):
     """Base of all engines.
 
     Attributes:
-        name: what users type after ``--engine``.
-        title: what people read.
-        package: the Python package of its library.
-        install: the command or step that installs it.
+        name, title: what users type after ``--engine``, and what people read.
+        package, install: the Python package of its library, and what installs it.
         runs_on: the kind of its device.
         preference: for ``auto``; None for engines that have to be asked for.
         measured: ``build`` measures how segments run fastest on it (see ``runtime.plan``).

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import BATCH, Stage
-from mrsep_deploy.devices.interface import DeviceTensor, Stream, TensorView
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import DeviceTensor, Runner, Stream, Tensors, TensorView
 from mrsep_deploy.engines.contract import Engine, Preference
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision

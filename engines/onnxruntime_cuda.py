@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import BATCH, Stage
 from mrsep_deploy.devices import cuda_status
-from mrsep_deploy.devices.interface import DeviceKind, Stream
-from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.devices.interface import DeviceKind, Runner, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference, graph_hash
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, OrtRunner
 from mrsep_deploy.errors import EngineError, first_line

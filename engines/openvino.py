@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage
-from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import Runner, Stream, Tensors
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
 from mrsep_deploy.engines.contract import Engine, EngineOptions, Preference, graph_hash
 from mrsep_deploy.engines.side_car import EngineKey
@@ -87,14 +86,10 @@ class OpenVinoEngine(Engine):
         return compiled[0]
 
     def _compile(self, bundle: Bundle, stage: Stage, settings: Mapping[str, object]) -> Any:
-        path, shapes = (
-            bundle.graph_path(stage),
-            {name: bundle.manifest.tensor(name).shape for name in stage.inputs},
-        )
-
         def compiled() -> Any:
-            model = _core().read_model(path)
-            model.reshape(shapes)  # fixes the batch
+            model = _core().read_model(bundle.graph_path(stage))
+            # fixes the batch
+            model.reshape({name: bundle.manifest.tensor(name).shape for name in stage.inputs})
             return _core().compile_model(model, DEVICE, settings)
 
         try:
@@ -157,7 +152,10 @@ class OpenVinoRunner(Runner):
     def __init__(self, compiled: Any, manifest: Manifest, stage: Stage) -> None:
         self.stage = stage
         for names, ports in ((stage.inputs, compiled.inputs), (stage.outputs, compiled.outputs)):
-            _check_ports(manifest, stage, names, ports)
+            found = {port.any_name: (tuple(port.shape), port.element_type.to_dtype().name) for port in ports}
+            wanted = {name: (manifest.tensor(name).shape, manifest.tensor(name).dtype) for name in names}
+            if found != wanted:
+                raise EngineError(f"the graph of stage {stage.name} has tensors {found}, expected {wanted}")
         self.compiled = compiled
         self.tensor = library("openvino").Tensor
         self.request = compiled.create_infer_request()
@@ -186,13 +184,6 @@ class _Borrowed:
 def borrowed(array: NDArray[Any]) -> NDArray[Any]:
     """The same memory without owning it: a request keeps its tensors until it is given others."""
     return np.asarray(_Borrowed(array))
-
-
-def _check_ports(manifest: Manifest, stage: Stage, names: tuple[str, ...], ports: Any) -> None:
-    found = {port.any_name: (tuple(port.shape), port.element_type.to_dtype().name) for port in ports}
-    wanted = {name: (manifest.tensor(name).shape, manifest.tensor(name).dtype) for name in names}
-    if found != wanted:
-        raise EngineError(f"the graph of stage {stage.name} has tensors {found}, expected {wanted}")
 
 
 def reason(error: Exception) -> str:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import Runner, Stream, Tensors
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 
 __all__ = ["Arrays", "Compute", "FakeEngine", "identity"]

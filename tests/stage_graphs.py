@@ -37,8 +37,7 @@ from mrsep_deploy.bundle.manifest import (
     Transform,
 )
 from mrsep_deploy.bundle.manifest_check import check
-from mrsep_deploy.devices.interface import Device, Stream
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import Device, Runner, Stream, Tensors
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 from mrsep_deploy.errors import EngineError
 

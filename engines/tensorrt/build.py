@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrsep_deploy.bundle.manifest import STEMS, Manifest, Stage
+from mrsep_deploy.engines.cache import NewEngine
 from mrsep_deploy.engines.contract import BuildOptions
 from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.engines.tensorrt.timing import TimingCache
@@ -36,15 +37,6 @@ class TensorFacts:
     dtype: str
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A serialised engine, and what its layers compute in: how many of each element type."""
-
-    data: bytes
-    layers: Mapping[str, int]
-    tensors: Mapping[str, str]
-
-
 def build_plan(
     library: Library,
     graph: bytes,
@@ -53,8 +45,8 @@ def build_plan(
     precision: Precision,
     options: BuildOptions,
     timing: TimingCache | None = None,
-) -> Plan:
-    """Build the engine of a stage.
+) -> NewEngine:
+    """Build the engine of a stage; its details are what its layers compute in, and its tensors' element types.
 
     Args:
         graph: its ONNX graph, weights inside.
@@ -67,7 +59,10 @@ def build_plan(
             ``precision`` says; the message names the stage.
     """
     library.last_error()  # forget what earlier stages left
-    builder = _builder(library)
+    try:
+        builder = library.module.Builder(library.logger)
+    except (TypeError, RuntimeError) as error:  # pybind's word for a null pointer
+        raise EngineError(f"{library.title} cannot make a builder: {library.last_error()}") from error
     network = _network(library, builder, stage)
     _parse(library, network, _at_batch(library, graph, manifest.batch, stage), stage)
     check_tensors(network_tensors(library, network), manifest, stage)
@@ -80,26 +75,16 @@ def build_plan(
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         reason = library.last_error()
-        message = f"{library.title} cannot build stage {stage.name}: {reason}"
-        raise EngineError(message, _build_fix(reason, options))
+        fix = "Give it more memory: --workspace MB" if options.workspace is not None else ""
+        if "FP32 GEMM is not supported" in reason:
+            # Turing's; of the graphs of a bundle every one with a matrix product in it is refused there
+            fix = "Leave out sm_75: TensorRT for RTX multiplies no float32 matrices on such GPUs."
+        raise EngineError(f"{library.title} cannot build stage {stage.name}: {reason}", fix)
     if timing is not None:
         timing.save(config)
     tensors = {name: facts.dtype for name, facts in network_tensors(library, network).items()}
-    return Plan(bytes(serialized), layers, tensors)
-
-
-def _build_fix(reason: str, options: BuildOptions) -> str:
-    if "FP32 GEMM is not supported" in reason:
-        # Turing's; of the graphs of a bundle every one with a matrix product in it is refused there
-        return "Leave out sm_75: TensorRT for RTX multiplies no float32 matrices on such GPUs."
-    return "Give it more memory: --workspace MB" if options.workspace is not None else ""
-
-
-def _builder(library: Library) -> Any:
-    try:
-        return library.module.Builder(library.logger)
-    except (TypeError, RuntimeError) as error:  # pybind's word for a null pointer
-        raise EngineError(f"{library.title} cannot make a builder: {library.last_error()}") from error
+    about = {"model": manifest.name, "stage": stage.name, "layers": layers, "tensors": tensors}
+    return NewEngine(bytes(serialized), about)
 
 
 def _network(library: Library, builder: Any, stage: Stage) -> Any:
@@ -126,8 +111,7 @@ def _at_batch(library: Library, graph: bytes, batch: int, stage: Stage) -> bytes
     except Exception as error:  # protobuf's own
         raise _refused(library, stage, first_line(error)) from error
     set_batch(model, batch)
-    data: bytes = model.SerializeToString()
-    return data
+    return bytes(model.SerializeToString())
 
 
 def _parse(library: Library, network: Any, graph: bytes, stage: Stage) -> None:

@@ -13,16 +13,9 @@ from typing import ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import DeviceKind, Stream
-from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.devices.interface import DeviceKind, Runner, Stream
 from mrsep_deploy.engines.cache import CachedEngine, NewEngine
-from mrsep_deploy.engines.contract import (
-    Availability,
-    BuildingEngine,
-    BuildOptions,
-    Preference,
-    graph_hash,
-)
+from mrsep_deploy.engines.contract import Availability, BuildingEngine, BuildOptions, Preference, graph_hash
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
 from mrsep_deploy.engines.tensorrt.library import RTX, TRT, Flavour, Gpu, Library, find_gpu, find_library
@@ -75,17 +68,14 @@ class TensorRtEngine(BuildingEngine):
         self, bundle: Bundle, stage: Stage, options: BuildOptions, *, fresh: bool = False
     ) -> CachedEngine:
         """Build a stage or take it from the cache; ``fresh`` builds in any case."""
-        graph = self._graph(bundle, stage)
-        key, options = self._key(graph, bundle, options)
+        key, options = self._key(bundle, stage, options)
         timing = None
 
         def make() -> NewEngine:
-            plan = build_plan(
+            return build_plan(
                 self.library, bundle.graph_bytes(stage), bundle.manifest, stage, self.options.precision,
                 options, timing,
             )  # fmt: skip
-            about = {"model": bundle.manifest.name, "stage": stage.name}
-            return NewEngine(plan.data, {**about, "layers": plan.layers, "tensors": plan.tensors})
 
         if not self.library.flavour.portable:
             _ = self.device  # the builder times kernels in its context
@@ -104,56 +94,47 @@ class TensorRtEngine(BuildingEngine):
         built = self.build(bundle, stage, BuildOptions(), fresh=True)
         return TensorRtRunner(self.library, built.data, bundle.manifest, stage, stream)
 
-    def _graph(self, bundle: Bundle, stage: Stage) -> str:
-        """The hash of the stage's graph; raises where the bundle has none that would do."""
-        manifest, digest = bundle.manifest, graph_hash(bundle, stage)
-        held = arithmetic(manifest)
-        if self.options.precision != held:
+    def _key(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
+        """The cache's key, and the options with the targets spelled out; raises where no graph will do."""
+        manifest, graph = bundle.manifest, graph_hash(bundle, stage)
+        held, asked = arithmetic(manifest), self.options.precision
+        if asked != held:
             raise EngineError(
-                f"{manifest.name} holds {manifest.precision} graphs only, expected others for "
-                f"{self.options.precision}",
+                f"{manifest.name} holds {manifest.precision} graphs only, expected others for {asked}",
                 f"Choose --precision {held}.",
             )
-        return digest
-
-    def _key(self, graph: str, bundle: Bundle, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
-        """The cache's key, and the options with the targets spelled out."""
         targets = check_targets(self.library, options.targets)
-        if self.library.flavour.portable:
-            targets = targets or (self._present().capability,)
-            target, driver = ",".join(targets), ""
-        else:
+        if not self.library.flavour.portable:
             target, driver = str(self.gpu), self.gpu.driver
+        else:
+            try:
+                targets = targets or (self.gpu.capability,)
+            except EngineUnavailableError as error:
+                raise EngineUnavailableError(
+                    f"no target was named, and {error.message}",
+                    f"Name one or more of {','.join(self.library.capabilities())}, such as --target sm_86.",
+                ) from error
+            target, driver = ",".join(targets), ""
         chosen: dict[str, object] = {
             "optimization_level": options.optimization_level,
             "workspace": options.workspace,
             "tf32": False,
             "aux_streams": 0,
         }
-        key = EngineKey(
-            graph, self.name, self.library.version, target, driver, self.options.precision,
-            bundle.manifest.batch, chosen,
-        )  # fmt: skip
+        version, batch = self.library.version, manifest.batch
+        key = EngineKey(graph, self.name, version, target, driver, asked, batch, chosen)
         return key, replace(options, targets=targets)
-
-    def _present(self) -> Gpu:
-        try:
-            return self.gpu
-        except EngineUnavailableError as error:
-            raise EngineUnavailableError(
-                f"no target was named, and {error.message}",
-                f"Name one or more of {','.join(self.library.capabilities())}, such as --target sm_86.",
-            ) from error
 
     def _built_last(self, bundle: Bundle, stage: Stage) -> CachedEngine | None:
         """The newest engine in the cache that runs this graph on this GPU, with whatever options."""
-        wanted, _ = self._key(self._graph(bundle, stage), bundle, BuildOptions())
+        wanted, _ = self._key(bundle, stage, BuildOptions())
 
         def serves(key: EngineKey) -> bool:
-            fits = key.target == wanted.target
-            if self.library.flavour.portable:
-                fits = wanted.target in key.target.split(",")
-            return fits and replace(key, target=wanted.target, options=wanted.options) == wanted
+            targets = key.target.split(",") if self.library.flavour.portable else [key.target]
+            return (
+                wanted.target in targets
+                and replace(key, target=wanted.target, options=wanted.options) == wanted
+            )
 
         key = self.cache.newest(serves)
         return self.cache.find(key) if key else None

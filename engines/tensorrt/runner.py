@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mrsep_deploy.bundle.manifest import Manifest, Stage
-from mrsep_deploy.devices.interface import DeviceTensor, Stream, TensorView
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import DeviceTensor, Runner, Stream, Tensors, TensorView
 from mrsep_deploy.engines.tensorrt.build import check_tensors, engine_tensors
 from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.errors import EngineError
@@ -20,8 +19,7 @@ class TensorRtRunner(Runner):
     """One stage. A context runs one segment at a time: its runs must be in order, as one stream's are.
 
     Args:
-        library: a TensorRT that is installed.
-        data: the serialised engine.
+        library: what built ``data``, the serialised engine.
         manifest, stage: what its inputs and outputs must be.
         stream: where it runs.
 
@@ -45,39 +43,35 @@ class TensorRtRunner(Runner):
         self._context: Any = self._engine.create_execution_context(strategy)
         if self._context is None:
             raise self._failed("makes no execution context for")
-        self._workspace: DeviceTensor | None = None
+        self._workspace: TensorView | None = None
 
     @property
     def workspace_bytes(self) -> int:
         return int(self._engine.device_memory_size_v2)
 
     def set_workspace(self, memory: TensorView) -> None:
-        if not isinstance(memory, DeviceTensor):
-            raise EngineError(
-                f"the workspace of stage {self._stage.name} lies in host memory, expected the GPU's"
-            )
+        pointer = self._address("the workspace", memory)
         if memory.nbytes < self.workspace_bytes:
             raise EngineError(
                 f"stage {self._stage.name} was given {memory.nbytes} bytes of workspace, "
                 f"expected {self.workspace_bytes}"
             )
-        self._context.set_device_memory(memory.pointer, memory.nbytes)
+        self._context.set_device_memory(pointer, memory.nbytes)
         self._workspace = memory
 
     def __call__(self, tensors: Tensors) -> None:
         if self._workspace is None and self.workspace_bytes:
             raise EngineError(f"stage {self._stage.name} was run before it was given its workspace")
         for name in (*self._stage.inputs, *self._stage.outputs):
-            self._bind(name, tensors)
+            if not self._context.set_tensor_address(name, self._address(name, tensors[name])):
+                raise self._failed(f"refuses the address of {name} in")
         if not self._context.execute_async_v3(self._stream.handle):
             raise self._failed("failed in")
 
-    def _bind(self, name: str, tensors: Tensors) -> None:
-        tensor = tensors[name]
+    def _address(self, name: str, tensor: TensorView) -> int:
         if not isinstance(tensor, DeviceTensor):
             raise EngineError(f"{name} of stage {self._stage.name} lies in host memory, expected the GPU's")
-        if not self._context.set_tensor_address(name, tensor.pointer):
-            raise self._failed(f"refuses the address of {name} in")
+        return tensor.pointer
 
     def _failed(self, what: str) -> EngineError:
         library = self._library
@@ -85,6 +79,4 @@ class TensorRtRunner(Runner):
 
     def close(self) -> None:
         """Let go of context, engine and runtime, in this order. Idempotent."""
-        self._context = None
-        self._engine = None
-        self._runtime = None
+        self._context = self._engine = self._runtime = None

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import Runner, Stream, Tensors
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.engines.onnxruntime import OnnxRuntimeEngine

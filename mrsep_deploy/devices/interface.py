@@ -1,4 +1,4 @@
-"""The small part of a device that scheduling needs: streams, events, buffers, copies, captured graphs.
+"""The small part of a device that scheduling needs (streams, events, buffers, copies, captured graphs), and runners.
 
 Two kinds stand behind it. On CUDA a stream is the driver's: work is *enqueued* on it and runs later, in
 order, beside other streams. On a CPU a stream is a worker thread with a queue, so the same words hold:
@@ -9,7 +9,7 @@ against each other, and ``synchronize`` waits and raises what went wrong.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class DeviceTensor:
 
 TensorView = NDArray[Any] | DeviceTensor
 """What a runner reads and writes: an array on the CPU, an address on CUDA."""
+
+Tensors = Mapping[str, TensorView]
 
 
 class Closable(abc.ABC):
@@ -209,6 +211,38 @@ class Device(abc.ABC):
             for each in list(self.open_objects):
                 if isinstance(each, kind):
                     each.close()
+
+
+class Runner(abc.ABC):
+    """One stage of a bundle, ready to run on the stream it was made for; engines and host transforms make them.
+
+    Tensors are contiguous, of the shapes and element types the manifest declares: arrays on a CPU, addresses on
+    CUDA. A runner allocates no results and keeps no reference to a tensor after it returns. Its work is in order
+    with the rest of its stream. It is closed before the stream is.
+    """
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory to be given before the first run; 0 for none."""
+        return 0
+
+    def set_workspace(self, memory: TensorView) -> None:
+        """Use this memory, ``uint8 [workspace_bytes]``, from the next run on; it must outlive the last run."""
+        raise ValueError(f"{type(self).__name__} needs no workspace, found {memory.nbytes} bytes")
+
+    @abc.abstractmethod
+    def __call__(self, tensors: Tensors) -> None:
+        """Compute the stage's outputs from its inputs, all by name; tensors of other stages are left alone.
+
+        On a CPU this returns when the outputs are there; on CUDA it has enqueued its work on the stream.
+
+        Raises:
+            EngineError: the stage failed; the message names it.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of sessions and memory. Idempotent."""
 
 
 def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

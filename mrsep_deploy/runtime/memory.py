@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Manifest, Stage, TensorSpec
-from mrsep_deploy.devices.interface import Device, Event, Graph, TensorView
-from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.devices.interface import Device, Event, Graph, Runner, TensorView
 from mrsep_deploy.runtime.schedule import Schedule
 
 ALIGNMENT = 256
@@ -72,8 +71,7 @@ def make_slots(
     def block(tensors: list[TensorSpec]) -> dict[str, TensorView]:
         nonlocal total
         plan = plan_buffers(manifest.stages, tensors, schedule.before)
-        memory = device.allocate(plan.total_bytes)
-        stack.callback(memory.close)
+        memory = stack.enter_context(contextlib.closing(device.allocate(plan.total_bytes)))
         total += memory.size
         return {t.name: memory.tensor(plan.offsets[t.name], t.shape, t.dtype) for t in tensors}
 
@@ -84,8 +82,7 @@ def make_slots(
     slots = []
     for index in indices:
         tensors = {**body, **block([t for t in manifest.tensors if t.name in schedule.slot_tensors])}
-        done = device.event()
-        stack.callback(done.close)
+        done = stack.enter_context(contextlib.closing(device.event()))
         slots.append(Slot(index, tensors, host_side(tensors[MIX]), host_side(tensors[STEMS]), done))
     return slots, total
 
@@ -105,8 +102,7 @@ def place_workspaces(
     if not sizes:
         return
     plan = plan_workspaces(schedule, sizes)
-    memory = device.allocate(plan.total_bytes)
-    stack.callback(memory.close)
+    memory = stack.enter_context(contextlib.closing(device.allocate(plan.total_bytes)))
     for name, size in sizes.items():
         runners[name].set_workspace(memory.tensor(plan.offsets[name], (size,), "uint8"))
 

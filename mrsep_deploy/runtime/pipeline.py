@@ -46,20 +46,18 @@ class Pipeline:
         self.device, self.schedule, self.streams = device, schedule, streams
         self._runners, self._cores, self._trace, self._label = runners, cores, trace, label
         self._stack = stack.enter_context(contextlib.ExitStack())
-        recorded = [step.stage.name for step in schedule.steps if step.records]
-        self._events = {name: self._event() for name in recorded}
-        self._joins = {name: self._event() for name in schedule.streams if name != MAIN}
-        self._begun, self._copied, self._body_done = (self._event() for _ in range(3))
+
+        def event() -> Event:
+            return self._stack.enter_context(contextlib.closing(device.event()))
+
+        self._events = {step.stage.name: event() for step in schedule.steps if step.records}
+        self._joins = {name: event() for name in schedule.streams if name != MAIN}
+        self._begun, self._copied, self._body_done = event(), event(), event()
         self._main = streams[MAIN]
         self._first = streams.get(HEAD, self._main)
         self._last = streams.get(TAIL, self._main)
         body = {step.stream for step in schedule.steps if step.part == "body"} - {MAIN}
         self._body = {name: streams[name] for name in schedule.streams if name in body}
-
-    def _event(self) -> Event:
-        event = self.device.event()
-        self._stack.callback(event.close)
-        return event
 
     def start(self, slot: Slot) -> None:
         """Enqueue the segment whose mix is in a slot; ``slot.done`` is recorded at its end."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import Stream
-from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.devices.interface import Runner, Stream
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import EngineError, MrsepError, named_line
 from mrsep_deploy.process.machine import release_heap
@@ -32,7 +31,6 @@ def prepare_runners(
     bundle: Bundle,
     engine: Engine,
     schedule: Schedule,
-    budget: int,
     lanes: Sequence[Mapping[str, Stream]],
     stack: contextlib.ExitStack,
 ) -> list[dict[str, Prepared]]:
@@ -42,7 +40,6 @@ def prepare_runners(
         bundle: where the graphs lie.
         engine: what runs them.
         schedule: which stages, and on which stream each.
-        budget: CPU threads for one segment.
         lanes: the streams of each segment, by the schedule's names.
         stack: closes the runners, then their scratch memory; it closes the streams later.
 
@@ -52,6 +49,7 @@ def prepare_runners(
     Raises:
         EngineError: a stage cannot be prepared.
     """
+    budget = engine.options.budget // len(lanes)
     side_by_side = len({step.stream for step in schedule.steps if step.part == "body" and not step.exclusive})
     share = max(1, budget // max(side_by_side, 1))
     workspaces = stack.enter_context(contextlib.ExitStack())

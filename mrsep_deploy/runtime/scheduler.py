@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import MIX
-from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.runtime.memory import Slot, make_slots
@@ -72,44 +71,34 @@ class Scheduler:
         self.buffer_bytes = 0
         self._submitted = 0
         self._closed = False
-        threads = engine.options.budget // lanes
+        device, schedule = self.device, self.schedule
         with contextlib.ExitStack() as stack:
             # What is entered last is closed first: runners, then their streams, then the memory of both.
             memory = stack.enter_context(contextlib.ExitStack())
             if self.trace is not None:
                 stack.callback(self.trace.close)
-            streams = [self._streams(stack) for _ in range(lanes)]
-            runners = prepare_runners(bundle, engine, self.schedule, threads, streams, stack)
+            streams = [
+                {
+                    name: stack.enter_context(contextlib.closing(device.stream(name)))
+                    for name in schedule.streams
+                }
+                for _ in range(lanes)
+            ]
+            runners = prepare_runners(bundle, engine, schedule, streams, stack)
             self._pipelines: list[Pipeline] = []
             slots: list[list[Slot]] = []
             for lane in range(lanes):
-                cores = Cores(threads) if self.device.kind == "cpu" else None
+                cores = Cores(engine.options.budget // lanes) if device.kind == "cpu" else None
                 label = f"{lane + 1}: " if lanes > 1 else ""
                 self._pipelines.append(
-                    Pipeline(
-                        self.device,
-                        self.schedule,
-                        streams[lane],
-                        runners[lane],
-                        cores,
-                        self.trace,
-                        label,
-                        stack,
-                    )
+                    Pipeline(device, schedule, streams[lane], runners[lane], cores, self.trace, label, stack)
                 )
                 places = range(lane, self.capacity, lanes)
-                made, size = make_slots(self.device, self.manifest, self.schedule, places, memory)
+                made, size = make_slots(device, self.manifest, schedule, places, memory)
                 slots.append(made)
                 self.buffer_bytes += size
             self._slots = [slot for side_by_side in zip(*slots, strict=True) for slot in side_by_side]
             self._cleanup = stack.pop_all()
-
-    def _streams(self, stack: contextlib.ExitStack) -> dict[str, Stream]:
-        streams = {}
-        for name in self.schedule.streams:
-            streams[name] = self.device.stream(name)
-            stack.callback(streams[name].close)
-        return streams
 
     def run(self, mix: NDArray[np.float32]) -> NDArray[np.float32]:
         """Separate one batch of segments ``[b, C, L]``, ``b`` at most the bundle's batch.
@@ -126,7 +115,13 @@ class Scheduler:
             UsageError: the segments are not ``[b, C, L]``, ``b`` from 1 to the bundle's batch.
             EngineError: the batch that had the slot before has failed, and its result was never asked for.
         """
-        self._check_mix(mix)
+        self._check_open()
+        batch, *rest = self.manifest.tensor(MIX).shape
+        if mix.ndim != 3 or not 1 <= len(mix) <= batch or list(mix.shape[1:]) != rest:
+            raise UsageError(
+                f"the segments have the shape {list(mix.shape)}, expected [b, {rest[0]}, {rest[1]}] "
+                f"with b from 1 to {batch}"
+            )
         slot = self._slots[self._submitted % self.capacity]
         self._settle(slot)
         count = len(mix)
@@ -167,15 +162,6 @@ class Scheduler:
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError("this Separator is closed", "Make another one.")
-
-    def _check_mix(self, mix: NDArray[np.float32]) -> None:
-        self._check_open()
-        batch, *rest = self.manifest.tensor(MIX).shape
-        if mix.ndim != 3 or not 1 <= len(mix) <= batch or list(mix.shape[1:]) != rest:
-            raise UsageError(
-                f"the segments have the shape {list(mix.shape)}, expected [b, {rest[0]}, {rest[1]}] "
-                f"with b from 1 to {batch}"
-            )
 
     def _settle(self, slot: Slot) -> None:
         """Wait for the batch in a slot, if there is one; its failure ends all that is under way."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import Branch, Stage
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import Runner, Tensors
 from mrsep_deploy.transforms.spectrogram import analyse, denormalise, normalise, statistics, synthesise
 
 Arrays = Sequence[NDArray[Any]]

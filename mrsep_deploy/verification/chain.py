@@ -42,11 +42,10 @@ class Chain:
         schedule = make_schedule(self.manifest, "sequential")
         if only is not None:
             schedule = replace(schedule, steps=(schedule.step(only),))
-        budget = engine.options.budget
         with contextlib.ExitStack() as stack:
             self.stream = self.device.stream("verify")
             stack.callback(self.stream.close)
-            (prepared,) = prepare_runners(bundle, engine, schedule, budget, [{MAIN: self.stream}], stack)
+            (prepared,) = prepare_runners(bundle, engine, schedule, [{MAIN: self.stream}], stack)
             self.stages = {step.stage.name: step.stage for step in schedule.steps}
             self.runners = {name: each.runner for name, each in prepared.items()}
             self._cleanup = stack.pop_all()

@@ -17,8 +17,7 @@ from fake_tensorrt import BuilderFlag, DataType, FakeCuda, FakeTensorRt, MemoryP
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import CudaStatus
-from mrsep_deploy.devices.interface import DeviceTensor, Stream
-from mrsep_deploy.devices.runner import Runner
+from mrsep_deploy.devices.interface import DeviceTensor, Runner, Stream
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.engines.contract import BuildOptions, EngineOptions
 from mrsep_deploy.engines.tensorrt import engine as tensorrt_engine

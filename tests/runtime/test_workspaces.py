@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrsep_deploy.bundle.manifest import Stage
-from mrsep_deploy.devices.interface import DeviceTensor, TensorView
-from mrsep_deploy.devices.runner import Runner, Tensors
+from mrsep_deploy.devices.interface import DeviceTensor, Runner, Tensors, TensorView
 from mrsep_deploy.runtime.memory import ALIGNMENT, place_workspaces, plan_workspaces
 from mrsep_deploy.runtime.schedule import Schedule, Step, make_schedule
 from mrsep_deploy.testing import FakeEngine
