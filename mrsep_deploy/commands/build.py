@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,19 +135,20 @@ def build(asked: Asked) -> None:
 def _build_and_tell(bundle: Bundle, engine: BuildingEngine, asked: Asked) -> None:
     from mrsep_deploy.files.strict_json import plain
     from mrsep_deploy.precision.costs import read_costs
-    from mrsep_deploy.terminal.progress import console
+    from mrsep_deploy.terminal.progress import print_result
 
     if asked.jobs > 1 and not engine.parallel_builds:
         raise UsageError(
             f"{asked.engine} builds one stage at a time, found --jobs {asked.jobs}", "Leave out --jobs."
         )
     built = _build(engine, bundle, asked)
-    if asked.as_json:
-        costs = read_costs(bundle.manifest)
-        rows = [{**_plain(stage, each), "cost": costs.get(stage)} for stage, each in built.items()]
-        click.echo(json.dumps(plain(rows), indent=2))
-    elif not asked.quiet:
-        _print(console(), built, engine.cache.folder, bundle)
+    costs = read_costs(bundle.manifest)
+    print_result(
+        asked.as_json,
+        lambda: plain([{**_plain(stage, each), "cost": costs.get(stage)} for stage, each in built.items()]),
+        lambda screen: _print(screen, built, engine.cache.folder, bundle),
+        asked.quiet,
+    )
 
 
 def _build(engine: BuildingEngine, bundle: Bundle, asked: Asked) -> dict[str, CachedEngine]:
@@ -194,9 +195,9 @@ def _bars(names: list[str], quiet: bool) -> Iterator[Report]:
     """A bar for every stage; a line for every finished one where stderr is no terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from mrsep_deploy.terminal.progress import error_console
+    from mrsep_deploy.terminal.progress import console
 
-    screen = error_console()
+    screen = console(sys.stderr)
     if quiet:
         yield lambda _name, _what: None
         return

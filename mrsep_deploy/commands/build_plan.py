@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-import click
-
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from mrsep_deploy.bundle import Bundle
@@ -25,23 +23,22 @@ def measure_plan(bundle: Bundle, name: str, options: EngineOptions, quiet: bool,
     from mrsep_deploy.engines.choice import choose
     from mrsep_deploy.runtime.plan import keep_plan
     from mrsep_deploy.separation.tuning import best, tune
-    from mrsep_deploy.terminal.progress import console, step_progress
+    from mrsep_deploy.terminal.progress import print_result, step_progress
 
     engine = choose(name, options).engine
     with step_progress(quiet) as report:
         trials = tune(bundle, name, options, report)
     winner = best(trials)
     keep_plan(bundle, engine, winner)
-    if as_json:
-        click.echo(json.dumps([_plain(trial) for trial in trials], indent=2))
-    elif not quiet:
-        screen = console()
+
+    def show(screen: Console) -> None:
         screen.print(_table(trials))
-        batch = f" --batch {bundle.manifest.batch}" if bundle.manifest.batch > 1 else ""
+        given = f"--engine {name}" + (f" --batch {batch}" if (batch := bundle.manifest.batch) > 1 else "")
         screen.print(
-            f"\nrun now does it so: {winner.title} (with --engine {name}{batch} and as many threads)",
-            soft_wrap=True,
+            f"\nrun now does it so: {winner.title} (with {given} and as many threads)", soft_wrap=True
         )
+
+    print_result(as_json, lambda: [_plain(trial) for trial in trials], show, quiet)
 
 
 def _plain(trial: Trial) -> dict[str, object]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from rich.console import Console
     from rich.table import Table
 
     from mrsep_deploy.engines.side_car import Entry
@@ -45,29 +46,31 @@ def cache() -> None:
 def list_entries(as_json: bool) -> None:
     """List built engines and run plans by the time of their last use, and what else the cache holds."""
     from mrsep_deploy.engines.cache import EngineCache
+    from mrsep_deploy.files.strict_json import plain
     from mrsep_deploy.runtime.plan import plans_dir, stored_plans
-    from mrsep_deploy.terminal.progress import console
+    from mrsep_deploy.terminal.progress import print_result
     from mrsep_deploy.terminal.tables import file_size
 
     engines, plans = EngineCache().entries(), stored_plans()
     entries = sorted([*engines, *plans], key=lambda entry: (entry.used, entry.name))
-    if as_json:
-        click.echo(json.dumps([_plain(entry) for entry in entries], indent=2))
-        return
-    screen = console()
-    if entries:
-        screen.print(_table(entries))
-        screen.print()
-    if plans:
-        size = file_size(sum(entry.bytes for entry in plans))
-        screen.print(f"{_count(len(plans), PLANS)}, {size}, in {plans_dir()}", soft_wrap=True)
-    for kind, names in OTHERS.items():
-        folder, found = _others(kind)
-        if found:
-            size = file_size(sum(map(_bytes, found)))
-            screen.print(f"{_count(len(found), names)}, {size}, in {folder}", soft_wrap=True)
-    size = file_size(sum(entry.bytes for entry in engines))
-    screen.print(f"{len(engines)} engines, {size}, in {EngineCache().folder}", soft_wrap=True)
+
+    def show(screen: Console) -> None:
+        def line(count: str, sizes: Iterable[int], folder: Path) -> None:
+            screen.print(f"{count}, {file_size(sum(sizes))}, in {folder}", soft_wrap=True)
+
+        if entries:
+            screen.print(_table(entries))
+            screen.print()
+        if plans:
+            line(_count(len(plans), PLANS), (plan.bytes for plan in plans), plans_dir())
+        for kind, names in OTHERS.items():
+            folder, found = _others(kind)
+            if found:
+                line(_count(len(found), names), map(_bytes, found), folder)
+        line(f"{len(engines)} engines", (engine.bytes for engine in engines), EngineCache().folder)
+
+    used = {entry.name: entry.used.isoformat(timespec="seconds") for entry in entries}
+    print_result(as_json, lambda: [{**plain(entry), "used": used[entry.name]} for entry in entries], show)
 
 
 @cache.command("prune", epilog="\b\nExample:\n  mrsep-deploy cache prune --older-than 30")
@@ -178,9 +181,3 @@ def _table(entries: list[Entry]) -> Table:
         used = f"{entry.used.astimezone():%Y-%m-%d %H:%M}"
         made.add_row(entry.name[:12], *about, *row, file_size(entry.bytes), used, entry.problem)
     return made
-
-
-def _plain(entry: Entry) -> dict[str, object]:
-    from mrsep_deploy.files.strict_json import plain
-
-    return {**plain(entry), "used": entry.used.isoformat(timespec="seconds")}

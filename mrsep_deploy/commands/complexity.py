@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +92,11 @@ def _model(asked: ComplexityOptions) -> None:
     from mrsep_deploy.inspection.complexity import configuration_cost
     from mrsep_deploy.inspection.complexity_report import print_cost
     from mrsep_deploy.inspection.costs import to_plain
-    from mrsep_deploy.terminal.progress import console
+    from mrsep_deploy.terminal.progress import print_result
 
     family = asked.family
     cost = count_model(asked.model) if family is None else configuration_cost(family, arguments)
-    if asked.as_json:
-        click.echo(json.dumps(to_plain(cost), indent=2))
-    else:
-        print_cost(console(), cost)
+    print_result(asked.as_json, lambda: to_plain(cost), lambda screen: print_cost(screen, cost))
 
 
 def _constructor(asked: ComplexityOptions) -> dict[str, object]:
@@ -122,7 +118,7 @@ def _constructor(asked: ComplexityOptions) -> dict[str, object]:
 def _paper(asked: ComplexityOptions) -> None:
     from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr, read_times
     from mrsep_deploy.inspection.paper_report import paper_to_plain, print_paper
-    from mrsep_deploy.terminal.progress import console, step_progress
+    from mrsep_deploy.terminal.progress import print_result, step_progress
 
     ratios = read_sdr(asked.sdr) if asked.sdr is not None else {}
     seconds: Mapping[str, Mapping[str, float]] = {}
@@ -140,7 +136,4 @@ def _paper(asked: ComplexityOptions) -> None:
     elif asked.times is not None:
         seconds = read_times(asked.times)[0]
     filled = filled_tables(seconds, ratios)
-    if asked.as_json:
-        click.echo(json.dumps(paper_to_plain(filled), indent=2))
-    else:
-        print_paper(console(), filled)
+    print_result(asked.as_json, lambda: paper_to_plain(filled), lambda screen: print_paper(screen, filled))

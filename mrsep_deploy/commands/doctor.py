@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -33,13 +32,10 @@ def doctor(as_json: bool) -> None:
     packages that do not go together, folders that cannot be written, and what else slows a run down.
     """
     from mrsep_deploy.doctor.diagnosis import examine
-    from mrsep_deploy.terminal.progress import console
+    from mrsep_deploy.terminal.progress import print_result
 
     found = examine()
-    if as_json:
-        click.echo(json.dumps(found.to_plain(), indent=2))
-    else:
-        _show(console(), found)
+    print_result(as_json, found.to_plain, lambda screen: _show(screen, found))
     if not found.healthy:
         raise SystemExit(FAILED)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,7 +94,7 @@ def export(asked: ExportOptions) -> None:
     from mrsep_deploy.export import api
     from mrsep_deploy.inspection.inspect import inspect_bundle
     from mrsep_deploy.precision.costs import read_costs
-    from mrsep_deploy.terminal.progress import console, step_progress
+    from mrsep_deploy.terminal.progress import print_result, step_progress
 
     started = time.perf_counter()
     if asked.archive is not None:
@@ -108,10 +107,8 @@ def export(asked: ExportOptions) -> None:
         archive = asked.archive and write_archive(bundle, asked.archive, asked.overwrite)
     costs = read_costs(bundle.manifest)
     found, seconds = inspect_bundle(bundle), time.perf_counter() - started
-    if asked.as_json:
-        click.echo(_json(found, costs, archive, seconds))
-    elif not asked.quiet:
-        _print(console(), found, costs, archive, seconds)
+    result = (found, costs, archive, seconds)
+    print_result(asked.as_json, lambda: _plain(*result), lambda screen: _print(screen, *result), asked.quiet)
 
 
 def _untrained(asked: ExportOptions) -> LoadedModel:
@@ -123,12 +120,14 @@ def _untrained(asked: ExportOptions) -> LoadedModel:
     return untrained_model(str(asked.untrained), asked.seed or 0, **asked.arguments)
 
 
-def _json(found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float) -> str:
+def _plain(
+    found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float
+) -> dict[str, object]:
     from mrsep_deploy.files.strict_json import plain
     from mrsep_deploy.inspection.report import to_plain
 
     more = {"costs": plain(costs), "archive": archive and str(archive), "seconds": seconds}
-    return json.dumps({**to_plain(found), **more}, indent=2)
+    return {**to_plain(found), **more}
 
 
 def _print(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from mrsep_deploy.commands import completing
@@ -35,10 +33,7 @@ def show(model: str | None, as_json: bool) -> None:
     """Print an inspection, for people or for programs."""
     from mrsep_deploy.inspection.inspect import inspect as inspect_model
     from mrsep_deploy.inspection.report import print_inspection, to_plain
-    from mrsep_deploy.terminal.progress import console
+    from mrsep_deploy.terminal.progress import print_result
 
     found = inspect_model(model)
-    if as_json:
-        click.echo(json.dumps(to_plain(found), indent=2))
-    else:
-        print_inspection(console(), found)
+    print_result(as_json, lambda: to_plain(found), lambda screen: print_inspection(screen, found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +11,7 @@ from mrsep_deploy.commands.inspect import show
 from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from mrsep_deploy.bundle.manifest import Manifest
@@ -114,28 +114,22 @@ def _default() -> str:
 
 
 def _list(as_json: bool) -> None:
+    from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import default_model, list_models
-    from mrsep_deploy.terminal.progress import WIDE, console
+    from mrsep_deploy.terminal.progress import WIDE, print_result
 
     default = default_model()
-    found = [(model, _manifest(model)) for model in list_models()]
-    if as_json:
-        plain = [_plain(model, manifest, default) for model, manifest in found]
-        click.echo(json.dumps(plain, indent=2))
-    else:
-        screen = console()
-        fits = (
-            screen.measure(_table(found), options=screen.options.update(width=WIDE)).maximum <= screen.width
-        )
-        screen.print(_table(found, detailed=fits))
+    found = [
+        (model, Bundle.open(model.path, verify=False).manifest if model.status == "ok" else None)
+        for model in list_models()
+    ]
+
+    def show(screen: Console) -> None:
+        width = screen.measure(_table(found), options=screen.options.update(width=WIDE)).maximum
+        screen.print(_table(found, detailed=width <= screen.width))
         screen.print(f"* taken where no model is named: {default.why}")
 
-
-def _manifest(model: RegisteredModel) -> Manifest | None:
-    """What the bundle says of itself, if it can be opened."""
-    from mrsep_deploy.bundle import Bundle
-
-    return Bundle.open(model.path, verify=False).manifest if model.status == "ok" else None
+    print_result(as_json, lambda: [_plain(model, manifest, default) for model, manifest in found], show)
 
 
 def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool = True) -> Table:

@@ -16,6 +16,8 @@ from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.precision.names import AskedPrecision
     from mrsep_deploy.verification.job import Job, Request
@@ -184,7 +186,7 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
     require_onnx("calibrating")
     from mrsep_deploy.precision.plan import default_plan
     from mrsep_deploy.precision.ranges import load
-    from mrsep_deploy.terminal.progress import console, step_progress
+    from mrsep_deploy.terminal.progress import print_result, step_progress
     from mrsep_deploy.verification.calibration import calibrate
     from mrsep_deploy.verification.hazard_report import prediction, print_prediction
     from mrsep_deploy.verification.job import requested_plan
@@ -199,8 +201,9 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
     calibration = load(bundle)
     assert calibration is not None
     found = prediction(bundle, plan, calibration)
-    if asked.as_json:
-        click.echo(json.dumps(found.to_plain(), indent=2))
-    elif not asked.quiet:
-        print_prediction(console(), found)
+
+    def show(screen: Console) -> None:
+        print_prediction(screen, found)
         click.echo(f"ranges stored in {bundle.path}")
+
+    print_result(asked.as_json, found.to_plain, show, asked.quiet)

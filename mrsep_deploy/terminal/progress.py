@@ -5,6 +5,7 @@ Where stderr is no terminal, progress is a plain line a step; where stdout is no
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,17 +21,9 @@ WIDE = 240
 """Columns of an output that is read by no one or by another program."""
 
 
-def console() -> Console:
-    """For results: stdout."""
-    return _console(sys.stdout)
-
-
-def error_console() -> Console:
-    """For progress and remarks: stderr."""
-    return _console(sys.stderr)
-
-
-def _console(file: IO[str]) -> Console:
+def console(file: IO[str] | None = None) -> Console:
+    """For results, by default on stdout."""
+    file = file or sys.stdout
     # Names and paths are data: no markup in them is obeyed, no number in them is coloured.
     width = None if file.isatty() or "COLUMNS" in os.environ else WIDE
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
@@ -41,25 +34,27 @@ def remark(line: str) -> None:
     print(one_line(f"mrsep-deploy: {line}"), file=sys.stderr, flush=True)
 
 
+def print_result(
+    as_json: bool, plain: Callable[[], object], show: Callable[[Console], object], quiet: bool = False
+) -> None:
+    """Prints a result on stdout: as JSON for a program, or for a person, or not at all."""
+    if as_json:
+        print(json.dumps(plain(), indent=2), flush=True)
+    elif not quiet:
+        show(console())
+
+
 @contextmanager
 def step_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A reporter of steps: call it with what happens now, how many are done, how many there are."""
-    screen = error_console()
+    screen = console(sys.stderr)
     if quiet:
         yield lambda _what, _done, _total: None
     elif not screen.is_terminal:
         yield lambda what, done, total: screen.print(f"{done}/{total} {what}", soft_wrap=True)
     else:
-        with _bar(screen) as bar:
+        text = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), text)
+        with Progress(*columns, console=screen, transient=True) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
-def _bar(screen: Console) -> Progress:
-    columns = (
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    return Progress(*columns, console=screen, transient=True)
