@@ -144,14 +144,13 @@ def bench(asked: BenchOptions) -> None:
         raise click.UsageError(f"--against {NOTHING} and other names exclude each other.")
     from mrsep_deploy.commands import output_files as kinds
 
-    files = kinds.wanted(
+    reports = [
         ("--json", asked.json_file, kinds.BENCH_JSON),
         ("--csv", asked.csv_file, kinds.BENCH_CSV),
         ("--markdown", asked.markdown_file, kinds.BENCH_MARKDOWN),
         ("--html", asked.html_file, kinds.PAGE),
-    )
-    inputs = kinds.given_files(*asked.models, asked.audio, asked.checkpoint)
-    kinds.check_output_files(files, inputs, asked.overwrite)
+    ]
+    kinds.check_output_files(reports, (*asked.models, asked.audio, asked.checkpoint), asked.overwrite)
     from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
     from mrsep_deploy.files.parts import write_file
     from mrsep_deploy.pages.bench_page import bench_page

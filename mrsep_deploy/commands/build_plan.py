@@ -33,7 +33,8 @@ def measure_plan(bundle: Bundle, name: str, options: EngineOptions, quiet: bool,
 
     def show(screen: Console) -> None:
         screen.print(_table(trials))
-        given = f"--engine {name}" + (f" --batch {batch}" if (batch := bundle.manifest.batch) > 1 else "")
+        batch = bundle.manifest.batch
+        given = f"--engine {name} --batch {batch}" if batch > 1 else f"--engine {name}"
         screen.print(
             f"\nrun now does it so: {winner.title} (with {given} and as many threads)", soft_wrap=True
         )

@@ -123,12 +123,11 @@ def _paper(asked: ComplexityOptions) -> None:
     ratios = read_sdr(asked.sdr) if asked.sdr is not None else {}
     seconds: Mapping[str, Mapping[str, float]] = {}
     if asked.measure:
-        from mrsep_deploy.commands import output_files as kinds
+        from mrsep_deploy.commands.output_files import TIMES, check_output_files
         from mrsep_deploy.export.api import require_extra
 
         require_extra("measuring models")
-        files = kinds.wanted(("--times", asked.times, kinds.TIMES))
-        kinds.check_output_files(files, [asked.sdr] if asked.sdr is not None else [], overwrite=None)
+        check_output_files([("--times", asked.times, TIMES)], [asked.sdr], overwrite=None)
         from mrsep_deploy.inspection.paper_times import measure
 
         with step_progress(asked.quiet or asked.as_json) as progress:

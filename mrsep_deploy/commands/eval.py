@@ -100,13 +100,12 @@ def eval(asked: EvalOptions) -> None:
     request = picked(
         Request, asked, bundle=bundle, tracks=tracks, metrics=asked.metrics or METRICS, out=folder
     )
-    files = kinds.wanted(
+    reports = [
         ("results", folder / JSON_NAME, kinds.EVAL_JSON),
         ("results", folder / MARKDOWN_NAME, kinds.EVAL_MARKDOWN),
         ("--html", asked.html_file, kinds.PAGE),
-    )
-    inputs = kinds.given_files(asked.dataset, asked.model, asked.checkpoint)
-    kinds.check_output_files(files, inputs, asked.overwrite)
+    ]
+    kinds.check_output_files(reports, (asked.dataset, asked.model, asked.checkpoint), asked.overwrite)
     with step_progress(asked.quiet or asked.as_json) as progress:
         found = evaluate(request, progress)
     _write(found, asked)

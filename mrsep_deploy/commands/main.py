@@ -18,7 +18,7 @@ import click
 
 from mrsep_deploy import __version__
 from mrsep_deploy.commands.options import ARGUMENTS, PROGRAM
-from mrsep_deploy.errors import FAILED, MrsepError, OutputError, first_line
+from mrsep_deploy.errors import FAILED, MrsepError, OutputError, UsageError, first_line
 from mrsep_deploy.process import interrupts
 from mrsep_deploy.process.muted import separate_stderr
 from mrsep_deploy.terminal.stdout import explained_stdout
@@ -101,13 +101,14 @@ class LazyGroup(click.Group):
             if isinstance(error, MrsepError):
                 _report(str(error), ctx)
                 ctx.exit(error.exit_code)
-            _report(_unexpected(error), ctx)
+            first = first_line(error, "no message")
+            bug = f"{type(error).__name__}: {first}. This is a bug; {DEBUG_VARIABLE}=1 shows where"
+            _report(bug, ctx)
             ctx.exit(FAILED)
 
     def _settings(self, ctx: click.Context) -> dict[str, Any] | None:
         """What the settings file says; the user's own need not exist."""
         from mrsep_deploy.commands.settings import read_settings
-        from mrsep_deploy.errors import UsageError
         from mrsep_deploy.files import paths
 
         path = ctx.params["config"]
@@ -123,7 +124,6 @@ class LazyGroup(click.Group):
 
 def _keep_to_own_folders() -> None:
     """PyTorch makes a folder for its compiler among the temporary files, and leaves it there, unless it has another."""
-    from mrsep_deploy.errors import UsageError
     from mrsep_deploy.files import paths
 
     with contextlib.suppress(UsageError):  # no home, no cache
@@ -136,11 +136,6 @@ def _never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _unexpected(error: Exception) -> str:
-    first = first_line(error, "no message")
-    return f"{type(error).__name__}: {first}. This is a bug; {DEBUG_VARIABLE}=1 shows where"
 
 
 def _report(message: str, ctx: click.Context) -> None:

@@ -10,8 +10,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,28 +40,13 @@ EVAL_JSON = re.compile(rb'\{\n  "model": \{\n    "name": ".*",\n    "digest": "'
 EVAL_MARKDOWN = re.compile(rb"# .* on .*\n\n.*, bundle [0-9a-f]{16}, overlap ")
 
 
-@dataclass(frozen=True)
-class OutputFile:
-    """A report to be written.
-
-    Attributes:
-        option: what the user has said to get it.
-        ours: how files of this kind begin.
-    """
-
-    option: str
-    path: Path
-    ours: re.Pattern[bytes]
-
-
-def wanted(*files: tuple[str, Path | None, re.Pattern[bytes]]) -> list[OutputFile]:
-    """Those of the reports that were asked for."""
-    return [OutputFile(option, path, ours) for option, path, ours in files if path is not None]
+Report = tuple[str, Path | None, re.Pattern[bytes]]
+"""What the user says to get it, where it goes (None: it was not asked for), and how files of its kind begin."""
 
 
 def check_output_files(
-    files: Sequence[OutputFile],
-    inputs: Iterable[Path],
+    reports: Iterable[Report],
+    inputs: Iterable[str | Path | None],
     overwrite: bool | None,
     others: Iterable[Path] = (),
     probe: bool = True,
@@ -70,9 +54,9 @@ def check_output_files(
     """Refuse reports that would take the place of something else, or that cannot be written.
 
     Args:
-        files: the reports; they may not be one file either.
-        inputs: files and folders that the command reads, missing ones too. No report takes the place of one, nor,
-            in a folder, of what is not an earlier report.
+        reports: they may not be one file either.
+        inputs: files and folders that the command reads, missing ones too; the settings are always one. No report
+            takes the place of one, nor, in a folder, of what is not an earlier report.
         overwrite: replace files that are none of ours; None where the command has no such option.
         others: what else the command writes.
         probe: find out whether something can be written there, by writing an empty file beside it.
@@ -81,26 +65,33 @@ def check_output_files(
         UsageError: a report would replace an input, another output, or a file that is none of ours.
         OutputError: it cannot be written there.
     """
+    wanted = [(option, path, kind) for option, path, kind in reports if path is not None]
+    if not wanted:
+        return
     places = {_place(path): f"{path} is to be written, too" for path in others}
-    read = list(inputs)
-    for file in files:
-        refuse_inputs(file.option, file.path, read)
+    read = given_files(*inputs)
+    for option, path, kind in wanted:
+        refuse_inputs(option, path, read)
+        ours = _is_ours(path, kind)
         for folder in filter(Path.is_dir, read):
-            _refuse_file_inside(file, folder)
-        place = _place(file.path)
+            inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+            if inside and os.path.lexists(path) and not ours:
+                raise UsageError(
+                    f"{option} {path} would replace a file in {folder}, an input of this command", _ELSEWHERE
+                )
+        place = _place(path)
         if place in places:
-            raise UsageError(
-                f"{file.option} {file.path} would replace another output: {places[place]}", _ELSEWHERE
-            )
-        places[place] = f"{file.option} {file.path}"
-        _refuse_other_file(file, overwrite)
+            raise UsageError(f"{option} {path} would replace another output: {places[place]}", _ELSEWHERE)
+        places[place] = f"{option} {path}"
+        _refuse_other_file(option, path, ours, overwrite)
         if probe:
-            require_writable(file.path)
+            require_writable(path)
 
 
 def given_files(*given: str | Path | None) -> list[Path]:
     """What a command was given to read, without the None among it, and the file of settings."""
-    config = click.get_current_context().find_root().params.get("config")
+    context = click.get_current_context(silent=True)
+    config = context and context.find_root().params.get("config")
     return [Path(path) for path in (*given, config) if path is not None]
 
 
@@ -118,39 +109,30 @@ def refuse_inputs(option: str, target: Path, inputs: Iterable[Path]) -> None:
             raise UsageError(f"{option} {target} would replace an input of this command", _ELSEWHERE)
 
 
-def _refuse_file_inside(file: OutputFile, folder: Path) -> None:
-    inside = Path(os.path.realpath(file.path)).is_relative_to(os.path.realpath(folder))
-    if inside and os.path.lexists(file.path) and not _is_ours(file):
-        raise UsageError(
-            f"{file.option} {file.path} would replace a file in {folder}, an input of this command",
-            _ELSEWHERE,
-        )
-
-
-def _refuse_other_file(file: OutputFile, overwrite: bool | None) -> None:
+def _refuse_other_file(option: str, path: Path, ours: bool, overwrite: bool | None) -> None:
     try:
-        mode = os.stat(file.path).st_mode
+        mode = os.stat(path).st_mode
     except OSError:  # require_writable says more
         return
     if not stat.S_ISREG(mode):
-        raise OutputError(
-            f"{file.option} {file.path} is {kind_of(mode)}, expected a place for a file", _ELSEWHERE
-        )
-    if not overwrite and not _is_ours(file):
+        raise OutputError(f"{option} {path} is {kind_of(mode)}, expected a place for a file", _ELSEWHERE)
+    if not overwrite and not ours:
         raise UsageError(
-            f"{file.path} exists and was not written by mrsep-deploy as {file.option}",
+            f"{path} exists and was not written by mrsep-deploy as {option}",
             _ELSEWHERE if overwrite is None else f"{_ELSEWHERE}, or give --overwrite",
         )
 
 
-def _is_ours(file: OutputFile) -> bool:
+def _is_ours(path: Path, kind: re.Pattern[bytes]) -> bool:
     """Whether it is an earlier report of its kind; an empty file counts as one, nothing is lost with it."""
     try:
-        with open(file.path, "rb") as opened:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with open(path, "rb") as opened:
             head = opened.read(READ)
     except OSError:
         return False
-    return not head or file.ours.match(head) is not None
+    return not head or kind.match(head) is not None
 
 
 def _place(path: Path) -> str:

@@ -16,7 +16,6 @@ import click
 from mrsep_deploy.commands.options import takes
 from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.commands.run_reports import (
-    check_reports,
     draw_timeline,
     introduce,
     objection,
@@ -65,6 +64,7 @@ def run(options: RunOptions) -> None:
 
 
 def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
+    from mrsep_deploy.commands import output_files as kinds
     from mrsep_deploy.files.abandoned import sweep_parts
     from mrsep_deploy.songs.naming import Naming, require_distinct
     from mrsep_deploy.songs.tracks import find_tracks
@@ -83,7 +83,13 @@ def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
     files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
     require_distinct(naming, tracks, outputs)
     stems = [path for track in tracks for path in naming.paths(track, outputs)]
-    check_reports(options, tracks, stems)
+    reports = [
+        ("--summary", options.summary, kinds.SUMMARY),
+        ("--timeline", options.timeline, kinds.TIMELINE),
+    ]
+    songs = [track.path for track in tracks if not track.is_stdin]
+    inputs = (*songs, options.model, options.plan, options.checkpoint)
+    kinds.check_output_files(reports, inputs, options.overwrite, stems, probe=not options.dry_run)
     journal = _journal(options, model, files)
     if options.dry_run:
         raise SystemExit(tell_plan(options, tracks, files, journal))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mrsep_deploy.commands.output_files import given_files
 from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, AudioError, MrsepError, one_line
 
@@ -62,27 +62,6 @@ def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) 
         )
 
 
-def check_reports(options: RunOptions, tracks: Sequence[Track], stems: Iterable[Path]) -> None:
-    """Refuse reports that would replace a song, a stem or a file that no run has written, or cannot be written.
-
-    Args:
-        stems: what the run writes.
-
-    Raises:
-        UsageError, OutputError: as ``check_output_files``.
-    """
-    from mrsep_deploy.commands import output_files as kinds
-
-    files = kinds.wanted(
-        ("--summary", options.summary, kinds.SUMMARY), ("--timeline", options.timeline, kinds.TIMELINE)
-    )
-    if not files:
-        return
-    songs = [track.path for track in tracks if not track.is_stdin]
-    inputs = given_files(*songs, options.model, options.plan, options.checkpoint)
-    kinds.check_output_files(files, inputs, options.overwrite, stems, probe=not options.dry_run)
-
-
 def objection(track: Track) -> MrsepError | None:
     """Why there is no song, as far as that is known before it is opened."""
     from mrsep_deploy.audio.info import check_file
@@ -99,28 +78,20 @@ def tell_plan(
     options: RunOptions, tracks: Sequence[Track], writing: WriteOptions, journal: Journal | None
 ) -> int:
     """Tell what would be written, and what is not there; the exit code."""
-    import json
-
     failed = 0
     for track in tracks:
         error = objection(track)
-        if error is not None:
-            failed += 1
-            if options.json:
-                line = {"event": "would fail", "track": str(track.path), "error": str(error)}
-                click.echo(json.dumps(line))
-            else:
-                click.echo(one_line(f"mrsep-deploy: {track.path}: {error}"), err=True)
-            continue
-        paths = writing.naming.paths(track, writing.outputs)
-        done = options.resume and journal is not None and journal.is_done(track, paths)
+        failed += error is not None
+        paths = [] if error else writing.naming.paths(track, writing.outputs)
+        done = options.resume and not error and journal is not None and journal.is_done(track, paths)
         if options.json:
-            found = {"event": "would skip" if done else "would write", "track": str(track.path)}
-            click.echo(json.dumps({**found, "outputs": [str(path) for path in paths]}))
-        else:
-            for path in paths:
-                what = one_line(f"{track.path} -> {path}")
-                click.echo(f"{what}{'  done already' if done else ''}")
+            event = "would fail" if error else "would skip" if done else "would write"
+            found = {"error": str(error)} if error else {"outputs": [str(path) for path in paths]}
+            click.echo(json.dumps({"event": event, "track": str(track.path), **found}))
+        elif error:
+            click.echo(one_line(f"mrsep-deploy: {track.path}: {error}"), err=True)
+        for path in () if options.json else paths:
+            click.echo(one_line(f"{track.path} -> {path}") + ("  done already" if done else ""))
     return (PARTIAL if failed < len(tracks) else FAILED) if failed else DONE
 
 
@@ -133,8 +104,6 @@ def tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
 
 def write_summary(path: Path, summary: Summary) -> None:
     """As JSON."""
-    import json
-
     from mrsep_deploy.files.parts import write_file
 
     write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())

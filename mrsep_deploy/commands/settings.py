@@ -11,7 +11,7 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -34,52 +34,37 @@ def read_settings(path: Path, command: Callable[[str], click.Command | None]) ->
     Raises:
         UsageError: it cannot be read, is not TOML, or names a command or an option that does not exist.
     """
-    settings = {}
-    for name, section in _parsed(path).items():
-        found = command(name)
-        if found is None or not isinstance(section, dict):
-            raise UsageError(
-                f"{path} has {name!r}, expected sections named as commands, such as [run]", _fix(path)
-            )
-        settings[name] = {key: value for option, given in section.items() for key, value in
-                          [_value(path, name, found, option, given)]}  # fmt: skip
-    return settings
-
-
-def _parsed(path: Path) -> Mapping[str, object]:
+    fix = f"Correct {path}, or choose another file with --config."
     try:
         data = read_start(path, MAX_BYTES)
     except OSError as error:
-        raise UsageError(
-            f"the settings {path} cannot be read: {error.strerror or error}", _fix(path)
-        ) from error
+        raise UsageError(f"the settings {path} cannot be read: {error.strerror or error}", fix) from error
     if len(data) > MAX_BYTES:
-        raise UsageError(f"the settings {path} have more than {MAX_BYTES} bytes", _fix(path))
+        raise UsageError(f"the settings {path} have more than {MAX_BYTES} bytes", fix)
     try:
-        return toml(data)
+        sections = toml(data)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the settings {path} are not TOML: {error}", _fix(path)) from error
-
-
-def _value(path: Path, name: str, command: click.Command, option: str, given: object) -> tuple[str, object]:
-    """The parameter's name, and its value as the command line would have it."""
-    known = {
-        text[2:]: parameter
-        for parameter in command.params
-        if isinstance(parameter, click.Option)
-        for text in parameter.opts
-        if text.startswith("--")
-    }
-    parameter = known.get(option)
-    if parameter is None or parameter.name is None:
-        raise UsageError(f"{path} sets {option!r} in [{name}], which is no option of {name}", _fix(path))
-    if isinstance(given, list):
-        given = ",".join(map(str, given))
-    if isinstance(given, dict) or (parameter.is_flag and not isinstance(given, bool)):
-        expected = "true or false" if parameter.is_flag else "a value"
-        raise UsageError(f"{path} sets {option} in [{name}] to {given!r}, expected {expected}", _fix(path))
-    return parameter.name, given
-
-
-def _fix(path: Path) -> str:
-    return f"Correct {path}, or choose another file with --config."
+        raise UsageError(f"the settings {path} are not TOML: {error}", fix) from error
+    settings: dict[str, Values] = {}
+    for name, section in sections.items():
+        found = command(name)
+        if found is None or not isinstance(section, dict):
+            raise UsageError(f"{path} has {name!r}, expected sections named as commands, such as [run]", fix)
+        known = {
+            text: parameter
+            for parameter in found.params
+            if isinstance(parameter, click.Option)
+            for text in parameter.opts
+        }
+        settings[name] = {}
+        for option, given in section.items():
+            parameter = known.get(f"--{option}")
+            if parameter is None or parameter.name is None:
+                raise UsageError(f"{path} sets {option!r} in [{name}], which is no option of {name}", fix)
+            if isinstance(given, list):
+                given = ",".join(map(str, given))
+            if isinstance(given, dict) or (parameter.is_flag and not isinstance(given, bool)):
+                expected = "true or false" if parameter.is_flag else "a value"
+                raise UsageError(f"{path} sets {option} in [{name}] to {given!r}, expected {expected}", fix)
+            settings[name][parameter.name] = given
+    return settings

@@ -107,9 +107,9 @@ def verify(asked: VerifyOptions) -> None:
         _calibrate(request, asked)
         return
     plan_file = _plan_file(bundle, asked.output) if asked.bisect else None
-    files = kinds.wanted(("--output", plan_file, kinds.PLAN), ("--html", asked.html_file, kinds.PAGE))
-    inputs = kinds.given_files(asked.model, asked.plan, asked.against, *asked.audio)
-    kinds.check_output_files(files, inputs, asked.overwrite)
+    reports = [("--output", plan_file, kinds.PLAN), ("--html", asked.html_file, kinds.PAGE)]
+    inputs = (asked.model, asked.plan, asked.against, *asked.audio)
+    kinds.check_output_files(reports, inputs, asked.overwrite)
     if not _verify(request, plan_file, asked):
         raise SystemExit(FAILED)
 

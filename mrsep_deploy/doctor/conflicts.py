@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mrsep_deploy.devices import CUDA_VARIABLE, PYCUDA
 from mrsep_deploy.doctor.environment import THREAD_VARIABLES, Environment
@@ -21,18 +21,10 @@ LOW_DISK = 2_000_000_000
 """Bytes: a few bundles and the engines built from them."""
 
 ORT_GPU = "onnxruntime-gpu"
-_ORT_BUILDS = (
-    "onnxruntime",
-    ORT_GPU,
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-)
+_ORT_BUILDS = ("onnxruntime", ORT_GPU, *(f"onnxruntime-{kind}" for kind in ("directml", "openvino", "qnn")))
 _TENSORRT = re.compile(r"tensorrt(-cu\d+)?(-libs|-bindings)?")
 _CUDA_WHEEL = re.compile(r"nvidia-(cuda-runtime|cublas|cufft|cudnn)(-cu(\d+))?")
 _CUDNN = 9
-_PRIMARY_CONTEXT = (2021, 1)
-"""First pycuda that can share the context of torch and ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +39,8 @@ class Finding:
 
 def find_conflicts(env: Environment) -> list[Finding]:
     """Every finding, the worst first."""
-    order: tuple[Level, ...] = ("error", "warning", "note")
     found = [finding for check in CHECKS for finding in check(env)]
-    return sorted(found, key=lambda finding: order.index(finding.level))
+    return sorted(found, key=lambda finding: get_args(Level).index(finding.level))
 
 
 def several_onnxruntimes(env: Environment) -> Iterator[Finding]:
@@ -58,8 +49,7 @@ def several_onnxruntimes(env: Environment) -> Iterator[Finding]:
     if len(found) > 1:
         keep = ORT_GPU if ORT_GPU in found else found[0]
         fix = f"pip uninstall -y {' '.join(found)} && pip install {keep}"
-        names = " and ".join(found)
-        yield Finding("onnxruntime", "error", f"{names} overwrite each other's files", fix)
+        yield Finding("onnxruntime", "error", f"{' and '.join(found)} overwrite each other's files", fix)
 
 
 def onnxruntime_libraries(env: Environment) -> Iterator[Finding]:
@@ -68,20 +58,17 @@ def onnxruntime_libraries(env: Environment) -> Iterator[Finding]:
     if ORT_GPU not in env.distributions or not wanted:
         return
     fix = f'pip install --upgrade "{ORT_GPU}[cuda,cudnn]"'
-    majors = _cuda_wheels(env)
+    matches = ((_CUDA_WHEEL.fullmatch(name), version) for name, version in env.distributions.items())
+    wheels = [(match, version) for match, version in matches if match]
+    # from CUDA 13 on a wheel's version tells the CUDA it is for, before that its name
+    majors = {int(match[3] or _major(version)) for match, version in wheels if match[1] == "cuda-runtime"}
     if majors and wanted not in majors:
         found = ", ".join(map(str, sorted(majors)))
         message = f"{ORT_GPU} needs CUDA {wanted}, pip has installed the libraries of CUDA {found}"
         yield Finding("onnxruntime-cuda", "error", message, fix)
-    for name, version in env.distributions.items():
-        match = _CUDA_WHEEL.fullmatch(name)
-        if (
-            match
-            and match[1] == "cudnn"
-            and _major(version) != _CUDNN
-            and (match[3] or str(wanted)) == str(wanted)
-        ):
-            message = f"{ORT_GPU} needs cuDNN {_CUDNN}, {name} is {version}"
+    for match, version in wheels:
+        if match[1] == "cudnn" and match[3] in (None, str(wanted)) and _major(version) != _CUDNN:
+            message = f"{ORT_GPU} needs cuDNN {_CUDNN}, {match[0]} is {version}"
             yield Finding("onnxruntime-cudnn", "error", message, fix)
 
 
@@ -130,15 +117,11 @@ def old_driver(env: Environment) -> Iterator[Finding]:
 
 def several_cuda_pythons(env: Environment) -> Iterator[Finding]:
     """``cuda-python`` is a shell around ``cuda-bindings`` of the same major version, which the driver must run."""
-    found = {
-        name: env.distributions[name]
-        for name in ("cuda-python", "cuda-bindings")
-        if name in env.distributions
-    }
+    names = ("cuda-python", "cuda-bindings")
+    found = {name: env.distributions[name] for name in names if name in env.distributions}
     if len({_major(version) for version in found.values()}) > 1:
         message = " beside ".join(f"{name} {version}" for name, version in found.items())
-        wanted = _major(found["cuda-python"])
-        fix = f'pip install --force-reinstall "cuda-python=={wanted}.*"'
+        fix = f'pip install --force-reinstall "cuda-python=={_major(found["cuda-python"])}.*"'
         yield Finding("cuda-python", "error", message, fix)
     newest = max((_major(version) for version in found.values()), default=0)
     if env.driver and newest > _major(env.driver):
@@ -150,12 +133,12 @@ def several_cuda_pythons(env: Environment) -> Iterator[Finding]:
 def pycuda_contexts(env: Environment) -> Iterator[Finding]:
     """Other libraries use a GPU's primary context; memory of another context is invisible to them."""
     version = env.distributions.get("pycuda")
+    if version is None and env.variables.get(CUDA_VARIABLE) == PYCUDA:
+        message = f"{CUDA_VARIABLE} is {PYCUDA}, which is not installed"
+        yield Finding("pycuda", "error", message, f"pip install {PYCUDA}, or unset {CUDA_VARIABLE}.")
     if version is None:
-        if env.variables.get(CUDA_VARIABLE) == PYCUDA:
-            message = f"{CUDA_VARIABLE} is {PYCUDA}, which is not installed"
-            yield Finding("pycuda", "error", message, f"pip install {PYCUDA}, or unset {CUDA_VARIABLE}.")
         return
-    if _release(version) < _PRIMARY_CONTEXT:
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (2021, 1):  # the first with pycuda.autoprimaryctx
         message = f"pycuda {version} has no pycuda.autoprimaryctx, so it cannot share a GPU's memory"
         yield Finding("pycuda", "warning", message, "pip install --upgrade pycuda")
     elif "torch" in env.distributions or ORT_GPU in env.distributions:
@@ -190,10 +173,9 @@ def threads(env: Environment) -> Iterator[Finding]:
             message = f"{name} is {value}, this process may use {env.budget} cores"
             yield Finding("threads", "warning", message, f"Unset {name}.")
     if env.budget < env.cores:
-        message = (
-            f"this process may use {env.budget} of {env.cores} cores; {env.budget} threads are the default"
-        )
-        yield Finding("threads", "note", message, "Give the container more cores to go faster.")
+        found = f"{env.budget} of {env.cores} cores; {env.budget} threads are the default"
+        fix = "Give the container more cores to go faster."
+        yield Finding("threads", "note", f"this process may use {found}", fix)
 
 
 CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
@@ -210,21 +192,7 @@ CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
 )
 
 
-def _cuda_wheels(env: Environment) -> set[int]:
-    """CUDA majors of NVIDIA's wheels; from 13 on their version tells it, before that their name."""
-    found = set()
-    for name, version in env.distributions.items():
-        match = _CUDA_WHEEL.fullmatch(name)
-        if match and match[1] == "cuda-runtime":
-            found.add(int(match[3]) if match[3] else _major(version))
-    return found
-
-
 def _major(version: str) -> int:
     """0 where there is none."""
     match = re.match(r"\d+", version)
     return int(match[0]) if match else 0
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -8,7 +8,7 @@ True
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from mrsep_deploy import __version__
 from mrsep_deploy.doctor.conflicts import Finding, find_conflicts
@@ -53,31 +53,30 @@ class Diagnosis:
     def to_plain(self) -> dict[str, Any]:
         """Returns everything as JSON has it."""
         env = self.environment
-        engines = [
-            {"name": engine.name, "title": engine.title, **vars(engine.availability)}
-            for engine in self.engines
-        ]
-        made: dict[str, Any] = plain(
-            {
-                "version": __version__,
-                "healthy": self.healthy,
-                "auto": self.auto or None,
-                "auto_reason": self.reason or None,
-                "engines": engines,
-                "findings": self.findings,
-                "machine": {"cores": env.cores, "budget": env.budget, "cuda_driver": env.driver or None},
-                "folders": env.folders,
-            }
-        )
-        return made
+        tree = {
+            "version": __version__,
+            "healthy": self.healthy,
+            "auto": self.auto or None,
+            "auto_reason": self.reason or None,
+            "engines": [
+                {"name": each.name, "title": each.title, **vars(each.availability)} for each in self.engines
+            ],
+            "findings": self.findings,
+            "machine": {"cores": env.cores, "budget": env.budget, "cuda_driver": env.driver or None},
+            "folders": env.folders,
+        }
+        return cast("dict[str, Any]", plain(tree))
 
 
 def examine() -> Diagnosis:
     """Ask every engine and look at the environment. Never raises for what it finds."""
     environment = look()
     engines = tuple(_ask(name) for name in ENGINE_NAMES)
-    auto, reason = _auto(engines)
-    return Diagnosis(engines, auto, reason, tuple(find_conflicts(environment)), environment)
+    works = {engine.name for engine in engines if engine.availability.works}
+    auto = next((each for each in preferred() if each.name in works), None)  # as engines.choice takes it
+    reason = auto.preference.reason if auto and auto.preference else ""
+    findings = tuple(find_conflicts(environment))
+    return Diagnosis(engines, auto.name if auto else "", reason, findings, environment)
 
 
 def _ask(name: str) -> EngineReport:
@@ -87,10 +86,3 @@ def _ask(name: str) -> EngineReport:
     except Exception as error:  # one broken library must not hide the others
         found = Availability(False, reason=f"its check failed with {type(error).__name__}: {error}")
     return EngineReport(name, engine.title, found)
-
-
-def _auto(engines: tuple[EngineReport, ...]) -> tuple[str, str]:
-    """What ``choose`` would take, without asking every engine again."""
-    works = {engine.name for engine in engines if engine.availability.works}
-    found = next((each for each in preferred() if each.name in works), None)
-    return (found.name, found.preference.reason) if found and found.preference else ("", "")

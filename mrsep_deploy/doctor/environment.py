@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -82,7 +82,7 @@ def look() -> Environment:
         cores=os.cpu_count() or 1,
         budget=cpu_budget(),
         variables={name: os.environ[name] for name in names if os.environ.get(name)},
-        folders=(_folder("models", "models"), _folder("caches", "cache")),
+        folders=(_folder("models", paths.models_dir), _folder("caches", lambda: paths.cache_dir("engines"))),
     )
 
 
@@ -106,10 +106,9 @@ def _libraries() -> frozenset[str]:
 
 def _onnxruntime_cuda() -> str:
     try:
-        onnxruntime = library("onnxruntime")
+        return str(getattr(library("onnxruntime"), "cuda_version", "") or "")
     except Exception:  # a broken installation can raise anything; the engine's own check says what
         return ""
-    return str(getattr(onnxruntime, "cuda_version", "") or "")
 
 
 def _torch_cuda() -> str:
@@ -137,9 +136,9 @@ def _driver() -> str:
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
-def _folder(use: str, kind: str) -> FolderState:
+def _folder(use: str, find: Callable[[], Path]) -> FolderState:
     try:
-        path = paths.models_dir() if kind == "models" else paths.cache_dir("engines")
+        path = find()
     except MrsepError as error:
         return FolderState(use, "", problem=error.message)
     # What does not exist yet is made when it is needed, in the first folder above it that does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -22,17 +23,11 @@ def cpu_budget() -> int:
 def _cgroup_quota() -> float:
     """CPU quota in cores of the enclosing control group (v2, then v1); 0 if there is none."""
     root = Path("/sys/fs/cgroup")
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return 0.0 if quota == "max" else float(quota) / float(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = float((root / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = float((root / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return 0.0
-    return quota_us / period_us if quota_us > 0 else 0.0
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # no such files, or no quota: "max"
+            quota, period = " ".join((root / name).read_text() for name in names).split()
+            return max(float(quota) / float(period), 0.0)
+    return 0.0
 
 
 def cpu_model() -> str:

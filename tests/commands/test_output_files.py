@@ -17,7 +17,7 @@ from runs import NOWHERE, run, song
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.commands import output_files as kinds
 from mrsep_deploy.commands.main import main
-from mrsep_deploy.commands.output_files import check_output_files, wanted
+from mrsep_deploy.commands.output_files import check_output_files
 from mrsep_deploy.errors import DONE, FAILED, USAGE, OutputError, UsageError
 from mrsep_deploy.pages.blocks import Page
 from mrsep_deploy.pages.page import render
@@ -189,9 +189,9 @@ def test_settings_are_an_input(bundle: Bundle) -> None:
 @posix
 def test_times_are_asked_for_before_they_are_measured(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
-        check_output_files(wanted(("--times", tmp_path / "no/times.json", kinds.TIMES)), [], None)
+        check_output_files([("--times", tmp_path / "no/times.json", kinds.TIMES)], [], None)
     (tmp_path / "times.json").write_text("Jan 3")
     with pytest.raises(
         UsageError, match=r"was not written by mrsep-deploy as --times\. Choose another place$"
     ):
-        check_output_files(wanted(("--times", tmp_path / "times.json", kinds.TIMES)), [], None)
+        check_output_files([("--times", tmp_path / "times.json", kinds.TIMES)], [], None)
