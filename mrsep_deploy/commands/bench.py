@@ -204,11 +204,7 @@ def _measured(asked: BenchOptions) -> Result:
 
 
 def _profiled(engines: Names | None) -> Names:
-    """Engines to profile: those that were named, or those that work here.
-
-    Raises:
-        UsageError: one was named that keeps no profile.
-    """
+    """Engines to profile: those that were named, or those that work here."""
     from mrsep_deploy.bench.plan import working_engines
     from mrsep_deploy.bench.profiling import Profilers
     from mrsep_deploy.errors import UsageError

@@ -69,8 +69,11 @@ def list_entries(as_json: bool) -> None:
                 line(_count(len(found), names), map(_bytes, found), folder)
         line(f"{len(engines)} engines", (engine.bytes for engine in engines), EngineCache().folder)
 
-    used = {entry.name: entry.used.isoformat(timespec="seconds") for entry in entries}
-    print_result(as_json, lambda: [{**plain(entry), "used": used[entry.name]} for entry in entries], show)
+    print_result(
+        as_json,
+        lambda: [{**plain(each), "used": each.used.isoformat(timespec="seconds")} for each in entries],
+        show,
+    )
 
 
 @cache.command("prune", epilog="\b\nExample:\n  mrsep-deploy cache prune --older-than 30")
@@ -131,11 +134,7 @@ def _bytes(path: Path) -> int:
 
 
 def _delete_others(kind: str) -> tuple[int, int, int]:
-    """Delete what lies in a folder of the cache: how many entries, their bytes, and how many are being made.
-
-    Raises:
-        OutputError: an entry cannot be deleted.
-    """
+    """Delete what lies in a folder of the cache: how many entries, their bytes, and how many are being made."""
     import shutil
     from contextlib import suppress
 

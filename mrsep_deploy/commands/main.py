@@ -84,10 +84,17 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        _never_fail_to_print()
+        from mrsep_deploy.files import paths
+
+        separate_stderr()  # what libraries print can be dropped
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="replace")  # characters that the terminal's encoding lacks are a ?
         try:
-            _keep_to_own_folders()
             ctx.default_map = self._settings(ctx)
+            with contextlib.suppress(UsageError):  # no home, no cache
+                # PyTorch makes a folder for its compiler among the temporary files, unless it has another
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir("torch")))
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own business
@@ -98,13 +105,14 @@ class LazyGroup(click.Group):
             if interrupts.pending() is not None:  # what an interrupted library makes of it
                 click.echo("interrupted", err=True)
                 ctx.exit(interrupts.exit_code())
-            if isinstance(error, MrsepError):
-                _report(str(error), ctx)
-                ctx.exit(error.exit_code)
-            first = first_line(error, "no message")
-            bug = f"{type(error).__name__}: {first}. This is a bug; {DEBUG_VARIABLE}=1 shows where"
-            _report(bug, ctx)
-            ctx.exit(FAILED)
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            message = str(error)
+            if not isinstance(error, MrsepError):
+                what = f"{type(error).__name__}: {first_line(error, 'no message')}"
+                message = f"{what}. This is a bug; {DEBUG_VARIABLE}=1 shows where"
+            click.echo(f"{PROGRAM}: error: {message}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, MrsepError) else FAILED)
 
     def _settings(self, ctx: click.Context) -> dict[str, Any] | None:
         """What the settings file says; the user's own need not exist."""
@@ -120,28 +128,6 @@ class LazyGroup(click.Group):
             if not path.exists():
                 return None
         return read_settings(path, lambda name: self.get_command(ctx, name))
-
-
-def _keep_to_own_folders() -> None:
-    """PyTorch makes a folder for its compiler among the temporary files, and leaves it there, unless it has another."""
-    from mrsep_deploy.files import paths
-
-    with contextlib.suppress(UsageError):  # no home, no cache
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.cache_dir("torch")))
-
-
-def _never_fail_to_print() -> None:
-    """Characters that the terminal's encoding lacks come out as ``?``; what libraries print can be dropped."""
-    separate_stderr()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def _report(message: str, ctx: click.Context) -> None:
-    if ctx.params["debug"]:
-        traceback.print_exc()
-    click.echo(f"{PROGRAM}: error: {message}", err=True)
 
 
 @click.group(

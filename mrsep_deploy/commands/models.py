@@ -81,29 +81,26 @@ def remove(names: tuple[str, ...]) -> None:
     Deletes bundles that export put among this program's own; a bundle that was given another place stays
     there.
     """
-    failed = [name for name in names if not _remove(name, several=len(names) > 1)]
-    if failed:
-        raise SystemExit(FAILED if len(failed) == len(names) else PARTIAL)
-
-
-def _remove(name: str, several: bool) -> bool:
-    """Remove one; of several, a failing one is reported and the others go on."""
     from mrsep_deploy.bundle import registry
 
-    try:
-        known = {model.name: model for model in registry.list_models()}
-        before = registry.default_model()
-        registry.remove(name)
-    except MrsepError as error:
-        if not several:
-            raise
-        click.echo(f"mrsep-deploy: error: {error}", err=True)
-        return False
-    model = known[name]
-    click.echo(f"deleted {model.path}" if model.managed else f"forgot {name}; {model.path} stays as it is")
-    if (before.name, before.reason) == (name, "chosen"):
-        click.echo(f"{name} was the default; now it is {_default()}")
-    return True
+    failed = 0
+    for name in names:
+        try:
+            known = {model.name: model for model in registry.list_models()}
+            before = registry.default_model()
+            registry.remove(name)
+        except MrsepError as error:
+            if len(names) == 1:
+                raise
+            click.echo(f"mrsep-deploy: error: {error}", err=True)
+            failed += 1
+            continue
+        path = known[name].path
+        click.echo(f"deleted {path}" if known[name].managed else f"forgot {name}; {path} stays as it is")
+        if (before.name, before.reason) == (name, "chosen"):
+            click.echo(f"{name} was the default; now it is {_default()}")
+    if failed:
+        raise SystemExit(FAILED if failed == len(names) else PARTIAL)
 
 
 def _default() -> str:

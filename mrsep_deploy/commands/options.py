@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import field, fields
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -112,23 +112,20 @@ def command_line() -> str:
     Of absolute paths only the last part is kept: where files lie is nobody else's business.
     """
     context = click.get_current_context()
-    words = [*context.meta.get(ARGUMENTS, ()), *_from_settings(context)]
+    words = [*context.meta.get(ARGUMENTS, ())]
+    for option in context.command.params:
+        if option.name and context.get_parameter_source(option.name) in SETTINGS:
+            given = option.value_from_envvar(context)
+            given = context.lookup_default(option.name) if given is None else given
+            for value in given if isinstance(given, (list, tuple)) else [given]:
+                is_flag = getattr(option, "is_flag", False)
+                words.append(option.opts[-1] if is_flag else f"{option.opts[-1]}={value}")
     return shlex.join([PROGRAM, *map(_without_folders, words)])
 
 
 def _without_folders(word: str) -> str:
     name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return name + equals + (PurePath(value).name or value if Path(value).is_absolute() else value)
-
-
-def _from_settings(context: click.Context) -> Iterator[str]:
-    """Options that a settings file or variables gave, as if they had been typed."""
-    for option in context.command.params:
-        if option.name and context.get_parameter_source(option.name) in SETTINGS:
-            given = option.value_from_envvar(context)
-            given = context.lookup_default(option.name) if given is None else given
-            for value in given if isinstance(given, (list, tuple)) else [given]:
-                yield option.opts[-1] if getattr(option, "is_flag", False) else f"{option.opts[-1]}={value}"
 
 
 # --- options of several commands

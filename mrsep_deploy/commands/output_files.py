@@ -91,7 +91,7 @@ def check_output_files(
 def given_files(*given: str | Path | None) -> list[Path]:
     """What a command was given to read, without the None among it, and the file of settings."""
     context = click.get_current_context(silent=True)
-    config = context and context.find_root().params.get("config")
+    config = context.find_root().params.get("config") if context else None
     return [Path(path) for path in (*given, config) if path is not None]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +59,16 @@ def run(options: RunOptions) -> None:
     """
     options.check()
     encoding = options.encoding()
-    with protected(), _output_folder(options) as root:
-        _run(options, encoding, root)
+    # what goes to stdout is a file first: its peak is known at its end
+    temporary = tempfile.TemporaryDirectory(prefix="mrsep-deploy-stdout-") if options.to_stdout else None
+    with protected(), temporary or contextlib.nullcontext(options.out) as root:
+        _run(options, encoding, Path(root))
 
 
 def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
     from mrsep_deploy.commands import output_files as kinds
     from mrsep_deploy.files.abandoned import sweep_parts
+    from mrsep_deploy.songs.journal import Journal, settings_digest
     from mrsep_deploy.songs.naming import Naming, require_distinct
     from mrsep_deploy.songs.tracks import find_tracks
     from mrsep_deploy.songs.writing import WriteOptions
@@ -90,7 +93,9 @@ def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
     songs = [track.path for track in tracks if not track.is_stdin]
     inputs = (*songs, options.model, options.plan, options.checkpoint)
     kinds.check_output_files(reports, inputs, options.overwrite, stems, probe=not options.dry_run)
-    journal = _journal(options, model, files)
+    journal = None
+    if not options.to_stdout:  # for one song too: a later run over the folder knows by it what is a stem
+        journal = Journal(naming.folder, settings_digest(_settings(options, model.digest, files)), root)
     if options.dry_run:
         raise SystemExit(tell_plan(options, tracks, files, journal))
     if options.resume:
@@ -125,9 +130,8 @@ def _with_engine(
     wanted = {source for output in writing.outputs for source in output.sources}
 
     def nothing_done() -> None:
-        if options.summary is not None:
-            unfinished = tuple(Outcome(track, "unfinished") for track in tracks)
-            write_summary(options.summary, Summary(unfinished, 0.0, interrupted=True))
+        unfinished = tuple(Outcome(track, "unfinished") for track in tracks)
+        write_summary(options.summary, Summary(unfinished, 0.0, interrupted=True))
 
     with contextlib.ExitStack() as stack:
         try:
@@ -228,25 +232,8 @@ def _separator(options: RunOptions, model: _Model, wanted: set[int]) -> Separato
     return Separator(model.opened, **given)
 
 
-def _journal(options: RunOptions, model: _Model, writing: WriteOptions) -> Journal | None:
-    """Opens the journal; for one song too: a later run over the folder knows by it what is a stem."""
-    from mrsep_deploy.songs.journal import Journal, settings_digest
-
-    if options.to_stdout:
-        return None
-    settings = settings_digest(_settings(options, model.digest, writing))
-    return Journal(writing.naming.folder, settings, writing.naming.root)
-
-
 def _settings(options: RunOptions, digest: str, writing: WriteOptions) -> dict[str, object]:
-    """Returns everything that decides what a song's stems are: of a plan, what it says.
-
-    Args:
-        digest: of the model.
-
-    Raises:
-        UsageError: the plan cannot be read.
-    """
+    """Returns everything that decides what a song's stems are: the model's digest; of a plan, what it says."""
     from mrsep_deploy.precision.plan import read_plan
 
     return {
@@ -264,13 +251,3 @@ def _settings(options: RunOptions, digest: str, writing: WriteOptions) -> dict[s
         "tags": writing.tags,
         "template": writing.naming.template,
     }
-
-
-@contextlib.contextmanager
-def _output_folder(options: RunOptions) -> Iterator[Path]:
-    """Where files go; what goes to stdout is a file first: its peak is known at its end."""
-    if not options.to_stdout:
-        yield Path(options.out)
-        return
-    with tempfile.TemporaryDirectory(prefix="mrsep-deploy-stdout-") as folder:
-        yield Path(folder)

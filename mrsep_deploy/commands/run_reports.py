@@ -41,25 +41,20 @@ def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) 
         why: why it is this model, if none was named.
         limits: what is known of what it cannot do, line by line.
     """
-    found = separator.engine.availability()
-    click.echo(
-        f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)}) on {separator.engine.title} "
-        f"{found.version}, {found.device}"
-        + (f" ({separator.engine_reason})" if separator.engine_reason else "")
-        + (f"; {separator.run_plan.title}, as measured here" if separator.run_plan.measured else ""),
-        err=True,
-    )
-    for line in limits:
+    engine, manifest, plan = separator.engine, separator.manifest, separator.run_plan
+    found = engine.availability()
+    model = f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)})"
+    reason = f" ({separator.engine_reason})" if separator.engine_reason else ""
+    measured = f"; {plan.title}, as measured here" if plan.measured else ""
+    lines = [f"{model} on {engine.title} {found.version}, {found.device}{reason}{measured}", *limits]
+    if manifest.precision != "float32":
+        emulated = f", emulated: {engine.title} computes it {engine.emulation}" if engine.emulation else ""
+        lines.append(f"Precision: {manifest.precision}{emulated}.")
+    if not manifest.model.trained:
+        untrained = "its weights are random, and its stems are no separation of the song"
+        lines.append(f"This model is untrained: {untrained}.")
+    for line in lines:
         click.echo(line, err=True)
-    if separator.manifest.precision != "float32":
-        how = separator.engine.emulation
-        emulated = f", emulated: {separator.engine.title} computes it {how}" if how else ""
-        click.echo(f"Precision: {separator.manifest.precision}{emulated}.", err=True)
-    if not separator.manifest.model.trained:
-        click.echo(
-            "This model is untrained: its weights are random, and its stems are no separation of the song.",
-            err=True,
-        )
 
 
 def objection(track: Track) -> MrsepError | None:
@@ -98,15 +93,15 @@ def tell_plan(
 def tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
     """Reports the end of a run, and writes the summary that was asked for."""
     reporter.summary(summary)
-    if options.summary is not None:
-        write_summary(options.summary, summary)
+    write_summary(options.summary, summary)
 
 
-def write_summary(path: Path, summary: Summary) -> None:
-    """As JSON."""
+def write_summary(path: Path | None, summary: Summary) -> None:
+    """Writes it as JSON, if it was asked for."""
     from mrsep_deploy.files.parts import write_file
 
-    write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())
+    if path is not None:
+        write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())
 
 
 def draw_timeline(separator: Separator, path: Path) -> None:

@@ -117,9 +117,9 @@ def breakable() -> Iterator[None]:
         yield
         return
     with _in_mode("raise"):
-        _raise_once()
+        _raise_pending(again=False)
         yield
-    _raise_once()
+    _raise_pending(again=False)
 
 
 @contextlib.contextmanager
@@ -180,18 +180,10 @@ def _in_mode(mode: Mode) -> Iterator[None]:
         _state.mode = before
 
 
-def _raise_once() -> None:
-    if not _state.raised:
-        _raise_pending()
-
-
-def _raise_pending() -> None:
-    if _state.pending is not None:
-        _state.raised = True
-        _raise()
-
-
-def _raise() -> NoReturn:
+def _raise_pending(again: bool = True) -> None:
+    if _state.pending is None or (_state.raised and not again):
+        return
+    _state.raised = True
     if _state.pending == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(exit_code())
@@ -202,9 +194,8 @@ def _handle(number: int, _frame: FrameType | None) -> None:
         _state.pending = number
     if _state.mode == "exit":
         _end()
-    elif _state.mode == "raise" and not (_state.raised and _state.watching):
-        _state.raised = True
-        _raise()
+    elif _state.mode == "raise":
+        _raise_pending(again=not _state.watching)
 
 
 # --- a program that does not end by itself
@@ -226,16 +217,16 @@ def _end_after_grace(reading: int) -> None:
         pass
     threading.Event().wait(GRACE)
     _state.pending = _state.pending or number  # the main thread may be inside a library that never came back
-    saying = threading.Thread(target=_say_last_words, daemon=True)
+
+    def say_last_words() -> None:
+        for say in reversed(_state.last_words):
+            with contextlib.suppress(Exception):
+                say()
+
+    saying = threading.Thread(target=say_last_words, daemon=True)
     saying.start()
     saying.join(LAST_WORDS_SECONDS)
     _end()
-
-
-def _say_last_words() -> None:
-    for say in reversed(_state.last_words):
-        with contextlib.suppress(Exception):
-            say()
 
 
 def _end() -> NoReturn:

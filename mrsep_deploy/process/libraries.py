@@ -32,9 +32,7 @@ def library(name: str) -> Any:
 
 def _imported(name: str) -> Any:
     reporting = REPORTING.get(name.partition(".")[0])
-    if reporting is None:
-        return importlib.import_module(name)
-    with _hidden(reporting):
+    with _hidden(reporting) if reporting else contextlib.nullcontext():
         return importlib.import_module(name)
 
 

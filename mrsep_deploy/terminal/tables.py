@@ -135,11 +135,9 @@ def optional(value: float | None, form: str) -> str:
     return NOTHING if value is None else form.format(value)
 
 
-def table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> rich_table.Table:
+def table(*columns: str, right: Sequence[str] = ()) -> rich_table.Table:
     """Returns an empty table for a terminal, without lines; the columns named in ``right`` hold numbers."""
-    made = rich_table.Table(
-        box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
-    )
+    made = rich_table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         side = "right" if column in right else "left"
         made.add_column(Text(column, "dim"), justify=side, overflow="fold")  # type: ignore[arg-type]
