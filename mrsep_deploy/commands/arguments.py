@@ -46,27 +46,28 @@ def one_of(names: Callable[[], tuple[str, ...]], help: str, *options: str, **mor
     return option(help, *options, type=LateChoice(names), cls=ListingOption, **more)
 
 
-def _parse_arguments(
-    _ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]
-) -> dict[str, object]:
-    """``("nfft_list=2048,4096", "channels=24")`` -> ``{"nfft_list": [2048, 4096], "channels": 24}``."""
-    found: dict[str, object] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not name or not equals:
-            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE, such as channels=24")
-        if name in ("family", "seed"):
-            raise click.BadParameter(f"{name} is no constructor argument, it has an option of its own")
-        if name in LISTS or "," in value:
-            found[name] = [_parse_value(item) for item in value.split(",") if item.strip()]
-        else:
-            found[name] = _parse_value(value)
-    return found
+def parse_argument(text: str) -> tuple[str, object]:
+    """``nfft_list=2048,4096`` -> ``("nfft_list", [2048, 4096])``, ``channels=24`` -> ``("channels", 24)``.
+
+    Raises:
+        click.BadParameter: there is no ``=``, or the name is that of an option of its own.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE, such as channels=24")
+    if name in ("family", "seed"):
+        raise click.BadParameter(f"{name} is no constructor argument, it has an option of its own")
+    if name in LISTS or "," in value:
+        return name, [_parse_value(item) for item in value.split(",") if item.strip()]
+    return name, _parse_value(value)
 
 
 constructor_arguments = functools.partial(
-    option, multiple=True, metavar="KEY=VALUE", callback=_parse_arguments
+    option,
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=lambda _ctx, _option, given: dict(map(parse_argument, given)),
 )
 
 
