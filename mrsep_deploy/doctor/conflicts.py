@@ -81,8 +81,8 @@ def tensorrt_of_onnxruntime(env: Environment) -> Iterator[Finding]:
         yield Finding("onnxruntime-tensorrt", "warning", message, "Choose --engine trt, which runs on both.")
 
 
-def cuda_majors(env: Environment) -> dict[str, int]:
-    """The CUDA major version that each installed package is built for."""
+def cuda_versions(env: Environment) -> Iterator[Finding]:
+    """Two CUDA runtimes in one process find each other's libraries; a driver runs those up to its own major version."""
     found = {"torch": _major(env.torch_cuda)} if "torch" in env.distributions else {}
     if ORT_GPU in env.distributions:
         found[ORT_GPU] = _major(env.onnxruntime_cuda)
@@ -90,28 +90,16 @@ def cuda_majors(env: Environment) -> dict[str, int]:
         match = re.search(r"^tensorrt(?:-rtx)?-cu(\d+)", name)
         if match:
             found[name] = int(match[1])
-    return {name: major for name, major in found.items() if major}
-
-
-def torch_beside_another_cuda(env: Environment) -> Iterator[Finding]:
-    """Two CUDA runtimes in one process find each other's libraries."""
-    majors = cuda_majors(env)
-    own = majors.pop("torch", 0)
-    other = {name: major for name, major in majors.items() if major != own}
-    if own and other:
-        name, major = next(iter(other.items()))
-        message = f"torch is built for CUDA {own}, {name} for CUDA {major}"
-        fix = f"pip install --upgrade torch --index-url https://download.pytorch.org/whl/cu{major}0"
+    majors = {name: major for name, major in found.items() if major}
+    own, have = majors.get("torch"), _major(env.driver)
+    other = [(name, major) for name, major in majors.items() if own and major != own]
+    if other:
+        message = "torch is built for CUDA {}, {} for CUDA {}".format(own, *other[0])
+        fix = f"pip install --upgrade torch --index-url https://download.pytorch.org/whl/cu{other[0][1]}0"
         yield Finding("torch-cuda", "warning", message, fix)
-
-
-def old_driver(env: Environment) -> Iterator[Finding]:
-    """A driver runs CUDA libraries up to its own major version."""
-    have = _major(env.driver)
-    too_new = {name: major for name, major in cuda_majors(env).items() if have and major > have}
+    too_new = [f"{name} needs {major}" for name, major in majors.items() if have and major > have]
     if too_new:
-        needs = ", ".join(f"{name} needs {major}" for name, major in too_new.items())
-        message = f"the NVIDIA driver supports CUDA up to {env.driver}, {needs}"
+        message = f"the NVIDIA driver supports CUDA up to {env.driver}, {', '.join(too_new)}"
         yield Finding("driver", "error", message, "Update NVIDIA's driver.")
 
 
@@ -182,8 +170,7 @@ CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
     several_onnxruntimes,
     onnxruntime_libraries,
     tensorrt_of_onnxruntime,
-    torch_beside_another_cuda,
-    old_driver,
+    cuda_versions,
     several_cuda_pythons,
     pycuda_contexts,
     compressed_audio,
