@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands import completing, options
-from mrsep_deploy.commands.options import CommaList, argument, flag, option, picked, report_file, takes
+from mrsep_deploy.commands.options import CommaList, argument, flag, names, option, picked, report_file, takes
 from mrsep_deploy.engines import ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, PARTIAL
 from mrsep_deploy.precision.names import ASKED
@@ -25,12 +25,6 @@ MODES = ("sequential", "concurrent", "graph")
 NOTHING = "none"
 
 Names = tuple[str, ...]
-
-
-def _named(*known: str) -> CommaList:
-    return CommaList(
-        "NAME,...", {name: name for name in known}.get, f"{{item!r}} is none of {', '.join(known)}"
-    )
 
 
 _COUNTS = CommaList(
@@ -58,14 +52,14 @@ class BenchOptions:
     engines: Names | None = option(
         f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]",
         "--engine",
-        type=_named(*ENGINE_NAMES),
+        type=names(*ENGINE_NAMES),
     )
     precisions: tuple[AskedPrecision, ...] | None = option(
-        f"Of {', '.join(ASKED)}.  [default: each bundle's own]", "--precision", type=_named(*ASKED)
+        f"Of {', '.join(ASKED)}.  [default: each bundle's own]", "--precision", type=names(*ASKED)
     )
     plan: Path | None = options.plan()
     modes: tuple[Mode, ...] = option(
-        f"Of {', '.join(MODES)}.", "--mode", default="sequential", type=_named(*MODES)
+        f"Of {', '.join(MODES)}.", "--mode", default="sequential", type=names(*MODES)
     )
     lanes: tuple[int, ...] = option(
         "Segments side by side in whole songs, each on its share of the threads.", default="1", type=_COUNTS
@@ -80,7 +74,7 @@ class BenchOptions:
         f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; or {NOTHING}.  "
         "[default: torch, and demucs where it is installed and the model is HTDemucs; on a GPU torch-cuda, "
         "torch-cuda-graph]",
-        type=_named(*AGAINST, NOTHING),
+        type=names(*AGAINST, NOTHING),
     )
     lengths: tuple[float, ...] = option(
         "Also separate whole songs of so many seconds.", "--length", metavar="S,...", callback=_lengths

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mrsep_deploy.commands import completing, options
-from mrsep_deploy.commands.options import CommaList, argument, flag, option, picked, takes
+from mrsep_deploy.commands.options import argument, flag, names, option, picked, takes
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import PARTIAL
 
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 # Spelled out because the module that defines them imports numpy; a test holds them equal.
 METRICS = ("museval", "mdx")
 JSON_NAME, MARKDOWN_NAME = "results.json", "results.md"
-
-
-_KNOWN = (AUTO, *ENGINE_NAMES)
-_ENGINES = CommaList(
-    "NAME,...",
-    {name: name for name in _KNOWN}.get,
-    f"there is no engine {{item!r}}; choose from {', '.join(_KNOWN)}",
-)
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class EvalOptions:
     engines: tuple[str, ...] = option(
         f"One engine or several, side by side: {', '.join(ENGINE_NAMES)}. Differences are to the first.",
         "--engine",
-        type=_ENGINES,
+        type=names(AUTO, *ENGINE_NAMES, problem="there is no engine {item!r}; choose from {known}"),
         default=AUTO,
     )
     metrics: tuple[str, ...] = option(

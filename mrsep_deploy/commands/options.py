@@ -100,6 +100,12 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]  # generic in new ve
         return found
 
 
+def names(*known: str, problem: str = "{item!r} is none of {known}") -> CommaList:
+    """Some of the known names."""
+    problem = problem.replace("{known}", ", ".join(known))
+    return CommaList("NAME,...", {name: name for name in known}.get, problem)
+
+
 def picked(kind: type[T], given: object, **more: object) -> T:
     """Makes a dataclass of what ``given`` has under the names of its fields, and of ``more`` before that."""
     names = [each.name for each in fields(kind) if hasattr(given, each.name)]  # type: ignore[arg-type]

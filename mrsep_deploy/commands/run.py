@@ -116,18 +116,14 @@ def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
 
 
 def _with_engine(
-    options: RunOptions,
-    model: _Model,
-    tracks: Sequence[Track],
-    writing: WriteOptions,
-    journal: Journal | None,
+    options: RunOptions, model: _Model, tracks: Sequence[Track], files: WriteOptions, journal: Journal | None
 ) -> Summary:
     """However it ends, by an interruption too, what became of every song is told."""
     from mrsep_deploy.separation.separator import Separator
     from mrsep_deploy.songs.outcome import Outcome, Summary
     from mrsep_deploy.songs.pipeline import Catalogue
 
-    wanted = {source for output in writing.outputs for source in output.sources}
+    wanted = {source for output in files.outputs for source in output.sources}
 
     def nothing_done() -> None:
         unfinished = tuple(Outcome(track, "unfinished") for track in tracks)
@@ -147,7 +143,7 @@ def _with_engine(
         with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
             reporter.begin(model.name, first.engine_name, len(tracks))
             how = (options.resume, options.jobs, options.stdin_raw, options.allow_damaged)
-            catalogue = Catalogue(separator, writing, reporter, journal, *how)
+            catalogue = Catalogue(separator, files, reporter, journal, *how)
 
             def as_far_as_it_came() -> None:
                 catalogue.abandon()
