@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-Block = npt.NDArray[np.float32]
+Float32 = npt.NDArray[np.float32]
 """Samples ``[..., n]``: audio ``[channels, n]`` or stems ``[sources, channels, n]``, n as it comes."""
 
 
@@ -19,19 +19,19 @@ class BlockQueue:
     """
 
     def __init__(self) -> None:
-        self._blocks: deque[Block] = deque()
+        self._blocks: deque[Float32] = deque()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def push(self, block: Block) -> None:
+    def push(self, block: Float32) -> None:
         """Append ``[..., n]``; an empty block changes nothing."""
         if block.shape[-1]:
             self._blocks.append(block)
             self._count += block.shape[-1]
 
-    def first(self, count: int) -> Block:
+    def first(self, count: int) -> Float32:
         """A copy of the first ``count`` samples, ``[..., count]``, contiguous.
 
         Raises:
@@ -55,14 +55,14 @@ class BlockQueue:
         if self._blocks and count:
             self._blocks[0] = self._blocks[0][..., count:]
 
-    def take(self, count: int) -> Block:
+    def take(self, count: int) -> Float32:
         """Remove the first ``count`` samples and return them as ``first`` does."""
         taken = self.first(count)
         self.drop(count)
         return taken
 
 
-def reblock(blocks: Iterable[Block], count: int) -> Iterator[Block]:
+def reblock(blocks: Iterable[Float32], count: int) -> Iterator[Float32]:
     """Yield the same samples in blocks of ``count``; the last one is shorter."""
     queue = BlockQueue()
     for block in blocks:
@@ -73,7 +73,7 @@ def reblock(blocks: Iterable[Block], count: int) -> Iterator[Block]:
         yield queue.take(len(queue))
 
 
-def first_nonfinite(block: Block) -> int | None:
+def first_nonfinite(block: Float32) -> int | None:
     """Index of the first sample ``[..., n]`` that is NaN or infinite in any channel; None if there is none."""
     bad = ~np.isfinite(block).all(axis=tuple(range(block.ndim - 1)))
     return int(bad.argmax()) if bad.any() else None

@@ -17,12 +17,9 @@ from mrsep_deploy.audio.info import Samples, native
 from mrsep_deploy.audio.tags import Tags, id3_tag
 from mrsep_deploy.errors import OutputError
 
-FLAC_MAX_CHANNELS = 8
-FLAC_MAX_RATE = 655_350
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 MP3_BITRATES = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 """Those of MPEG-1 whose frames have room for the header that says how long the song is."""
-VORBIS_MAX_RATE = 192_000
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,10 @@ class Compressed:
         return self.samples.frame_bytes(channels) if self.container == "FLAC" else channels * 2
 
     def check(self, path: Path, sample_rate: int, channels: int) -> None:
-        """Refuse what the format has no place for.
-
-        Raises:
-            OutputError: the sample rate or the number of channels.
-        """
+        """Raises ``OutputError`` for a sample rate or a number of channels that the format does not have."""
         fits = {
-            "FLAC": sample_rate <= FLAC_MAX_RATE and channels <= FLAC_MAX_CHANNELS,
-            "OGG": sample_rate <= VORBIS_MAX_RATE,
+            "FLAC": sample_rate <= 655_350 and channels <= 8,
+            "OGG": sample_rate <= 192_000,
             "MP3": sample_rate in MP3_RATES and channels <= 2,
         }
         if not fits[self.container]:
@@ -128,9 +121,8 @@ class Compressed:
         """``[channels, n]`` as ``[n, channels]``: the very integers of a WAV file, or floats in ±1."""
         if self.samples.floating:
             return np.clip(chunk, -1, 1).T
-        integers = self.samples.integers(chunk)
         # libsndfile takes the uppermost bits of 32.
-        return (integers << (32 - self.samples.bits)).astype(np.int32)
+        return (self.samples.integers(chunk) << (32 - self.samples.bits)).astype(np.int32)
 
     def _level(self, sample_rate: int) -> float | None:
         """libsndfile's compression level, 0 to 1, which for lossy formats is the way to name a rate."""

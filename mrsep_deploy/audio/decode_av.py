@@ -49,7 +49,7 @@ class AvDecoder:
 
     def __init__(self, path: Path, stream: int, reason: str) -> None:
         self._stream = stream
-        with _open(path, reason) as container:
+        with opened(path, reason) as container:
             found, container_name = container.streams.audio, container.format.name
             if not found:
                 raise AudioError(f"{path} has no audio stream", "Name a file with sound in it")
@@ -85,7 +85,7 @@ class AvDecoder:
         import av
 
         done = 0
-        with _open(self.info.path, "") as container:
+        with opened(self.info.path) as container:
             resampler = av.AudioResampler(format="fltp")  # changes the sample format, not the rate
             try:
                 for frame, keep in _frames(container, self._stream):
@@ -105,39 +105,29 @@ class AvDecoder:
                 raise DamagedAudio(self.info.path, damage)
 
 
-def count_streams(path: Path, reason: str) -> int:
-    """Number of audio streams in a file that FFmpeg opens."""
-    with _open(path, reason) as container:
-        return len(container.streams.audio)
-
-
-def open_container(path: Path, encoding: str = "utf-8") -> av.container.InputContainer:
+@contextmanager
+def opened(path: Path, reason: str = "", encoding: str = "utf-8") -> Iterator[av.container.InputContainer]:
     """A file as FFmpeg opens it, nothing but this file, whatever is in it.
 
     Args:
+        reason: why libsndfile did not take the file, for messages.
         encoding: of the text in it.
 
     Raises:
-        av.FFmpegError, ValueError: it is none that may be opened, or damaged.
-        ImportError: ``av`` is not installed.
+        AudioError: it is none that may be opened, or damaged, or ``av`` is not installed.
     """
-    import av
-
-    # "file" alone keeps FFmpeg on this disk, and as a prefix keeps it from reading a protocol into an odd name.
-    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-    return av.open(f"file:{path}", options=options, metadata_encoding=encoding, metadata_errors="replace")
-
-
-@contextmanager
-def _open(path: Path, reason: str) -> Iterator[av.container.InputContainer]:
     try:
         import av
     except ImportError as error:
         raise AudioError(
             f"{path} cannot be decoded without FFmpeg ({reason})", 'pip install "mrsep-deploy[av]"'
         ) from error
+    # "file" alone keeps FFmpeg on this disk, and as a prefix keeps it from reading a protocol into an odd name.
+    only = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
     try:
-        container = open_container(path)
+        container = av.open(
+            f"file:{path}", options=only, metadata_encoding=encoding, metadata_errors="replace"
+        )
     except (av.FFmpegError, *PYAV_ERRORS) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise AudioError(

@@ -114,32 +114,23 @@ class SoundfileDecoder:
                 yield piece.T
 
 
-class _Range(io.RawIOBase):
-    """Some of a file's bytes, as a file."""
+class _Range:
+    """Some of a file's bytes, as a file that libsndfile reads."""
 
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
-        super().__init__()
-        self._file, self._start, self._size, self._at = file, start, end - start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+        self._file, self._start, self._end = file, start, end
+        file.seek(start)
 
     def tell(self) -> int:
-        return self._at
+        return self._file.tell() - self._start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._end - self._start}[whence]
+        return self._file.seek(self._start + max(base + offset, 0)) - self._start
 
     def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._start + self._at)
-        data = self._file.read(min(len(buffer), max(self._size - self._at, 0)))
+        data = self._file.read(min(len(buffer), max(self._end - self._file.tell(), 0)))
         buffer[: len(data)] = data
-        self._at += len(data)
         return len(data)
 
 

@@ -11,28 +11,20 @@ import numpy as np
 
 from mrsep_deploy.audio.info import AudioInfo, Samples
 
-_HALF = 0.5**0.5
 _ORDERS = {
-    3: "FL FR FC",
-    4: "FL FR BL BR",
-    5: "FL FR FC BL BR",
-    6: "FL FR FC LFE BL BR",
-    7: "FL FR FC LFE BC SL SR",
-    8: "FL FR FC LFE BL BR SL SR",
+    3: ("FL FR FC", "FL FC FR"),
+    4: ("FL FR BL BR", "FL FR BL BR"),
+    5: ("FL FR FC BL BR", "FL FC FR BL BR"),
+    6: ("FL FR FC LFE BL BR", "FL FC FR BL BR LFE"),
+    7: ("FL FR FC LFE BC SL SR", "FL FC FR SL SR BC LFE"),
+    8: ("FL FR FC LFE BL BR SL SR", "FL FC FR SL SR BL BR LFE"),
 }
-_VORBIS_ORDERS = {
-    3: "FL FC FR",
-    4: "FL FR BL BR",
-    5: "FL FC FR BL BR",
-    6: "FL FC FR BL BR LFE",
-    7: "FL FC FR SL SR BC LFE",
-    8: "FL FC FR SL SR BL BR LFE",
-}
+"""Channels in the order of WAV and FLAC, and in that of Vorbis and Opus."""
 
 
 def usual_layout(channels: int, vorbis: bool = False) -> tuple[str, ...]:
     """Names of channels, in FFmpeg's words, in the order of WAV and FLAC or of Vorbis and Opus; empty if unknown."""
-    return tuple((_VORBIS_ORDERS if vorbis else _ORDERS).get(channels, "").split())
+    return tuple(_ORDERS[channels][vorbis].split()) if channels in _ORDERS else ()
 
 
 class Downmix:
@@ -82,9 +74,6 @@ def _weights_of(name: str) -> tuple[float, float]:
     """On the left and on the right. FFmpeg's names end in the side; C after one of FL and FR is "of centre"."""
     if name.startswith("LFE"):
         return 0.0, 0.0
-    if name in ("FL", "DL"):
-        return 1.0, 0.0
-    if name in ("FR", "DR"):
-        return 0.0, 1.0
+    weight = 1.0 if name in ("FL", "FR", "DL", "DR") else 0.5**0.5
     side = name.removesuffix("C")[-1:] if name in ("FLC", "FRC") else name[-1:]
-    return {"L": (_HALF, 0.0), "R": (0.0, _HALF)}.get(side, (_HALF, _HALF))
+    return (0.0 if side == "R" else weight), (0.0 if side == "L" else weight)

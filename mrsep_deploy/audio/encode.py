@@ -73,10 +73,6 @@ class Encoding:
         sizes = chunk(b"ds64", _DS64.pack(riff_size, size, frames, 0))
         return start + sizes + rest + struct.pack("<I", _MAX_RIFF)
 
-    def padding(self, channels: int, frames: int) -> bytes:
-        """What follows the data: a RIFF chunk of odd size ends with one zero byte."""
-        return b"" if self.raw else bytes(frames * self.frame_bytes(channels) % 2)
-
 
 def chunk(name: bytes, content: bytes) -> bytes:
     """A chunk of a RIFF file, without the byte that may fill it up."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAX_CHUNKS = 4096  # before the samples: a file could be full of empty ones
-_RF64_SIZE = 0xFFFF_FFFF  # "see the chunk ds64"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def _size_of_samples(file: BinaryIO, chunks: _Chunks) -> int | None:
             return None
         name, size = chunks.header.unpack(header)
         if name == chunks.samples:
-            stated = long_size if size == _RF64_SIZE else size
+            stated = long_size if size == 0xFFFF_FFFF else size  # RF64: "see the chunk ds64"
             return max(stated - chunks.counted - chunks.before, 0)
         if name == b"ds64":
             long_size = int.from_bytes(file.read(16)[8:], "little")

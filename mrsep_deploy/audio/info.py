@@ -107,17 +107,14 @@ def check_info(info: AudioInfo) -> None:
         AudioError: the sample rate is outside 1 kHz to 1 MHz, the channels outside 1 to 64, or the file
             states that it holds no samples.
     """
-    damaged = "The header is damaged or the file is not audio; export it again"
+    wrong = ""
     if not MIN_SAMPLE_RATE <= info.sample_rate <= MAX_SAMPLE_RATE:
-        raise AudioError(
-            f"{info.path} states a sample rate of {info.sample_rate} Hz, expected "
-            f"{MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz",
-            damaged,
-        )
-    if not 1 <= info.channels <= MAX_CHANNELS:
-        raise AudioError(
-            f"{info.path} states {info.channels} channels, expected 1 to {MAX_CHANNELS}", damaged
-        )
+        wrong = f"a sample rate of {info.sample_rate} Hz, expected {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz"
+    elif not 1 <= info.channels <= MAX_CHANNELS:
+        wrong = f"{info.channels} channels, expected 1 to {MAX_CHANNELS}"
+    if wrong:
+        fix = "The header is damaged or the file is not audio; export it again"
+        raise AudioError(f"{info.path} states {wrong}", fix)
     if info.frames == 0:
         raise no_samples(info.path)
 

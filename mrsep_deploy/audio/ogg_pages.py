@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -49,9 +49,9 @@ def find_links(path: Path) -> list[Link]:
     open_streams: set[int] = set()
     begun = False  # the link has more than first pages
     with open(path, "rb") as file:
-        at = 0
-        while (page := _next_page(file, at)) is not None:
-            if links and page.start > at:
+        end = 0  # of the last page
+        for page in _pages(file):
+            if links and page.start > end:
                 _note(links[-1], "a page is damaged", open_streams)
             if page.flags & _FIRST and (begun or not links):
                 if links:
@@ -61,8 +61,8 @@ def find_links(path: Path) -> list[Link]:
                     return links
                 links.append(Link(page.start, page.end))
                 numbers, open_streams, begun = {}, set(), False
+            end = page.end
             if not links:  # pages before any first one
-                at = page.end
                 continue
             link = links[-1]
             if numbers.get(page.serial, page.number) != page.number:
@@ -73,8 +73,8 @@ def find_links(path: Path) -> list[Link]:
             if page.flags & _LAST:
                 open_streams.discard(page.serial)
             link.granule = max(link.granule, page.granule)
-            link.end = at = page.end
-        if links and at < os.fstat(file.fileno()).st_size:
+            link.end = end
+        if links and end < os.fstat(file.fileno()).st_size:
             _note(links[-1], "the file is cut off", open_streams)
         if links:
             _note(links[-1], "its last page is missing", open_streams)
@@ -112,8 +112,9 @@ class _Page:
     number: int
 
 
-def _next_page(file: BinaryIO, at: int) -> _Page | None:
-    """The next page that is whole, from here on."""
+def _pages(file: BinaryIO) -> Iterator[_Page]:
+    """Every page that is whole."""
+    at = 0
     while True:
         file.seek(at)
         header = file.read(_PAGE.size)
@@ -123,13 +124,15 @@ def _next_page(file: BinaryIO, at: int) -> _Page | None:
             body = file.read(sum(lacing))
             data = header[:22] + bytes(4) + header[26:] + lacing + body
             if len(data) == _PAGE.size + count + sum(lacing) and _checksum(data) == checksum:
-                return _Page(at, at + len(data), flags, granule, serial, number)
+                yield _Page(at, at + len(data), flags, granule, serial, number)
+                at += len(data)
+                continue
         # where the next page may begin
         at += 1
         file.seek(at)
         while (found := (data := file.read(_STEP)).find(b"OggS")) < 0:
             if len(data) < 4:
-                return None
+                return
             at += len(data) - 3
             file.seek(at)
         at += found

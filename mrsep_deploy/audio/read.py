@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from mrsep_deploy.audio.blocks import first_nonfinite, reblock
-from mrsep_deploy.audio.decode_av import AvDecoder, count_streams
+from mrsep_deploy.audio.decode_av import AvDecoder, opened
 from mrsep_deploy.audio.decode_soundfile import SoundfileDecoder, Unsupported
 from mrsep_deploy.audio.downmix import Downmix
 from mrsep_deploy.audio.info import AudioInfo, DamagedAudio, Samples, check_file, check_info, no_samples
-from mrsep_deploy.audio.resample import resample_stream
+from mrsep_deploy.audio.resample import Resampler
 from mrsep_deploy.errors import AudioError
 
 BLOCK_FRAMES = 65536
@@ -92,16 +92,16 @@ class AudioSource:
         # Reduce, resample, then duplicate: each channel is resampled once. Resampling is linear, so
         # the order changes nothing else.
         kept = min(self.info.channels, self.channels)
-        resampled = resample_stream(self._reduced(), self.info.sample_rate, self.sample_rate, kept)
+        resampler = Resampler(self.info.sample_rate, self.sample_rate, kept)
         empty = True
-        for block in reblock(resampled, frames):
+        for block in reblock(self._resampled(resampler), frames):
             empty = False
             yield block if kept == self.channels else np.repeat(block, self.channels, axis=0)
         if empty:
             raise no_samples(self.info.path)
 
-    def _reduced(self) -> Iterator[Samples]:
-        """The file's samples in fewer channels, all of them finite and as many as its header says."""
+    def _resampled(self, resampler: Resampler) -> Iterator[Samples]:
+        """Reduces and resamples what is decoded; checks that it is finite, and as long as the header says."""
         path, stated, rate = self.info.path, self.info.frames, self.info.sample_rate
         done = 0
         try:
@@ -113,7 +113,7 @@ class AudioSource:
                         "Export it again, as 16-bit or 24-bit WAV",
                     )
                 done += piece.shape[1]
-                yield piece
+                yield resampler.push(piece)
             if stated is not None and not self.info.estimated and done < stated - SLACK * rate:
                 raise DamagedAudio(
                     path, f"ends after {done / rate:.2f} s, its header states {stated / rate:.2f} s"
@@ -124,6 +124,7 @@ class AudioSource:
             if error.what not in self.remarks:
                 self.remarks += (error.what,)
         self.decoded = done
+        yield resampler.finish()
 
     def read(self) -> Samples:
         """The whole song, ``[channels, frames]``. Memory grows with it: 2.5 GB per hour of stereo at peak."""
@@ -141,7 +142,8 @@ def audio_streams(path: str | os.PathLike[str]) -> int:
     try:
         SoundfileDecoder(path)
     except Unsupported as error:
-        return count_streams(path, str(error))
+        with opened(path, str(error)) as container:
+            return len(container.streams.audio)
     return 1  # libsndfile knows no container with more
 
 

@@ -1,4 +1,4 @@
-"""Change the sample rate, in one piece or as a stream of pieces.
+"""Change the sample rate of a signal, piece by piece.
 
 The result has ``frames * rate_out / rate_in`` samples, halves rounded up, never none, and is aligned: sample n is
 the sound at ``n / rate_out`` seconds. The filter is libsoxr's VHQ, linear phase.
@@ -6,14 +6,11 @@ the sound at ``n / rate_out`` seconds. The filter is libsoxr's VHQ, linear phase
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mrsep_deploy.audio.info import Samples
-
-QUALITY = "VHQ"
 
 
 def resampled_length(frames: int, rate_in: int, rate_out: int) -> int:
@@ -25,30 +22,17 @@ def resampled_length(frames: int, rate_in: int, rate_out: int) -> int:
     return max((2 * frames * rate_out + rate_in) // (2 * rate_in), min(frames, 1))
 
 
-def resample_stream(
-    pieces: Iterable[Samples], rate_in: int, rate_out: int, channels: int
-) -> Iterator[Samples]:
-    """Resample ``[channels, n]`` pieces of one signal; yields ``[channels, m]`` pieces, m as it comes."""
-    stream = Resampler(rate_in, rate_out, channels)
-    for piece in pieces:
-        yield stream.push(piece)
-    tail = stream.finish()
-    if tail.shape[1]:
-        yield tail
-
-
 class Resampler:
     """Resamples one signal piece by piece; equal rates pass through."""
 
     def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
-        self._rates = rate_in, rate_out
-        self._channels = channels
+        self._rates, self._channels = (rate_in, rate_out), channels
         self._given = self._made = 0
         self._stream: Any = None
         if rate_in != rate_out:
             import soxr
 
-            self._stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality=QUALITY)
+            self._stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="VHQ")
 
     def push(self, piece: Samples) -> Samples:
         """Take ``[channels, n]``; gives what is ready, ``[channels, m]``."""

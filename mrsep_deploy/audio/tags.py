@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mrsep_deploy.audio.decode_av import PYAV_ERRORS, open_container
+from mrsep_deploy.audio.decode_av import PYAV_ERRORS, opened
 from mrsep_deploy.audio.encode import chunk
 from mrsep_deploy.audio.info import native
+from mrsep_deploy.errors import AudioError
 from mrsep_deploy.process.muted import muted
 
 Tags: TypeAlias = Mapping[str, str]
@@ -41,27 +42,20 @@ def read_tags(path: Path) -> dict[str, str]:
 
     A damaged tag is no reason to refuse a song, so this never raises for one.
     """
-    import soundfile
+    from soundfile import LibsndfileError, SoundFile
 
     found: dict[str, str] = {}
-    with (
-        suppress(soundfile.LibsndfileError, TypeError, OSError),
-        muted(),
-        soundfile.SoundFile(native(path)) as file,
-    ):
+    with suppress(LibsndfileError, TypeError, OSError), muted(), SoundFile(native(path)) as file:
         found = file.copy_metadata()
         if not any(_UNREADABLE in text for text in found.values()):
             return _cleaned(found)
-    with suppress(ImportError):
-        import av
-
-        encoding = "latin-1" if found else "utf-8"
-        with suppress(av.FFmpegError, *PYAV_ERRORS), open_container(path, encoding) as container:
-            told = dict(container.metadata)
-            for stream in container.streams.audio[:1]:
-                told |= stream.metadata
-            lower = {name.lower(): text for name, text in told.items()}
-            found = {_FFMPEG_NAMES.get(name, name): text for name, text in lower.items()}
+    encoding = "latin-1" if found else "utf-8"
+    with suppress(AudioError, *PYAV_ERRORS), opened(path, encoding=encoding) as container:
+        told = dict(container.metadata)
+        for stream in container.streams.audio[:1]:
+            told |= stream.metadata
+        lower = {name.lower(): text for name, text in told.items()}
+        found = {_FFMPEG_NAMES.get(name, name): text for name, text in lower.items()}
     return _cleaned(found)
 
 
@@ -102,10 +96,7 @@ def _seven_bits(size: int) -> bytes:
 
 
 def info_chunk(tags: Tags) -> bytes:
-    """Tags as the LIST chunk that ends a WAV file (Multimedia Programming Interface 1.0, 1991); UTF-8.
-
-    Empty if there are none that such a chunk has a name for.
-    """
+    """Tags it has a name for as the LIST chunk that ends a WAV file (Multimedia Programming Interface 1.0, 1991)."""
     chunks = b""
     for name, (identifier, _, _) in NAMES.items():
         if identifier is not None and name in tags:

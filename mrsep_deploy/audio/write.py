@@ -184,7 +184,10 @@ class StemWriter:
         if self._file.closed:
             raise ValueError(f"{self.path} was aborted")
         with self._clean_up_on_error():
-            divisor = self._divisor(song_peak)
+            peak = max(self.peak, song_peak or 0.0) if self.clip == "rescale" else self.peak
+            # In float32, as Demucs computes it, so that files come out the same to the last bit.
+            rescaled = max(np.float32(1.01) * np.float32(peak), np.float32(1))
+            divisor = rescaled if self.clip in _RESCALING else np.float32(1)
             if isinstance(self.encoding, Compressed):
                 self._compress(self.encoding, divisor)
             else:
@@ -216,13 +219,6 @@ class StemWriter:
         else:
             self.abort()
 
-    def _divisor(self, song_peak: float | None) -> np.float32:
-        if self.clip not in _RESCALING:
-            return np.float32(1)
-        peak = self.peak if song_peak is None or self.clip == "rescale-each" else max(song_peak, self.peak)
-        # In float32, as Demucs computes it, so that files come out the same to the last bit.
-        return max(np.float32(1.01) * np.float32(peak), np.float32(1))
-
     def _compress(self, encoding: Compressed, divisor: np.float32) -> None:
         """Encode the samples into a second part."""
         self._parts.append(part_of(self.path))
@@ -247,7 +243,10 @@ class StemWriter:
         # RF64 files are for machines; few of their readers expect chunks after the data.
         chunk = info_chunk(self.tags) if header[:4] == b"RIFF" else b""
         self._file.seek(0, os.SEEK_END)
-        self._file.write(encoding.padding(self.channels, self._frames) + chunk)
+        odd = self._frames * encoding.frame_bytes(self.channels) % 2
+        self._file.write(
+            (bytes(odd) if header else b"") + chunk
+        )  # a RIFF chunk of odd size ends with a zero byte
         self._file.seek(0)
         self._file.write(encoding.header(self.sample_rate, self.channels, self._frames, len(chunk)))
         self._file.flush()
@@ -262,8 +261,8 @@ class StemWriter:
             if self._cancel.is_set():
                 raise Cancelled(str(self.path))
             self._file.seek(start + done * size)
-            count = min(_CHUNK_FRAMES, self._frames - done)
-            samples = np.frombuffer(self._file.read(count * size), "<f4").astype(np.float32, copy=False)
+            data = self._file.read(min(_CHUNK_FRAMES, self._frames - done) * size)
+            samples = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
             yield samples.reshape(-1, self.channels).T / divisor
 
     @contextmanager

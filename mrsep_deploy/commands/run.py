@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.separation.separator import Separator
     from mrsep_deploy.songs.journal import Journal
     from mrsep_deploy.songs.outcome import Summary
-    from mrsep_deploy.songs.track import Track
+    from mrsep_deploy.songs.tracks import Track
     from mrsep_deploy.songs.writing import WriteOptions
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.songs.journal import Journal
     from mrsep_deploy.songs.outcome import Summary
     from mrsep_deploy.songs.reporting import Quiet
-    from mrsep_deploy.songs.track import Track
+    from mrsep_deploy.songs.tracks import Track
     from mrsep_deploy.songs.writing import WriteOptions
 
 DRAWN = 4
@@ -30,7 +29,7 @@ def reporter_of(options: RunOptions, sample_rate: int, single: bool) -> Quiet:
     from mrsep_deploy.songs.reporting import Bars, JsonLines, Quiet
 
     if options.json:
-        return JsonLines(single, sample_rate, sys.stdout)
+        return JsonLines(single, sample_rate)
     return Quiet(single) if options.quiet else Bars(single, sample_rate, options.to_stdout)
 
 
@@ -78,7 +77,7 @@ def tell_plan(
         error = objection(track)
         failed += error is not None
         paths = [] if error else writing.naming.paths(track, writing.outputs)
-        done = options.resume and not error and journal is not None and journal.is_done(track, paths)
+        done = options.resume and not error and journal is not None and journal.is_done(track.path, paths)
         if options.json:
             event = "would fail" if error else "would skip" if done else "would write"
             found = {"error": str(error)} if error else {"outputs": [str(path) for path in paths]}

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mrsep_deploy.audio.blocks import BlockQueue
+from mrsep_deploy.audio.blocks import BlockQueue, Float32
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.bag_file import SUFFIXES, Weights, read_bag_file
 from mrsep_deploy.bundle.registry import resolve
@@ -27,8 +26,6 @@ from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.separation.shifts import draw_leads
 from mrsep_deploy.separation.stream import Separated, Song, stems_of
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,12 @@ class BagSeparator:
     """Separates songs with all models of a bag, side by side through the song, in flat memory.
 
     Args:
-        bag: what to run.
         wanted: the sources whose stems matter; models that count for none of them are left out. The other
             sources come out as zeros.
         options: of every ``Separator``; ``shifts`` and ``seed`` are drawn model by model, as Demucs does.
+
+    Attributes:
+        separators: of the models, in order; ``first`` stands for what they have in common.
 
     Raises:
         BundleError, EngineUnavailableError, UsageError: as ``Separator``.
@@ -123,7 +122,6 @@ class BagSeparator:
     def __init__(
         self, bag: Bag, wanted: Collection[int], *, shifts: int = 0, seed: int = 0, **options: Any
     ) -> None:
-        self.bag = bag
         source = random.Random(seed)
         rate = bag.bundles[0].manifest.model.sample_rate
         leads = [draw_leads(shifts, rate, source) for _ in bag.bundles]
@@ -136,21 +134,10 @@ class BagSeparator:
         with contextlib.ExitStack() as stack:
             self.separators = [stack.enter_context(Separator(bag.bundles[n], **options)) for n in used]
             self._stack = stack.pop_all()
+        self.first = self.separators[0]
+        self.sample_rate, self.audio_channels = self.first.sample_rate, self.first.audio_channels
         for separator, n in zip(self.separators, used, strict=True):
             separator.leads = leads[n]
-
-    @property
-    def first(self) -> Separator:
-        """One of the models, for what they have in common."""
-        return self.separators[0]
-
-    @property
-    def sample_rate(self) -> int:
-        return self.first.sample_rate
-
-    @property
-    def audio_channels(self) -> int:
-        return self.first.audio_channels
 
     def separate_songs(self, songs: Iterable[Song | None]) -> Iterator[Separated]:
         """Separate songs one after the other (see ``SongStream.run``)."""

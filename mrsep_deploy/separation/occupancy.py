@@ -24,8 +24,7 @@ class Occupancy:
     def __init__(self) -> None:
         if not _first_process:
             _first_process.append(os.getpid())
-        _require_process(_first_process[0])
-        self._process = os.getpid()
+        _require_first_process()
         self._lock = threading.Lock()
         self._owner = 0
         self.closed = False
@@ -37,7 +36,7 @@ class Occupancy:
         Raises:
             UsageError: the separator is at work already, closed, or was made before a fork.
         """
-        _require_process(self._process)
+        _require_first_process()
         if self.closed:
             raise UsageError("this Separator is closed", "Make another one.")
         if not self._lock.acquire(blocking=False):
@@ -55,9 +54,9 @@ class Occupancy:
             self._lock.release()
 
 
-def _require_process(process: int) -> None:
-    if os.getpid() != process:
+def _require_first_process() -> None:
+    if os.getpid() != _first_process[0]:
         raise UsageError(
-            f"process {os.getpid()} was forked from process {process}, which had made a Separator before",
+            f"process {os.getpid()} was forked from process {_first_process[0]}, which had made a Separator before",
             'Make the first Separator after the fork, or start processes with multiprocessing\'s "spawn".',
         )

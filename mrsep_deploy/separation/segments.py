@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mrsep_deploy.audio.blocks import BlockQueue
+from mrsep_deploy.audio.blocks import BlockQueue, Float32
 from mrsep_deploy.bundle.manifest import Application, Last
 from mrsep_deploy.errors import UsageError
-
-Float32 = NDArray[np.float32]
 
 SONG_EPS = 1e-8
 """Added to the song's standard deviation (the published value)."""
@@ -124,9 +121,7 @@ def cut_segments(
     """Cut a stream of blocks ``[C, n]`` into segments, holding about two segments in memory.
 
     Args:
-        blocks: the song in order.
-        segment: model input in samples.
-        stride: samples between the starts of segments.
+        segment, stride: samples of a model input, and between the starts of two.
         last: what becomes of a segment that reaches beyond the end (see ``Application``).
     """
     source = iter(blocks)

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mrsep_deploy.audio.blocks import first_nonfinite
+from mrsep_deploy.audio.blocks import Float32, first_nonfinite
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.engines import AUTO
 from mrsep_deploy.engines.choice import choose, parse_device
@@ -29,9 +27,6 @@ from mrsep_deploy.separation.occupancy import Occupancy
 from mrsep_deploy.separation.segments import SongStatistics, stride_of
 from mrsep_deploy.separation.shifts import draw_leads
 from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream, stems_of
-
-Float32 = NDArray[np.float32]
-Blocks = Callable[[], Iterable[Float32]]
 
 _inherited: list[object] = []
 """What a forked process has of its parent's separators: sessions that were collected would wait for their threads."""
@@ -103,8 +98,16 @@ class Separator:
             self.bundle = in_precision(given, precision, plan)
         if batch is not None:
             self.bundle = self.bundle.at_batch(batch)
+        self.manifest = self.bundle.manifest
+        model = self.manifest.model
+        self.sources, self.audio_channels = model.sources, model.audio_channels
+        self.sample_rate = model.sample_rate
         self.overlap = self.manifest.application.overlap if overlap is None else overlap
-        self.segment_samples = _segment_samples(self.manifest, segment)
+        longest = float(model.segment)
+        if segment is not None and not 0 < segment <= longest:
+            raise UsageError(f"segment is {segment:g} s; give more than 0 and at most {longest:g}")
+        asked = model.segment_samples if segment is None else int(segment * model.sample_rate)
+        self.segment_samples = min(asked, model.segment_samples)
         self.stride = stride_of(self.segment_samples, self.overlap)
         self.leads = draw_leads(shifts, self.sample_rate, random.Random(seed))
         kind, index = parse_device(device)
@@ -115,36 +118,15 @@ class Separator:
         else:
             chosen = choose(engine, options, kind)
             self.engine, self.engine_reason = chosen.engine, chosen.reason
+        self.engine_name = self.engine.name
         try:
-            self.run_plan = run_plan(self.bundle, self.engine, mode, lanes)
-            self.scheduler = Scheduler(
-                self.bundle, self.engine, self.run_plan.mode, self.run_plan.lanes, trace
-            )
+            self.run_plan = how = run_plan(self.bundle, self.engine, mode, lanes)
+            self.scheduler = Scheduler(self.bundle, self.engine, how.mode, how.lanes, trace)
         except BaseException:
             self.engine.close()
             raise
         self._closing = weakref.finalize(self, _close, self.scheduler, self.engine, os.getpid())
         self._closing.atexit = False  # the system takes everything back faster
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return self.manifest.model.sources
-
-    @property
-    def sample_rate(self) -> int:
-        return self.manifest.model.sample_rate
-
-    @property
-    def audio_channels(self) -> int:
-        return self.manifest.model.audio_channels
-
-    @property
-    def engine_name(self) -> str:
-        return self.engine.name
 
     def run_segments(self, segments: Float32) -> Float32:
         """One model call: segments ``[b, C, L]``, ``b`` at most the bundle's batch -> ``[b, S, C, L]``.
@@ -176,7 +158,9 @@ class Separator:
         return dict(zip(self.sources, stems, strict=True))
 
     def separate_blocks(
-        self, blocks: Blocks | Iterable[Float32], progress: Callable[[int], None] | None = None
+        self,
+        blocks: Callable[[], Iterable[Float32]] | Iterable[Float32],
+        progress: Callable[[int], None] | None = None,
     ) -> Iterator[Float32]:
         """Separate a song of any length in flat memory.
 
@@ -257,18 +241,3 @@ def _close(scheduler: Scheduler, engine: Engine, process: int) -> None:
         scheduler.close()
     finally:
         engine.close()
-
-
-def _segment_samples(manifest: Manifest, seconds: float | None) -> int:
-    """Samples of a segment of that length.
-
-    Raises:
-        UsageError: it is longer than the graphs' one length, or no length.
-    """
-    model = manifest.model
-    if seconds is None:
-        return model.segment_samples
-    longest = float(model.segment)
-    if not 0 < seconds <= longest:
-        raise UsageError(f"segment is {seconds:g} s; give more than 0 and at most {longest:g}")
-    return min(int(seconds * model.sample_rate), model.segment_samples)

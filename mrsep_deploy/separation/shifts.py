@@ -10,15 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mrsep_deploy.audio.blocks import BlockQueue
+from mrsep_deploy.audio.blocks import BlockQueue, Float32
 from mrsep_deploy.errors import UsageError
-
-Float32 = NDArray[np.float32]
-
-MAX_SHIFT_SECONDS = 0.5
 
 
 def draw_leads(shifts: int, sample_rate: int, source: random.Random) -> tuple[int, ...]:
@@ -36,7 +29,7 @@ def draw_leads(shifts: int, sample_rate: int, source: random.Random) -> tuple[in
     """
     if shifts < 0:
         raise UsageError(f"{shifts} shifts were asked for", "Give 0 (none) or more.")
-    longest = int(MAX_SHIFT_SECONDS * sample_rate)
+    longest = sample_rate // 2
     return tuple(longest - source.randint(0, longest) for _ in range(shifts)) or (0,)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mrsep_deploy.audio.blocks import Float32
 from mrsep_deploy.bundle.manifest import Application, ModelInfo
 from mrsep_deploy.separation.segments import (
     OverlapAdd,
@@ -27,8 +27,6 @@ from mrsep_deploy.separation.segments import (
     reflected,
 )
 from mrsep_deploy.separation.shifts import TakeAverage
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(eq=False)
@@ -85,9 +83,8 @@ class Cutting:
 class Runs(Protocol):
     """What runs segments: a scheduler, or something in its place."""
 
-    @property
-    def capacity(self) -> int:
-        """Tickets that may be open at once."""
+    capacity: int
+    """Tickets that may be open at once."""
 
     def submit(self, mix: Float32) -> Any:
         """Starts segments ``[b, C, L]``; returns a ticket."""
@@ -104,6 +101,7 @@ class _UnderWay:
         self.open_groups = 0
         self.cut = self.ended = False
         self._cutting = cutting
+        self._channels = model.audio_channels
         application, leads = cutting.application, cutting.leads
         self._level = applied(song.statistics, application)
         frames = self._level.frames
@@ -119,14 +117,11 @@ class _UnderWay:
         """Segments of all takes in turn, so that every take is at about the same place of the song."""
         cutting = self._cutting
         copies = itertools.tee(self._level.normalised(self.song.blocks), len(cutting.leads))
-        takes = [
-            cut_segments(
-                reflected(_after_silence(lead, blocks), border),
-                cutting.segment, cutting.stride, cutting.application.last,
-            )
-            for lead, border, blocks in zip(cutting.leads, self._borders, copies, strict=True)
-        ]  # fmt: skip
-        running = dict(enumerate(takes))
+        running = {}
+        for take, blocks in enumerate(copies):
+            silence = np.zeros((self._channels, cutting.leads[take]), np.float32)
+            whole = reflected(itertools.chain([silence], blocks), self._borders[take])
+            running[take] = cut_segments(whole, cutting.segment, cutting.stride, cutting.application.last)
         while running:
             for take, segments in list(running.items()):
                 segment = next(segments, None)
@@ -171,14 +166,6 @@ class _UnderWay:
         if not self.ended:
             self.ended = True
             yield Separated(self.song, error=error)
-
-
-def _after_silence(lead: int, blocks: Iterable[Float32]) -> Iterator[Float32]:
-    for block in blocks:
-        if lead:
-            yield np.zeros((block.shape[0], lead), np.float32)
-            lead = 0
-        yield block
 
 
 @dataclass

@@ -28,9 +28,6 @@ ROUNDS = 5
 WORTH = 1.02
 """How many times faster a challenger has to be at least: it holds more memory than one segment at a time."""
 
-Report = Callable[[str, int, int], None]
-"""Called with what happens now, how many steps are done and how many there are."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -56,23 +53,19 @@ def candidates(manifest: Manifest, threads: int) -> list[RunPlan]:
     found = [RunPlan()]
     if threads > 1 and len(manifest.branches) > 1:
         found.append(RunPlan("concurrent"))
-    lanes = 2
-    while lanes < threads:
-        found.append(RunPlan(lanes=lanes))
-        lanes *= 2
-    if threads > 1:
-        found.append(RunPlan(lanes=threads))
-    return found
+    powers = (2**n for n in range(1, threads.bit_length()))
+    return found + [RunPlan(lanes=lanes) for lanes in sorted({*powers, threads} - {1})]
 
 
-def tune(bundle: Bundle, engine: str, options: EngineOptions, report: Report) -> list[Trial]:
+def tune(
+    bundle: Bundle, engine: str, options: EngineOptions, report: Callable[[str, int, int], None]
+) -> list[Trial]:
     """Let all plans challenge the best so far; the last winner among the trials is the one to keep.
 
     Args:
-        bundle: what to run.
         engine: name of an engine on a CPU.
         options: its threads and precision.
-        report: called with what happens.
+        report: called with what happens now, how many steps are done and how many there are.
 
     Raises:
         EngineError: the bundle does not run at all.

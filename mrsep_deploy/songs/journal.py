@@ -21,7 +21,6 @@ import msgspec
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.files.parts import explained
-from mrsep_deploy.songs.track import Track
 
 NAME = ".mrsep-deploy-journal.jsonl"
 MAX_LINE = 1 << 16
@@ -70,10 +69,10 @@ class Journal:
         lines = _lines(folder, root)
         self._done = {line.track: line for line in lines if line.settings == settings}
 
-    def is_done(self, track: Track, outputs: Sequence[Path]) -> bool:
-        """Whether nothing is left to do for a track."""
-        line = self._done.get(os.path.abspath(track.path))
-        if line is None or track.is_stdin or line.state != _state(track.path):
+    def is_done(self, song: Path, outputs: Sequence[Path]) -> bool:
+        """Whether nothing is left to do for a song's file."""
+        line = self._done.get(os.path.abspath(song))
+        if line is None or line.state != _state(song):
             return False
         found = self._sizes(outputs)
         return None not in found.values() and line.outputs == found
@@ -81,16 +80,13 @@ class Journal:
     def _sizes(self, outputs: Sequence[Path]) -> dict[str, int | None]:
         return {os.path.relpath(path, self._folder): _size(path) for path in outputs}
 
-    def add(self, track: Track, outputs: Sequence[Path]) -> None:
-        """Note that a track is done; its outputs are on the disk.
+    def add(self, song: Path, outputs: Sequence[Path]) -> None:
+        """Note that a song is done; its outputs are on the disk.
 
         Raises:
             OutputError: the journal cannot be written.
         """
-        if track.is_stdin:
-            return
-        place = os.path.abspath(track.path)
-        line = Line(self._settings, place, _state(track.path), self._sizes(outputs))
+        line = Line(self._settings, os.path.abspath(song), _state(song), self._sizes(outputs))
         with self._lock, explained(self.path, "Or run without --resume."):
             with OpenFolder(self._folder, self._root) as folder:
                 descriptor = folder.opener(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)

@@ -22,7 +22,7 @@ from mrsep_deploy.errors import AudioError
 from mrsep_deploy.files.parts import explained
 from mrsep_deploy.process.interrupts import breakable
 from mrsep_deploy.separation.segments import SongStatistics
-from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.tracks import Track
 
 KEPT_BYTES = 64 * 2**20
 """A song of up to this size, as float32, is decoded once and stays in memory: three minutes of stereo."""
@@ -71,8 +71,8 @@ def load(
     sample_rate: int,
     channels: int,
     cancel: threading.Event,
-    raw: RawForm | None = None,
-    allow_damaged: bool = False,
+    raw: RawForm | None,
+    allow_damaged: bool,
 ) -> LoadedSong:
     """Read a song once, for its level, length and tags.
 
@@ -93,24 +93,24 @@ def load(
         if track.is_stdin:
             path = stack.enter_context(_spooled_stdin(raw))
         source = AudioSource(path, sample_rate, channels, allow_damaged=allow_damaged)
-        held: list[Samples] | None = []
+        held: list[Samples] = []
         size = 0
 
         def passing() -> Iterator[Samples]:
-            nonlocal held, size
+            nonlocal size
             for block in source.blocks():
                 if cancel.is_set():
                     raise Cancelled(str(track.path))
                 size += block.nbytes
-                if held is not None:
-                    held.append(block)
+                held.append(block)
                 if size > KEPT_BYTES:
-                    held = None
+                    held.clear()
                 yield block
 
         statistics = SongStatistics.measure(passing())
+        kept = held if size <= KEPT_BYTES else None
         assert source.decoded is not None
-        return LoadedSong(track, source, statistics, read_tags(path), source.decoded, held, stack.pop_all())
+        return LoadedSong(track, source, statistics, read_tags(path), source.decoded, kept, stack.pop_all())
 
 
 @contextlib.contextmanager

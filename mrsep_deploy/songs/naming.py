@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.songs.stems import Output
-from mrsep_deploy.songs.track import Track
-from mrsep_deploy.songs.tracks import same_place
+from mrsep_deploy.songs.tracks import Track, same_place
 
 DEFAULT_TEMPLATE = "{track}/{stem}.{ext}"
 VARIABLES = ("track", "trackext", "stem", "ext", "model")
@@ -51,14 +50,10 @@ class Naming:
         """What all files lie below."""
         return self.root if "model" in _variables(self.template) else self.root / self.model
 
-    def path(self, track: Track, output: Output) -> Path:
-        """The file of one output of a track."""
-        song = {"track": track.name, "trackext": track.extension, "stem": output.name}
-        return self.folder / self.template.format(**song, ext=self.extension, model=self.model)
-
     def paths(self, track: Track, outputs: Sequence[Output]) -> list[Path]:
         """The files of a track, in the order of its outputs."""
-        return [self.path(track, output) for output in outputs]
+        known = {"track": track.name, "trackext": track.extension, "ext": self.extension, "model": self.model}
+        return [self.folder / self.template.format(stem=output.name, **known) for output in outputs]
 
 
 def _variables(template: str) -> list[str]:
@@ -96,13 +91,11 @@ def require_distinct(naming: Naming, tracks: Sequence[Track], outputs: Sequence[
                 raise UsageError(
                     f"{path} is one of the songs to separate", "Choose another place with -o DIR."
                 )
-            if key in taken:
-                other = taken[key]
-                both = (
-                    f"{other.path} and {track.path}" if other != track else f"several stems of {track.path}"
-                )
+            if (other := taken.get(key)) is not None:
+                what = "several stems of" if other == track else f"{other.path} and"
                 raise UsageError(
-                    f"{both} would be written to {path}", f"Put {{track}} and {{stem}} in it. {_HELP}"
+                    f"{what} {track.path} would be written to {path}",
+                    f"Put {{track}} and {{stem}} in it. {_HELP}",
                 )
             taken[key] = track
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, MrsepError, first_line
-from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.tracks import Track
 
 Status = Literal["done", "failed", "skipped", "unfinished"]
 

@@ -27,7 +27,7 @@ from mrsep_deploy.songs.journal import Journal
 from mrsep_deploy.songs.loading import LoadedSong, RawForm, load
 from mrsep_deploy.songs.outcome import Outcome, Summary
 from mrsep_deploy.songs.reporting import Quiet
-from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.tracks import Track
 from mrsep_deploy.songs.writing import SongWriter, WriteOptions
 
 
@@ -60,8 +60,6 @@ class Catalogue:
     """Separates many songs.
 
     Attributes:
-        separator: ready to run.
-        options: what is written, and where.
         reporter: is told of progress and ends, always by the thread that runs the catalogue.
         journal: where finished songs are noted, and which of them are skipped.
         skip_done: skip what the journal says is done.
@@ -96,26 +94,31 @@ class Catalogue:
         with (
             ThreadPoolExecutor(self.jobs, "load") as loaders,
             ThreadPoolExecutor(self.jobs, "encode") as encoders,
-            self._cleaned_up(loaders, encoders),
         ):
-            for separated in self.separator.separate_songs(self._songs(tracks, loaders)):
-                self._complete_finished()
-                active = self._active[separated.song]
-                if separated.stems is not None:
-                    self._write(active, separated.stems)
-                else:
-                    del self._active[separated.song]
-                    self._encode(active, separated.error, encoders)
-            while self._encoding:
-                self._complete_oldest()
+            try:
+                for separated in self.separator.separate_songs(self._songs(tracks, loaders)):
+                    self._complete_finished()
+                    active = self._active[separated.song]
+                    if separated.stems is not None:
+                        self._write(active, separated.stems)
+                    else:
+                        del self._active[separated.song]
+                        self._encode(active, separated.error, encoders)
+                while self._encoding:
+                    self._complete_oldest()
+            except BaseException:
+                self._cancel.set()
+                for pool in (loaders, encoders):
+                    pool.shutdown(wait=True, cancel_futures=True)
+                self.abandon()
+                raise
         return self.summary()
 
     def summary(self) -> Summary:
         """What became of every song, after ``run``; after an interruption too, some then being unfinished."""
         ended = {outcome.track for outcome in self._outcomes}
         unfinished = tuple(Outcome(track, "unfinished") for track in self._tracks if track not in ended)
-        elapsed = time.perf_counter() - self._began
-        return Summary((*self._outcomes, *unfinished), elapsed, interrupted=bool(unfinished))
+        return Summary((*self._outcomes, *unfinished), time.perf_counter() - self._began, bool(unfinished))
 
     # --- songs in
 
@@ -149,7 +152,7 @@ class Catalogue:
             if track is None:
                 return
             paths = self.options.naming.paths(track, self.options.outputs)
-            if self.skip_done and self.journal is not None and self.journal.is_done(track, paths):
+            if self.skip_done and self.journal is not None and self.journal.is_done(track.path, paths):
                 self._end(Outcome(track, "skipped", tuple(paths)))
                 continue
             loading = None if track.is_stdin else loaders.submit(self._load, track)
@@ -214,8 +217,9 @@ class Catalogue:
             last = not active.unfinished
         if last:
             active.writer.sync()
-            if self.journal is not None:
-                self.journal.add(active.loaded.track, active.writer.paths)
+            track = active.loaded.track
+            if self.journal is not None and not track.is_stdin:
+                self.journal.add(track.path, active.writer.paths)
 
     def _complete_finished(self) -> None:
         while self._encoding and all(file.done() for file in self._encoding[0].files):
@@ -256,18 +260,6 @@ class Catalogue:
     def _end(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
         self.reporter.ended(outcome)
-
-    @contextlib.contextmanager
-    def _cleaned_up(self, *pools: ThreadPoolExecutor) -> Iterator[None]:
-        """However it ends: threads are asked to stop, and what is not finished is removed."""
-        try:
-            yield
-        except BaseException:
-            self._cancel.set()
-            for pool in pools:
-                pool.shutdown(wait=True, cancel_futures=True)
-            self.abandon()
-            raise
 
     def abandon(self) -> None:
         """Remove what is not finished. An end that no thread waits for calls it from a thread of its own."""

@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from mrsep_deploy.errors import one_line
 from mrsep_deploy.songs.outcome import Outcome, Summary
-from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.tracks import Track
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -66,23 +66,20 @@ class Bars(Quiet):
         super().__init__(single)
         self._to_stderr = to_stderr
         self._rate = rate
-        self._bars: Progress | None = None
+        self._bars = _bars()
         self._current: Track | None = None
         self._tracks = self._ended = 0
 
     def __exit__(self, *_error: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        self._bars.stop()
 
     def begin(self, model: str, engine: str | None, tracks: int) -> None:
-        self._tracks = tracks
-        self._bars = bars = _bars()
-        self._all = bars.add_task("all", total=tracks, visible=tracks > 1, of=f"0/{tracks}", speed="")
+        self._tracks, bars = tracks, self._bars
+        self._all = self._bars.add_task("all", total=tracks, visible=tracks > 1, of=f"0/{tracks}", speed="")
         self._one = bars.add_task("", total=None, of="", speed="")
         bars.start()
 
     def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
-        assert self._bars is not None
         if track != self._current:
             self._current = track
             self._bars.reset(self._one, description=one_line(track.path.name), total=total)
@@ -93,8 +90,7 @@ class Bars(Quiet):
     def ended(self, outcome: Outcome) -> None:
         super().ended(outcome)
         self._ended += 1
-        if self._bars is not None:
-            self._bars.update(self._all, completed=self._ended, of=f"{self._ended}/{self._tracks}")
+        self._bars.update(self._all, completed=self._ended, of=f"{self._ended}/{self._tracks}")
         for remark in outcome.remarks:
             _warn(f"mrsep-deploy: {outcome.track.path} {remark}")
         if outcome.status == "done":
@@ -109,8 +105,7 @@ class Bars(Quiet):
         print(f"{one_line(_together(outcome.outputs))}  {what}", file=stream, flush=True)
 
     def summary(self, summary: Summary) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        self._bars.stop()
         super().summary(summary)
         if not self._single:
             _warn(str(summary))
@@ -119,9 +114,8 @@ class Bars(Quiet):
 class JsonLines(Quiet):
     """For programs: one JSON object a line, the kind in ``event``."""
 
-    def __init__(self, single: bool, rate: int, stream: IO[str]) -> None:
+    def __init__(self, single: bool, rate: int) -> None:
         super().__init__(single)
-        self._stream = stream
         self._rate = rate
         self._told: tuple[Track | None, float] = (None, 0.0)
 
@@ -145,7 +139,7 @@ class JsonLines(Quiet):
 
     def _say(self, **fields: object) -> None:
         # ASCII: a terminal's encoding has no say in what a program reads.
-        print(json.dumps(fields), file=self._stream, flush=True)
+        print(json.dumps(fields), flush=True)
 
 
 def _warn(line: str) -> None:

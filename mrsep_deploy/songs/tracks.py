@@ -7,22 +7,45 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mrsep_deploy.errors import UsageError
+from mrsep_deploy.errors import MrsepError, UsageError
 from mrsep_deploy.songs.journal import noted_outputs
-from mrsep_deploy.songs.track import STDIN, Track
 
-AUDIO_SUFFIXES = frozenset(
-    {
-        *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf"),
-        *(".w64", ".rf64", ".au", ".m4a", ".aac", ".wma", ".alac", ".ape", ".wv"),
-    }
-)
+AUDIO_SUFFIXES = {
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".caf"),
+    *(".w64", ".rf64", ".au", ".m4a", ".aac", ".wma", ".alac", ".ape", ".wv"),
+}
 """What is taken out of a folder. A file that is named is tried whatever it is called."""
 
 MAX_PARENTS = 8
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class Track:
+    """One song to separate.
+
+    Attributes:
+        path: the file, or ``-`` for what comes through stdin.
+        name: what its outputs are called by: the file's name without suffix, below the folder that was asked for
+            (``live/song``); parts are separated by ``/``.
+        problem: why there is no song: ``path`` is a folder that cannot be read, or one or a pattern without audio.
+    """
+
+    path: Path
+    name: str
+    problem: MrsepError | None = field(default=None, compare=False)
+
+    @property
+    def is_stdin(self) -> bool:
+        return self.path == STDIN
+
+    @property
+    def extension(self) -> str:
+        """Of the file, without the dot."""
+        return "wav" if self.is_stdin else self.path.suffix.lstrip(".")
 
 
 def find_tracks(

@@ -61,7 +61,7 @@ class SongWriter:
         # Folders that have to be made for the files, the innermost first
         folders = {folder for path in self.paths for folder in path.absolute().parents}
         self._new_folders = sorted((f for f in folders if not f.exists()), key=lambda f: -len(f.parts))
-        self._resamplers = [Resampler(model, rate, channels) for _ in self.paths]
+        self._outputs = [(output, Resampler(model, rate, channels)) for output in options.outputs]
         self.writers: list[StemWriter] = []
         tags = song.tags if options.tags else None
         encoding, clip, root = options.encoding, options.clip, options.naming.root
@@ -74,17 +74,13 @@ class SongWriter:
 
     def write(self, stems: Samples, mix: Samples | None) -> None:
         """Append stems ``[S, C, n]`` and, for outputs that need it, the mix ``[C, n]``."""
-        for output, resampler, writer in zip(
-            self._options.outputs, self._resamplers, self.writers, strict=True
-        ):
+        for (output, resampler), writer in zip(self._outputs, self.writers, strict=True):
             writer.write(resampler.push(output.make(stems, mix)))
 
     def flush(self) -> None:
         """Write what the resamplers have kept; closing the writers is what is left then."""
-        for resampler, writer in zip(self._resamplers, self.writers, strict=True):
-            tail = resampler.finish(self._frames)
-            if tail.shape[1]:
-                writer.write(tail)
+        for (_, resampler), writer in zip(self._outputs, self.writers, strict=True):
+            writer.write(resampler.finish(self._frames))
 
     def finish(self, index: int) -> None:
         """Encode one output and put it under its name, after ``flush``: only then the song's peak is known."""
@@ -93,8 +89,8 @@ class SongWriter:
     @property
     def finished(self) -> dict[str, WrittenStem]:
         """The finished outputs by their names."""
-        pairs = zip(self._options.outputs, self.writers, strict=True)
-        return {output.name: writer.written for output, writer in pairs if writer.written is not None}
+        pairs = zip(self._outputs, self.writers, strict=True)
+        return {output.name: writer.written for (output, _), writer in pairs if writer.written is not None}
 
     @property
     def remark(self) -> str:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mrsep_deploy.audio.blocks import reblock
 from mrsep_deploy.audio.info import Samples
 from mrsep_deploy.audio.read import AudioSource, audio_streams
-from mrsep_deploy.audio.resample import resample_stream, resampled_length
+from mrsep_deploy.audio.resample import Resampler, resampled_length
 from mrsep_deploy.errors import AudioError
 
 RATE = 44100
@@ -34,7 +34,8 @@ def tones(rate: int = RATE, channels: int = 2, frames: int = 50003, amplitude: f
 
 
 def resample(samples: Samples, rate_in: int, rate_out: int) -> Samples:
-    return np.concatenate(list(resample_stream([samples], rate_in, rate_out, len(samples))), axis=1)
+    resampler = Resampler(rate_in, rate_out, len(samples))
+    return np.concatenate([resampler.push(samples), resampler.finish()], axis=1)
 
 
 def snr(reference: Samples, found: Samples) -> float:

@@ -20,8 +20,7 @@ from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.songs.journal import NAME, Journal, settings_digest
 from mrsep_deploy.songs.naming import Naming, require_distinct
 from mrsep_deploy.songs.stems import OtherMethod, Output, choose_outputs
-from mrsep_deploy.songs.track import Track
-from mrsep_deploy.songs.tracks import find_tracks
+from mrsep_deploy.songs.tracks import Track, find_tracks
 
 SOURCES = ("drums", "bass", "other", "vocals")
 
@@ -172,7 +171,7 @@ DRUMS = Output("drums", (0,))
     ],
 )
 def test_templates(template: str, expected: str) -> None:
-    assert Naming(Path("out"), "tiny", "wav", template).path(TRACK, DRUMS) == Path(expected)
+    assert Naming(Path("out"), "tiny", "wav", template).paths(TRACK, [DRUMS]) == [Path(expected)]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_no_template_leads_out_of_the_folder(template: str) -> None:
         naming = Naming(Path("out"), "tiny", "wav", template)
     except UsageError:
         return
-    path = os.path.normpath(naming.path(TRACK, DRUMS))
+    path = os.path.normpath(naming.paths(TRACK, [DRUMS])[0])
     assert path.startswith("out" + os.sep) or "\0" in template
 
 
@@ -233,17 +232,17 @@ def done(tmp_path: Path) -> tuple[Track, list[Path]]:
 def test_what_is_noted_is_done(tmp_path: Path, done: tuple[Track, list[Path]]) -> None:
     track, outputs = done
     journal = Journal(tmp_path / "out", "settings")
-    assert not journal.is_done(track, outputs)
-    journal.add(track, outputs)
-    assert Journal(tmp_path / "out", "settings").is_done(track, outputs)
-    assert not Journal(tmp_path / "out", "others").is_done(track, outputs)
-    assert not Journal(tmp_path / "out", "settings").is_done(track, outputs[:1])
+    assert not journal.is_done(track.path, outputs)
+    journal.add(track.path, outputs)
+    assert Journal(tmp_path / "out", "settings").is_done(track.path, outputs)
+    assert not Journal(tmp_path / "out", "others").is_done(track.path, outputs)
+    assert not Journal(tmp_path / "out", "settings").is_done(track.path, outputs[:1])
 
 
 @pytest.mark.parametrize("what", ["song", "missing stem", "short stem", "missing song"])
 def test_what_has_changed_is_not_done(tmp_path: Path, done: tuple[Track, list[Path]], what: str) -> None:
     track, outputs = done
-    Journal(tmp_path / "out", "s").add(track, outputs)
+    Journal(tmp_path / "out", "s").add(track.path, outputs)
     if what == "song":
         os.utime(track.path, (1, 1))
     elif what == "missing song":
@@ -252,21 +251,21 @@ def test_what_has_changed_is_not_done(tmp_path: Path, done: tuple[Track, list[Pa
         outputs[1].unlink()
     else:
         outputs[1].write_bytes(b"ste")
-    assert not Journal(tmp_path / "out", "s").is_done(track, outputs)
+    assert not Journal(tmp_path / "out", "s").is_done(track.path, outputs)
 
 
 def test_half_a_line_spoils_nothing(tmp_path: Path, done: tuple[Track, list[Path]]) -> None:
     """A kill may leave half a line at the end; what is written next is whole again."""
     track, outputs = done
     path = tmp_path / "out" / NAME
-    Journal(tmp_path / "out", "s").add(track, outputs)
+    Journal(tmp_path / "out", "s").add(track.path, outputs)
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
         # Of the last line only its end of line is missing: it says all it has to.
-        assert Journal(tmp_path / "out", "s").is_done(track, outputs) == (cut == len(whole) - 1)
-        Journal(tmp_path / "out", "s").add(track, outputs)
-        assert Journal(tmp_path / "out", "s").is_done(track, outputs)
+        assert Journal(tmp_path / "out", "s").is_done(track.path, outputs) == (cut == len(whole) - 1)
+        Journal(tmp_path / "out", "s").add(track.path, outputs)
+        assert Journal(tmp_path / "out", "s").is_done(track.path, outputs)
 
 
 @given(st.lists(st.binary(max_size=80), max_size=5))
@@ -275,23 +274,20 @@ def test_a_journal_of_anything_is_read(tmp_path_factory: pytest.TempPathFactory,
     (folder / NAME).write_bytes(
         b"\n".join([*lines, b'{"track": 1}', b"[]", b"[" * 100_000, b'{"track": "a"}'])
     )
-    assert not Journal(folder, "s").is_done(Track(folder / "a", "a"), [])
+    assert not Journal(folder, "s").is_done(folder / "a", [])
 
 
 def test_two_runs_write_one_journal(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from typing import get_args
-from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.songs.journal import Journal
-from mrsep_deploy.songs.track import Track
 folder = Path(sys.argv[1])
 journal = Journal(folder, "s")
 for number in range(100):
     song = folder / f"{sys.argv[2]}{number}.wav"
     song.write_bytes(b"x")
-    journal.add(Track(song, "n"), [song])
+    journal.add(song, [song])
 """
     runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name]) for name in "ab"]
     assert [run.wait(60) for run in runs] == [0, 0]
@@ -299,7 +295,7 @@ for number in range(100):
     for name in "ab":
         for number in range(100):
             song = tmp_path / f"{name}{number}.wav"
-            assert journal.is_done(Track(song, "n"), [song])
+            assert journal.is_done(song, [song])
 
 
 def test_settings_have_one_name_whatever_their_order() -> None:

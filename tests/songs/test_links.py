@@ -25,7 +25,7 @@ from mrsep_deploy.files.open_folder import OpenFolder
 from mrsep_deploy.songs import journal
 from mrsep_deploy.songs.naming import Naming
 from mrsep_deploy.songs.stems import Output
-from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.tracks import Track
 
 _home, bundle = runs._home, runs.bundle
 
@@ -99,7 +99,7 @@ def test_a_folder_exchanged_for_a_link_while_a_stem_is_written(tmp_path: Path, e
 def test_names_that_lead_out_are_refused(tmp_path: Path) -> None:
     """A song without a suffix makes two dots of a template."""
     naming = Naming(tmp_path / "out", "tiny", "wav", "{trackext}.{trackext}./{trackext}.{trackext}./{stem}")
-    path = naming.path(Track(Path("song"), "song"), Output("drums", (0,)))
+    (path,) = naming.paths(Track(Path("song"), "song"), [Output("drums", (0,))])
     with pytest.raises(OutputError, match="leads out of the output folder"):
         StemWriter(path, 44100, 2, root=naming.root)
     assert list(tmp_path.iterdir()) == []

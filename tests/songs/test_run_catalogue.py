@@ -28,7 +28,7 @@ from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.songs import journal, pipeline, reporting
-from mrsep_deploy.songs.track import Track
+from mrsep_deploy.songs.tracks import Track
 from mrsep_deploy.songs.writing import SongWriter
 
 Float32 = NDArray[np.float32]
@@ -523,7 +523,6 @@ def test_a_bar_shows_the_speed_of_its_own_song_from_its_own_begin(
     class Watched(reporting.Bars):
         def progress(self, track: Track, done: int, *more: Any) -> None:
             super().progress(track, done, *more)
-            assert self._bars is not None
             speed = float(self._bars.tasks[1].fields["speed"].split()[0])
             shown.setdefault(track.path.name, []).append((done / SAMPLE_RATE, speed))
 
