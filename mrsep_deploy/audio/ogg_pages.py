@@ -82,11 +82,7 @@ def find_links(path: Path) -> list[Link]:
 
 
 def first_damage(links: Sequence[Link], clock: int) -> str | None:
-    """What is wrong with a file first, and after how many seconds; None if all is there.
-
-    Args:
-        clock: what granules count, in Hz: samples, 48 kHz of Opus.
-    """
+    """What is wrong with a file first, after how many seconds by its granules' clock in Hz; None if all is there."""
     before = 0
     for link in links:
         if link.damage is not None:

@@ -62,10 +62,7 @@ class Separator:
         precision: one of ``mrsep_deploy.precision.names.ASKED``, by default the bundle's own. A float32 bundle is
             converted, once, and kept in the cache (``bundle`` then is that one).
         plan: for ``mixed``, the file of a plan.
-        trace: note who runs when, for ``scheduler.trace``.
-
-    Attributes:
-        scheduler: runs the segments; its ``trace`` tells where the last one's time went.
+        trace: note who runs when; ``scheduler.trace`` then tells where the last segment's time went.
 
     Raises:
         BundleError, EngineUnavailableError, UsageError: the bundle, the engine or a value is not usable.

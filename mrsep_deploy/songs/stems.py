@@ -28,7 +28,7 @@ class Output:
 
     def make(self, stems: Samples, mix: Samples | None) -> Samples:
         """Samples ``[C, n]`` from stems ``[S, C, n]`` and, where it is needed, the mix ``[C, n]``."""
-        total = stems[self.sources[0]]
+        total: Samples = stems[self.sources[0]]
         for source in self.sources[1:]:
             total = total + stems[source]
         if not self.from_mix:
