@@ -27,7 +27,7 @@ from mrsep_deploy.bundle import Bundle, registry
 from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.songs import journal, pipeline, reporting
+from mrsep_deploy.songs import journal, loading, pipeline, reporting
 from mrsep_deploy.songs.tracks import Track
 from mrsep_deploy.songs.writing import SongWriter
 
@@ -105,6 +105,18 @@ def test_a_catalogue_is_each_song_by_itself(tmp_path: Path, bundle: Bundle, jobs
     assert files(tmp_path / "together", journals=True) == sorted([*names, f"tiny/{journal.NAME}"])
     for name in names:
         assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_a_song_that_memory_does_not_hold_is_decoded_again(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ahead of its separation, in several blocks, and to the same bytes."""
+    song("s.wav", 200_000)
+    assert run("s.wav", "-o", "held").code == DONE
+    monkeypatch.setattr(loading, "KEPT_BYTES", 100_000)
+    assert run("s.wav", "-o", "again").code == DONE
+    for name in stems("tiny/s"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "held" / name).read_bytes()
 
 
 def test_folders_show_in_the_names(tmp_path: Path, bundle: Bundle) -> None:
