@@ -116,11 +116,10 @@ def test_a_journal_that_is_no_file(tmp_path: Path, make: Callable[[Path], None])
     folder = tmp_path / "out"
     folder.mkdir()
     (tmp_path / "song.wav").write_bytes(b"music")
-    track = Track(tmp_path / "song.wav", "song")
     before = journal.Journal(folder, "settings")
     make(folder / journal.NAME)
     with pytest.raises(OutputError, match="expected a regular file"):
-        before.add(track, [])
+        before.add(tmp_path / "song.wav", [])
     with pytest.raises(OutputError, match="expected a regular file"):
         journal.Journal(folder, "settings")
     if make is linked:
