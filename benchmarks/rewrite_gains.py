@@ -26,7 +26,7 @@ from torch import nn
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.noise import noise_between, snapshot
 from mrsep_deploy.bench.process import MeasuringProcess
-from mrsep_deploy.bench.workloads import make_workloads
+from mrsep_deploy.bench.workloads import Workload, make_workloads
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.export import exporter
 from mrsep_deploy.export.exporter import ExportOptions, export_model
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         song = write_song(work / "song.wav")
         workload = make_workloads(bundles[ALL].manifest, song, (), work)[0]
         found = {
-            engine: take_turns(engine, bundles, workload.path, workload.items, options.rounds, threads, work)
+            engine: take_turns(engine, bundles, workload, options.rounds, threads, work)
             for engine in options.engines
         }
     path = write_result(
@@ -97,7 +97,7 @@ def _nothing(_family: Demucs, model: nn.Module, _enabled: Collection[str]) -> No
 
 
 def take_turns(
-    engine: str, bundles: dict[str, Bundle], mix: Path, items: int, rounds: int, threads: int, work: Path
+    engine: str, bundles: dict[str, Bundle], workload: Workload, rounds: int, threads: int, work: Path
 ) -> dict[str, Any]:
     """Segments on one engine, every bundle in a process of its own."""
     home = work / f"home-{engine}"
@@ -106,11 +106,10 @@ def take_turns(
         processes: dict[str, MeasuringProcess] = {}
         for name, bundle in bundles.items():
             contender = Contender(name, OURS, str(bundle.path), engine, threads=threads)
-            processes[name] = MeasuringProcess(contender, work, home)
-            stack.callback(processes[name].close)
-            processes[name].ask("open", mix=str(mix), born=processes[name].born)
+            processes[name] = stack.enter_context(contextlib.closing(MeasuringProcess(contender, home)))
+            processes[name].open(workload.path)
         own = lambda: sum(each.cpu_seconds for each in processes.values())  # noqa: E731
-        turns = {name: _turn(process, mix, items) for name, process in processes.items()}
+        turns = {name: _turn(process, workload) for name, process in processes.items()}
         before = snapshot(own())
         result = race(turns, rounds)
         noise = noise_between(before, snapshot(own()), result.times)
@@ -130,12 +129,8 @@ def take_turns(
     }
 
 
-def _turn(process: MeasuringProcess, mix: Path, items: int) -> Turn:
-    def turn(number: int) -> float:
-        seconds: float = process.ask("run", mix=str(mix), item=number % items, song=False)["seconds"]
-        return seconds
-
-    return turn
+def _turn(process: MeasuringProcess, workload: Workload) -> Turn:
+    return lambda number: float(process.run(workload, number)["seconds"])
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

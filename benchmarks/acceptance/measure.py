@@ -17,7 +17,7 @@ from acceptance.groups import Group, reference
 from acceptance.parity import Field, open_all
 from acceptance.rows import Ledger, Row, RowTimeoutError, Unavailable, Values
 from mrsep_deploy.bench.ceilings_cuda import timed_event
-from mrsep_deploy.bench.floor import floor_seconds, times_floor
+from mrsep_deploy.bench.floor import floor_of, times_floor, traffic_bytes
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.errors import named_line
 from mrsep_deploy.measuring.rounds import Turn
@@ -152,7 +152,7 @@ def _latency_values(
         values["times_faster_than_torch_eager"] = ratio_interval(lanes.times[BASELINE], times)
     rate, bandwidth = rates.get(lanes.ready[name].rate), rates.get("bandwidth")
     if rate and bandwidth:
-        floor = floor_seconds(manifest, rate, bandwidth)
+        floor = floor_of(manifest.batch * manifest.macs, traffic_bytes(manifest), rate, bandwidth)
         values["floor_ms"] = _ms(floor)
         values["times_the_floor"] = (
             times_floor(float(np.median(times)), floor) or "its floor was measured too high"

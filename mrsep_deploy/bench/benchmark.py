@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mrsep_deploy.bench.contenders import Contender
-from mrsep_deploy.bench.facts import ceilings_for, floor_of_row, model_facts
+from mrsep_deploy.bench.ceilings import ceilings_for
+from mrsep_deploy.bench.floor import floor_of_row, model_facts
 from mrsep_deploy.bench.heat import Heat
-from mrsep_deploy.bench.noise import Snapshot, noise_between, snapshot
+from mrsep_deploy.bench.noise import noise_between
 from mrsep_deploy.bench.plan import Entry
-from mrsep_deploy.bench.results import Race, Result, Row
+from mrsep_deploy.bench.results import Race, Result
 from mrsep_deploy.bench.workloads import Workload, make_workloads
 from mrsep_deploy.measuring.rounds import race as run_race
-from mrsep_deploy.measuring.surroundings import machine_info
+from mrsep_deploy.measuring.surroundings import load_average, machine_info
 
 Progress = Callable[[str, int, int], None]
-
-DEFAULT_ROUNDS = 10
-WARM_UP = 1
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,9 @@ class Settings:
         limit: the least SNR of an audible stem in dB; None for that of each precision.
     """
 
-    rounds: int = DEFAULT_ROUNDS
+    rounds: int = 10
     seconds: float | None = None
-    warm_up: int = WARM_UP
+    warm_up: int = 1
     seed: int = 0
     audio: Path | None = None
     lengths: Sequence[float] = ()
@@ -50,9 +46,9 @@ class Settings:
 
     def plain(self) -> dict[str, object]:
         """Returns what was asked for as JSON has it; of the music only its name, as paths are private."""
-        names = ("rounds", "seconds", "warm_up", "seed", "lengths", "limit")
-        audio = None if self.audio is None else self.audio.name
-        return {**{name: getattr(self, name) for name in names}, "audio": audio}
+        asked = asdict(self)
+        del asked["timeline"]
+        return {**asked, "audio": None if self.audio is None else self.audio.name}
 
 
 def benchmark(entries: Sequence[Entry], settings: Settings, progress: Progress) -> Result:
@@ -60,38 +56,47 @@ def benchmark(entries: Sequence[Entry], settings: Settings, progress: Progress) 
 
     Args:
         entries: the bundles and who runs them, from :func:`mrsep_deploy.bench.plan.plan`.
-        settings: how.
         progress: called with what happens now, how many steps are done and how many there are.
 
     Raises:
         AudioError, UsageError: the music or a length is not usable.
         EngineError: the machine's own speed cannot be measured.
     """
-    threads = max((c.threads for entry in entries for c in entry.contenders), default=1)
-    asked = {**settings.plain(), "threads": threads, "overlap": _overlap(entries)}
-    result = Result(machine_info(), asked)
-    at_start = snapshot(time.process_time())
+    contenders = [contender for entry in entries for contender in entry.contenders]
+    threads = max((contender.threads for contender in contenders), default=1)
+    overlap = contenders[0].overlap if contenders else None
+    result = Result(machine_info(), {**settings.plain(), "threads": threads, "overlap": overlap})
+    load = load_average()
     with tempfile.TemporaryDirectory(prefix="mrsep-deploy-bench-") as folder:
-        plans = [_prepare(entry, settings, Path(folder) / str(n), result) for n, entry in enumerate(entries)]
-        steps = _Steps(progress, sum(plan.steps(settings) for plan in plans) + 1)
+        heats = [_heat(entry, settings, Path(folder) / str(number)) for number, entry in enumerate(entries)]
+        for heat in heats:
+            result.models[heat.entry.key] = model_facts(heat.entry.bundle)
+            result.races.extend(heat.races)
+        turns = [len(heat.entry.contenders) + len(heat.races) * settings.rounds for heat in heats]
+        steps = _Steps(progress, sum(turns) + 1)
         try:
             steps.next("measuring the machine")
-            result.ceilings.update(ceilings_for([c for entry in entries for c in entry.contenders], threads))
-            for planned in plans:
-                with Heat(planned.entry, planned.workloads[0], planned.folder, settings.limit) as heat:
-                    _measure(heat, planned, settings, at_start, steps)
+            devices = {contender.device for contender in contenders}
+            result.ceilings.update(ceilings_for(devices, threads))
+            for heat in heats:
+                with heat:
+                    _measure(heat, settings, load, steps)
         except KeyboardInterrupt:
             result.interrupted = True
             for row in result.rows:
                 if row.status == "skipped":
                     row.reason = "it was interrupted before"
-        for planned in plans:
-            planned.fill_floors(result)
+    for heat in heats:
+        for race in heat.races:
+            for row in race.rows:
+                row.floor = floor_of_row(row, race, heat.entry.bundle_of(row.contender), result)
     return result
 
 
-def _overlap(entries: Sequence[Entry]) -> float | None:
-    return next((c.overlap for entry in entries for c in entry.contenders), None)
+def _heat(entry: Entry, settings: Settings, folder: Path) -> Heat:
+    folder.mkdir()
+    workloads = make_workloads(entry.bundle.manifest, settings.audio, settings.lengths, folder)
+    return Heat(entry, workloads, folder, settings.limit)
 
 
 class _Steps:
@@ -105,71 +110,28 @@ class _Steps:
         self.done += 1
 
 
-@dataclass
-class _Planned:
-    """An entry with its workloads, and the races that will be filled in."""
-
-    entry: Entry
-    workloads: list[Workload]
-    races: list[Race]
-    folder: Path
-
-    def steps(self, settings: Settings) -> int:
-        return len(self.entry.contenders) + len(self.workloads) * settings.rounds
-
-    def rows(self, contender: Contender) -> list[Row]:
-        """The rows of one contender, one for each workload."""
-        return [row for race in self.races for row in race.rows if row.contender == contender]
-
-    def fill_floors(self, result: Result) -> None:
-        """What the arithmetic and the bytes of each row would take at the machine's best."""
-        for race in self.races:
-            for row in race.rows:
-                if row.seconds:
-                    row.floor = floor_of_row(row, self.entry.bundle_of(row.contender), result)
-
-
-def _prepare(entry: Entry, settings: Settings, folder: Path, result: Result) -> _Planned:
-    folder.mkdir()
-    manifest = entry.bundle.manifest
-    workloads = make_workloads(manifest, settings.audio, settings.lengths, folder)
-    races = []
-    for workload in workloads:
-        facts = entry.key, workload.name, workload.audio_seconds
-        rows = [Row(*facts, manifest.batch, contender) for contender in entry.contenders]
-        for contender, error in entry.refused:
-            row = Row(*facts, manifest.batch, contender)
-            row.end("unavailable", error.message, error.fix)
-            rows.append(row)
-        races.append(Race(*facts, rows))
-    result.models[entry.key] = model_facts(entry.bundle)
-    result.races.extend(races)
-    return _Planned(entry, workloads, races, folder)
-
-
-def _measure(heat: Heat, planned: _Planned, settings: Settings, at_start: Snapshot, steps: _Steps) -> None:
+def _measure(heat: Heat, settings: Settings, load: float | None, steps: _Steps) -> None:
     """All of one bundle."""
-    heat.refer(lambda: steps.progress(f"{planned.entry.key}: reference", steps.done, steps.total))
-    for contender in planned.entry.contenders:
-        steps.next(f"{planned.entry.key}: opening {contender.label}")
-        heat.open(contender, planned.rows(contender))
-    for race in planned.races:
-        race.no_exact_reference = heat.no_exact_reference
-    for race, workload in zip(planned.races, planned.workloads, strict=True):
-        _race(heat, race, workload, settings, at_start, steps)
-    heat.finish(planned.races, settings.timeline)
-    for race in planned.races:
+    key = heat.entry.key
+    steps.progress(f"{key}: reference", steps.done, steps.total)
+    heat.refer()
+    for contender in heat.entry.contenders:
+        steps.next(f"{key}: opening {contender.label}")
+        heat.open(contender)
+    for race, workload in zip(heat.races, heat.workloads, strict=True):
+        _race(heat, race, workload, settings, load, steps)
+    heat.finish(settings.timeline)
+    for race in heat.races:
         race.settle()  # a row may have become wrong since its race
 
 
 def _race(
-    heat: Heat, race: Race, workload: Workload, settings: Settings, at_start: Snapshot, steps: _Steps
+    heat: Heat, race: Race, workload: Workload, settings: Settings, load: float | None, steps: _Steps
 ) -> None:
     """One workload: interleaved rounds among those that are ready, the wrong ones too, which stay failed."""
     heat.check_songs(race, workload)
-    ready = {row.label: row for row in race.rows if row.contender.label in heat.ready}
-    # The load average of now is our own doing.
-    before = replace(snapshot(heat.cpu_seconds()), load=at_start.load)
+    ready = {row.label: row for row in race.rows if row.label in heat.ready}
+    before = replace(heat.snapshot(), load=load)  # the load average of now is our own doing
     done = steps.done
     found = run_race(
         {label: heat.turn(row, workload) for label, row in ready.items()},
@@ -184,17 +146,17 @@ def _race(
     steps.done = done + settings.rounds
     for label, row in ready.items():
         if label in found.failed:
-            heat.drop(row, found.failed[label])
+            heat.drop([row], found.failed[label])
         elif found.times[label]:
             row.seconds = found.times[label]
             # without those of the warm-up, and of a round that Ctrl-C cut off
             last = settings.warm_up + len(row.seconds)
             row.joules = {name: values[settings.warm_up : last] for name, values in row.joules.items()}
+            row.memory["peak_bytes"] = heat.ready[label].peak_bytes
             if not row.mark:
                 row.end("ok")
     race.rounds = found.rounds
-    race.noise = noise_between(before, snapshot(heat.cpu_seconds()), found.times)
+    race.noise = noise_between(before, heat.snapshot(), found.times)
     race.settle()
-    heat.measure_memory(race)
     if found.interrupted:
         raise KeyboardInterrupt

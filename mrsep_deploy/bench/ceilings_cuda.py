@@ -106,7 +106,7 @@ def matmul_rate(dtype: torch.dtype, allow_tf32: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print what :func:`mrsep_deploy.bench.facts.ceilings_for` says of a GPU, as JSON."""
+    """Print what :func:`mrsep_deploy.bench.ceilings.ceilings_for` says of a GPU, as JSON."""
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     found = {
         "flop_per_second": {

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.export.families import known_classes
 from mrsep_deploy.precision.names import AskedPrecision
 from mrsep_deploy.runtime.schedule import Mode
+from mrsep_deploy.runtime.trace import TraceEvent
 
 Float32 = NDArray[np.float32]
 
@@ -31,12 +31,12 @@ _TORCH = "mrsep_deploy.bench.torch_contenders:"
 AGAINST: Mapping[str, str] = {
     "torch": _TORCH + "TorchEager",
     "torch-compile": _TORCH + "TorchCompiled",
-    "torch-cuda": _TORCH + "TorchCuda",
-    "torch-cuda-compile": _TORCH + "TorchCudaCompiled",
+    "torch-cuda": _TORCH + "TorchEager",
+    "torch-cuda-compile": _TORCH + "TorchCompiled",
     "torch-cuda-graph": _TORCH + "TorchCudaGraph",
-    "demucs": "mrsep_deploy.bench.demucs_contender:DemucsContender",
+    "demucs": _TORCH + "DemucsContender",
 }
-"""What engines are compared with, and the class of each."""
+"""What engines are compared with, and the class of each; those with cuda in their names run on the GPU."""
 REFERENCE = _TORCH + "TorchDouble"
 
 
@@ -61,6 +61,7 @@ class Contender:
         bundle: path of the bundle; where the precision is another, of the one converted to it.
         engine, mode, precision: of an engine's contender; empty otherwise.
         device: ``cpu`` or ``cuda``; whose memory, energy and ceilings count.
+        batch: segments in one run.
         threads: CPU threads.
         lanes: segments side by side; only whole songs have several.
         overlap: share of a segment that the next one repeats, in whole songs.
@@ -74,6 +75,7 @@ class Contender:
     mode: Mode = "sequential"
     precision: AskedPrecision = "fp32"
     device: str = "cpu"
+    batch: int = 1
     threads: int = 1
     lanes: int = 1
     overlap: float = 0.25
@@ -85,16 +87,7 @@ class Contender:
 
 
 class Opened(abc.ABC):
-    """A contender in its own process, loaded and ready.
-
-    Args:
-        contender: which one.
-
-    Raises:
-        MrsepError: it does not work here.
-    """
-
-    traces: ClassVar[bool] = False
+    """A contender in its own process, loaded and ready; making one raises ``MrsepError`` if it does not work here."""
 
     @classmethod
     @abc.abstractmethod
@@ -112,22 +105,16 @@ class Opened(abc.ABC):
     def song(self, mix: Float32) -> NDArray[Any]:
         """A song ``[C, n]`` to stems ``[S, C, n]``, cut into segments and put together again."""
 
-    def timeline(self, mix: Float32, segments: int) -> tuple[list[Any], float]:
-        """Who ran when over some segments that begin with ``mix``, and the seconds they took.
+    def timeline(self, mix: Float32, segments: int) -> tuple[list[TraceEvent], float] | None:
+        """Who ran when over some batches like ``mix``, and the seconds they took; None if it does not know.
 
-        Only where ``traces`` says so; the contender may not be used afterwards.
+        The contender may not be used afterwards.
         """
-        raise NotImplementedError
+        return None
 
     @abc.abstractmethod
     def close(self) -> None:
         """Let go of everything. Idempotent."""
-
-
-def opened_class(opener: str) -> type[Opened]:
-    """The class that ``module:class`` names."""
-    module, name = opener.split(":")
-    return cast("type[Opened]", getattr(importlib.import_module(module), name))
 
 
 def label_of(engine: str, precision: str, mode: str, precisions: Sequence[str], lanes: int = 1) -> str:

@@ -22,20 +22,15 @@ class Counter:
     read: Callable[[], float]
     wraps: float = 0.0
 
-    def between(self, before: float, after: float) -> float:
-        """Joules from one reading to a later one."""
-        return after - before if after >= before or not self.wraps else after + self.wraps - before
+    def since(self, before: float) -> float:
+        """Joules since an earlier reading."""
+        now = self.read()
+        return now - before if now >= before or not self.wraps else now + self.wraps - before
 
 
 @dataclass(frozen=True)
 class Meter:
-    """What can be read here.
-
-    Attributes:
-        source: what counts, for people.
-        counters: to be added up; none if nothing counts.
-        reason: why nothing does.
-    """
+    """What can be read here: its name for people, counters to be added up, or the reason why there are none."""
 
     source: str
     counters: tuple[Counter, ...] = ()
@@ -47,17 +42,16 @@ class Meter:
 
     def since(self, before: list[float]) -> float | None:
         """Joules since these readings; None if nothing counts."""
-        if not self.counters:
-            return None
-        return sum(c.between(b, c.read()) for c, b in zip(self.counters, before, strict=True))
+        joules = [counter.since(each) for counter, each in zip(self.counters, before, strict=True)]
+        return sum(joules) if joules else None
 
 
 def cpu_meter(folder: Path = POWERCAP) -> Meter:
     """RAPL of all processor packages."""
     if not folder.is_dir():
         return Meter("RAPL", reason=f"this system has no {folder}")
-    zones = sorted(folder.glob("*rapl:?")) + sorted(folder.glob("*rapl:??"))
-    packages = [zone for zone in zones if _text(zone / "name").startswith("package")]
+    zones = [*sorted(folder.glob("*rapl:?")), *sorted(folder.glob("*rapl:??"))]
+    packages = [zone for zone in zones if _is_package(zone)]
     if not packages:
         return Meter("RAPL", reason=f"{folder} lists no processor package")
     try:
@@ -71,41 +65,39 @@ def cpu_meter(folder: Path = POWERCAP) -> Meter:
     return Meter(f"RAPL, {len(packages)} package{'s' if len(packages) > 1 else ''}", counters)
 
 
+def _is_package(zone: Path) -> bool:
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
+
+
 def _rapl(zone: Path) -> Counter:
     energy, limit = zone / "energy_uj", zone / "max_energy_range_uj"
     return Counter(lambda: int(energy.read_text()) / 1e6, int(limit.read_text()) / 1e6)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def gpu_meter(index: int = 0) -> Meter:
-    """NVML's count of a GPU's total energy."""
+def gpu_meter() -> Meter:
+    """NVML's count of the first GPU's total energy."""
     library, reason = nvml()
     if library is None:
         return Meter("NVML", reason=reason)
     try:
-        handle = library.nvmlDeviceGetHandleByIndex(index)
+        handle = library.nvmlDeviceGetHandleByIndex(0)
         library.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception as error:  # NVML's own classes, which exist only where it is installed
         return Meter("NVML", reason=f"the driver does not count energy ({error})")
-    return Meter(
-        "NVML total energy",
-        (Counter(lambda: float(library.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3),),
-    )
+    counter = Counter(lambda: float(library.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3)
+    return Meter("NVML total energy", (counter,))
 
 
-def gpu_memory_used(index: int = 0) -> int | None:
-    """Bytes in use on a GPU, by everybody; None where NVML does not tell."""
+def gpu_memory_used() -> int | None:
+    """Bytes in use on the first GPU, by everybody; None where NVML does not tell."""
     library, _reason = nvml()
     if library is None:
         return None
     try:
-        return int(library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(index)).used)
+        return int(library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(0)).used)
     except Exception:  # as above
         return None
 

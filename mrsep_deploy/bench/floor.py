@@ -4,49 +4,50 @@
     memory     = bytes that must move / bandwidth
     floor      = the greater of the two       (the roofline of Williams, Waterman and Patterson, 2009)
 
-Both rates are measured where the run is, ``mrsep_deploy.bench.ceilings``.
+Both rates are measured where the run is, ``mrsep_deploy.bench.ceilings``; the MACs stand in the facts of a model.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
+from mrsep_deploy.bench.contenders import Contender
+from mrsep_deploy.bench.results import Race, Result, Row
+from mrsep_deploy.bench.workloads import SEGMENTS
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage
+from mrsep_deploy.precision.names import arithmetic
+from mrsep_deploy.separation.segments import stride_of
 
 WEIGHT_BYTES = 4
+WIDTHS = {"bfloat16": 2}
+"""Bytes of an element where NumPy does not know its type."""
 FAULTY = (
     "the floor was measured too high, as nothing takes less time than its floor: the machine was busy while its "
     "best rates were measured, or what the model moves stays in the caches"
 )
 
 
-def traffic_bytes(manifest: Manifest) -> int:
-    """Bytes a run must move at least: every weight once, and what each stage reads and writes.
-
-    Tensors inside of a stage are left out: a perfect engine would keep them on the chip.
-    """
-    sizes = _sizes(manifest)
-    passed = sum(sizes[name] for stage in manifest.stages for name in (*stage.inputs, *stage.outputs))
-    return passed + WEIGHT_BYTES * manifest.model.parameters
-
-
 def stage_bytes(manifest: Manifest, stage: Stage) -> int:
-    """:func:`traffic_bytes` of one stage."""
-    sizes = _sizes(manifest)
-    return sum(sizes[name] for name in (*stage.inputs, *stage.outputs)) + WEIGHT_BYTES * stage.parameters
+    """Bytes that a run of a stage must move at least: its weights, and what it reads and writes.
+
+    Tensors inside of it are left out: a perfect engine would keep them on the chip.
+    """
+    passed = [manifest.tensor(name) for name in (*stage.inputs, *stage.outputs)]
+    sizes = (each.elements * (WIDTHS.get(each.dtype) or np.dtype(each.dtype).itemsize) for each in passed)
+    return sum(sizes) + WEIGHT_BYTES * stage.parameters
 
 
-def _sizes(manifest: Manifest) -> dict[str, int]:
-    # NumPy has no bfloat16, which is as wide as float16.
-    widths = {"bfloat16": 2}
-    return {
-        spec.name: spec.elements * (widths.get(spec.dtype) or np.dtype(spec.dtype).itemsize)
-        for spec in manifest.tensors
-    }
+def traffic_bytes(manifest: Manifest) -> int:
+    """:func:`stage_bytes` of all stages, and the weights that belong to none."""
+    others = manifest.model.parameters - sum(stage.parameters for stage in manifest.stages)
+    return sum(stage_bytes(manifest, stage) for stage in manifest.stages) + WEIGHT_BYTES * others
 
 
 def stage_macs(bundle: Bundle) -> tuple[dict[str, int], str]:
@@ -62,35 +63,73 @@ def stage_macs(bundle: Bundle) -> tuple[dict[str, int], str]:
     return {stage.name: stage.graph_macs or 0 for stage in bundle_cost(bundle).stages}, "graphs"
 
 
+def model_facts(bundle: Bundle) -> dict[str, object]:
+    """What a bundle is, for the result."""
+    manifest = bundle.manifest
+    macs, counted = stage_macs(bundle)
+    return {
+        "name": manifest.name,
+        "digest": bundle.digest,
+        "family": manifest.model.family,
+        "trained": manifest.model.trained,
+        "sources": list(manifest.model.sources),
+        "layout": manifest.layout,
+        "batch": manifest.batch,
+        "precision": manifest.precision,
+        "sample_rate": manifest.model.sample_rate,
+        "segment_seconds": float(manifest.model.segment),
+        "parameters": manifest.model.parameters,
+        "macs": sum(macs.values()),
+        "macs_counted": counted,
+        "branches": [asdict(branch) for branch in manifest.branches],
+        "stages": [
+            {
+                "name": stage.name, "kind": stage.kind, "branch": stage.branch,
+                "parameters": stage.parameters, "macs": macs.get(stage.name, 0),
+            }
+            for stage in manifest.stages
+        ],
+        "fusion": [asdict(shares) for shares in manifest.fusion],
+    }  # fmt: skip
+
+
 def floor_of(macs: float, moved: float, flops: float, bandwidth: float) -> dict[str, float]:
-    """The shortest at these rates.
+    """``arithmetic``, ``memory`` and ``floor`` in seconds of so many multiply-accumulates and bytes.
 
     Args:
-        macs: multiply-accumulates.
-        moved: bytes.
         flops: of matrix products, per second.
         bandwidth: bytes per second, those read and those written.
-
-    Returns:
-        ``arithmetic`` and ``memory`` in seconds, and ``floor``, the greater of the two.
     """
     arithmetic, memory = 2 * macs / flops, moved / bandwidth
     return {"arithmetic": arithmetic, "memory": memory, "floor": max(arithmetic, memory)}
 
 
-def times_floor(seconds: float, floor: Mapping[str, float]) -> float | None:
-    """How many times its floor a run took; None where there is no floor, or a faulty one (:data:`FAULTY`).
+def times_floor(seconds: float, floor: Mapping[str, float] | None) -> float | None:
+    """How many times its floor a run took; None where there is no floor, or a faulty one (:data:`FAULTY`)."""
+    return seconds / floor["floor"] if floor is not None and 0 < floor["floor"] <= seconds else None
 
-    Args:
-        seconds: it took.
-        floor: of it, from :func:`floor_of`.
+
+def rate_of(contender: Contender, bundle: Bundle) -> str:
+    """The precision whose rate bounds a contender: a mixed bundle's is that of most of its graphs."""
+    return arithmetic(bundle.manifest) if contender.precision == "mixed" else contender.precision
+
+
+def floor_of_row(row: Row, race: Race, bundle: Bundle, result: Result) -> Mapping[str, Any] | None:
+    """What a row's run of a bundle would take at the machine's best, and how many times that it took.
+
+    None where the row has no times, or the result no ceilings of its device and precision.
     """
-    return seconds / floor["floor"] if 0 < floor["floor"] <= seconds else None
-
-
-def floor_seconds(
-    manifest: Manifest, flops: float, bandwidth: float, macs: Mapping[str, int] | None = None
-) -> dict[str, float]:
-    """:func:`floor_of` one batch of a bundle; ``macs`` of a segment by stage, by default the manifest's."""
-    total = manifest.macs if macs is None else sum(macs.values())
-    return floor_of(total * manifest.batch, traffic_bytes(manifest), flops, bandwidth)
+    rates: Any = result.ceilings.get(row.contender.device, {})
+    flops = rates.get("flop_per_second", {}).get(rate_of(row.contender, bundle))
+    if not flops or row.median is None:
+        return None
+    manifest, macs, runs = bundle.manifest, result.models[race.model]["macs"], 1
+    if race.workload != SEGMENTS:
+        stride = stride_of(manifest.model.segment_samples, row.contender.overlap)
+        samples = round(race.audio_seconds * manifest.model.sample_rate)
+        runs = math.ceil(math.ceil(samples / stride) / manifest.batch)
+    assert isinstance(macs, int)
+    moved = runs * traffic_bytes(manifest)
+    floor = floor_of(runs * manifest.batch * macs, moved, flops, rates["bytes_per_second"])
+    times = times_floor(row.median, floor)
+    return {**floor, "times": times, "reason": FAULTY if times is None and floor["floor"] else ""}

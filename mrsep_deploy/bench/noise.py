@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
 from mrsep_deploy.measuring.statistics import drift, drifted
 
@@ -30,6 +31,8 @@ DRIFT_SHARE = 0.05
 LOAD = 0.5
 """Load average before the start above which something was running, or had been just before."""
 CLOCK_SHARE = 0.9
+
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -48,24 +51,61 @@ class Snapshot:
 
 
 def snapshot(own_seconds: float, root: Path = Path("/")) -> Snapshot:
-    """Read everything.
+    """Read everything; ``own_seconds`` of CPU time have this program's processes used so far.
 
-    Args:
-        own_seconds: CPU time that this program's processes have used so far.
-        root: of the file system, where another one is looked at.
+    ``root`` is that of the file system, where another one is looked at.
     """
-    busy, steal, total = _stat(root / "proc/stat")
+    cpus = root / "sys/devices/system/cpu"
+    busy, steal, total = _told(lambda: _stat(root / "proc/stat")) or (None, None, None)
     return Snapshot(
         at=time.perf_counter(),
         own_seconds=own_seconds,
-        load=_load(root / "proc/loadavg"),
+        load=_told(lambda: float((root / "proc/loadavg").read_text().split()[0])),
         busy_seconds=busy,
         steal_seconds=steal,
         total_seconds=total,
-        quota_seconds=_quota(root / "sys/fs/cgroup/cpu.stat"),
-        throttles=_throttles(root / "sys/devices/system/cpu"),
-        clock=_clock(root / "sys/devices/system/cpu"),
+        quota_seconds=_told(lambda: _quota(root / "sys/fs/cgroup/cpu.stat")),
+        throttles=_told(lambda: sum(_numbers(cpus, "thermal_throttle/core_throttle_count"))),
+        clock=_told(lambda: _clock(cpus)),
     )
+
+
+def _told(read: Callable[[], Told]) -> Told | None:
+    """What a reader returns; None where the system does not tell it."""
+    try:
+        return read()
+    except (OSError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError):
+        return None
+
+
+def _stat(path: Path) -> tuple[float, float, float]:
+    """Busy, stolen and total CPU seconds since the system started, over all cores (``man 5 proc``)."""
+    fields = path.read_text().splitlines()[0].split()
+    # Guests' time is contained in user and nice already.
+    user, nice, system, idle, wait, hard, soft, steal = (int(field) for field in fields[1:9])
+    tick = float(os.sysconf("SC_CLK_TCK"))
+    busy = user + nice + system + hard + soft
+    return busy / tick, steal / tick, (busy + idle + wait + steal) / tick
+
+
+def _quota(path: Path) -> float:
+    """Seconds this control group was stopped for its quota (cgroup v2)."""
+    lines = dict(line.split() for line in path.read_text().splitlines())
+    return int(lines["throttled_usec"]) / 1e6
+
+
+def _numbers(cpus: Path, name: str) -> list[int]:
+    """A file's number for each core; ``OSError`` where no core has the file."""
+    found = [int(path.read_text()) for path in cpus.glob(f"cpu[0-9]*/{name}")]
+    if not found:
+        raise FileNotFoundError(name)
+    return found
+
+
+def _clock(cpus: Path) -> float:
+    """Mean of the cores' clocks over the mean of their greatest."""
+    now, most = _numbers(cpus, "cpufreq/scaling_cur_freq"), _numbers(cpus, "cpufreq/cpuinfo_max_freq")
+    return fmean(now) / fmean(most)
 
 
 @dataclass(frozen=True)
@@ -97,12 +137,17 @@ def noise_between(
 ) -> Noise:
     """What the counters of two moments say, and the times of the rounds between them, by contender."""
     wall = max(after.at - before.at, 1e-9)
-    busy = _difference(before.busy_seconds, after.busy_seconds)
+    busy, steal, total, quota, throttles = (
+        None if first is None or then is None else max(0.0, then - first)
+        for first, then in (
+            (before.busy_seconds, after.busy_seconds),
+            (before.steal_seconds, after.steal_seconds),
+            (before.total_seconds, after.total_seconds),
+            (before.quota_seconds, after.quota_seconds),
+            (before.throttles, after.throttles),
+        )
+    )
     own = after.own_seconds - before.own_seconds
-    steal = _difference(before.steal_seconds, after.steal_seconds)
-    total = _difference(before.total_seconds, after.total_seconds)
-    quota = _difference(before.quota_seconds, after.quota_seconds)
-    throttles = _difference(before.throttles, after.throttles)
     drifts = {name: drift(values) for name, values in (times or {}).items()}
     found = Noise(
         load_before=before.load,
@@ -116,92 +161,34 @@ def noise_between(
         remarks=(),
     )
     told = [name for name, values in (times or {}).items() if drifted(values)]
-    return Noise(**{**vars(found), "remarks": tuple(_remarks(found, told))})
+    return replace(found, remarks=tuple(_remarks(found, told)))
 
 
-def _remarks(found: Noise, drifting: Sequence[str]) -> list[str]:
-    said = []
+def _remarks(found: Noise, drifting: Sequence[str]) -> Iterator[str]:
     if found.load_before is not None and found.load_before > LOAD:
-        said.append(f"the load average was {found.load_before:.2f} before the start")
+        yield f"the load average was {found.load_before:.2f} before the start"
     if found.others_cores is not None and found.others_cores > OTHERS_CORES:
-        said.append(f"other processes kept {found.others_cores:.2f} CPU cores busy meanwhile")
+        yield f"other processes kept {found.others_cores:.2f} CPU cores busy meanwhile"
     if found.steal_share is not None and found.steal_share > STEAL_SHARE:
-        said.append(f"the hypervisor gave {found.steal_share:.1%} of the CPU time to others")
+        yield f"the hypervisor gave {found.steal_share:.1%} of the CPU time to others"
     if found.quota_seconds:
-        said.append(f"the container's CPU quota stopped it for {found.quota_seconds:.2f} s")
+        yield f"the container's CPU quota stopped it for {found.quota_seconds:.2f} s"
     if found.throttles:
-        said.append(f"the processor was throttled for heat {found.throttles} times")
+        yield f"the processor was throttled for heat {found.throttles} times"
     if found.clock_share is not None and found.clock_share < CLOCK_SHARE:
-        said.append(f"the clock was at {found.clock_share:.0%} of its greatest value")
+        yield f"the clock was at {found.clock_share:.0%} of its greatest value"
     for name in drifting:
         value = found.drift[name]
         if abs(value) > DRIFT_SHARE:
             how = "slower" if value > 0 else "faster"
-            said.append(f"{name} was {abs(value):.0%} {how} in the later half of the rounds")
-    return said
+            yield f"{name} was {abs(value):.0%} {how} in the later half of the rounds"
 
 
 def rough(noise: Mapping[str, Any], cores: int) -> str:
-    """One line for times that were taken on a machine that was not quiet.
-
-    Args:
-        noise: as :meth:`Noise.plain` gives it, with remarks.
-        cores: of the machine.
-    """
+    """One line for times from a machine that was not quiet: its noise, with remarks, as plain values; its cores."""
     load = noise["load_before"]
     if load is not None and load > LOAD:
         what = f"busy (load {load:.3g} on {cores} core{'' if cores == 1 else 's'})"
     else:
         what = f"not steady ({noise['remarks'][0]})"
     return f"The machine was {what}: treat these times as rough"
-
-
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else max(0.0, after - before)
-
-
-def _stat(path: Path) -> tuple[float | None, float | None, float | None]:
-    """Busy, stolen and total CPU seconds since the system started, over all cores (``man 5 proc``)."""
-    try:
-        fields = path.read_text().splitlines()[0].split()
-        # Guests' time is contained in user and nice already.
-        user, nice, system, idle, wait, hard, soft, steal = (int(field) for field in fields[1:9])
-        tick = float(os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None, None, None
-    busy = user + nice + system + hard + soft
-    return busy / tick, steal / tick, (busy + idle + wait + steal) / tick
-
-
-def _load(path: Path) -> float | None:
-    try:
-        return float(path.read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _quota(path: Path) -> float | None:
-    """Seconds this control group was stopped for its quota (cgroup v2)."""
-    try:
-        lines = dict(line.split() for line in path.read_text().splitlines())
-        return int(lines["throttled_usec"]) / 1e6
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _throttles(cpus: Path) -> int | None:
-    found = _numbers(cpus, "thermal_throttle/core_throttle_count")
-    return sum(found) if found else None
-
-
-def _clock(cpus: Path) -> float | None:
-    """Mean of the cores' clocks over the mean of their greatest."""
-    now, most = _numbers(cpus, "cpufreq/scaling_cur_freq"), _numbers(cpus, "cpufreq/cpuinfo_max_freq")
-    return sum(now) / sum(most) if now and len(now) == len(most) and sum(most) else None
-
-
-def _numbers(cpus: Path, name: str) -> list[int]:
-    try:
-        return [int(path.read_text()) for path in cpus.glob(f"cpu[0-9]*/{name}")]
-    except (OSError, ValueError):
-        return []

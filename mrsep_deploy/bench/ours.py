@@ -1,9 +1,9 @@
-"""A bundle on one of this project's engines, in a measuring process."""
+"""A bundle on one of this project's engines, in a measuring process; other contenders do without these imports."""
 
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,12 @@ from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import EngineOptions
-from mrsep_deploy.precision.names import arithmetic
+from mrsep_deploy.runtime.trace import TraceEvent
 from mrsep_deploy.separation.separator import Separator
 
 
 class OurContender(Opened):
-    """What ``mrsep-deploy run`` runs."""
-
-    traces: ClassVar[bool] = True
+    """A bundle on one of this project's engines: what ``mrsep-deploy run`` runs."""
 
     @classmethod
     def imports(cls, contender: Contender) -> None:
@@ -32,12 +30,11 @@ class OurContender(Opened):
 
     def _separator(self, trace: bool) -> Separator:
         contender = self.contender
-        bundle = Bundle.open(contender.bundle)
-        options = EngineOptions(contender.threads, contender.checkpoint_path, arithmetic(bundle.manifest))
-        engine = choose(contender.engine, options).engine
         return Separator(
-            bundle,
-            engine=engine,
+            Bundle.open(contender.bundle).at_batch(contender.batch),
+            engine=contender.engine,
+            threads=contender.threads,
+            checkpoint=contender.checkpoint_path,
             overlap=contender.overlap,
             mode=contender.mode,
             lanes=contender.lanes,
@@ -50,7 +47,7 @@ class OurContender(Opened):
     def song(self, mix: Float32) -> NDArray[Any]:
         return np.stack(list(self.separator.separate(mix).values()))
 
-    def timeline(self, mix: Float32, segments: int) -> tuple[list[Any], float]:
+    def timeline(self, mix: Float32, segments: int) -> tuple[list[TraceEvent], float]:
         """Batches back to back, two under way, in a separator of its own that traces."""
         self.separator.close()
         self.separator = self._separator(trace=True)
@@ -66,7 +63,7 @@ class OurContender(Opened):
             scheduler.result(ticket)
             ticket = following
         scheduler.result(ticket)
-        return list(scheduler.trace.events()), time.perf_counter() - began
+        return scheduler.trace.events(), time.perf_counter() - began
 
     def close(self) -> None:
         self.separator.close()

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.files import strict_json
-from mrsep_deploy.measuring.decibels import level_db
-from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.files.strict_json import finite
+from mrsep_deploy.measuring.deviation import Deviation, level_db
 from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit, worst_stem
 
 Stems = NDArray[Any]
@@ -28,12 +27,9 @@ WRONG = "wrong stems"
 
 @dataclass(frozen=True)
 class Reference:
-    """What stems are compared with.
+    """What stems are compared with: stems ``[..., S, C, n]``, ``exact`` where they are in float64.
 
     Attributes:
-        title: for people.
-        stems: ``[..., S, C, n]``.
-        exact: it is in float64.
         yardstick: SNR in dB by source of PyTorch's own float32; empty where it is not known.
         scale: what a sample of 1 means in full scale.
     """
@@ -79,28 +75,18 @@ class Parity:
 
     def plain(self) -> dict[str, object]:
         """Returns the fields as JSON has them."""
-        found: dict[str, object] = strict_json.plain(
-            {
-                "reference": self.reference,
-                "snr_db": self.snr,
-                "exact": [name for name, value in self.snr.items() if value == math.inf],
-                "limit_db": self.limit,
-                "passes": self.passes,
-                "reason": self.reason,
-            }
-        )
-        return found
+        return {
+            "reference": self.reference,
+            "snr_db": {name: finite(value) for name, value in self.snr.items()},
+            "exact": [name for name, value in self.snr.items() if value == math.inf],
+            "limit_db": dict(self.limit),
+            "passes": self.passes,
+            "reason": self.reason,
+        }
 
 
 def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: Limit) -> Parity:
-    """Judge every stem.
-
-    Args:
-        stems: of a contender, ``[..., S, C, n]``.
-        reference: on the same mix.
-        sources: the ``S`` names.
-        limit: of the contender's precision.
-    """
+    """Judge every stem of a contender, ``[..., S, C, n]``, by a reference on the same mix and its precision's limit."""
     if stems.shape != reference.stems.shape:
         mark = f"{WRONG}: shape {list(stems.shape)}, expected {list(reference.stems.shape)}"
         return Parity(reference.title, {}, {}, mark, f"against {reference.title}")
@@ -113,7 +99,13 @@ def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: L
         limits[name] = allowed(limit, reference, reference.yardstick.get(name)) if audible else None
     if not np.isfinite(stems).all():
         return Parity(reference.title, snr, limits, f"{WRONG}: no finite numbers", "some values at least")
-    return Parity(reference.title, snr, limits, *_complaint(reference, snr, limits))
+    below = [name for name, least in limits.items() if least is not None and snr[name] < least]
+    if not below:
+        return Parity(reference.title, snr, limits)
+    worst = min(below, key=lambda name: snr[name])
+    least = f"{limits[worst]:.1f}".removesuffix(".0")
+    mark = f"{WRONG}: {snr[worst]:.1f} dB, limit {least}"
+    return Parity(reference.title, snr, limits, mark, f"{worst}, against {reference.title}")
 
 
 def allowed(limit: Limit, reference: Reference, yardstick: float | None) -> float:
@@ -122,15 +114,3 @@ def allowed(limit: Limit, reference: Reference, yardstick: float | None) -> floa
     if reference.exact or yardstick is None:
         return least
     return min(least, yardstick - 20 * math.log10(LOSS_FACTOR + 1))
-
-
-def _complaint(
-    reference: Reference, snr: Mapping[str, float], limits: Mapping[str, float | None]
-) -> tuple[str, str]:
-    """The mark of the worst stem below its limit, and which stem that is; empty if all pass."""
-    below = {name: least for name, least in limits.items() if least is not None and snr[name] < least}
-    if not below:
-        return "", ""
-    worst = min(below, key=lambda name: snr[name])
-    least = f"{below[worst]:.1f}".removesuffix(".0")
-    return f"{WRONG}: {snr[worst]:.1f} dB, limit {least}", f"{worst}, against {reference.title}"

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender, class_in_demucs, label_of
 from mrsep_deploy.bundle import Bundle
@@ -28,7 +27,7 @@ class Request:
 
     Attributes:
         models: bundles, registered names and checkpoints; none for the default.
-        engines: names; none for all that work here, but for ``torch``, whose place is among ``against``.
+        engines: none for all that work here, but for ``torch``, whose place is among ``against``.
         precisions: none for each bundle's own.
         modes: of scheduling.
         lanes: numbers of segments side by side; more than one only on a CPU.
@@ -36,7 +35,7 @@ class Request:
         threads: CPU threads, 0 for all.
         overlap: of segments in whole songs; by default the model's own.
         checkpoint: where the checkpoint of the bundles lies, if it has moved.
-        batches: segments at once that checkpoints are exported for, each; a bundle has its own.
+        batches: segments in one run; every bundle is opened at each.
         plan: for ``mixed``, the file of a precision plan.
     """
 
@@ -81,27 +80,18 @@ class Entry:
 
 
 def plan(request: Request, folder: Path, report: Callable[[str], None] = lambda _what: None) -> list[Entry]:
-    """Open every bundle and list its contenders.
-
-    Args:
-        request: what is asked for.
-        folder: where checkpoints are exported to; exists.
-        report: called with what happens now.
+    """Open every bundle and list its contenders; checkpoints are exported into ``folder``, and ``report`` is told so.
 
     Raises:
         UsageError: there is no model, a name is none, or the precision plan does not fit what is asked for.
         MrsepError: a bundle or checkpoint is not usable.
     """
-    check_names(request)
-    check_plan(request)
+    _check(request)
     engines = request.engines or working_engines()
     if not engines and request.against is not None and not request.against:
         raise UsageError("no engine works here and nothing was given to compare", "See: mrsep-deploy doctor")
-    bundles = [
-        bundle
-        for model in request.models or (None,)
-        for bundle in _opened(model, request.batches, folder, report)
-    ]
+    opened = [_opened(model, folder, report) for model in request.models or (None,)]
+    bundles = [bundle.at_batch(batch) for bundle in opened for batch in request.batches]
     if "mixed" in request.precisions and any(b.manifest.precision == "float32" for b in bundles):
         chosen_plan("mixed", request.plan)
     return [
@@ -109,35 +99,23 @@ def plan(request: Request, folder: Path, report: Callable[[str], None] = lambda 
     ]
 
 
-def check_names(request: Request) -> None:
-    """Raise ``UsageError`` unless every engine and every opponent exists and is named once."""
-    for engine in request.engines:
-        engine_class(engine)
-    for name in request.against or ():
-        if name not in AGAINST:
-            raise UsageError(
-                f"there is nothing called {name!r} to compare with", f"Choose of {', '.join(AGAINST)}."
-            )
+def _check(request: Request) -> None:
+    """Raise ``UsageError`` where something is named twice, or a plan is no plan or not for ``mixed``."""
     against = request.against or ()
-    asked = (
+    asked: tuple[Sequence[object], ...] = (
         request.engines, request.precisions, request.modes, request.lanes, against, request.batches,
     )  # fmt: skip
-    for names in cast("tuple[Sequence[object], ...]", asked):
+    for names in asked:
         twice = [name for name in names if list(names).count(name) > 1]
         if twice:
             raise UsageError(f"{twice[0]} is named twice", "Name it once.")
-
-
-def check_plan(request: Request) -> None:
-    """Raise ``UsageError`` unless a plan that was given can be read, and ``mixed`` is among the precisions."""
-    if request.plan is None:
-        return
-    if "mixed" not in request.precisions:
+    if request.plan is not None and "mixed" not in request.precisions:
         given = f"--precision {','.join(request.precisions)}" if request.precisions else "no --precision"
         raise UsageError(
             f"a plan was given with {given}, expected --precision mixed", "Change it, or leave out the plan."
         )
-    chosen_plan("mixed", request.plan)
+    if request.plan is not None:
+        chosen_plan("mixed", request.plan)
 
 
 def working_engines() -> tuple[str, ...]:
@@ -146,37 +124,20 @@ def working_engines() -> tuple[str, ...]:
     return tuple(name for name in names if engine_class(name).availability().works)
 
 
-def _opened(
-    model: str | None, batches: Sequence[int], folder: Path, report: Callable[[str], None]
-) -> list[Bundle]:
-    """A bundle; of a checkpoint one for every batch.
-
-    Raises:
-        UsageError: the bundle is of another batch than the one that was asked for.
-    """
-    if model is not None and is_checkpoint(model):
-        return [_exported(model, batch, folder, report) for batch in batches]
-    bundle = Bundle.open(resolve(model))
-    own = bundle.manifest.batch
-    if tuple(batches) not in ((1,), (own,)):
-        raise UsageError(
-            f"{bundle.manifest.name} is a bundle of batch {own}, --batch {','.join(map(str, batches))} was asked for",
-            "Give the checkpoint, or bundles that were exported with --batch N.",
-        )
-    return [bundle]
-
-
-def _exported(checkpoint: str, batch: int, folder: Path, report: Callable[[str], None]) -> Bundle:
+def _opened(model: str | None, folder: Path, report: Callable[[str], None]) -> Bundle:
+    """A bundle; a checkpoint is exported first."""
+    if model is None or not is_checkpoint(model):
+        return Bundle.open(resolve(model))
     from mrsep_deploy.export.api import default_name, require_extra
 
     require_extra("exporting a checkpoint")
     from mrsep_deploy.export.exporter import export_model
     from mrsep_deploy.export.load import load_model
 
-    name = default_name(checkpoint)
-    report(f"exporting {name}, batch {batch}")
+    name = default_name(model)
+    report(f"exporting {name}")
     target = folder / f"{len(list(folder.iterdir()))}-{name}"
-    return export_model(load_model(checkpoint), name, target).at_batch(batch)
+    return export_model(load_model(model), name, target)
 
 
 def _keys(bundles: Sequence[Bundle]) -> list[str]:
@@ -204,6 +165,7 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
         "",
         OURS,
         str(bundle.path),
+        batch=manifest.batch,
         threads=request.budget,
         overlap=overlap,
         checkpoint=None if request.checkpoint is None else str(request.checkpoint),
@@ -227,29 +189,19 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
             device=engine_class(engine).runs_on,
             lanes=lanes,
         )
+        known = engine_class(engine).precisions
         try:
-            own = _converted(contender, bundle, request.plan)
+            if precision not in (*known, "mixed"):
+                raise EngineUnavailableError(
+                    f"engine {engine} has no precision {precision}, only {', '.join(known)}"
+                )
+            own = in_precision(bundle, precision, request.plan if precision == "mixed" else None)
         except MrsepError as error:
             refused.append((contender, error))
         else:
             converted[str(own.path)] = own
             made.append(replace(contender, bundle=str(own.path)))
     return Entry(key, bundle, tuple(made), tuple(refused), converted)
-
-
-def _converted(contender: Contender, bundle: Bundle, plan: Path | None) -> Bundle:
-    """The bundle in a contender's precision.
-
-    Raises:
-        EngineUnavailableError: its engine has no such precision.
-        MrsepError: the bundle cannot become one.
-    """
-    known = engine_class(contender.engine).precisions
-    if contender.precision not in (*known, "mixed"):
-        raise EngineUnavailableError(
-            f"engine {contender.engine} has no precision {contender.precision}, only {', '.join(known)}"
-        )
-    return in_precision(bundle, contender.precision, plan if contender.precision == "mixed" else None)
 
 
 def usual_opponents(family: str) -> tuple[str, ...]:

@@ -17,27 +17,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from mrsep_deploy.bench.contenders import Contender
+from mrsep_deploy.bench.workloads import Workload
+from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.files.paths import HOME_VARIABLE
 
-OPEN_SECONDS = 3600.0
-"""TensorRT's builders take their time."""
-RUN_SECONDS = 3600.0
+SECONDS = 3600.0
+"""That an order may take: TensorRT's builders take their time."""
 CLOSE_SECONDS = 20.0
 CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "cuda"}
 """Where others keep what they compile, by the variable that says where; a cold start begins without."""
-
-
-class ContenderError(Exception):
-    """A contender that does not work here, or went wrong.
-
-    Attributes:
-        kind: ``unavailable`` or ``failed``.
-        fix: what would change that.
-    """
-
-    def __init__(self, reason: str, fix: str = "", kind: str = "failed") -> None:
-        super().__init__(reason)
-        self.fix, self.kind = fix, kind
 
 
 class MeasuringProcess:
@@ -45,25 +33,29 @@ class MeasuringProcess:
 
     Args:
         contender: what it measures.
-        folder: for its files; exists.
-        home: where it keeps built engines: empty for a cold start.
+        home: folder where it keeps built engines: empty for a cold start.
+
+    Attributes:
+        cpu_seconds: that it has used until its last answer.
+        peak_bytes: the most memory it has held until then; None where the system does not tell.
     """
 
-    def __init__(self, contender: Contender, folder: Path, home: Path) -> None:
+    def __init__(self, contender: Contender, home: Path) -> None:
         self.contender = contender
         self.cpu_seconds = 0.0
+        self.peak_bytes: int | None = None
         self._orders = 0
-        handle, name = tempfile.mkstemp(suffix=".json", dir=folder)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(asdict(contender), file)
-        self._errors: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with the process
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._answers: queue.Queue[str | None] = queue.Queue()
-        command = [sys.executable, "-m", "mrsep_deploy.bench.worker", name]
-        caches = {name: str(home / folder) for name, folder in CACHES.items()}
-        env = {**os.environ, **caches, HOME_VARIABLE: str(home)}
-        self.born = time.time()
+        caches = {variable: str(home / folder) for variable, folder in CACHES.items()}
+        self._born = time.time()
         self._process = subprocess.Popen(
-            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            [sys.executable, "-m", "mrsep_deploy.bench.worker"],
+            env={**os.environ, **caches, HOME_VARIABLE: str(home)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -74,11 +66,21 @@ class MeasuringProcess:
             self._answers.put(line)
         self._answers.put(None)
 
-    def ask(self, do: str, limit: float = RUN_SECONDS, **values: object) -> Mapping[str, Any]:
-        """Give an order and wait for the answer.
+    def open(self, mix: Path) -> Mapping[str, Any]:
+        """Load the contender and run the first segments of a workload's file; :meth:`ask` says what it raises."""
+        return self.ask("open", contender=asdict(self.contender), mix=str(mix), born=self._born)
+
+    def run(self, workload: Workload, turn: int) -> Mapping[str, Any]:
+        """Run on the item of a turn: ``seconds``, and ``joules`` by meter; :meth:`ask` says what it raises."""
+        item = turn % workload.items
+        return self.ask("run", mix=str(workload.path), item=item, song=workload.song)
+
+    def ask(self, do: str, limit: float = SECONDS, **values: object) -> Mapping[str, Any]:
+        """Give an order, a method of :class:`mrsep_deploy.bench.worker.Worker`, and wait for the answer.
 
         Raises:
-            ContenderError: it failed, died, or took longer than ``limit`` seconds.
+            EngineUnavailableError: the contender does not work here.
+            EngineError: it failed, died, or took longer than ``limit`` seconds.
         """
         assert self._process.stdin is not None
         self._orders += 1
@@ -90,12 +92,13 @@ class MeasuringProcess:
             answer = None
         except queue.Empty:
             self.kill()
-            raise ContenderError(f"it took longer than {limit:.0f} s") from None
+            raise EngineError(f"it took longer than {limit:.0f} s") from None
         if answer is None:
-            raise ContenderError(self._death())
-        self.cpu_seconds = answer["cpu_seconds"]
+            raise EngineError(self._death())
+        self.cpu_seconds, self.peak_bytes = answer["cpu_seconds"], answer["peak_bytes"]
         if "error" in answer:
-            raise ContenderError(answer["error"], answer["fix"], answer["kind"])
+            kind = EngineUnavailableError if answer["status"] == "unavailable" else EngineError
+            raise kind(answer["error"], answer["fix"])
         return answer
 
     def _answer(self, deadline: float) -> dict[str, Any] | None:
@@ -119,7 +122,7 @@ class MeasuringProcess:
     def close(self) -> None:
         """Let it end by itself, or end it. Idempotent."""
         if self._process.poll() is None:
-            with contextlib.suppress(ContenderError):
+            with contextlib.suppress(EngineError):
                 self.ask("close", CLOSE_SECONDS)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_SECONDS)

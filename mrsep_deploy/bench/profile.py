@@ -18,21 +18,22 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mrsep_deploy.bench.benchmark import Progress, Settings
+from mrsep_deploy.bench.ceilings import ceilings_for
 from mrsep_deploy.bench.contenders import Contender
-from mrsep_deploy.bench.facts import ceilings_for, model_facts, rate_of
-from mrsep_deploy.bench.floor import floor_of, stage_bytes, times_floor
+from mrsep_deploy.bench.floor import floor_of, model_facts, rate_of, stage_bytes, times_floor
 from mrsep_deploy.bench.plan import Entry
-from mrsep_deploy.bench.profiling import NodeClock, Profilers, Runs
-from mrsep_deploy.bench.results import Result
+from mrsep_deploy.bench.profiling import PROFILERS, Runs
+from mrsep_deploy.bench.results import Result, outcome
 from mrsep_deploy.bench.workloads import make_workloads
+from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.engines import engine_class
 from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
@@ -53,9 +54,14 @@ def profile(entries: Sequence[Entry], settings: Settings, progress: Progress) ->
         AudioError, UsageError: the music is not usable, or no engine that can be profiled was asked for.
         EngineError: the machine's own speed cannot be measured.
     """
-    wanted = [(entry, contender) for entry in entries for contender in _profiled(entry)]
+    wanted = [
+        (entry, contender)
+        for entry in entries
+        for contender in entry.contenders
+        if contender.engine in PROFILERS and contender.mode == "sequential"
+    ]
     if not wanted:
-        known = " and ".join(Profilers.makers)
+        known = " and ".join(PROFILERS)
         raise UsageError(
             f"nothing was asked for that can be profiled, expected {known}", "See: mrsep-deploy doctor"
         )
@@ -63,92 +69,79 @@ def profile(entries: Sequence[Entry], settings: Settings, progress: Progress) ->
     result = Result(machine_info(), {**settings.plain(), "threads": threads})
     total = len(wanted) + 1
     progress("measuring the machine", 0, total)
-    result.ceilings.update(ceilings_for([contender for _, contender in wanted], threads))
+    result.ceilings.update(ceilings_for({contender.device for _, contender in wanted}, threads))
     try:
         for done, (entry, contender) in enumerate(wanted):
             progress(f"{entry.key}: profiling {contender.label}", done + 1, total)
             result.models.setdefault(entry.key, model_facts(entry.bundle))
-            facts: dict[str, object] = {
+            found = {
                 "model": entry.key, "label": contender.label, "engine": contender.engine,
                 "precision": contender.precision, "batch": entry.bundle.manifest.batch, "threads": threads,
+                "status": "ok", "reason": "", "fix": "",
             }  # fmt: skip
-            result.profiles.append({**facts, **_found(entry, contender, settings, result)})
+            try:
+                found.update(_measured(entry, contender, settings, result))
+            except MrsepError as error:
+                found.update(zip(("status", "reason", "fix"), outcome(error), strict=True))
+            result.profiles.append(found)
     except KeyboardInterrupt:
         result.interrupted = True
     return result
 
 
-def _profiled(entry: Entry) -> Iterator[Contender]:
-    for contender in entry.contenders:
-        if contender.engine in Profilers.makers and contender.mode == "sequential":
-            yield contender
-
-
-def _found(entry: Entry, contender: Contender, settings: Settings, result: Result) -> Mapping[str, object]:
-    try:
-        return {"status": "ok", "reason": "", "fix": "", **_measured(entry, contender, settings, result)}
-    except (EngineUnavailableError, UsageError) as error:
-        return {"status": "unavailable", "reason": error.message, "fix": error.fix}
-    except MrsepError as error:
-        return {"status": "failed", "reason": error.message, "fix": error.fix}
-
-
-@dataclass(frozen=True)
-class _Observed:
-    """What was seen of some batches."""
-
-    seconds: list[float]
-    events: list[TraceEvent]
-    runs: Mapping[str, Runs]
-
-
 def _measured(entry: Entry, contender: Contender, settings: Settings, result: Result) -> dict[str, object]:
+    """What the module says of a profile, from ``runs`` on."""
     bundle = entry.bundle_of(contender)
-    found = _observe(entry, contender, settings)
+    times, events, runs = _observe(bundle, contender, settings)
     manifest = bundle.manifest
     rates: Any = result.ceilings[contender.device]
+    rate, bandwidth = rates["flop_per_second"][rate_of(contender, bundle)], rates["bytes_per_second"]
     counted: Any = result.models[entry.key]["stages"]
     macs = {stage["name"]: manifest.batch * stage["macs"] for stage in counted}
-    by_stage = {s.name: [e.end - e.start for e in found.events if e.stage == s.name] for s in manifest.stages}
-    medians = {name: statistics.median(values) for name, values in by_stage.items()}
-    rate = rates["flop_per_second"][rate_of(contender, bundle)]
+    medians = {
+        stage.name: statistics.median(e.end - e.start for e in events if e.stage == stage.name)
+        for stage in manifest.stages
+    }
     stages: list[dict[str, Any]] = []
     for stage in manifest.stages:
-        moved = stage_bytes(manifest, stage)
-        floor = floor_of(macs[stage.name], moved, rate, rates["bytes_per_second"])
-        operators, nodes = _operators(found.runs.get(stage.name, []))
+        moved, seconds = stage_bytes(manifest, stage), medians[stage.name]
+        floor = floor_of(macs[stage.name], moved, rate, bandwidth)
         stages.append(
             {
                 "name": stage.name, "kind": stage.kind, "branch": stage.branch,
-                "seconds": medians[stage.name], "share": medians[stage.name] / sum(medians.values()),
-                "macs": macs[stage.name], "bytes": moved, "floor": floor,
-                "times": times_floor(medians[stage.name], floor),
-                "operators": operators, "nodes": nodes,
+                "seconds": seconds, "share": seconds / sum(medians.values()),
+                "macs": macs[stage.name], "bytes": moved, "floor": floor, "times": times_floor(seconds, floor),
+                **_operators(runs.get(stage.name, [])),
             }
         )  # fmt: skip
-    seconds = statistics.median(found.seconds)
+    median = statistics.median(times)
+    every = [
+        (each["kind"], each["seconds"], each["count"])
+        for stage in stages
+        for each in stage["operators"]
+        or [{"kind": f"{stage['kind']} (host)", "seconds": stage["seconds"], "count": 1}]
+    ]
     return {
-        "runs": len(found.seconds),
-        "seconds": seconds,
-        "outside_stages": overhead(found.events, sum(found.seconds)),
+        "runs": len(times),
+        "seconds": median,
+        "outside_stages": overhead(events, sum(times)),
         "stages": stages,
-        "operators": _over_all(stages, seconds),
+        "operators": _by_kind(every, median),
     }
 
 
-def _observe(entry: Entry, contender: Contender, settings: Settings) -> _Observed:
-    """Run batches one after the other on a profiling engine."""
+def _observe(
+    bundle: Bundle, contender: Contender, settings: Settings
+) -> tuple[list[float], list[TraceEvent], Mapping[str, Runs]]:
+    """Run batches one after the other on a profiling engine: seconds of each, stages, operators by graph stage."""
     name = contender.engine
     available = engine_class(name).availability()
     if not available.works:
         raise EngineUnavailableError(f"engine {name} does not work here: {available.reason}", available.fix)
-    bundle = entry.bundle_of(contender)
     with tempfile.TemporaryDirectory(prefix="mrsep-deploy-profile-") as folder:
-        workload = make_workloads(bundle.manifest, settings.audio, (), Path(folder))[0]
-        batches = np.load(workload.path)
+        batches = np.load(make_workloads(bundle.manifest, settings.audio, (), Path(folder))[0].path)
         options = EngineOptions(contender.threads, contender.checkpoint_path, arithmetic(bundle.manifest))
-        engine = Profilers.makers[name](options, Path(folder))
-        assert isinstance(engine, NodeClock)
+        engine = PROFILERS[name](options, Path(folder))
         with Separator(
             bundle, engine=engine, threads=contender.threads, mode="sequential", trace=True
         ) as separator:
@@ -157,55 +150,40 @@ def _observe(entry: Entry, contender: Contender, settings: Settings) -> _Observe
             for turn in range(WARM_UP):
                 separator.run_segments(batches[turn % len(batches)])
             trace.clear()
-            seconds = []
+            times = []
             for turn in range(settings.rounds):
                 began = time.perf_counter()
                 separator.run_segments(batches[turn % len(batches)])
-                seconds.append(time.perf_counter() - began)
-            events = trace.events()
-            runs = {
-                s.name: engine.stage_runs(s.name)[-settings.rounds :] for s in bundle.manifest.graph_stages
-            }
-    return _Observed(seconds, events, runs)
+                times.append(time.perf_counter() - began)
+            graphs = [stage.name for stage in bundle.manifest.graph_stages]
+            runs = {stage: engine.stage_runs(stage)[-settings.rounds :] for stage in graphs}
+            return times, trace.events(), runs
 
 
-def _operators(runs: Runs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _operators(runs: Runs) -> dict[str, list[dict[str, Any]]]:
     """Seconds of one run by kind of operator, and the slowest operators; means over the runs."""
-    if not runs:
-        return [], []
-    nodes: dict[tuple[str, str, str], float] = {}
+    nodes: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for run in runs:
         for node in run:
-            key = (node.name, node.kind, node.how)
-            nodes[key] = nodes.get(key, 0.0) + node.seconds / len(runs)
-    kinds: dict[str, list[float]] = {}
-    for (_name, kind, _how), seconds in nodes.items():
-        kinds.setdefault(kind, []).append(seconds)
-    total = sum(nodes.values()) or 1.0
-    operators = [
-        {"kind": kind, "seconds": sum(each), "count": len(each), "share": sum(each) / total}
-        for kind, each in kinds.items()
-    ]
+            nodes[node.name, node.kind, node.how] += node.seconds / len(runs)
+    kinds = [(kind, seconds, 1) for (_name, kind, _how), seconds in nodes.items()]
     slowest = sorted(nodes.items(), key=lambda item: -item[1])[:SLOWEST]
-    return sorted(operators, key=_seconds_down), [
-        {"name": name, "kind": kind, "how": how, "seconds": seconds} for (name, kind, how), seconds in slowest
-    ]
+    return {
+        "operators": _by_kind(kinds, sum(nodes.values()) or 1.0),
+        "nodes": [
+            {"name": name, "kind": kind, "how": how, "seconds": seconds}
+            for (name, kind, how), seconds in slowest
+        ],
+    }
 
 
-def _over_all(stages: Sequence[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """Operators of all stages, by kind; what the host computes stands under its stage's kind."""
+def _by_kind(operators: Iterable[tuple[str, float, int]], total: float) -> list[dict[str, Any]]:
+    """Operators, each a kind with its seconds and how often it stands there, added up by kind; the slowest first."""
     kinds: dict[str, tuple[float, int]] = {}
-    for stage in stages:
-        host = [{"kind": f"{stage['kind']} (host)", "seconds": stage["seconds"], "count": 1}]
-        for each in stage["operators"] or host:
-            before = kinds.get(each["kind"], (0.0, 0))
-            kinds[each["kind"]] = (before[0] + each["seconds"], before[1] + each["count"])
-    found = [
-        {"kind": kind, "seconds": taken, "count": number, "share": taken / seconds}
-        for kind, (taken, number) in kinds.items()
+    for kind, seconds, count in operators:
+        before = kinds.get(kind, (0.0, 0))
+        kinds[kind] = before[0] + seconds, before[1] + count
+    return [
+        {"kind": kind, "seconds": seconds, "count": count, "share": seconds / total}
+        for kind, (seconds, count) in sorted(kinds.items(), key=lambda item: -item[1][0])
     ]
-    return sorted(found, key=_seconds_down)
-
-
-def _seconds_down(operator: Mapping[str, Any]) -> float:
-    return -float(operator["seconds"])

@@ -5,37 +5,29 @@ Both slow a run down a little.
 
 from __future__ import annotations
 
-import abc
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import Runner, Stream, Tensors
 from mrsep_deploy.engines.cache import EngineCache
-from mrsep_deploy.engines.contract import Engine, EngineOptions
+from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from mrsep_deploy.engines.openvino import OpenVinoEngine
 from mrsep_deploy.errors import EngineError
 
 
-@dataclass(frozen=True)
-class NodeTime:
-    """One operator in one run of a stage.
-
-    Attributes:
-        name: as the engine calls it.
-        kind: the operator: ``Conv`` or, of the engine's own making, ``ReorderOutput``.
-        how: the kernel, where the engine tells.
-        seconds: it took.
-    """
+class NodeTime(NamedTuple):
+    """One operator in one run of a stage, by the name that the engine gives it."""
 
     name: str
     kind: str
+    """``Conv`` or, of the engine's own making, ``ReorderOutput``."""
     how: str
+    """The kernel, where the engine tells."""
     seconds: float
 
 
@@ -43,25 +35,7 @@ Runs = list[list[NodeTime]]
 """The operators of every run of a stage, in order."""
 
 
-class NodeClock(abc.ABC):
-    """What a profiling engine has noted; mixed into it.
-
-    Args:
-        folder: for files; exists.
-    """
-
-    folder: Path
-
-    @abc.abstractmethod
-    def stage_runs(self, stage: str) -> Runs:
-        """All runs of a stage so far; ends the profiling of that stage.
-
-        Raises:
-            EngineError: what the engine has noted cannot be read.
-        """
-
-
-class ProfilingOrt(OnnxRuntimeEngine, NodeClock):
+class ProfilingOrt(OnnxRuntimeEngine):
     """``ort`` with a profile for each session."""
 
     def __init__(self, options: EngineOptions, folder: Path) -> None:
@@ -80,6 +54,11 @@ class ProfilingOrt(OnnxRuntimeEngine, NodeClock):
         return made
 
     def stage_runs(self, stage: str) -> Runs:
+        """All runs of a stage so far; ends the profiling of that stage.
+
+        Raises:
+            EngineError: the profile cannot be read.
+        """
         path = Path(self.sessions.pop(stage).end_profiling())
         try:
             return read_ort_profile(path.read_text(encoding="utf-8"))
@@ -94,22 +73,19 @@ def read_ort_profile(text: str) -> Runs:
     """
     events: list[dict[str, Any]] = json.loads(text)
     spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run"]
+    kernels = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
     runs: Runs = [[] for _ in spans]
-    for event in events:
-        if event["cat"] != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        for (begin, end), run in zip(spans, runs, strict=True):
-            if begin <= event["ts"] <= end:
-                arguments = event["args"]
-                name = event["name"].removesuffix("_kernel_time")
-                run.append(
-                    NodeTime(name, arguments["op_name"], arguments.get("provider", ""), event["dur"] / 1e6)
-                )
-                break
+    for event in kernels:
+        run = next(
+            (run for (begin, end), run in zip(spans, runs, strict=True) if begin <= event["ts"] <= end), None
+        )
+        if run is not None:
+            name, how = event["name"].removesuffix("_kernel_time"), event["args"]
+            run.append(NodeTime(name, how["op_name"], how.get("provider", ""), event["dur"] / 1e6))
     return runs
 
 
-class ProfilingOpenVino(OpenVinoEngine, NodeClock):
+class ProfilingOpenVino(OpenVinoEngine):
     """``openvino`` with counters; what it compiles stays out of the user's cache."""
 
     def __init__(self, options: EngineOptions, folder: Path) -> None:
@@ -129,6 +105,7 @@ class ProfilingOpenVino(OpenVinoEngine, NodeClock):
         return [_CountingRunner(runner, runs) for runner in runners]
 
     def stage_runs(self, stage: str) -> Runs:
+        """All runs of a stage so far."""
         return self.runs[stage]
 
 
@@ -152,10 +129,8 @@ class _CountingRunner(Runner):
         self.inner.close()
 
 
-class Profilers:
-    """The engines that can be profiled."""
-
-    makers: ClassVar[dict[str, Callable[[EngineOptions, Path], Engine]]] = {
-        "ort": ProfilingOrt,
-        "openvino": ProfilingOpenVino,
-    }
+PROFILERS: Mapping[str, type[ProfilingOrt] | type[ProfilingOpenVino]] = {
+    "ort": ProfilingOrt,
+    "openvino": ProfilingOpenVino,
+}
+"""The engines that can be profiled; each is made with its options and a folder for files."""

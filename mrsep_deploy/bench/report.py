@@ -1,4 +1,8 @@
-"""The tables and lines of a benchmark, from its plain values; the terminal, Markdown, CSV and pages all show these."""
+"""The tables and lines of a benchmark or a profile, from its plain values.
+
+The terminal, Markdown, CSV and pages all show these. A race has a row for each contender; a profile has one for each
+stage with its floor, then the operators of all stages together.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,6 @@ from rich.console import Console
 
 from mrsep_deploy.bench.floor import FAULTY, times_floor
 from mrsep_deploy.bench.noise import rough
-from mrsep_deploy.bench.profile_report import profile_part
 from mrsep_deploy.bench.results import TAILS, Result, tails_remark
 from mrsep_deploy.files.strict_json import dumped
 from mrsep_deploy.measuring.limits import WORST_STEM, worst_stem
@@ -22,6 +25,7 @@ from mrsep_deploy.terminal.tables import (
     NOTHING,
     Part,
     Table,
+    count,
     decibels,
     duration,
     file_size,
@@ -40,14 +44,15 @@ RATIO_NOTE = (
     "× baseline above 1 is faster than the baseline, below 1 slower. × floor: times the least that the arithmetic or "
     "the memory traffic could take here."
 )
-OF_A_ROW = (
-    "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "lanes", "batch",
-    "audio_seconds", "status", "mark", "reason", "median", "p25", "p75", "min", "max", "p95", "p99", "realtime",
-)  # fmt: skip
+STAGE_COLUMNS = ("stage", "ms", "share", "MACs", "bytes", "floor, ms", "× floor", "operators")
+OPERATOR_COLUMNS = ("operator", "ms", "share", "count")
+KINDS_SHOWN = 4
+OPERATORS_SHOWN = 14
 CSV_COLUMNS = (
-    *OF_A_ROW[:14], "rounds", *OF_A_ROW[14:], "baseline", "ratio", "ratio_low", "ratio_high", "floor", "times_floor",
-    "cold_start", "warm_start", "loaded_bytes", "peak_bytes", "device_bytes", "joules_cpu", "joules_gpu",
-    "worst_snr_db",
+    "model", "workload", "label", "engine", "mode", "precision", "device", "threads", "lanes", "batch",
+    "audio_seconds", "status", "mark", "reason", "rounds", "median", "p25", "p75", "min", "max", "p95", "p99",
+    "realtime", "baseline", "ratio", "ratio_low", "ratio_high", "floor", "times_floor", "cold_start", "warm_start",
+    "loaded_bytes", "peak_bytes", "device_bytes", "joules_cpu", "joules_gpu", "worst_snr_db",
 )  # fmt: skip
 
 
@@ -74,7 +79,7 @@ def to_json(result: Result) -> str:
 def to_csv(result: Result) -> str:
     """Returns a line for each row, numbers unrounded."""
     text, found = io.StringIO(), result.plain()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for race in found["races"]:
         writer.writerows(_csv_row(row, race) for row in rows_of(found, race))
@@ -84,7 +89,8 @@ def to_csv(result: Result) -> str:
 def _parts(found: Plain) -> Iterator[Part]:
     for race in found["races"]:
         rows = rows_of(found, race)
-        remarks = [*_failures(rows), *race_remarks(race, rows), *_noise(found, race)]
+        failures = [_failure(row["label"], row) for row in rows if row["status"] != "ok"]
+        remarks = [*failures, *race_remarks(race, rows), *_noise(found, race)]
         yield Part(race_title(found, race), [race_table(rows, race)], remarks)
     yield from map(profile_part, found["profiles"])
 
@@ -112,8 +118,12 @@ def race_table(rows: Sequence[Plain], race: Plain) -> Table:
 
 
 def _cells(row: Plain, race: Plain) -> dict[str, str]:
-    snr, limit = _worst_stem(row)
-    made = {**dict.fromkeys(COLUMNS, NOTHING), "contender": row["label"], "SNR": snr, "limit": limit}
+    made = {**dict.fromkeys(COLUMNS, NOTHING), "contender": row["label"]}
+    worst = _worst_stem(row)
+    if worst is not None:
+        stem, snr, limit = worst
+        number = f"{decibels(snr)} dB, {stem}" if math.isfinite(snr) else "exact" if snr > 0 else "no number"
+        made.update({"SNR": number, "limit": f"{limit:.0f} dB"})
     if not row["seconds"]:
         return {**made, "seconds": row["status"]}
     joules = [meter["median"] for meter in row["energy"].values() if meter["median"] is not None]
@@ -126,7 +136,7 @@ def _cells(row: Plain, race: Plain) -> dict[str, str]:
         **{p: NOTHING if row[p] is None else duration(row[p]) for p in (f"p{percent}" for percent in TAILS)},
         "× realtime": optional(row["realtime"], "{:.2f}"),
         "× baseline": "1" if row["label"] == race["baseline"] else short_ratio(ratio) or NOTHING,
-        "× floor": optional(_times_floor(row), "{:.1f}"),
+        "× floor": optional(times_floor(row["median"], row["floor"]), "{:.1f}"),
         "first stems": duration(row["start_up"]["warm"]["total"]) if row["start_up"] else NOTHING,
         "memory": NOTHING if peak is None else file_size(peak),
         "energy": f"{sum(joules):.3g} J" if joules else NOTHING,
@@ -139,33 +149,22 @@ def short_ratio(found: Mapping[str, float] | None) -> str:
     return "" if found is None else f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def _times_floor(row: Plain) -> float | None:
-    return None if row["floor"] is None or row["median"] is None else times_floor(row["median"], row["floor"])
-
-
-def _snr(parity: Plain) -> dict[str, float]:
-    """Returns the SNR by stem: JSON has None for stems that are equal and for those that are no numbers."""
-    values = {stem: -math.inf if value is None else value for stem, value in parity["snr_db"].items()}
-    return {**values, **dict.fromkeys(parity["exact"], math.inf)}
-
-
-def _worst_stem(row: Plain) -> tuple[str, str]:
-    """Returns the cells of the worst stem that is judged: its SNR with its name, and its limit."""
+def _worst_stem(row: Plain) -> tuple[str, float, float] | None:
+    """Returns the worst stem that is judged: its name, SNR and limit."""
     parity = row["parity"]
-    worst = None if parity is None else worst_stem(_snr(parity), parity["limit_db"])
-    if worst is None:
-        return NOTHING, NOTHING
-    snr, limit = _snr(parity)[worst], f"{parity['limit_db'][worst]:.0f} dB"
-    if math.isinf(snr):
-        return decibels(snr) if snr > 0 else "no number", limit
-    return f"{decibels(snr)} dB, {worst}", limit
+    if parity is None:
+        return None
+    # JSON has None for stems that are equal and for those that are no numbers.
+    snr = {stem: -math.inf if value is None else value for stem, value in parity["snr_db"].items()}
+    snr.update(dict.fromkeys(parity["exact"], math.inf))
+    worst = worst_stem(snr, parity["limit_db"])
+    return None if worst is None else (worst, snr[worst], parity["limit_db"][worst])
 
 
-def _failures(rows: Sequence[Plain]) -> Iterator[str]:
-    for row in rows:
-        if row["status"] != "ok":
-            reason = f"{row['reason']}. {row['fix']}".rstrip(". ")
-            yield f"{row['label']} {row['status']}: {reason}."
+def _failure(what: str, found: Plain) -> str:
+    """Returns why a row or a profile is not ok, and what would change that."""
+    reason = f"{found['reason']}. {found['fix']}".rstrip(". ")
+    return f"{what} {found['status']}: {reason}."
 
 
 def race_remarks(race: Plain, rows: Sequence[Plain]) -> Iterator[str]:
@@ -178,13 +177,7 @@ def race_remarks(race: Plain, rows: Sequence[Plain]) -> Iterator[str]:
         tails = tails_remark(race["rounds"])
         if tails:
             yield f"No percentile that the rounds cannot carry: {tails}."
-    faulty = [
-        row["label"]
-        for row in rows
-        if row["floor"] and row["floor"]["floor"] and row["median"] and _times_floor(row) is None
-    ]
-    if faulty:
-        yield f"Not shown, × floor of {', '.join(faulty)}: {FAULTY}."
+    yield from _faulty({row["label"]: (row["median"], row["floor"]) for row in rows})
     reference = next((row["parity"]["reference"] for row in rows if row["parity"] is not None), "")
     if reference and race["no_exact_reference"]:
         why = race["no_exact_reference"]
@@ -193,6 +186,17 @@ def race_remarks(race: Plain, rows: Sequence[Plain]) -> Iterator[str]:
     missing = {f"{meter['source']}: {meter['reason']}" for meter in meters if meter["reason"]}
     if missing:
         yield f"Energy not available ({'; '.join(sorted(missing))})."
+
+
+def _faulty(runs: Mapping[str, tuple[float | None, Plain | None]]) -> Iterator[str]:
+    """Says which runs, each with its seconds and floor, took less than their floor."""
+    faulty = [
+        name
+        for name, (seconds, floor) in runs.items()
+        if seconds and floor and floor["floor"] and times_floor(seconds, floor) is None
+    ]
+    if faulty:
+        yield f"Not shown, × floor of {', '.join(faulty)}: {FAULTY}."
 
 
 def _noise(found: Plain, race: Plain) -> Iterator[str]:
@@ -221,17 +225,60 @@ def general_remarks(found: Plain) -> Iterator[str]:
 
 
 def _csv_row(row: Plain, race: Plain) -> dict[str, object]:
-    ratio = row["ratios"].get(race["baseline"])
-    parity = row["parity"]
-    worst = None if parity is None else worst_stem(_snr(parity), parity["limit_db"])
-    made: dict[str, object] = {name: row[name] for name in OF_A_ROW}
-    made.update(mode=row["mode"] if row["engine"] else "", rounds=len(row["seconds"]), **row["memory"])
-    made.update(baseline=race["baseline"], worst_snr_db=None if worst is None else _snr(parity)[worst])
-    if ratio is not None:
-        made.update(ratio=ratio["median"], ratio_low=ratio["low"], ratio_high=ratio["high"])
-    if row["floor"] is not None:
-        made.update(floor=row["floor"]["floor"], times_floor=row["floor"]["times"])
-    if row["start_up"]:
-        made.update({f"{name}_start": seconds["total"] for name, seconds in row["start_up"].items()})
-    made.update({f"joules_{name}": meter["median"] for name, meter in row["energy"].items()})
-    return made
+    """The columns of a row, among other fields of it."""
+    ratio, floor, worst = row["ratios"].get(race["baseline"]) or {}, row["floor"] or {}, _worst_stem(row)
+    return {
+        **row,
+        **row["memory"],
+        **{f"{name}_start": seconds["total"] for name, seconds in row["start_up"].items()},
+        **{f"joules_{name}": meter["median"] for name, meter in row["energy"].items()},
+        "mode": row["mode"] if row["engine"] else "",
+        "rounds": len(row["seconds"]),
+        "baseline": race["baseline"],
+        "ratio": ratio.get("median"),
+        "ratio_low": ratio.get("low"),
+        "ratio_high": ratio.get("high"),
+        "floor": floor.get("floor"),
+        "times_floor": floor.get("times"),
+        "worst_snr_db": None if worst is None else worst[1],
+    }
+
+
+def profile_part(found: Plain) -> Part:
+    """Returns what was profiled with both tables, or why it could not be."""
+    what = f"{found['model']} on {found['label']}"
+    if found["status"] != "ok":
+        return Part(_failure(what, found))
+    title = (
+        f"{what}: {1e3 * found['seconds']:.1f} ms a batch of {found['batch']}, median of {found['runs']}, with "
+        f"profiling on; no stage ran in {found['outside_stages']:.1%} of it"
+    )
+    operators = [
+        (each["kind"], _milliseconds(each["seconds"]), f"{each['share']:.1%}", str(each["count"]))
+        for each in found["operators"][:OPERATORS_SHOWN]
+    ]
+    words = (0, len(STAGE_COLUMNS) - 1)
+    stages = Table("Stages", STAGE_COLUMNS, [_stage_row(stage) for stage in found["stages"]], words)
+    return Part(
+        title,
+        [stages, Table("Operators, all stages together", OPERATOR_COLUMNS, operators)],
+        [*_faulty({stage["name"]: (stage["seconds"], stage["floor"]) for stage in found["stages"]})],
+    )
+
+
+def _stage_row(stage: Plain) -> tuple[str, ...]:
+    kinds = ", ".join(f"{each['kind']} {each['share']:.0%}" for each in stage["operators"][:KINDS_SHOWN])
+    return (
+        stage["name"],
+        _milliseconds(stage["seconds"]),
+        f"{stage['share']:.1%}",
+        count(stage["macs"]) if stage["macs"] else NOTHING,
+        file_size(stage["bytes"]),
+        _milliseconds(stage["floor"]["floor"]),
+        optional(times_floor(stage["seconds"], stage["floor"]), "{:.1f}"),
+        kinds or "on the host",
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:.1f}"

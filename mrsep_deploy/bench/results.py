@@ -50,6 +50,7 @@ from typing import Any, Literal
 from mrsep_deploy.bench.contenders import Contender
 from mrsep_deploy.bench.noise import Noise
 from mrsep_deploy.bench.parity import Parity
+from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError, named_line
 from mrsep_deploy.files.strict_json import plain
 from mrsep_deploy.measuring.statistics import ratio_interval, rounds_for, spread, tail
 
@@ -60,14 +61,18 @@ TAILS = (95, 99)
 Status = Literal["ok", "failed", "unavailable", "skipped"]
 
 
+def outcome(error: Exception) -> tuple[Status, str, str]:
+    """Returns how a contender ended that raised an error: its status, the reason, and what would change that."""
+    status: Status = "unavailable" if isinstance(error, (EngineUnavailableError, UsageError)) else "failed"
+    if isinstance(error, MrsepError):
+        return status, error.message, error.fix
+    return status, named_line(error), ""
+
+
 @dataclass
 class Row:
     """One contender on one workload; it is filled in as the benchmark goes. The module says what is what."""
 
-    model: str
-    workload: str
-    audio_seconds: float
-    batch: int
     contender: Contender
     status: Status = "skipped"
     reason: str = "it was not reached"
@@ -89,11 +94,6 @@ class Row:
     @property
     def median(self) -> float | None:
         return spread(self.seconds)["median"] if self.seconds else None
-
-    @property
-    def realtime(self) -> float | None:
-        """Seconds of audio per second."""
-        return self.audio_seconds / self.median if self.median else None
 
     def end(self, status: Status, reason: str = "", fix: str = "") -> None:
         """Say how it went; a row that broke has no times."""
@@ -121,6 +121,7 @@ class Race:
     model: str
     workload: str
     audio_seconds: float
+    batch: int
     rows: list[Row]
     baseline: str = ""
     rounds: int = 0
@@ -131,9 +132,11 @@ class Race:
         """Let the first row that is ok be the baseline."""
         self.baseline = next((row.label for row in self.rows if row.status == "ok"), "")
 
-    def row(self, label: str) -> Row | None:
-        """The row of a contender."""
-        return next((row for row in self.rows if row.label == label), None)
+    def plain(self) -> dict[str, object]:
+        """Returns what belongs to the race itself as JSON has it."""
+        names = ("model", "workload", "audio_seconds", "baseline", "rounds", "no_exact_reference")
+        noise = None if self.noise is None else self.noise.plain()
+        return {**{name: getattr(self, name) for name in names}, "noise": noise}
 
 
 @dataclass
@@ -155,43 +158,37 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """Returns everything as JSON has it, numbers unrounded."""
+        races = [race.plain() for race in self.races]
+        rows = [_plain_row(row, race) for race in self.races for row in race.rows]
+        names = ("machine", "command", "settings", "interrupted", "ceilings", "models")
+        own = {name: getattr(self, name) for name in names}
         found: dict[str, Any] = plain(
             {
                 "format": FORMAT,
                 "version": VERSION,
-                "machine": self.machine,
-                "command": self.command,
-                "settings": self.settings,
-                "interrupted": self.interrupted,
-                "ceilings": self.ceilings,
-                "models": self.models,
-                "races": [_plain_race(race) for race in self.races],
-                "rows": [_plain_row(row, race) for race in self.races for row in race.rows],
+                **own,
+                "races": races,
+                "rows": rows,
                 "profiles": self.profiles,
             }
         )
         return found
 
 
-OF_A_RACE = ("model", "workload", "audio_seconds", "baseline", "rounds", "no_exact_reference")
 OF_A_CONTENDER = ("label", "opener", "engine", "mode", "precision", "device", "threads", "lanes")
-OF_A_ROW = (
-    "batch", "audio_seconds", "status", "mark", "reason", "fix", "seconds", "realtime", "floor", "start_up", "memory",
-    "timeline",
-)  # fmt: skip
-
-
-def _plain_race(race: Race) -> dict[str, object]:
-    noise = None if race.noise is None else race.noise.plain()
-    return {**{name: getattr(race, name) for name in OF_A_RACE}, "noise": noise}
+OF_A_ROW = ("status", "mark", "reason", "fix", "seconds", "floor", "start_up", "memory", "timeline")
 
 
 def _plain_row(row: Row, race: Race) -> dict[str, object]:
+    median = row.median
     return {
-        "model": row.model,
-        "workload": row.workload,
+        "model": race.model,
+        "workload": race.workload,
         **{name: getattr(row.contender, name) for name in OF_A_CONTENDER},
+        "batch": race.batch,
+        "audio_seconds": race.audio_seconds,
         **{name: getattr(row, name) for name in OF_A_ROW},
+        "realtime": race.audio_seconds / median if median else None,
         **(spread(row.seconds) if row.seconds else dict.fromkeys(("median", "p25", "p75", "min", "max"))),
         **{f"p{percent}": tail(row.seconds, percent) for percent in TAILS},
         "tails": tails_remark(len(row.seconds)),
@@ -215,9 +212,4 @@ def tails_remark(rounds: int) -> str:
 
 def _energy(row: Row, name: str) -> dict[str, object]:
     joules = row.joules.get(name, [])
-    return {
-        "source": row.meters[name]["source"],
-        "joules": joules,
-        "median": spread(joules)["median"] if joules else None,
-        "reason": row.meters[name]["reason"],
-    }
+    return {**row.meters[name], "joules": joules, "median": spread(joules)["median"] if joules else None}

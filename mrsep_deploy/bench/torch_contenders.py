@@ -7,17 +7,19 @@ transform reads a result back, which a capture forbids.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.bench.contenders import Contender, Float32, Opened
+from mrsep_deploy.bench.contenders import Contender, Float32, Opened, class_in_demucs
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.errors import EngineUnavailableError
-from mrsep_deploy.separation.segments import SongStatistics, stride_of
-from mrsep_deploy.separation.stream import Cutting, Song, SongStream
+from mrsep_deploy.errors import CheckpointError, EngineUnavailableError, UsageError
+from mrsep_deploy.export.families import known_classes
+from mrsep_deploy.separation.segments import SONG_EPS, SongStatistics, stride_of
+from mrsep_deploy.separation.stream import Cutting, Song, SongStream, stems_of
 
 INSTALL = 'pip install "mrsep-deploy[export]"'
 GPU = "cuda"
@@ -29,19 +31,14 @@ class _Direct:
     capacity = 1
 
     def __init__(self, segments: Callable[[Float32], NDArray[Any]]) -> None:
-        self.segments = segments
+        self.result = segments
 
     def submit(self, mix: Float32) -> Float32:
         return mix
 
-    def result(self, ticket: Float32) -> NDArray[Any]:
-        return self.segments(ticket)
-
 
 class TorchEager(Opened):
-    """The module as it is, on the CPU."""
-
-    device: ClassVar[str] = "cpu"
+    """The module as it is; on a GPU, products and convolutions in full float32."""
 
     @classmethod
     def imports(cls, contender: Contender) -> None:
@@ -49,7 +46,7 @@ class TorchEager(Opened):
             import torch
         except (ImportError, OSError) as error:
             raise EngineUnavailableError(f"torch cannot be imported ({error})", INSTALL) from error
-        if cls.device == GPU and not torch.cuda.is_available():
+        if contender.device == GPU and not torch.cuda.is_available():
             raise EngineUnavailableError(f"torch {torch.__version__} finds no GPU that it can use")
         from mrsep_deploy.export import load  # noqa: F401  what loading needs
 
@@ -57,42 +54,39 @@ class TorchEager(Opened):
         import torch
 
         from mrsep_deploy.bench.ceilings_cuda import set_tf32
-        from mrsep_deploy.export.load import reload
 
         torch.set_num_threads(contender.threads)
         set_tf32(False, False)
         self.contender = contender
-        self.manifest = Bundle.open(contender.bundle).manifest
-        staged = reload(self.manifest.provenance, contender.checkpoint_path).staged("whole")
-        model = staged.to(self.device)
-        self.call: Callable[[Any], Any] | None = self._call(model)
+        self.manifest = Bundle.open(contender.bundle).manifest.at_batch(contender.batch)
+        self.call = self._call(self._model())
 
-    def _call(self, model: Any) -> Callable[[Any], Any]:
-        call: Callable[[Any], Any] = model
-        return call
+    def _model(self) -> Any:
+        """The module, loaded."""
+        from mrsep_deploy.export.load import reload
+
+        loaded = reload(self.manifest.provenance, self.contender.checkpoint_path)
+        return loaded.staged("whole").to(self.contender.device)
+
+    def _call(self, model: Any) -> Any:
+        """What turns a mix on the device into stems there."""
+        return model
 
     def segments(self, mix: Float32) -> NDArray[Any]:
         import torch
 
-        assert self.call is not None
         with torch.inference_mode():
-            stems: NDArray[Any] = self.call(torch.from_numpy(mix).to(self.device)).cpu().numpy()
+            stems: NDArray[Any] = self.call(torch.from_numpy(mix).to(self.contender.device)).cpu().numpy()
         return stems
 
     def song(self, mix: Float32) -> NDArray[Any]:
         """As :meth:`mrsep_deploy.separation.separator.Separator.separate` has it, around the whole module."""
-        manifest = self.manifest
-        model, application = manifest.model, manifest.application
+        model, application = self.manifest.model, self.manifest.application
         stride = stride_of(model.segment_samples, self.contender.overlap)
         cutting = Cutting(model.segment_samples, stride, application=application)
-        stream = SongStream(_Direct(self.segments), model, manifest.batch, cutting)
-        pieces = []
-        for separated in stream.run([Song(SongStatistics.measure([mix]), [mix])]):
-            if separated.error is not None:
-                raise separated.error
-            if separated.stems is not None:
-                pieces.append(separated.stems)
-        return np.concatenate(pieces, axis=-1)
+        stream = SongStream(_Direct(self.segments), model, self.manifest.batch, cutting)
+        song = Song(SongStatistics.measure([mix]), [mix])
+        return np.concatenate(list(stems_of(stream.run([song]))), axis=-1)
 
     def close(self) -> None:
         self.call = None
@@ -101,69 +95,42 @@ class TorchEager(Opened):
 class TorchCompiled(TorchEager):
     """Through ``torch.compile``; its first call compiles."""
 
-    def _call(self, model: Any) -> Callable[[Any], Any]:
+    def _call(self, model: Any) -> Any:
         import torch
 
-        compiled: Callable[[Any], Any] = torch.compile(model)
-        return compiled
+        return torch.compile(model)
 
 
-class TorchCuda(TorchEager):
-    """On the GPU, products and convolutions in full float32."""
-
-    device: ClassVar[str] = GPU
-
-
-class TorchCudaCompiled(TorchCompiled):
-    """Through ``torch.compile`` on the GPU."""
-
-    device: ClassVar[str] = GPU
-
-
-class TorchCudaGraph(TorchCuda):
+class TorchCudaGraph(TorchEager):
     """Every part of the network captured into a CUDA graph, at its first call."""
 
-    def _call(self, model: Any) -> Callable[[Any], Any]:
-        made: list[GraphedModel] = []
+    graphed: GraphedModel | None = None
 
-        def call(mix: Any) -> Any:
-            if not made:
-                made.append(GraphedModel(model, self._whole(mix)))
-            whole = self._whole(mix)
-            return made[0](whole)[: len(mix)]
-
-        return call
-
-    def _whole(self, mix: Any) -> Any:
-        """A song's last batch may be short; a graph has one size."""
-        missing = self.manifest.batch - len(mix)
-        if not missing:
-            return mix
+    def _call(self, model: Any) -> Any:
         import torch
 
-        return torch.cat([mix, mix.new_zeros((missing, *mix.shape[1:]))])
+        def call(mix: Any) -> Any:
+            whole, missing = mix, self.manifest.batch - len(mix)
+            if missing:  # a song's last batch may be short; a graph has one size
+                whole = torch.cat([mix, mix.new_zeros((missing, *mix.shape[1:]))])
+            self.graphed = self.graphed or GraphedModel(model, whole)
+            return self.graphed(whole)[: len(mix)]
+
+        return call
 
 
 class TorchDouble(TorchEager):
     """The module in float64, the yardstick of all; :meth:`single` is PyTorch's own float32."""
 
-    def _call(self, model: Any) -> Callable[[Any], Any]:
+    def _call(self, model: Any) -> Any:
         import copy
 
         self.single_model = model
-        double: Callable[[Any], Any] = copy.deepcopy(model).double()
-        return double
-
-    def segments(self, mix: Float32) -> NDArray[Any]:
-        import torch
-
-        assert self.call is not None
-        with torch.inference_mode():
-            stems: NDArray[Any] = self.call(torch.from_numpy(mix).double()).numpy()
-        return stems
+        double = copy.deepcopy(model).double()
+        return lambda mix: double(mix.double())
 
     def single(self, mix: Float32) -> NDArray[Any]:
-        """The same in float32."""
+        """The stems in float32."""
         import torch
 
         with torch.inference_mode():
@@ -171,13 +138,62 @@ class TorchDouble(TorchEager):
         return stems
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Products and convolutions on the GPU without TF32."""
-    from mrsep_deploy.bench.ceilings_cuda import tf32
+class DemucsContender(TorchEager):
+    """The PyPI package demucs: its own class with a bundle's weights, its own ``apply_model`` for songs.
 
-    with tf32(False):
-        yield
+    The weights come through this project's reader, not through demucs', which runs what is in a checkpoint.
+    """
+
+    @classmethod
+    def imports(cls, contender: Contender) -> None:
+        try:
+            import demucs.apply  # noqa: F401
+        except (ImportError, OSError) as error:
+            raise EngineUnavailableError(
+                f"demucs cannot be imported ({error})", "pip install demucs"
+            ) from error
+        super().imports(contender)
+
+    def _model(self) -> Any:
+        from mrsep_deploy.export.load import reload
+
+        qualified = class_in_demucs(self.manifest.model.family)
+        if qualified is None:
+            raise UsageError(f"the package demucs has no {self.manifest.model.family}", "Leave demucs out.")
+        module, _, name = qualified.rpartition(".")
+        arguments, named = self._arguments()
+        model = getattr(importlib.import_module(module), name)(*arguments, **named)
+        loaded = reload(self.manifest.provenance, self.contender.checkpoint_path)
+        model.load_state_dict(loaded.model.state_dict())
+        return model.eval()
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The constructor's arguments, as the checkpoint or the untrained model has them."""
+        origin = self.manifest.provenance
+        untrained, recorded = origin.get("untrained"), origin.get("checkpoint")
+        with contextlib.suppress(KeyError, TypeError):  # a manifest may come from anyone
+            if isinstance(untrained, Mapping):
+                return (), dict(untrained["kwargs"])
+            if isinstance(recorded, Mapping):
+                from mrsep_deploy.export.checkpoint.read import read_checkpoint
+
+                found = read_checkpoint(self.contender.checkpoint or recorded["path"], known_classes())
+                return found.args, found.kwargs
+        raise CheckpointError("the bundle does not say how its model was made")
+
+    def song(self, mix: Float32) -> NDArray[Any]:
+        """Without random shifts, normalised as ``demucs.api.Separator`` does."""
+        import torch
+        from demucs.apply import apply_model
+
+        with torch.inference_mode():
+            wav = torch.from_numpy(mix)
+            mono = wav.mean(0)
+            mean, deviation = mono.mean(), mono.std() + SONG_EPS
+            normalised = ((wav - mean) / deviation)[None]
+            stems = apply_model(self.call, normalised, shifts=0, split=True, overlap=self.contender.overlap)
+            separated: NDArray[Any] = (stems[0] * deviation + mean).numpy().astype(np.float32, copy=False)
+        return separated
 
 
 class GraphedModel:
@@ -191,9 +207,11 @@ class GraphedModel:
     def __init__(self, model: Any, mix: Any) -> None:
         import torch
 
+        from mrsep_deploy.bench.ceilings_cuda import tf32
+
         self.stages: list[tuple[Any, Callable[..., tuple[Any, ...]]]] = []
         tensors = {"mix": mix}
-        with torch.inference_mode(), full_precision():
+        with torch.inference_mode(), tf32(False):
             for source in model.stages:
                 stage, call = source.stage, source.module
                 inputs = [tensors[name] for name in stage.inputs]

@@ -1,6 +1,6 @@
 """The measuring process of one contender: loads it, runs it on order, and reports seconds, memory and energy.
 
-python -m mrsep_deploy.bench.worker CONTENDER.json
+python -m mrsep_deploy.bench.worker
 
 Orders come on stdin and answers go to stdout, a line of JSON each. Whatever libraries print goes to stderr.
 Peak memory and start-up belong to one contender because a process does.
@@ -12,18 +12,22 @@ import time
 
 STARTED, BEGAN = time.time(), time.perf_counter()
 
+import contextlib  # noqa: E402
+import importlib  # noqa: E402
 import itertools  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable, Mapping  # noqa: E402
+from collections.abc import Mapping  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import IO, TYPE_CHECKING, Any  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from mrsep_deploy.bench.contenders import Contender, Opened
+    from mrsep_deploy.bench.contenders import Opened
+
+Answer = Mapping[str, Any]
 
 TRACED = 4
 """Batches in a timeline."""
@@ -31,96 +35,78 @@ SETTLE_SECONDS = 0.01
 """Before each turn: threads of whoever had the turn before spin for some milliseconds after their last work."""
 
 
-def main(job: Path) -> None:
+def main() -> None:
     """Serve until stdin ends."""
     # Ctrl-C reaches every process of the terminal; the one that gives the orders decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with _own_stdout() as answers:
-        worker = Worker(json.loads(job.read_text(encoding="utf-8")))
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # what anybody else prints on stdout goes to stderr from now on
+        worker = Worker()
         for line in sys.stdin:
             order = json.loads(line)
-            answers.write(json.dumps(worker.answer(order)) + "\n")
+            answers.write(json.dumps(worker.answer(**order)) + "\n")
             answers.flush()
             if order["do"] == "close":
                 return
 
 
-def _own_stdout() -> IO[str]:
-    """Stdout for answers only; what anybody else prints there goes to stderr from now on."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
-
-
 class Worker:
-    """Carries out orders; ``spec`` is a :class:`Contender` as plain values."""
+    """Carries out orders: each is the name of a method, with its arguments."""
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        self.spec = spec
-        self.opened: Opened | None = None
-        self.stems: Any = None
+    opened: Opened
+    stems: Any
 
-    def answer(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        """What came of an order, or ``error`` with ``fix`` and ``kind``."""
-        from mrsep_deploy.errors import EngineUnavailableError, UsageError, named_line
+    def __init__(self) -> None:
+        self._closing = contextlib.ExitStack()
 
-        orders: Mapping[str, Callable[..., dict[str, Any]]] = {
-            "open": self.open,
-            "run": self.run,
-            "stems": self.write,
-            "reference": self.reference,
-            "memory": self.memory,
-            "timeline": self.timeline,
-            "close": self.close,
-        }
-        given = {name: value for name, value in order.items() if name not in ("do", "number")}
+    def answer(self, do: str, number: int, **given: Any) -> Answer:
+        """What came of an order, or ``error`` with ``fix`` and ``status``."""
         try:
-            answer = orders[order["do"]](**given)
+            answer = getattr(self, do)(**given)
         except Exception as error:  # whatever a contender raises is its own row's business
-            text = getattr(error, "message", "") or named_line(error)
-            kind = "unavailable" if isinstance(error, (EngineUnavailableError, UsageError)) else "failed"
-            answer = {"error": text, "fix": getattr(error, "fix", ""), "kind": kind}
-        return {**answer, "number": order["number"], "cpu_seconds": time.process_time()}
+            from mrsep_deploy.bench.results import outcome
+
+            status, reason, fix = outcome(error)
+            answer = {"error": reason, "fix": fix, "status": status}
+        used = {"cpu_seconds": time.process_time(), "peak_bytes": peak_memory()}
+        return {**answer, **used, "number": number}
 
     # --- orders
 
-    def open(self, mix: str, born: float) -> dict[str, Any]:
+    def open(self, contender: Mapping[str, Any], mix: str, born: float) -> Answer:
         """Import, load, and run the first segments, each timed; ``born`` is when the process was asked for."""
-        from mrsep_deploy.bench.contenders import Contender, opened_class
+        from mrsep_deploy.bench.contenders import Contender
         from mrsep_deploy.bench.energy import cpu_meter, gpu_memory_used, gpu_meter
 
-        contender: Contender = Contender(**self.spec)
-        gpu = contender.device == "cuda"
+        given = Contender(**contender)
+        gpu = given.device == "cuda"
         used = gpu_memory_used() if gpu else None
         marks = [BEGAN]
-        kind = opened_class(contender.opener)
-        kind.imports(contender)
+        module, name = given.opener.split(":")
+        kind: type[Opened] = getattr(importlib.import_module(module), name)
+        kind.imports(given)
         marks.append(time.perf_counter())
-        self.opened = kind(contender)
+        self.opened = self._closing.enter_context(contextlib.closing(kind(given)))
         marks.append(time.perf_counter())
         loaded = peak_memory()
         self.stems = self.opened.segments(_input(mix, 0))
         marks.append(time.perf_counter())
         self.meters = {"cpu": cpu_meter(), **({"gpu": gpu_meter()} if gpu else {})}
         after = gpu_memory_used() if gpu else None
-        imported, load, first = (later - before for before, later in itertools.pairwise(marks))
+        steps = zip(("import", "load", "first_segments"), itertools.pairwise(marks), strict=True)
         return {
             "start_up": {
                 "process": max(0.0, STARTED - born),
-                "import": imported,
-                "load": load,
-                "first_segments": first,
+                **{step: later - before for step, (before, later) in steps},
                 "total": time.time() - born,
             },
             "loaded_bytes": loaded,
             "device_bytes": None if used is None or after is None else max(0, after - used),
-            "traces": self.opened.traces,
             "meters": {name: {"source": m.source, "reason": m.reason} for name, m in self.meters.items()},
         }
 
-    def run(self, mix: str, item: int, song: bool) -> dict[str, Any]:
+    def run(self, mix: str, item: int, song: bool) -> Answer:
         """One turn: seconds from the mix in host memory to the stems in host memory, and joules."""
-        assert self.opened is not None
         samples = _input(mix, item)
         time.sleep(SETTLE_SECONDS)
         before = {name: meter.read() for name, meter in self.meters.items()}
@@ -130,44 +116,44 @@ class Worker:
         joules = {name: meter.since(before[name]) for name, meter in self.meters.items()}
         return {"seconds": seconds, "joules": joules}
 
-    def write(self, path: str) -> dict[str, Any]:
+    def write(self, path: str) -> Answer:
         """The stems of the last run, into a file of NumPy's."""
         import numpy as np
 
         np.save(path, self.stems)
         return {}
 
-    def reference(self, mix: str, path: str, single: str) -> dict[str, Any]:
-        """PyTorch's stems in float64 and in float32, into two files."""
-        import numpy as np
-
+    def write_single(self, mix: str, path: str) -> Answer:
+        """PyTorch's stems in float32, where the contender is the reference in float64."""
         from mrsep_deploy.bench.torch_contenders import TorchDouble
 
         assert isinstance(self.opened, TorchDouble)
-        np.save(path, self.stems)
-        np.save(single, self.opened.single(_input(mix, 0)))
-        return {}
+        self.stems = self.opened.single(_input(mix, 0))
+        return self.write(path)
 
-    def memory(self) -> dict[str, Any]:
-        """The most this process has held so far, loading included."""
-        return {"peak_bytes": peak_memory()}
-
-    def timeline(self, mix: str) -> dict[str, Any]:
-        """Who ran when; the contender cannot be used afterwards."""
+    def timeline(self, mix: str) -> Answer:
+        """Who ran when, if the contender knows; it cannot be used afterwards."""
         from mrsep_deploy.runtime.timeline import overhead
 
-        assert self.opened is not None
-        events, seconds = self.opened.timeline(_input(mix, 0), TRACED)
+        found = self.opened.timeline(_input(mix, 0), TRACED)
+        if found is None:
+            return {"timeline": None}
+        events, seconds = found
         start = min(event.start for event in events)
-        moved = [
-            {**asdict(event), "start": event.start - start, "end": event.end - start} for event in events
-        ]
-        return {"events": moved, "seconds": seconds, "outside_stages": overhead(events, seconds)}
+        shares: dict[str, float] = {}
+        for event in events:
+            shares[event.stage] = shares.get(event.stage, 0.0) + (event.end - event.start) / seconds
+        timeline = {
+            "events": [{**asdict(e), "start": e.start - start, "end": e.end - start} for e in events],
+            "seconds": seconds,
+            "outside_stages": overhead(events, seconds),
+            "shares": shares,
+        }
+        return {"timeline": timeline}
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> Answer:
         """Let the contender go."""
-        if self.opened is not None:
-            self.opened.close()
+        self._closing.close()
         return {}
 
 
@@ -197,4 +183,4 @@ def peak_memory() -> int | None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

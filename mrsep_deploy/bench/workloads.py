@@ -19,7 +19,6 @@ Float32 = NDArray[np.float32]
 SEGMENTS = "segments"
 ITEMS = 8
 """Batches that rounds go through in turn."""
-SYNTHETIC = "synthetic music"
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,9 @@ class Workload:
 def make_workloads(
     manifest: Manifest, audio: Path | None, lengths: Sequence[float], folder: Path
 ) -> list[Workload]:
-    """The segments, then songs by their length; written into a folder.
+    """The segments of a bundle, then songs by their length in seconds; written into a folder.
 
-    Args:
-        manifest: of the bundle whose segments they are.
-        audio: music; None for something made up that is like it.
-        lengths: of songs, in seconds. Where the music is shorter, it is repeated.
-        folder: where the files go.
+    They are of music, which is repeated where it is too short; without any, of something made up that is like it.
 
     Raises:
         AudioError: the music cannot be read, or there is none in it.
@@ -64,8 +59,12 @@ def make_workloads(
     for length in lengths:
         if length * model.sample_rate < 1:
             raise UsageError(f"a song of {length:g} s was asked for", "Give a length above 0.")
-    frames = max(model.segment_samples, *(round(x * model.sample_rate) for x in lengths or [0]))
-    music = _synthetic(manifest) if audio is None else _read(audio, manifest, frames)
+    if audio is not None:
+        music = _read(audio, manifest, max(lengths, default=0.0))
+    else:
+        from mrsep_deploy.export.probe import probe_signal
+
+        music = probe_signal(model.audio_channels, 2 * model.segment_samples, model.sample_rate)
     made = [_segments(manifest, music, folder / "segments.npy")]
     for length in sorted(lengths):
         song = _repeated(music, round(length * model.sample_rate))
@@ -75,10 +74,10 @@ def make_workloads(
     return made
 
 
-def _read(audio: Path, manifest: Manifest, frames: int) -> Float32:
-    """As much of it as is needed, from its start."""
+def _read(audio: Path, manifest: Manifest, seconds: float) -> Float32:
+    """As much of it as songs of so many seconds and segments need, from its start."""
     model = manifest.model
-    wanted = max(frames, (ITEMS + manifest.batch) * model.segment_samples)
+    wanted = max(round(seconds * model.sample_rate), (ITEMS + manifest.batch) * model.segment_samples)
     pieces: list[Float32] = []
     for block in AudioSource(audio, model.sample_rate, model.audio_channels).blocks():
         pieces.append(block)
@@ -88,14 +87,6 @@ def _read(audio: Path, manifest: Manifest, frames: int) -> Float32:
     if not sum(piece.shape[1] for piece in pieces):
         raise AudioError(f"{audio} holds no samples, expected music", "Give another file with --audio.")
     return np.concatenate(pieces, axis=1)
-
-
-def _synthetic(manifest: Manifest) -> Float32:
-    from mrsep_deploy.export.probe import probe_signal
-
-    model = manifest.model
-    music: Float32 = probe_signal(model.audio_channels, 2 * model.segment_samples, model.sample_rate)
-    return music
 
 
 def _segments(manifest: Manifest, music: Float32, path: Path) -> Workload:

@@ -65,7 +65,7 @@ class BenchOptions:
         "Segments side by side in whole songs, each on its share of the threads.", default="1", type=_COUNTS
     )
     batches: tuple[int, ...] = option(
-        "Segments at once, for checkpoints; a bundle has the batch it was exported with.",
+        "Segments in one run; with several, each model is measured with each.",
         "--batch",
         default="1",
         type=_COUNTS,
@@ -119,7 +119,7 @@ Examples:
   mrsep-deploy bench htdemucs
   mrsep-deploy bench htdemucs --engine ort,openvino --mode sequential,concurrent --length 20 --json bench.json
   mrsep-deploy bench ckpt.th --audio song.flac --rounds 100 --csv bench.csv --html bench.html
-  mrsep-deploy bench ckpt.th --batch 1,2,4 --length 20,180
+  mrsep-deploy bench htdemucs --batch 1,2,4 --length 20,180
   mrsep-deploy bench htdemucs --profile
 \b
 Exit codes: 0 done, 1 no row was measured with right stems, 2 wrong usage, 3 some rows failed.
@@ -200,14 +200,14 @@ def _measured(asked: BenchOptions) -> Result:
 def _profiled(engines: Names | None) -> Names:
     """Engines to profile: those that were named, or those that work here."""
     from mrsep_deploy.bench.plan import working_engines
-    from mrsep_deploy.bench.profiling import Profilers
+    from mrsep_deploy.bench.profiling import PROFILERS
     from mrsep_deploy.errors import UsageError
 
-    other = [name for name in engines or () if name not in Profilers.makers]
+    other = [name for name in engines or () if name not in PROFILERS]
     if other:
-        known = " and ".join(Profilers.makers)
+        known = " and ".join(PROFILERS)
         raise UsageError(
             f"engine {other[0]} cannot be profiled, only {known}",
-            f"Give --engine {','.join(Profilers.makers)}.",
+            f"Give --engine {','.join(PROFILERS)}.",
         )
-    return engines or tuple(name for name in working_engines() if name in Profilers.makers)
+    return engines or tuple(name for name in working_engines() if name in PROFILERS)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.errors import EvaluationError
-from mrsep_deploy.measuring.decibels import ratio_db
+from mrsep_deploy.measuring.deviation import ratio_db
 
 Float32 = NDArray[np.float32]
 

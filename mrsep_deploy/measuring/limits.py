@@ -40,11 +40,7 @@ class Limit:
     reason: str
 
     def for_stem(self, yardstick: float | None = None) -> float:
-        """The limit of one stem.
-
-        Args:
-            yardstick: SNR of PyTorch's own float32 in dB, where it was measured.
-        """
+        """The limit of one stem; ``yardstick`` is the SNR of PyTorch's own float32 in dB, where it was measured."""
         if yardstick is None:
             return self.decibels
         allowed = LOSS_FACTOR * 10 ** (-yardstick / 20)

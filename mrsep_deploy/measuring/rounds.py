@@ -83,24 +83,18 @@ def race(
     try:
         for turn in range(warm_up):
             for name in list(found.times):
-                if name in found.times:
-                    run(name, turn)
+                run(name, turn)
         began = time.perf_counter()
         for turn in range(rounds):
             if not found.times or (turn and seconds is not None and time.perf_counter() - began >= seconds):
                 break
             progress(turn, rounds)
-            _round(found, run, order, turn)
+            names = list(found.times)
+            order.shuffle(names)
+            # the times of a round count only once it is complete
+            for name, taken in [(name, run(name, turn)) for name in names]:
+                if taken is not None:
+                    found.times[name].append(taken)
     except KeyboardInterrupt:
         found.interrupted = True
     return found
-
-
-def _round(found: Race, run: Callable[[str, int], float | None], order: random.Random, turn: int) -> None:
-    """Runs one round; its times count only once it is complete."""
-    names = list(found.times)
-    order.shuffle(names)
-    taken = {name: run(name, turn) for name in names}
-    for name, seconds in taken.items():
-        if seconds is not None:
-            found.times[name].append(seconds)

@@ -20,27 +20,24 @@ DISTRIBUTIONS = (
 
 
 def machine_info(root: Path = ROOT) -> dict[str, object]:
-    """Returns the machine, the software and the moment.
+    """Returns the machine, the software with the commit of the clone at ``root``, and the moment.
 
     Call it before measuring: ``load_before`` shows whether the machine was quiet.
-
-    Args:
-        root: of the clone whose commit counts.
     """
     return {
         "cpu": cpu_model(),
         "cores": cpu_budget(),
-        "memory_gib": memory_gib(),
+        "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {"mrsep-deploy": mrsep_deploy.__version__, **versions()},
+        "versions": {"mrsep-deploy": mrsep_deploy.__version__, **_versions()},
         "commit": commit(root),
         "load_before": load_average(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def memory_gib() -> float | None:
+def _memory_gib() -> float | None:
     """Returns the memory of the machine, or None where the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
@@ -53,7 +50,7 @@ def load_average() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Returns the versions of the installed packages that decide how fast something is."""
     installed = {name: list(importlib.metadata.distributions(name=name)) for name in DISTRIBUTIONS}
     return {name: found[0].version for name, found in installed.items() if found}

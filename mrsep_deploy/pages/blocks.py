@@ -6,12 +6,14 @@ there is while its text keeps its size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from mrsep_deploy.terminal.tables import Table
 
+Plain = Mapping[str, Any]
+"""A result as JSON has it."""
 MarkKind = Literal["bar", "line", "dot", "round", "limit"]
 Tone = Literal["good", "bad", "plain"]
 
@@ -42,9 +44,8 @@ class Mark:
 class Strip:
     """A line of a plot: who, marks along an axis, the value in words.
 
-    Attributes:
-        described: all of it in words, for those who do not see it.
-        group: heading above it; said once for neighbours of the same group.
+    ``described`` says all of it in words, for those who do not see it. ``group`` is a heading above it, said once
+    for neighbours of the same group.
     """
 
     name: str
@@ -144,11 +145,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images over time and frequency, beside each other or, where there is no room, below; all have the same axes.
-
-    Attributes:
-        x_ticks, y_ticks: of time from the left and of frequency from the bottom, with their units.
-    """
+    """Images beside each other or, where there is no room, below; all have the same axes, time and frequency."""
 
     kind: ClassVar[str] = "pictures"
     title: str
@@ -194,9 +191,9 @@ class Page:
     Attributes:
         lead: what this is, in a line.
         warnings: what makes the figures doubtful.
-        facts: the environment, name and value.
+        machine: what ``mrsep_deploy.measuring.surroundings.machine_info`` told.
+        facts: what else belongs to the environment, name and value.
         command: what has to be typed to do it again; empty where it was no command.
-        steps: what else reproducing takes.
     """
 
     title: str
@@ -204,6 +201,6 @@ class Page:
     verdicts: Sequence[Verdict]
     warnings: Sequence[str]
     sections: Sequence[Section]
+    machine: Plain
     facts: Sequence[tuple[str, str]]
     command: str
-    steps: Sequence[str] = field(default=())

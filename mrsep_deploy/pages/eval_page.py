@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator
 
 from mrsep_deploy.evaluation.report import (
     TITLES,
@@ -14,12 +14,10 @@ from mrsep_deploy.evaluation.report import (
     track_table,
 )
 from mrsep_deploy.evaluation.summary import ALL
-from mrsep_deploy.pages.blocks import Block, Key, Mark, Page, Plot, Section, Strip, Verdict
-from mrsep_deploy.pages.environment import day, install_steps, machine_facts
+from mrsep_deploy.pages.blocks import Block, Key, Mark, Page, Plain, Plot, Section, Strip, Verdict
+from mrsep_deploy.pages.page import day
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.verification.multitrack import SUM
-
-Plain = Mapping[str, Any]
 
 VISIBLE = 0.01
 """dB; less than this is no difference in a figure that is reported with two digits."""
@@ -37,9 +35,9 @@ def eval_page(result: Plain) -> Page:
         verdicts=[_verdict(result, metric) for metric in result["metrics"]],
         warnings=[*_warnings(result)],
         sections=[*(_section(result, metric) for metric in result["metrics"]), _time(result)],
-        facts=[*machine_facts(result["machine"]), *_facts(result)],
+        machine=result["machine"],
+        facts=[*_facts(result)],
         command=result["command"],
-        steps=install_steps(result["machine"]),
     )
 
 
@@ -83,30 +81,20 @@ def _section(result: Plain, metric: str) -> Section:
 def _sources(result: Plain, metric: str) -> Plot:
     """Engines side by side for every source, with every track as a small dot."""
     summary, colours = result["summary"][metric], _colours(result)
-    sources = [*result["model"]["sources"], ALL]
-    every = [
-        value
-        for tracks in result["tracks"].values()
-        for track in tracks
-        for source in sources[:-1]
-        if (value := sdr(track, metric, source)) is not None
-    ]
-    scale = Scale.over(
-        [*every, *(v for values in summary.values() for v in values.values() if v is not None)]
-    )
+    known = {
+        (source, engine): [value for track in tracks if (value := sdr(track, metric, source)) is not None]
+        for source in result["model"]["sources"]
+        for engine, tracks in result["tracks"].items()
+    }
+    means = [value for values in summary.values() for value in values.values() if value is not None]
+    scale = Scale.over([*itertools.chain(*known.values()), *means])
     strips = []
-    for source in sources:
+    for source in (*result["model"]["sources"], ALL):
+        group = "mean of the sources" if source == ALL else source
         for engine, values in summary.items():
-            value = values[source]
-            tracks = (
-                [sdr(track, metric, source) for track in result["tracks"][engine]] if source != ALL else []
-            )
-            known = [each for each in tracks if each is not None]
-            marks = [Mark("round", scale.at(each)) for each in known] if len(known) > 1 else []
-            if value is not None:
-                low, high = sorted((scale.at(0.0), scale.at(value)))
-                marks = [Mark("bar", low, high, colours[engine]), *marks]
-            group = "mean of the sources" if source == ALL else source
+            value, tracks = values[source], known.get((source, engine), [])
+            marks = [] if value is None else [scale.bar(value, colours[engine])]
+            marks += [Mark("round", scale.at(each)) for each in tracks] if len(tracks) > 1 else []
             said = "no score" if value is None else f"{value:.2f} dB"
             strips.append(Strip(engine, marks, said, f"{group}, {engine}: {said}", group=group))
     keys = [Key("bar", engine, colour) for engine, colour in colours.items()]
@@ -122,11 +110,14 @@ def _colours(result: Plain) -> dict[str, int]:
 
 
 def _time(result: Plain) -> Section:
-    rates = {engine: _realtime(tracks) for engine, tracks in result["tracks"].items()}
+    rates = {}
+    for engine, tracks in result["tracks"].items():
+        elapsed = max(sum(track["elapsed_seconds"] for track in tracks), 1e-9)
+        rates[engine] = sum(track["seconds"] for track in tracks) / elapsed
     scale, colours = Scale.over(rates.values()), _colours(result)
     strips = [
         Strip(
-            engine, [Mark("bar", 0.0, scale.at(rate), colours[engine])], f"{rate:.2f} ×",
+            engine, [scale.bar(rate, colours[engine])], f"{rate:.2f} ×",
             f"{engine}: {rate:.2f} times real time",
         )
         for engine, rate in rates.items()
@@ -137,10 +128,6 @@ def _time(result: Plain) -> Section:
     )
     keys = [Key("bar", engine, colours[engine]) for engine in rates]
     return Section("Time", [Plot("Times real time", note, scale.ticks(), strips, keys)])
-
-
-def _realtime(tracks: Sequence[Plain]) -> float:
-    return float(sum(t["seconds"] for t in tracks) / max(sum(t["elapsed_seconds"] for t in tracks), 1e-9))
 
 
 def _facts(result: Plain) -> Iterator[tuple[str, str]]:

@@ -1,14 +1,16 @@
-"""Blocks to HTML, by a template."""
+"""Blocks to HTML, by a template, with what was measured on."""
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from mrsep_deploy.errors import OutputError
-from mrsep_deploy.pages.blocks import Page
+from mrsep_deploy.pages.blocks import Page, Plain
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,8 +35,10 @@ def render(page: Page) -> str:
         OutputError: jinja2 is not installed.
     """
     require_templates()
-    made = _template().render(page=page, style=_file("style.css")).rstrip() + "\n"
-    return made.encode("utf-8", "replace").decode("utf-8")
+    environment = [*_machine_facts(page.machine), *page.facts]
+    commit = (page.machine["commit"] or "").removesuffix("+")
+    made = _template().render(page=page, environment=environment, commit=commit, style=_file("style.css"))
+    return f"{made.rstrip()}\n".encode("utf-8", "replace").decode("utf-8")
 
 
 @cache
@@ -53,3 +57,36 @@ def _template() -> Template:
 
 def _file(name: str) -> str:
     return resources.files("mrsep_deploy.pages").joinpath(name).read_text(encoding="utf-8")
+
+
+def _machine_facts(machine: Plain) -> Iterator[tuple[str, str]]:
+    """Name and value, from what ``mrsep_deploy.measuring.surroundings.machine_info`` told."""
+    yield "processor", f"{machine['cpu']}, {machine['cores']} cores"
+    if machine["memory_gib"] is not None:
+        yield "memory", f"{machine['memory_gib']:g} GiB"
+    yield "system", str(machine["system"])
+    yield (
+        "software",
+        ", ".join(
+            [
+                f"Python {machine['python']}",
+                *(f"{name} {version}" for name, version in machine["versions"].items()),
+            ]
+        ),
+    )
+    if machine["commit"]:
+        changed = machine["commit"].endswith("+")
+        yield (
+            "commit",
+            machine["commit"].removesuffix("+")
+            + (", with changes that were not committed" if changed else ""),
+        )
+    if machine["load_before"] is not None:
+        yield "load before the start", f"{machine['load_before']:.2f} processes"
+    yield "date", day(machine["date"])
+
+
+def day(moment: str) -> str:
+    """``2026-11-22T23:54:34+00:00`` as ``22 November 2026, 23:54 UTC``."""
+    when = datetime.datetime.fromisoformat(moment).astimezone(datetime.timezone.utc)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"

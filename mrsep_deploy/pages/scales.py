@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mrsep_deploy.pages.blocks import Tick
+from mrsep_deploy.pages.blocks import Mark, Tick
 
 FEWEST_TICKS = 3
 
@@ -39,18 +39,19 @@ class Scale:
         share = (value - self.low) / (self.high - self.low) if math.isfinite(value) else float(value > 0)
         return round(100 * min(max(share, 0.0), 1.0), 3)
 
+    def bar(self, value: float, colour: int = 0) -> Mark:
+        """A bar from 0 to a value."""
+        start, end = sorted((self.at(0.0), self.at(value)))
+        return Mark("bar", start, end, colour)
+
     def ticks(self, words: Callable[[float], str] = lambda value: f"{value:g}") -> list[Tick]:
         """Ticks at 1, 2 or 5 times a power of ten: 3 to 7 of them.
 
         >>> [tick.text for tick in Scale(0.0, 4.1).ticks()]
         ['0', '1', '2', '3', '4']
         """
-        step = nice_step((self.high - self.low) / FEWEST_TICKS)
+        most = (self.high - self.low) / FEWEST_TICKS
+        power = 10.0 ** math.floor(math.log10(most))
+        step = max(power * factor for factor in (1, 2, 5) if factor * power <= most * (1 + 1e-9))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [Tick(self.at(n * step), words(round(n * step, 10))) for n in range(first, last + 1)]
-
-
-def nice_step(most: float) -> float:
-    """The greatest of 1, 2 and 5 times a power of ten that is not above ``most``."""
-    power = 10.0 ** math.floor(math.log10(most))
-    return max(power * factor for factor in (1, 2, 5) if factor * power <= most * (1 + 1e-9))

@@ -32,55 +32,43 @@ _STOPS = ((0, 0, 4), (60, 15, 110), (150, 40, 110), (225, 90, 60), (250, 175, 50
 def spectrogram_block(excerpt: Excerpt) -> Pictures:
     """Candidate, reference, and what is between them, which has a scale of its own."""
     seconds = len(excerpt.candidate) / excerpt.sample_rate
-    pairs = (("candidate", excerpt.candidate), ("reference", excerpt.reference))
-    powers = {name: power(samples, excerpt.sample_rate) for name, samples in pairs}
+    reference = power(excerpt.reference, excerpt.sample_rate)
     error = power(excerpt.candidate - excerpt.reference, excerpt.sample_rate)
-    top, bottom = peak_db(powers["reference"]), peak_db(error)
-    titles = {"candidate": excerpt.candidate_title, "reference": excerpt.reference_title}
+    top, bottom = peak_db(reference), peak_db(error)
+    said = "no difference at all" if not error.any() else f"its loudest point {top - bottom:.0f} dB lower"
     pictures = [
         Picture(
             title,
-            data_uri(shades(powers[name], top)),
+            data_uri(shades(found, top)),
             f"Spectrogram of {excerpt.source} by {title}: {seconds:.1f} s",
         )
-        for name, title in titles.items()
-    ]
-    said = "no difference at all" if not error.any() else f"its loudest point {top - bottom:.0f} dB lower"
-    pictures.append(
-        Picture(
-            f"The difference: {said}",
-            data_uri(shades(error, bottom)),
-            f"Spectrogram of the difference: {said}",
+        for title, found in (
+            (excerpt.candidate_title, power(excerpt.candidate, excerpt.sample_rate)),
+            (excerpt.reference_title, reference),
         )
-    )
+    ]
+    difference = data_uri(shades(error, bottom))
+    pictures.append(Picture(f"The difference: {said}", difference, f"Spectrogram of the difference: {said}"))
+    # Time in seconds or, where the excerpt is short, in milliseconds; frequency is logarithmic.
+    factor, unit = (1, "s") if seconds >= 1 else (1000, "ms")
+    octaves = np.log(excerpt.sample_rate / 2 / LOWEST_HZ)
+    frequencies = [
+        Tick(
+            round(100 * float(np.log(hertz / LOWEST_HZ) / octaves), 3),
+            f"{hertz} Hz" if hertz < 1000 else f"{hertz // 1000} kHz",
+        )
+        for hertz in TICKS_HZ
+        if LOWEST_HZ < hertz < excerpt.sample_rate / 2
+    ]
     return Pictures(
         f"Spectrograms: {excerpt.source} of {excerpt.track}",
         f"{excerpt.why} Frequency is logarithmic, {LOWEST_HZ:g} Hz to {excerpt.sample_rate / 2000:g} kHz. The loudest "
         f"point of an image has the lightest colour, and {RANGE_DB:g} dB below it is black. The difference has a scale "
         "of its own.",
         pictures,
-        time_ticks(seconds),
-        frequency_ticks(excerpt.sample_rate),
+        Scale(0.0, seconds * factor).ticks(lambda value: f"{value:g} {unit}"),
+        frequencies,
     )
-
-
-def time_ticks(seconds: float) -> list[Tick]:
-    """Ticks from 0 to the end of an excerpt, in seconds or, where it is short, in milliseconds."""
-    factor, unit = (1, "s") if seconds >= 1 else (1000, "ms")
-    return Scale(0.0, seconds * factor).ticks(lambda value: f"{value:g} {unit}")
-
-
-def frequency_ticks(sample_rate: int) -> list[Tick]:
-    """Ticks between the lowest frequency and half the sample rate, logarithmic."""
-    octaves = np.log(sample_rate / 2 / LOWEST_HZ)
-    known = [hertz for hertz in TICKS_HZ if LOWEST_HZ < hertz < sample_rate / 2]
-    return [
-        Tick(round(100 * float(np.log(hertz / LOWEST_HZ) / octaves), 3), _hertz(hertz)) for hertz in known
-    ]
-
-
-def _hertz(value: int) -> str:
-    return f"{value} Hz" if value < 1000 else f"{value // 1000} kHz"
 
 
 def power(samples: NDArray[np.float32], sample_rate: int) -> Power:
@@ -116,23 +104,18 @@ def shades(values: Power, top: float) -> Image:
     return found
 
 
-def palette() -> Image:
-    """256 colours ``[256, 3]`` between the stops."""
-    places = np.linspace(0, 255, len(_STOPS))
-    channels = [np.interp(np.arange(256), places, channel) for channel in zip(*_STOPS, strict=True)]
-    colours: Image = np.rint(np.stack(channels, axis=1)).astype(np.uint8)
-    return colours
-
-
 def data_uri(indices: Image) -> str:
     """An image ``[rows, columns]`` as a PNG with a palette (PNG specification, third edition), for ``src``."""
     rows, columns = indices.shape
+    places = np.linspace(0, 255, len(_STOPS))
+    channels = [np.interp(np.arange(256), places, channel) for channel in zip(*_STOPS, strict=True)]
+    palette = np.rint(np.stack(channels, axis=1)).astype(np.uint8)
     lines = b"".join(b"\0" + line.tobytes() for line in indices)
     data = b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
             _chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)),
-            _chunk(b"PLTE", palette().tobytes()),
+            _chunk(b"PLTE", palette.tobytes()),
             _chunk(b"IDAT", zlib.compress(lines, 9)),
             _chunk(b"IEND", b""),
         )

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from mrsep_deploy.evaluation.report import UNTRAINED
-from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plot, Section, Strip, Text, Verdict
-from mrsep_deploy.pages.environment import day, install_steps, machine_facts
+from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plain, Plot, Section, Strip, Text, Verdict
 from mrsep_deploy.pages.fusion import fusion_blocks
+from mrsep_deploy.pages.page import day
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.terminal.tables import decibels
 from mrsep_deploy.verification.report import limit_lines, snr, stage_table, stem_table, worst_output
-
-Plain = Mapping[str, Any]
 
 SHOWN = 12
 """Failures that are said at the top; the tables have all."""
 
 
 def verify_page(result: Plain, pictures: Pictures | None = None) -> Page:
-    """The page of one verification.
-
-    Args:
-        result: plain values, the first verification's where a bisection followed.
-        pictures: spectrograms of a stem.
-    """
+    """The page of one verification, the first one's where a bisection followed, and of spectrograms of a stem."""
     return Page(
         title=f"Verification: {result['model']} ({result['precision']})",
         lead=f"mrsep-deploy verify, {day(result['machine']['date'])}.",
         verdicts=[_verdict(result), *_after(result)],
         warnings=[*_warnings(result)],
         sections=[*_sections(result, pictures)],
-        facts=[*machine_facts(result["machine"]), *_facts(result)],
+        machine=result["machine"],
+        facts=[*_facts(result)],
         command=result["command"],
-        steps=install_steps(result["machine"]),
     )
 
 
@@ -66,21 +58,14 @@ def _verdict(result: Plain) -> Verdict:
     judged = [stem for stem in result["stems"] if stem["judged"]]
     finite = [stem for stem in judged if stem["snr_db"] is not None]
     details = [f"{len(judged)} of {len(result['stems'])} stems are loud enough to be judged."]
+    if not judged:
+        return Verdict(subject, "Passed; nothing was loud enough.", "good", details)
     if not finite:
-        said = (
-            "Passed: every stem is exactly that of the reference."
-            if judged
-            else "Passed; nothing was loud enough."
-        )
-        return Verdict(subject, said, "good", details)
+        return Verdict(subject, "Passed: every stem is exactly that of the reference.", "good", details)
     closest = min(finite, key=lambda stem: float(stem["snr_db"] - stem["limit_db"]))
-    said = (
-        f"Passed: the stem closest to its limit has {closest['snr_db']:.1f} dB SNR, "
-        f"{closest['snr_db'] - closest['limit_db']:.1f} dB above it."
-    )
-    details.insert(
-        0, f"That is {closest['source']} of {closest['track']}; its limit is {closest['limit_db']:.1f} dB."
-    )
+    ratio, limit = closest["snr_db"], closest["limit_db"]
+    said = f"Passed: the stem closest to its limit has {ratio:.1f} dB SNR, {ratio - limit:.1f} dB above it."
+    details.insert(0, f"That is {closest['source']} of {closest['track']}; its limit is {limit:.1f} dB.")
     changes = [stem["sdr_change_db"] for stem in judged if stem["sdr_change_db"] is not None]
     if changes:
         details.append(f"Against the true stems the SDR changes by {max(changes, key=abs):+.4f} dB at most.")
@@ -106,12 +91,6 @@ def _snr(figures: Plain) -> str:
     return f"{value:.1f} dB"
 
 
-def _place(scale: Scale, figures: Plain) -> float:
-    """The place of an SNR; what is exact stands at the right edge."""
-    value = snr(figures)
-    return 100.0 * (value > 0) if math.isinf(value) else scale.at(value)
-
-
 def _stems(result: Plain) -> Plot:
     stems = result["stems"]
     limits = [stem["limit_db"] for stem in stems if stem["judged"]]
@@ -128,7 +107,7 @@ def _stems(result: Plain) -> Plot:
             marks.append(Mark("limit", scale.at(stem["pytorch_float32_snr_db"]), colour=-1))
             said += f", PyTorch's own float32 {stem['pytorch_float32_snr_db']:.1f} dB"
         colour = -1 if not stem["judged"] else 0 if stem["passes"] else 6
-        marks.append(Mark("dot", _place(scale, stem), colour=colour))
+        marks.append(Mark("dot", scale.at(snr(stem)), colour=colour))
         note = "failed" if not stem["passes"] else "" if stem["judged"] else "quiet"
         strips.append(Strip(stem["source"], marks, _snr(stem), said, note, group=stem["track"]))
     keys = [Key("dot", "the engine", 0), Key("dot", "the engine, below its limit", 6)]
@@ -146,7 +125,7 @@ def _stages(result: Plain) -> Plot:
     scale = Scale.over([figures["snr_db"] for _, figures in worst.values() if figures["snr_db"] is not None])
     strips = [
         Strip(
-            stage, [Mark("dot", _place(scale, figures), colour=0)], _snr(figures),
+            stage, [Mark("dot", scale.at(snr(figures)), colour=0)], _snr(figures),
             f"{stage}: {_snr(figures)}, of the output {name}",
         )
         for stage, (name, figures) in worst.items()

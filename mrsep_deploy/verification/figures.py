@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.measuring.decibels import ratio_db
+from mrsep_deploy.measuring.deviation import ratio_db
 
 Samples = NDArray[Any]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.measuring.decibels import ratio_db
+from mrsep_deploy.measuring.deviation import ratio_db
 from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
 from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.terminal.tables import NOTHING, Table, decibels, optional, print_table

@@ -22,11 +22,9 @@ from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.benchmark import Settings, benchmark
 from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.plan import Entry
-from mrsep_deploy.bench.profile_report import profile_part
-from mrsep_deploy.bench.report import print_result, to_csv, to_json, to_markdown
+from mrsep_deploy.bench.report import print_result, profile_part, to_csv, to_json, to_markdown
 from mrsep_deploy.commands import main
-from mrsep_deploy.pages.bench_page import bench_page
-from mrsep_deploy.pages.bench_verdict import race_verdict
+from mrsep_deploy.pages.bench_page import bench_page, race_verdict
 from mrsep_deploy.pages.page import render
 from mrsep_deploy.precision.plan import PrecisionPlan, write_plan
 from mrsep_deploy.terminal.tables import print_parts

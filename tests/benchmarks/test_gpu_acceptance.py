@@ -29,7 +29,7 @@ from acceptance.report import Report, to_html, to_json, write_report
 from acceptance.rows import Journal, Ledger, Row, Unavailable
 from acceptance.timeline import timeline_svg
 
-from mrsep_deploy.bench.floor import floor_seconds, traffic_bytes
+from mrsep_deploy.bench.floor import floor_of, traffic_bytes
 from mrsep_deploy.measuring.statistics import ratio_interval, verdict
 
 STAGES = [
@@ -144,10 +144,11 @@ def test_the_floor_is_the_greater_of_arithmetic_and_memory() -> None:
         for stage in manifest.stages
         for name in (*stage.inputs, *stage.outputs)
     )
-    assert traffic_bytes(manifest) == moved + 4 * manifest.model.parameters
-    found = floor_seconds(manifest, flops=1e3, bandwidth=1e12)
+    moved += 4 * manifest.model.parameters
+    assert traffic_bytes(manifest) == moved
+    found = floor_of(2 * manifest.macs, moved, flops=1e3, bandwidth=1e12)
     assert found["arithmetic"] == found["floor"] == pytest.approx(2 * 2 * manifest.macs / 1e3)
-    assert floor_seconds(manifest, 1e30, 10.0)["floor"] == pytest.approx(traffic_bytes(manifest) / 10)
+    assert floor_of(2 * manifest.macs, moved, 1e30, 10.0)["floor"] == pytest.approx(moved / 10)
 
 
 # --- rows

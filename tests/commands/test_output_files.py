@@ -19,6 +19,7 @@ from mrsep_deploy.commands import output_files as kinds
 from mrsep_deploy.commands.main import main
 from mrsep_deploy.commands.output_files import check_output_files
 from mrsep_deploy.errors import DONE, FAILED, USAGE, OutputError, UsageError
+from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.pages.blocks import Page
 from mrsep_deploy.pages.page import render
 from mrsep_deploy.precision.plan import PrecisionPlan, write_plan
@@ -172,7 +173,7 @@ def test_what_an_earlier_report_is() -> None:
         "SUMMARY": json.dumps(Summary((), 0.0).as_json(), indent=2),
         "TIMELINE": timeline_svg([]),
         "PLAN": Path("plan.json").read_text(),
-        "PAGE": render(Page("A title", "", [], [], [], [], "")),
+        "PAGE": render(Page("A title", "", [], [], [], machine_info(), [], "")),
     }
     for name, text in made.items():
         matching = {kind for kind, mark in marks.items() if mark.match(text.encode())}

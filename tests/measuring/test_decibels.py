@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mrsep_deploy.measuring.decibels import level_db, ratio_db
-from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.measuring.deviation import Deviation, level_db, ratio_db
 from mrsep_deploy.measuring.limits import worst_stem
 
 

@@ -26,8 +26,8 @@ from goldens import Export
 
 from mrsep_deploy import errors
 from mrsep_deploy.commands import main
-from mrsep_deploy.pages import bench_verdict, scales, spectrograms
-from mrsep_deploy.pages.bench_page import bench_page
+from mrsep_deploy.pages import scales, spectrograms
+from mrsep_deploy.pages.bench_page import bench_page, race_verdict, warnings
 from mrsep_deploy.pages.page import render
 from mrsep_deploy.verification.worst import SECONDS, ExcerptKeeper
 
@@ -173,7 +173,7 @@ def test_what_the_example_of_a_benchmark_shows() -> None:
                  "stages on", "Weight of each resolution", "Environment", "How to reproduce"):  # fmt: skip
         assert any(part in title for title in titles), part
     for race in result["races"]:
-        assert bench_verdict.race_verdict(result, race).headline in said
+        assert race_verdict(result, race).headline in said
     assert result["command"] in said
     assert result["machine"]["cpu"] in said
     for row in result["rows"]:
@@ -224,7 +224,7 @@ def race_of(ratio: tuple[float, float, float], status: str = "ok") -> dict[str, 
 def test_the_verdict(ratio: Any, status: str, headline: str, detail: str, tone: str) -> None:
     """A lead within the interval is none, a loss is said, and so is a fast engine that is wrong."""
     result = race_of(ratio, status)
-    found = bench_verdict.race_verdict(result, result["races"][0])
+    found = race_verdict(result, result["races"][0])
     assert headline in found.headline
     assert any(detail in text for text in found.details), found.details
     assert found.tone == tone
@@ -237,8 +237,8 @@ def test_noise_is_said() -> None:
     result["races"][0]["noise"] = {
         "quiet": False, "load_before": 3.1, "remarks": ["the load average was 3.10 before the start"],
     }  # fmt: skip
-    assert any("the load average was 3.10" in text for text in bench_verdict.warnings(result))
-    verdict = bench_verdict.race_verdict(result, result["races"][0])
+    assert any("the load average was 3.10" in text for text in warnings(result))
+    verdict = race_verdict(result, result["races"][0])
     assert verdict.tone == "plain"
     assert verdict.details[0] == "The machine was busy (load 3.1 on 2 cores): treat these times as rough."
     steady = {
@@ -247,7 +247,7 @@ def test_noise_is_said() -> None:
         "remarks": ["ort was 17% slower in the later half of the rounds"],
     }
     result["races"][0]["noise"] = steady
-    verdict = bench_verdict.race_verdict(result, result["races"][0])
+    verdict = race_verdict(result, result["races"][0])
     assert (
         verdict.details[0]
         == f"The machine was not steady ({steady['remarks'][0]}): treat these times as rough."

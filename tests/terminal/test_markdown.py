@@ -118,10 +118,10 @@ def test_eval_of_tracks_with_such_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bench_s_markdown(name: str) -> None:
-    row = Row(name, "segments", 1.0, 1, Contender(name, OURS, "bundle"))
+    row = Row(Contender(name, OURS, "bundle"))
     row.end("failed", name, name)
     machine = {"cpu": name, "cores": 2, "versions": {"onnx": name}, "date": "today"}
     found = results_module.Result(machine, {"threads": 1}, models={name: {"segment_seconds": 1.0}})
-    found.races.append(Race(name, "segments", 1.0, [row]))
+    found.races.append(Race(name, "segments", 1.0, 1, [row]))
     check(to_markdown(found))
     assert cells(to_markdown(found))[1][0] == line(name)
