@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mrsep_deploy.bench.ceilings import ceilings_for
@@ -131,7 +131,7 @@ def _race(
     """One workload: interleaved rounds among those that are ready, the wrong ones too, which stay failed."""
     heat.check_songs(race, workload)
     ready = {row.label: row for row in race.rows if row.label in heat.ready}
-    before = replace(heat.snapshot(), load=load)  # the load average of now is our own doing
+    before = heat.snapshot()._replace(load=load)  # the load average of now is our own doing
     done = steps.done
     found = run_race(
         {label: heat.turn(row, workload) for label, row in ready.items()},

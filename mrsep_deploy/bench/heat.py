@@ -29,7 +29,7 @@ LOW_MEMORY = 0.05
 """Share of the machine's memory that has to be free for another contender to be opened."""
 
 
-class Heat:
+class Heat(contextlib.AbstractContextManager["Heat"]):
     """Owns the processes of a bundle's contenders and fills in their rows; ``with`` it.
 
     Args:
@@ -46,10 +46,12 @@ class Heat:
     def __init__(self, entry: Entry, workloads: list[Workload], folder: Path, limit: float | None) -> None:
         self.entry, self.workloads, self.folder, self.limit = entry, workloads, folder, limit
         self.manifest = entry.bundle.manifest
-        self.races = [
-            Race(entry.key, each.name, each.audio_seconds, self.manifest.batch, _rows(entry))
-            for each in workloads
-        ]
+        self.races = []
+        for workload in workloads:
+            rows = [Row(contender) for contender in entry.contenders]
+            rows += [Row(each, "unavailable", error.message, error.fix) for each, error in entry.refused]
+            facts = entry.key, workload.name, workload.audio_seconds, self.manifest.batch
+            self.races.append(Race(*facts, rows))
         self.ready: dict[str, MeasuringProcess] = {}
         self._references: dict[str, Reference] = {}
         self._all: list[MeasuringProcess] = []
@@ -200,22 +202,11 @@ class Heat:
 
     # --- the end
 
-    def __enter__(self) -> Heat:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process in self._all:
             process.close() if error is None else process.kill()
-
-
-def _rows(entry: Entry) -> list[Row]:
-    """A row for each contender; those that were refused say why."""
-    rows = [Row(contender) for contender in entry.contenders]
-    for contender, error in entry.refused:
-        rows.append(Row(contender, "unavailable", error.message, error.fix))
-    return rows
 
 
 def _missing_model(origin: Mapping[str, object], checkpoint: str | None) -> str:

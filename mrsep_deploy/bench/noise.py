@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mrsep_deploy.measuring.statistics import drift, drifted
 
@@ -35,8 +35,7 @@ CLOCK_SHARE = 0.9
 Told = TypeVar("Told")
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """Counters at one moment; None for what the system does not tell."""
 
     at: float
@@ -136,23 +135,17 @@ def noise_between(
     before: Snapshot, after: Snapshot, times: Mapping[str, Sequence[float]] | None = None
 ) -> Noise:
     """What the counters of two moments say, and the times of the rounds between them, by contender."""
-    wall = max(after.at - before.at, 1e-9)
-    busy, steal, total, quota, throttles = (
+    wall, own, _, busy, steal, total, quota, throttles, _ = (
         None if first is None or then is None else max(0.0, then - first)
-        for first, then in (
-            (before.busy_seconds, after.busy_seconds),
-            (before.steal_seconds, after.steal_seconds),
-            (before.total_seconds, after.total_seconds),
-            (before.quota_seconds, after.quota_seconds),
-            (before.throttles, after.throttles),
-        )
+        for first, then in zip(before, after, strict=True)
     )
-    own = after.own_seconds - before.own_seconds
+    assert wall is not None
+    assert own is not None
     drifts = {name: drift(values) for name, values in (times or {}).items()}
     found = Noise(
         load_before=before.load,
         load_after=after.load,
-        others_cores=None if busy is None else max(0.0, (busy - own) / wall),
+        others_cores=None if busy is None else max(0.0, busy - own) / max(wall, 1e-9),
         steal_share=steal / total if steal is not None and total else None,
         quota_seconds=quota,
         throttles=None if throttles is None else round(throttles),

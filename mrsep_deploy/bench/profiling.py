@@ -74,15 +74,19 @@ def read_ort_profile(text: str) -> Runs:
     events: list[dict[str, Any]] = json.loads(text)
     spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run"]
     kernels = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
-    runs: Runs = [[] for _ in spans]
-    for event in kernels:
-        run = next(
-            (run for (begin, end), run in zip(spans, runs, strict=True) if begin <= event["ts"] <= end), None
-        )
-        if run is not None:
-            name, how = event["name"].removesuffix("_kernel_time"), event["args"]
-            run.append(NodeTime(name, how["op_name"], how.get("provider", ""), event["dur"] / 1e6))
-    return runs
+    return [
+        [
+            NodeTime(
+                event["name"].removesuffix("_kernel_time"),
+                event["args"]["op_name"],
+                event["args"].get("provider", ""),
+                event["dur"] / 1e6,
+            )
+            for event in kernels
+            if begin <= event["ts"] < end
+        ]
+        for begin, end in spans
+    ]
 
 
 class ProfilingOpenVino(OpenVinoEngine):
@@ -90,7 +94,6 @@ class ProfilingOpenVino(OpenVinoEngine):
 
     def __init__(self, options: EngineOptions, folder: Path) -> None:
         super().__init__(options)
-        self.folder = folder
         self.cache = EngineCache(folder / "engines")
         self.runs: dict[str, Runs] = {}
 

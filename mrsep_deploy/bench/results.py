@@ -52,7 +52,7 @@ from mrsep_deploy.bench.noise import Noise
 from mrsep_deploy.bench.parity import Parity
 from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError, named_line
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.measuring.statistics import ratio_interval, rounds_for, spread, tail
+from mrsep_deploy.measuring.statistics import SPREAD, ratio_interval, rounds_for, spread, tail
 
 FORMAT = "mrsep-deploy bench"
 VERSION = 1
@@ -189,7 +189,7 @@ def _plain_row(row: Row, race: Race) -> dict[str, object]:
         "audio_seconds": race.audio_seconds,
         **{name: getattr(row, name) for name in OF_A_ROW},
         "realtime": race.audio_seconds / median if median else None,
-        **(spread(row.seconds) if row.seconds else dict.fromkeys(("median", "p25", "p75", "min", "max"))),
+        **(spread(row.seconds) if row.seconds else dict.fromkeys(SPREAD)),
         **{f"p{percent}": tail(row.seconds, percent) for percent in TAILS},
         "tails": tails_remark(len(row.seconds)),
         "ratios": ratios(row, race),

@@ -18,19 +18,14 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 20260
+SPREAD = {"median": 50, "p25": 25, "p75": 75, "min": 0, "max": 100}
+"""What :func:`spread` returns, as percentiles."""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Returns median, quartiles and range, in the unit of the values."""
-    array = np.asarray(values, np.float64)
-    low, middle, high = np.percentile(array, [25, 50, 75])
-    return {
-        "median": float(middle),
-        "p25": float(low),
-        "p75": float(high),
-        "min": float(array.min()),
-        "max": float(array.max()),
-    }
+    found = np.percentile(np.asarray(values, np.float64), list(SPREAD.values()))
+    return dict(zip(SPREAD, found.tolist(), strict=True))
 
 
 def rounds_for(percent: float) -> int:

@@ -54,7 +54,9 @@ def _sections(result: Plain) -> Iterator[Section]:
     if curves:
         yield Section("Batches", curves)
     for name, facts in result["models"].items():
-        traced = sorted(_traced(result, name), key=lambda row: float(row["median"]))
+        # a timeline is taken once a contender, at its first workload
+        rows = [row for row in result["rows"] if row["model"] == name and row["timeline"] and row["median"]]
+        traced = sorted(rows, key=lambda row: float(row["median"]))
         if traced:
             yield Section(f"{name}: where the time goes", [*shares(traced, facts), *timelines(traced)])
         if facts["fusion"]:
@@ -63,11 +65,6 @@ def _sections(result: Plain) -> Iterator[Section]:
         part = profile_part(found)
         blocks = [Text([part.title, *part.remarks]), *part.tables]
         yield Section(f"{found['model']} on {found['label']}, operators", blocks)
-
-
-def _traced(result: Plain, model: str) -> Iterator[Plain]:
-    """Rows with a timeline; one is taken once a contender, at its first workload."""
-    return (row for row in result["rows"] if row["model"] == model and row["timeline"] and row["median"])
 
 
 def _facts(result: Plain) -> Iterator[tuple[str, str]]:

@@ -26,34 +26,29 @@ def _colour(row: Plain) -> int:
 def latency(rows: Sequence[Plain], race: Plain) -> Plot:
     """Seconds of every round: median, quartiles, range."""
     scale = Scale.over([value for row in rows for value in row["seconds"]])
+    strips = []
+    for row in rows:
+        colour, ratio = _colour(row), row["ratios"].get(race["baseline"])
+        median, low, high, least, most = (
+            duration(row[name]) for name in ("median", "p25", "p75", "min", "max")
+        )
+        marks = [
+            Mark("line", scale.at(row["min"]), scale.at(row["max"]), colour),
+            Mark("bar", scale.at(row["p25"]), scale.at(row["p75"]), colour),
+            *(Mark("round", scale.at(value)) for value in row["seconds"]),
+            Mark("dot", scale.at(row["median"]), colour=colour, title=median),
+        ]
+        said = f"{row['label']}: median {median}, quartiles {low} to {high}, range {least} to {most}"
+        note = "baseline" if row["label"] == race["baseline"] else short_ratio(ratio)
+        strips.append(Strip(row["label"], marks, median, said, note, strong=row is rows[0]))
     return Plot(
-        f"Seconds, {race['rounds']} rounds",
-        "Less is better.",
-        scale.ticks(lambda value: f"{value:g} s"),
-        [_latency_strip(row, race, scale, first=row is rows[0]) for row in rows],
+        f"Seconds, {race['rounds']} rounds", "Less is better.",
+        scale.ticks(lambda value: f"{value:g} s"), strips,
         [
             Key("dot", "median", OURS), Key("bar", "quartiles of an engine", OURS), COMPARED,
             Key("line", "range", OURS), Key("round", "a round"),
         ],
     )  # fmt: skip
-
-
-def _latency_strip(row: Plain, race: Plain, scale: Scale, first: bool) -> Strip:
-    colour = _colour(row)
-    marks = [
-        Mark("line", scale.at(row["min"]), scale.at(row["max"]), colour),
-        Mark("bar", scale.at(row["p25"]), scale.at(row["p75"]), colour),
-        *(Mark("round", scale.at(value)) for value in row["seconds"]),
-        Mark("dot", scale.at(row["median"]), colour=colour, title=duration(row["median"])),
-    ]
-    said = (
-        f"{row['label']}: median {duration(row['median'])}, quartiles {duration(row['p25'])} to "
-        f"{duration(row['p75'])}, range {duration(row['min'])} to {duration(row['max'])}"
-    )
-    note = (
-        "baseline" if row["label"] == race["baseline"] else short_ratio(row["ratios"].get(race["baseline"]))
-    )
-    return Strip(row["label"], marks, duration(row["median"]), said, note, strong=first)
 
 
 def memory(rows: Sequence[Plain]) -> Iterator[Plot]:

@@ -153,7 +153,7 @@ QUIET = Snapshot(0.0, 10.0, 0.1, 100.0, 5.0, 1000.0, 1.0, 3, 1.0)
 def after(**changes: float) -> Snapshot:
     """Ten seconds later on two cores; 15 CPU seconds were busy, all of them ours."""
     usual = {"busy_seconds": 115.0, "steal_seconds": 5.0, "total_seconds": 1020.0, "quota_seconds": 1.0}
-    return Snapshot(**{**vars(QUIET), "at": 10.0, "own_seconds": 25.0, **usual, **changes})  # type: ignore[arg-type]
+    return QUIET._replace(**{"at": 10.0, "own_seconds": 25.0, **usual, **changes})  # type: ignore[arg-type]
 
 
 def test_a_quiet_machine() -> None:
@@ -181,7 +181,7 @@ def test_noise_is_said(changes: dict[str, float], remark: str) -> None:
 
 
 def test_load_before_and_drift_are_said() -> None:
-    before = Snapshot(**{**vars(QUIET), "load": 1.5})
+    before = QUIET._replace(load=1.5)
     found = noise_between(before, after(), {"ort": [1.0, 1.0, 1.0, 1.3, 1.3, 1.3], "torch": [1.0] * 6})
     assert found.remarks == (
         "the load average was 1.50 before the start",
@@ -283,7 +283,7 @@ def test_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_floors() -> None:
     assert floor_of(1e9, 1e9, 1e12, 1e10) == {"arithmetic": 0.002, "memory": 0.1, "floor": 0.1}
-    manifest = tiny_manifest(2)
+    manifest = tiny_manifest().at_batch(2)
     weights = 4 * (manifest.model.parameters - sum(stage.parameters for stage in manifest.stages))
     assert sum(stage_bytes(manifest, stage) for stage in manifest.stages) + weights == traffic_bytes(manifest)
 
@@ -364,7 +364,7 @@ def test_what_pytorch_itself_loses_is_allowed() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_workloads(tmp_path: Path, batch: int) -> None:
-    manifest = tiny_manifest(batch)
+    manifest = tiny_manifest().at_batch(batch)
     model = manifest.model
     segments, song = make_workloads(manifest, None, (0.05,), tmp_path)
     found = np.load(segments.path)
