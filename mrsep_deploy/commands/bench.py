@@ -200,7 +200,7 @@ def _measured(asked: BenchOptions) -> Result:
 def _profiled(engines: Names | None) -> Names:
     """Engines to profile: those that were named, or those that work here."""
     from mrsep_deploy.bench.plan import working_engines
-    from mrsep_deploy.bench.profiling import PROFILERS
+    from mrsep_deploy.bench.profile import PROFILERS
     from mrsep_deploy.errors import UsageError
 
     other = [name for name in engines or () if name not in PROFILERS]

@@ -546,9 +546,9 @@ def test_profile(tmp_path: Path, exports: Export, engine: str) -> None:
 
 
 def test_a_profile_that_fails_is_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrsep_deploy.bench import profiling
+    from mrsep_deploy.bench import profile
 
-    monkeypatch.setattr(profiling, "read_ort_profile", lambda _text: json.loads("no json"))
+    monkeypatch.setattr(profile, "read_ort_profile", lambda _text: json.loads("no json"))
     found = run(str(tiny_bundle(tmp_path).path), "--profile", "--engine", "ort,openvino", "--rounds", "1")
     assert found.exit_code == errors.PARTIAL
     assert "tiny on ort failed: the profile of stage branch.16 cannot be read" in found.stdout

@@ -19,7 +19,7 @@ from mrsep_deploy.bench.energy import cpu_meter, gpu_memory_used, gpu_meter
 from mrsep_deploy.bench.floor import floor_of, stage_bytes, stage_macs, traffic_bytes
 from mrsep_deploy.bench.noise import Snapshot, noise_between, snapshot
 from mrsep_deploy.bench.parity import Reference, allowed, compare
-from mrsep_deploy.bench.profiling import read_ort_profile
+from mrsep_deploy.bench.profile import read_ort_profile
 from mrsep_deploy.bench.workloads import ITEMS, make_workloads
 from mrsep_deploy.measuring.limits import Limit, limit_for
 from mrsep_deploy.measuring.rounds import Turn, clocked, race
