@@ -107,11 +107,9 @@ class Row:
 
     def ratio_to(self, other: Row) -> dict[str, float] | None:
         """How many times faster than another row of the same race; None unless both are ok and have times."""
-        if not (self.status == other.status == "ok"):
-            return None
-        if not self.seconds or len(self.seconds) != len(other.seconds):
-            return None
-        return ratio_interval(other.seconds, self.seconds)
+        paired = self.seconds and len(self.seconds) == len(other.seconds)
+        ready = self.status == other.status == "ok"
+        return ratio_interval(other.seconds, self.seconds) if paired and ready else None
 
 
 @dataclass
@@ -158,21 +156,14 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """Returns everything as JSON has it, numbers unrounded."""
-        races = [race.plain() for race in self.races]
-        rows = [_plain_row(row, race) for race in self.races for row in race.rows]
         names = ("machine", "command", "settings", "interrupted", "ceilings", "models")
-        own = {name: getattr(self, name) for name in names}
-        found: dict[str, Any] = plain(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                **own,
-                "races": races,
-                "rows": rows,
-                "profiles": self.profiles,
-            }
-        )
-        return found
+        found: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        found.update({name: getattr(self, name) for name in names})
+        found["races"] = [race.plain() for race in self.races]
+        found["rows"] = [_plain_row(row, race) for race in self.races for row in race.rows]
+        found["profiles"] = self.profiles
+        made: dict[str, Any] = plain(found)
+        return made
 
 
 OF_A_CONTENDER = ("label", "opener", "engine", "mode", "precision", "device", "threads", "lanes")
