@@ -50,11 +50,7 @@ def set_tf32(products: bool, convolutions: bool) -> None:
 
 
 def convolution_error() -> dict[str, float]:
-    """Relative L2 of a float32 convolution without TF32, against float64.
-
-    Raises:
-        ArithmeticError: it is that of TF32.
-    """
+    """Relative L2 of a float32 convolution without TF32, against float64; ``ArithmeticError`` if it is that of TF32."""
     with torch.inference_mode(), tf32(False):
         x, weight = torch.randn(1, 64, 256, 256, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
         exact = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)

@@ -64,11 +64,9 @@ def limit_for(precision: str, asked: float | None = None) -> Limit:
 
 
 def worst_stem(snr: Mapping[str, float], limits: Mapping[str, float | None]) -> str | None:
-    """Returns the stem with the lowest SNR of those loud enough to be judged; None if none is.
+    """Returns the stem with the lowest SNR of those loud enough to be judged, which have a limit; None if none is.
 
-    Args:
-        snr: in dB by stem; infinite where it is equal, minus infinity where values are not finite.
-        limits: the least that passes by stem; None for a stem too quiet to be judged.
+    Both are in dB by stem; an SNR is infinite where stems are equal, minus infinity where values are not finite.
     """
     judged = [stem for stem, limit in limits.items() if limit is not None]
     return min(judged, key=lambda stem: snr[stem], default=None)

@@ -40,18 +40,14 @@ def tail(values: Sequence[float], percent: float) -> float | None:
     return float(np.percentile(np.asarray(values, np.float64), percent))
 
 
-def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = SEED) -> dict[str, float]:
-    """Returns the median of the rounds' own ratios, and its bootstrap interval.
+def ratio_interval(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Returns the ``median`` of the rounds' own ratios, and ``low`` and ``high``, which hold it with ``CONFIDENCE``.
 
     Args:
         above, below: times of two contenders in the same rounds, as many of one as of the other.
-        seed: of the resampling.
-
-    Returns:
-        ``median``, ``low`` and ``high``; the last two hold the median with ``CONFIDENCE``.
     """
     ratios: NDArray[np.float64] = np.divide(np.asarray(above, np.float64), np.asarray(below, np.float64))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     medians = np.median(ratios[random.integers(0, len(ratios), (RESAMPLES, len(ratios)))], axis=1)
     low, high = np.percentile(medians, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}

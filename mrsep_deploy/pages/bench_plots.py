@@ -101,11 +101,9 @@ def _events(row: Plain) -> list[TraceEvent]:
 
 
 def shares(rows: Sequence[Plain], facts: Plain) -> tuple[Plot, Table]:
-    """Share of every stage in its order: the fastest contender's as a plot, all of them as a table.
+    """Share of every stage of a model in its order: the fastest contender's as a plot, all of them as a table.
 
-    Args:
-        rows: those with a timeline, the fastest first, one a contender.
-        facts: of the model.
+    ``rows`` are those with a timeline, the fastest first, one a contender.
     """
     first, branches = rows[0], {stage["name"]: stage["branch"] for stage in facts["stages"]}
     colours = {branch: n for n, branch in enumerate(branch_order(_events(first)))}

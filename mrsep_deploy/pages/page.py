@@ -19,11 +19,7 @@ INSTALL = 'Run pip install "mrsep-deploy[report]"'
 
 
 def require_templates() -> None:
-    """Raise before anything is measured, not after it, where a page cannot be made.
-
-    Raises:
-        OutputError: jinja2 is not installed.
-    """
+    """Raise ``OutputError`` where jinja2 is not installed: before anything is measured, not after it."""
     if importlib.util.find_spec("jinja2") is None:
         raise OutputError("--html needs the package jinja2, not installed here", INSTALL)
 
@@ -31,8 +27,7 @@ def require_templates() -> None:
 def render(page: Page) -> str:
     """The page as HTML, UTF-8, with all that it needs in itself; what UTF-8 cannot hold becomes a question mark.
 
-    Raises:
-        OutputError: jinja2 is not installed.
+    Raises ``OutputError`` where jinja2 is not installed.
     """
     require_templates()
     environment = [*_machine_facts(page.machine), *page.facts]
