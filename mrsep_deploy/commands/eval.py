@@ -101,10 +101,8 @@ def eval(asked: EvalOptions) -> None:
     with step_progress(asked.quiet or asked.as_json) as progress:
         found = evaluate(request, progress)
     _write(found, asked)
-    for line in () if asked.quiet else found.remarks:
-        remark(line)
-    for name, reason in found.failed.items():
-        remark(f"{name}: {reason}")
+    remark(*found.remarks, quiet=asked.quiet)
+    remark(*(f"{name}: {reason}" for name, reason in found.failed.items()))
     if found.failed:
         raise SystemExit(PARTIAL)
 

@@ -92,7 +92,9 @@ def export(asked: ExportOptions) -> None:
         )
     from mrsep_deploy.bundle import check_archive_place, write_archive
     from mrsep_deploy.export import api
+    from mrsep_deploy.files.strict_json import plain
     from mrsep_deploy.inspection.inspect import inspect_bundle
+    from mrsep_deploy.inspection.report import to_plain
     from mrsep_deploy.precision.costs import read_costs
     from mrsep_deploy.terminal.progress import print_result, step_progress
 
@@ -107,8 +109,13 @@ def export(asked: ExportOptions) -> None:
         archive = asked.archive and write_archive(bundle, asked.archive, asked.overwrite)
     costs = read_costs(bundle.manifest)
     found, seconds = inspect_bundle(bundle), time.perf_counter() - started
-    result = (found, costs, archive, seconds)
-    print_result(asked.as_json, lambda: _plain(*result), lambda screen: _print(screen, *result), asked.quiet)
+    more = {"costs": plain(costs), "archive": archive and str(archive), "seconds": seconds}
+    print_result(
+        asked.as_json,
+        lambda: {**to_plain(found), **more},
+        lambda screen: _print(screen, found, costs, archive, seconds),
+        asked.quiet,
+    )
 
 
 def _untrained(asked: ExportOptions) -> LoadedModel:
@@ -118,16 +125,6 @@ def _untrained(asked: ExportOptions) -> LoadedModel:
     from mrsep_deploy.export.load import untrained_model
 
     return untrained_model(str(asked.untrained), asked.seed or 0, **asked.arguments)
-
-
-def _plain(
-    found: Inspection, costs: Mapping[str, GraphCost], archive: Path | None, seconds: float
-) -> dict[str, object]:
-    from mrsep_deploy.files.strict_json import plain
-    from mrsep_deploy.inspection.report import to_plain
-
-    more = {"costs": plain(costs), "archive": archive and str(archive), "seconds": seconds}
-    return {**to_plain(found), **more}
 
 
 def _print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import sys
 import tempfile
@@ -74,7 +75,7 @@ def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
     from mrsep_deploy.songs.writing import WriteOptions
     from mrsep_deploy.terminal.progress import remark
 
-    say = (lambda _line: None) if options.quiet else remark
+    say = functools.partial(remark, quiet=options.quiet)
     tracks = find_tracks(options.tracks, options.recursive, None if options.to_stdout else root, say)
     if options.to_stdout and (problem := next(filter(None, (track.problem for track in tracks)), None)):
         raise problem

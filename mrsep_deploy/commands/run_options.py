@@ -256,9 +256,8 @@ def _one_of(names: Sequence[str]) -> str | None:
         click.UsageError: two of the same place exclude each other.
     """
     ctx = click.get_current_context()
-    given = [name for name in names if ctx.params[name]]
     for source in _RANK:
-        here = [name for name in given if ctx.get_parameter_source(name) is source]
+        here = [name for name in names if ctx.params[name] and ctx.get_parameter_source(name) is source]
         if len(here) > 1:
             raise click.UsageError(f"--{here[0]} and --{here[1]} exclude each other")
         if here:

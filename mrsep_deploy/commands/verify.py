@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from mrsep_deploy.precision.names import AskedPrecision
     from mrsep_deploy.verification.job import Job, Request
     from mrsep_deploy.verification.results import Verification
-    from mrsep_deploy.verification.tracks import Track
 
 
 @dataclass(frozen=True)
@@ -114,14 +112,6 @@ def verify(asked: VerifyOptions) -> None:
         raise SystemExit(FAILED)
 
 
-def _say_remarks(tracks: Sequence[Track], asked: VerifyOptions) -> None:
-    from mrsep_deploy.terminal.progress import remark
-
-    for track in () if asked.quiet else tracks:
-        for line in track.remarks:
-            remark(line)
-
-
 def _plan_file(bundle: Bundle, output: Path | None) -> Path:
     """Where the plan goes; one that is there may have been edited by hand, so only a named one is replaced."""
     if output is not None:
@@ -136,13 +126,13 @@ def _verify(request: Request, plan_file: Path | None, asked: VerifyOptions) -> b
     from mrsep_deploy.commands.output_files import write_page
     from mrsep_deploy.pages.spectrograms import spectrogram_block
     from mrsep_deploy.pages.verify_page import verify_page
-    from mrsep_deploy.terminal.progress import console, step_progress
+    from mrsep_deploy.terminal.progress import console, remark, step_progress
     from mrsep_deploy.verification.job import opened
     from mrsep_deploy.verification.report import about, print_verification, to_plain
 
     facts = about(request.bundle, options.command_line())
     with opened(request) as job:
-        _say_remarks(job.tracks, asked)
+        remark(*(line for track in job.tracks for line in track.remarks), quiet=asked.quiet)
         with step_progress(asked.quiet or asked.as_json) as progress:
             found = job.verify(progress)
         passes, result = found.passes, {**to_plain(found), **facts}
@@ -186,7 +176,7 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
     require_onnx("calibrating")
     from mrsep_deploy.precision.plan import default_plan
     from mrsep_deploy.precision.ranges import load
-    from mrsep_deploy.terminal.progress import print_result, step_progress
+    from mrsep_deploy.terminal.progress import print_result, remark, step_progress
     from mrsep_deploy.verification.calibration import calibrate
     from mrsep_deploy.verification.hazard_report import prediction, print_prediction
     from mrsep_deploy.verification.job import requested_plan
@@ -195,7 +185,7 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
     bundle = request.bundle
     plan = requested_plan(request) or default_plan("float16", bundle.manifest.float32)
     tracks = [*builtin_tracks(bundle.manifest), *read_tracks(request.audio, bundle.manifest)]
-    _say_remarks(tracks, asked)
+    remark(*(line for track in tracks for line in track.remarks), quiet=asked.quiet)
     with step_progress(asked.quiet or asked.as_json) as progress:
         bundle = calibrate(bundle, tracks, request.threads, progress)
     calibration = load(bundle)

@@ -39,7 +39,11 @@ def muted() -> Iterator[None]:
         return
     with _lock:
         if _users == 0:
-            _saved = _redirected()
+            with contextlib.suppress(OSError):  # it is closed
+                _saved = os.dup(_STDERR)
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, _STDERR)
+                os.close(nothing)
         _users += 1
     try:
         yield
@@ -49,18 +53,7 @@ def muted() -> Iterator[None]:
             if _users == 0 and _saved >= 0:
                 os.dup2(_saved, _STDERR)
                 os.close(_saved)
-
-
-def _redirected() -> int:
-    """Point descriptor 2 at nothing; returns a copy of what it was, or -1 if it is closed."""
-    try:
-        saved = os.dup(_STDERR)
-    except OSError:
-        return -1
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, _STDERR)
-    os.close(nothing)
-    return saved
+                _saved = -1
 
 
 def _descriptor() -> int | None:

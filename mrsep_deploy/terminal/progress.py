@@ -29,9 +29,10 @@ def console(file: IO[str] | None = None) -> Console:
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
-def remark(line: str) -> None:
-    """Prints on stderr, in one line, what is no error."""
-    print(one_line(f"mrsep-deploy: {line}"), file=sys.stderr, flush=True)
+def remark(*lines: str, quiet: bool = False) -> None:
+    """Prints on stderr, each in one line, what is no error."""
+    for line in () if quiet else lines:
+        print(one_line(f"mrsep-deploy: {line}"), file=sys.stderr, flush=True)
 
 
 def print_result(
