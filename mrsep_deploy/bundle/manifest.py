@@ -20,6 +20,8 @@ Shapes: ``B`` batch, ``C`` audio channels, ``S`` sources, ``L`` samples of a seg
 
 from __future__ import annotations
 
+import builtins
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -206,6 +208,11 @@ class FileInfo:
 
     sha256: Sha256
     bytes: Annotated[int, Meta(ge=0, le=2**31)]  # a protobuf, and so an ONNX graph, cannot be larger
+
+    @classmethod
+    def of(cls, data: builtins.bytes) -> FileInfo:
+        """Of a file's content."""
+        return cls(hashlib.sha256(data).hexdigest(), len(data))
 
 
 @dataclass(frozen=True)

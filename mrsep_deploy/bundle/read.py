@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mrsep_deploy.bundle.archive import Archive
-from mrsep_deploy.bundle.manifest import MAX_BATCH, FileInfo, Manifest, Stage
+from mrsep_deploy.bundle.manifest import MAX_BATCH, FileInfo, Stage
 from mrsep_deploy.bundle.manifest_check import FIX, MANIFEST_FILE
 from mrsep_deploy.bundle.manifest_json import from_json
 from mrsep_deploy.bundle.onnx_scan import check_self_contained
-from mrsep_deploy.bundle.places import Files, Folder
+from mrsep_deploy.bundle.places import Archive, Files, Folder
 from mrsep_deploy.errors import BundleError, OutputError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import explained, make_folder, write_file
@@ -48,7 +47,7 @@ class Bundle:
 
     def __init__(self, path: Path, manifest_bytes: bytes, files: Files) -> None:
         self.path = path
-        self.manifest = read_manifest(manifest_bytes)
+        self.manifest = from_json(manifest_bytes)
         self.digest = hashlib.sha256(manifest_bytes).hexdigest()
         self.manifest_bytes = manifest_bytes
         self._files = files
@@ -74,7 +73,7 @@ class Bundle:
             for name, info in bundle.manifest.files.items():
                 _check_size(name, files.size(name), info)
                 if verify:
-                    bundle.read(name)
+                    bundle._read(name)
         return bundle
 
     def at_batch(self, batch: int) -> Bundle:
@@ -96,8 +95,7 @@ class Bundle:
             BundleError: the file is not what the manifest says.
             ValueError: the stage has no graph.
         """
-        with about(self.path):
-            return self.read(_file_of(stage))
+        return self.read(_file_of(stage))
 
     def ranges_bytes(self) -> bytes | None:
         """What a calibration has stored, checked against the manifest; None if there was none.
@@ -105,10 +103,7 @@ class Bundle:
         Raises:
             BundleError: the file is not what the manifest says.
         """
-        if RANGES_FILE not in self.manifest.files:
-            return None
-        with about(self.path):
-            return self.read(RANGES_FILE)
+        return self.read(RANGES_FILE) if RANGES_FILE in self.manifest.files else None
 
     def graph_path(self, stage: Stage) -> Path:
         """A file with that graph, for an engine that reads files itself.
@@ -123,15 +118,18 @@ class Bundle:
             ValueError: the stage has no graph.
         """
         name = _file_of(stage)
-        with about(self.path):
-            if isinstance(self._files, Folder):
-                if name not in self._checked:
-                    self.read(name)
-                return self.path / name
+        if not isinstance(self._files, Folder):
             return self._extracted(name)
+        if name not in self._checked:
+            self.read(name)
+        return self.path / name
 
     def read(self, name: str) -> bytes:
-        """One of the manifest's files, checked against it; ``BundleError`` names no path (see ``about``)."""
+        """One of the manifest's files, checked against it; ``BundleError`` if it is another."""
+        with about(self.path):
+            return self._read(name)
+
+    def _read(self, name: str) -> bytes:
         info = self.manifest.files[name]
         data = self._files.read(name, info.bytes)
         _check_size(name, len(data), info)
@@ -190,15 +188,6 @@ def _files_at(place: Path) -> Files:
     raise BundleError(f"{found}, expected a bundle", fix)
 
 
-def read_manifest(data: bytes) -> Manifest:
-    """The manifest in these bytes; ``BundleError`` if it breaks its rules."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{MANIFEST_FILE} is not UTF-8 text: {error}", FIX) from error
-    return from_json(text)
-
-
 def _check_size(name: str, size: int, info: FileInfo) -> None:
     if size != info.bytes:
         raise BundleError(f"{name} has {size} bytes, expected {info.bytes}", FIX)
@@ -210,14 +199,9 @@ def _file_of(stage: Stage) -> str:
     return stage.file
 
 
-def describe(data: bytes) -> FileInfo:
-    """Size and sha256 of a file's content."""
-    return FileInfo(hashlib.sha256(data).hexdigest(), len(data))
-
-
 def _holds(path: Path, info: FileInfo) -> bool:
     """Whether a file exists and has this content."""
     try:
-        return path.stat().st_size == info.bytes and describe(path.read_bytes()) == info
+        return path.stat().st_size == info.bytes and FileInfo.of(path.read_bytes()) == info
     except OSError:
         return False

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from mrsep_deploy.bundle.archive import write_zip
-from mrsep_deploy.bundle.manifest import FORMAT, Manifest
+from mrsep_deploy.bundle.manifest import FORMAT, FileInfo, Manifest
 from mrsep_deploy.bundle.manifest_check import FIX, MANIFEST_FILE
-from mrsep_deploy.bundle.manifest_json import to_json
-from mrsep_deploy.bundle.places import Folder
-from mrsep_deploy.bundle.read import ARCHIVE_SUFFIX, RANGES_FILE, Bundle, about, describe, read_manifest
+from mrsep_deploy.bundle.manifest_json import from_json, to_json
+from mrsep_deploy.bundle.places import Folder, write_zip
+from mrsep_deploy.bundle.read import ARCHIVE_SUFFIX, RANGES_FILE, Bundle
 from mrsep_deploy.errors import MrsepError, OutputError, UsageError
 from mrsep_deploy.files.parts import explained, make_folder, new_folder
 from mrsep_deploy.files.strict_json import MAX_BYTES, parse
@@ -36,9 +36,9 @@ def write_bundle(
         OutputError: the place is taken or cannot be written. Nothing has changed then.
     """
     place = Path(os.path.abspath(directory))
-    described = {name: describe(data) for name, data in files.items()}
+    described = {name: FileInfo.of(data) for name, data in files.items()}
     manifest_bytes = to_json(replace(manifest, files=described)).encode()
-    read_manifest(manifest_bytes)
+    from_json(manifest_bytes)
     check_bundle_place(place, overwrite=overwrite)
     with new_folder(place, {MANIFEST_FILE: manifest_bytes, **files}) as written:
         Bundle.open(written)
@@ -66,7 +66,8 @@ def write_archive(
     place = Path(os.path.abspath(target))
     check_archive_place(target, overwrite=overwrite)
     make_folder(place.parent)
-    write_zip(place, _members(bundle), compress)
+    files = ((name, bundle.read(name)) for name in sorted(bundle.manifest.files))
+    write_zip(place, chain([(MANIFEST_FILE, bundle.manifest_bytes)], files), compress)
     return place
 
 
@@ -79,14 +80,6 @@ def check_archive_place(target: str | os.PathLike[str], *, overwrite: bool) -> N
         raise OutputError(f"{place} is a folder, expected a place for a file", "Choose another name.")
     if os.path.lexists(place) and not overwrite:
         raise OutputError(f"{place} exists", f"Choose another place, or {OVERWRITE}.")
-
-
-def _members(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
-    yield MANIFEST_FILE, bundle.manifest_bytes
-    for name in sorted(bundle.manifest.files):
-        with about(bundle.path):
-            data = bundle.read(name)
-        yield name, data
 
 
 def _require_free(place: Path, overwrite: bool) -> None:

@@ -84,7 +84,7 @@ def test_harmed_file(folder: Path, harm: Callable[[Path], object], message: str)
     [
         (Path.unlink, "manifest.json is missing"),
         (lambda path: path.write_bytes(b""), "manifest is not valid JSON"),
-        (lambda path: path.write_bytes(b"\xff\xfe"), "manifest.json is not UTF-8"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "manifest is not UTF-8"),
         (lambda path: path.write_bytes(b" " * (16 * 2**20 + 1)), "expected at most 16777216"),
         (link_out, "manifest.json is a link that leaves the bundle"),
         (swap_for(os.mkfifo), "manifest.json is not a regular file"),

@@ -39,7 +39,6 @@ INSTRUMENTED = (
         "mrsep_deploy.export",
         "mrsep_deploy.bundle",
         "mrsep_deploy.bundle.places",
-        "mrsep_deploy.bundle.archive",
     ),
     *(
         "mrsep_deploy.bundle.manifest_json",
