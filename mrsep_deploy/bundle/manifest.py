@@ -251,7 +251,7 @@ class Manifest:
     tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1024)]
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=64)]
     fusion: Annotated[tuple[FusionShares, ...], Meta(max_length=16)] = ()
-    files: Annotated[Mapping[str, FileInfo], Meta(max_length=256)]
+    files: Annotated[Mapping[Name, FileInfo], Meta(max_length=256)]
     checks: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
 

@@ -17,7 +17,6 @@ from mrsep_deploy.bundle.manifest import (
     MAX_SAMPLES,
     MIX,
     STEMS,
-    Application,
     Branch,
     Manifest,
     ModelInfo,
@@ -26,7 +25,6 @@ from mrsep_deploy.bundle.manifest import (
 )
 from mrsep_deploy.errors import BundleError
 from mrsep_deploy.files.strict_json import shown
-from mrsep_deploy.files.typed_json import NAME, NAME_RULE
 
 FIX = "Export the checkpoint again, or fetch the bundle anew."
 MANIFEST_FILE = "manifest.json"
@@ -40,8 +38,13 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 def check(manifest: Manifest) -> None:
     """Raise ``BundleError`` for the first rule the manifest breaks."""
     check_model(manifest.model)
-    _check_application(manifest.application, manifest.model.segment_samples)
-    _check_branches(manifest)
+    application, samples = manifest.application, manifest.model.segment_samples
+    least, most = (1, samples // 2) if application.weights == "linear" else (0, 0)
+    if not least <= application.fade <= most:
+        _refuse(f"application.fade is {application.fade}, expected {least} to {most} samples")
+    _check_distinct("branches", [branch.name for branch in manifest.branches])
+    for branch in manifest.branches:
+        _check_branch(branch, len(manifest.model.sources), samples)
     _check_fusion(manifest)
     for index, tensor in enumerate(manifest.tensors):
         if tensor.elements > MAX_SAMPLES:
@@ -49,19 +52,14 @@ def check(manifest: Manifest) -> None:
             _refuse(f"{shape}, expected at most {MAX_SAMPLES} elements")
     _check_distinct("tensors", [tensor.name for tensor in manifest.tensors])
     _check_distinct("stages", [stage.name for stage in manifest.stages])
-    _check_files(manifest)
+    for name in manifest.files:
+        if name.endswith(".") or _DEVICE.fullmatch(name) or name.lower() == MANIFEST_FILE:
+            _refuse(f"manifest.files names {name!r}, which is reserved")
+    _check_distinct("files", [name.lower() for name in manifest.files])
     for stage in manifest.stages:
         _check_stage(manifest, stage)
     _check_flow(manifest)
     _check_ends(manifest)
-
-
-def check_file_name(name: str) -> None:
-    """A file of a bundle has a plain name: no folders, no drive, no device, not the manifest's own."""
-    if NAME.fullmatch(name) is None:
-        _refuse(f"manifest.files names {shown(name)}, expected {NAME_RULE}")
-    if name.endswith(".") or _DEVICE.fullmatch(name) or name.lower() == MANIFEST_FILE:
-        _refuse(f"manifest.files names {name!r}, which is reserved")
 
 
 def _refuse(message: str) -> NoReturn:
@@ -82,23 +80,14 @@ def check_model(model: ModelInfo) -> None:
         _refuse(f"model.segment_samples is {model.segment_samples}, expected {expected} from model.segment")
 
 
-def _check_application(application: Application, samples: int) -> None:
-    least, most = (1, samples // 2) if application.weights == "linear" else (0, 0)
-    if not least <= application.fade <= most:
-        _refuse(f"application.fade is {application.fade}, expected {least} to {most} samples")
-
-
-def _check_branches(manifest: Manifest) -> None:
-    _check_distinct("branches", [branch.name for branch in manifest.branches])
-    for branch in manifest.branches:
-        where = f"branch {branch.name!r}"
-        if branch.name == SHARED:
-            _refuse(f"{where} has the name of the stages that belong to no branch")
-        if len(branch.gains) != len(manifest.model.sources):
-            sources = len(manifest.model.sources)
-            _refuse(f"{where} has {len(branch.gains)} gains, expected one for each of {sources} sources")
-        if branch.transform is not None:
-            _check_transform(where, branch.transform, manifest.model.segment_samples)
+def _check_branch(branch: Branch, sources: int, samples: int) -> None:
+    where = f"branch {branch.name!r}"
+    if branch.name == SHARED:
+        _refuse(f"{where} has the name of the stages that belong to no branch")
+    if len(branch.gains) != sources:
+        _refuse(f"{where} has {len(branch.gains)} gains, expected one for each of {sources} sources")
+    if branch.transform is not None:
+        _check_transform(where, branch.transform, samples)
 
 
 def _check_transform(where: str, transform: Transform, samples: int) -> None:
@@ -134,12 +123,6 @@ def _check_fusion(manifest: Manifest) -> None:
                 _refuse(f"manifest.fusion weighs {len(row)} resolutions of {len(manifest.branches)} branches")
             if min(row) < 0 or abs(sum(row) - 1) > 1e-3:
                 _refuse(f"manifest.fusion has a row that sums to {sum(row):g}, expected shares that sum to 1")
-
-
-def _check_files(manifest: Manifest) -> None:
-    for name in manifest.files:
-        check_file_name(name)
-    _check_distinct("files", [name.lower() for name in manifest.files])
 
 
 def _check_stage(manifest: Manifest, stage: Stage) -> None:

@@ -46,7 +46,7 @@ def is_locked(folder: OpenFolder, name: str) -> bool:
     except BlockingIOError:
         return True
     except (OSError, OutputError):
-        return False
+        pass
     return False
 
 
@@ -60,17 +60,13 @@ def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:
         with suppress(OSError, OutputError), OpenFolder(folder, root, make=False) as opened:
             for name, status in opened.files():
                 found = _PART.fullmatch(name)
-                if found and _is_left_behind(opened, name, status, int(found[1])):
+                if found is None or is_locked(opened, name):
+                    continue
+                if not _is_alive(int(found[1])) or time.time() - status.st_mtime > SETTLED:
                     with suppress(OSError):
                         opened.unlink(name)
                         swept += 1
     return swept
-
-
-def _is_left_behind(folder: OpenFolder, name: str, status: os.stat_result, process: int) -> bool:
-    if is_locked(folder, name):
-        return False
-    return not _is_alive(process) or time.time() - status.st_mtime > SETTLED
 
 
 def _is_alive(process: int) -> bool:
@@ -81,5 +77,5 @@ def _is_alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        pass
     return True

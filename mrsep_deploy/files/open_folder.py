@@ -48,53 +48,49 @@ class OpenFolder:
         self._descriptor: int | None = None
         self._closer: Callable[[], object] = lambda: None
         try:
-            self._enter_root(root, make)
+            if make and not os.path.exists(root):
+                root.mkdir(parents=True, exist_ok=True)
+            self._enter(root, root, _FOLDER)
             for number, name in enumerate(between, 1):
                 self._descend(root.joinpath(*between[:number]), name, make)
         except BaseException:
             self.close()
             raise
 
-    def _enter_root(self, root: Path, make: bool) -> None:
-        if not RELATIVE:
-            if make:
-                root.mkdir(parents=True, exist_ok=True)
-            os.scandir(root).close()  # says what it is if it is no folder
-            return
-        try:
-            self._enter(os.open(root, _FOLDER))
-        except FileNotFoundError:
-            if not make:
-                raise
-            root.mkdir(parents=True, exist_ok=True)
-            self._enter(os.open(root, _FOLDER))
-
-    def _enter(self, descriptor: int) -> None:
-        self._closer()
-        self._descriptor = descriptor
-        self._closer = weakref.finalize(self, os.close, descriptor)
+    def _enter(self, path: Path, name: str | Path, flags: int) -> None:
+        """Holds a folder open, which has this name in the one before; says what it is if it is no folder."""
+        if RELATIVE:
+            descriptor = os.open(name, flags, dir_fd=self._descriptor)
+            self._closer()
+            self._descriptor = descriptor
+            self._closer = weakref.finalize(self, os.close, descriptor)
+        else:
+            os.scandir(path).close()
+        self.path = path
 
     def _descend(self, path: Path, name: str, make: bool) -> None:
         if make and self.mode(name) is None:
             with contextlib.suppress(FileExistsError):  # another run was faster
                 os.mkdir(name if RELATIVE else path, dir_fd=self._descriptor)
-        if not RELATIVE:
-            if _is_link(path):
-                raise _linked(path)
-            os.scandir(path).close()
-            self.path = path
-            return
         try:
-            self._enter(os.open(name, _FOLDER | _NO_LINK, dir_fd=self._descriptor))
+            if not RELATIVE and self._is_link(name):
+                raise NotADirectoryError(path)
+            self._enter(path, name, _FOLDER | _NO_LINK)
         except OSError as error:
             if self._is_link(name):
-                raise _linked(path) from error
+                raise OutputError(
+                    f"{path} is a link, expected a folder: files never leave the output folder",
+                    "Remove the link, or choose the folder that it leads to with -o",
+                ) from error
             raise
-        self.path = path
 
     def _is_link(self, name: str) -> bool:
         mode = self.mode(name)
-        return mode is not None and stat.S_ISLNK(mode)
+        # Windows' links to folders are known from Python 3.12
+        junction = getattr(os.path, "isjunction", lambda _: False)
+        return mode is not None and (
+            stat.S_ISLNK(mode) or (not RELATIVE and bool(junction(self.path / name)))
+        )
 
     def _named(self, name: str) -> str | Path:
         if PurePath(name).name != name:
@@ -175,18 +171,6 @@ class OpenFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _is_link(path: Path) -> bool:
-    junction = getattr(os.path, "isjunction", None)  # Windows' links to folders, known from Python 3.12
-    return path.is_symlink() or bool(junction and junction(path))
-
-
-def _linked(path: Path) -> OutputError:
-    return OutputError(
-        f"{path} is a link, expected a folder: files never leave the output folder",
-        "Remove the link, or choose the folder that it leads to with -o",
-    )
 
 
 def kind_of(mode: int) -> str:

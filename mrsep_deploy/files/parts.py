@@ -22,7 +22,6 @@ from mrsep_deploy.files.open_folder import OpenFolder, kind_of
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Numbers of the errors of a disk without room."""
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def part_of(path: Path, suffix: str = "part") -> Path:
@@ -43,19 +42,14 @@ def output_error(error: OSError, path: Path, needed: int | None = None, advice: 
     if error.errno in FULL:
         fix = "Free some space, or choose a place on another disk."
         if needed is not None:
-            message = f"no space left for {path}: it needs at least {needed} bytes{_free(path)}"
-    elif error.errno in _FORBIDDEN:
+            message = f"no space left for {path}: it needs at least {needed} bytes"
+            with suppress(OSError):
+                message += f", {shutil.disk_usage(path.parent).free} are free"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         fix = "Change the permissions, or choose another place."
         if needed is not None:
             message = f"{path} may not be written by this user ({reason})"
     return OutputError(message, f"{fix} {advice}")
-
-
-def _free(path: Path) -> str:
-    try:
-        return f", {shutil.disk_usage(path.parent).free} are free"
-    except OSError:
-        return ""
 
 
 @contextmanager
@@ -155,18 +149,37 @@ def new_folder(path: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
         OutputError: it cannot be written, or the old folder cannot be deleted (the message says which).
     """
     part = part_of(path)
+    old: Path | None = None
     with explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _fill(part, files)
+            part.mkdir()
+            for name, data in files.items():
+                with open(part / name, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            sync_folder(part)
             yield part
-            old = _swap(part, path)
+            if path.exists():
+                old = part_of(path, "old")
+                os.rename(path, old)
+            try:
+                os.rename(part, path)
+            except BaseException:
+                if old is not None:
+                    os.rename(old, path)
+                raise
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
         sync_folder(path.parent)
-    if old is not None:
-        _delete_old(old, path)
+    try:
+        if old is not None:
+            shutil.rmtree(old)
+    except OSError as error:
+        message = f"{path} is written, but what it replaced could not be deleted: {error.strerror or error}"
+        raise OutputError(message, f"Delete {old} yourself.") from error
 
 
 def sync_folder(path: Path) -> None:
@@ -178,36 +191,3 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.mkdir()
-    for name, data in files.items():
-        with open(folder / name, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def _swap(new: Path, place: Path) -> Path | None:
-    """Put ``new`` in its place; where the folder that was there is now, if there was one."""
-    if not place.exists():
-        os.rename(new, place)
-        return None
-    old = part_of(place, "old")
-    os.rename(place, old)
-    try:
-        os.rename(new, place)
-    except BaseException:
-        os.rename(old, place)
-        raise
-    return old
-
-
-def _delete_old(old: Path, path: Path) -> None:
-    try:
-        shutil.rmtree(old)
-    except OSError as error:
-        message = f"{path} is written, but what it replaced could not be deleted: {error.strerror or error}"
-        raise OutputError(message, f"Delete {old} yourself.") from error

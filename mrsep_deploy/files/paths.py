@@ -9,6 +9,7 @@ Nothing here creates a folder; the code that writes a file does.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -27,7 +28,7 @@ def data_dir() -> Path:
     Raises:
         UsageError: this user has no home folder, or ``MRSEP_DEPLOY_HOME`` is a relative path.
     """
-    return _override() or _absolute(platformdirs.user_data_path(_APP, appauthor=False))
+    return _below_home("", platformdirs.user_data_path)
 
 
 def models_dir() -> Path:
@@ -46,29 +47,24 @@ def config_file() -> Path:
     Raises:
         UsageError: as ``data_dir``.
     """
-    return (_override() or _absolute(platformdirs.user_config_path(_APP, appauthor=False))) / "config.toml"
+    return _below_home("", platformdirs.user_config_path) / "config.toml"
 
 
 def cache_dir(kind: str) -> Path:
     """The folder of one kind of derived data (``bundles``, ``engines``); it may be deleted at any time."""
-    override = _override()
-    if override is not None:
-        return override / "cache" / kind
-    return _absolute(platformdirs.user_cache_path(_APP, appauthor=False)) / kind
+    return _below_home("cache", platformdirs.user_cache_path) / kind
 
 
-def _override() -> Path | None:
-    value = os.environ.get(HOME_VARIABLE, "")
-    if not value:
-        return None
-    if not os.path.isabs(value):
+def _below_home(folder: str, of_user: Callable[..., Path]) -> Path:
+    """Returns a folder below ``MRSEP_DEPLOY_HOME`` or, where that is not set, the platform's for this user."""
+    home = os.environ.get(HOME_VARIABLE, "")
+    if not home:
+        path = of_user(_APP, appauthor=False)
+        # without a home, "~" stays as it is and would become a folder of that name
+        if not path.is_absolute() or "~" in path.parts:
+            raise UsageError("this user has no home folder to keep models in", SET_HOME)
+        return path
+    if not os.path.isabs(home):
         # relative to what? Two runs from two folders would not find each other's models
-        raise UsageError(f"{HOME_VARIABLE} is {value!r}, expected an absolute path", SET_HOME)
-    return Path(os.path.abspath(value))
-
-
-def _absolute(path: Path) -> Path:
-    # without a home, "~" stays as it is and would become a folder of that name
-    if not path.is_absolute() or "~" in path.parts:
-        raise UsageError("this user has no home folder to keep models in", SET_HOME)
-    return path
+        raise UsageError(f"{HOME_VARIABLE} is {home!r}, expected an absolute path", SET_HOME)
+    return Path(os.path.abspath(home)) / folder

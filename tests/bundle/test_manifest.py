@@ -269,7 +269,7 @@ REFUSED = [
     (put("files", "branch.16.onnx", "bytes", 2**40), "bytes"),
     (put("files", "branch.16.onnx", None), "expected an object"),
     (put("files", "BRANCH.16.onnx", INFO), "twice in files"),
-    *((put("files", name, INFO), "manifest.files names") for name in LEAVING),
+    *((put("files", name, INFO), "manifest.files: a key is .*, expected up to 128") for name in LEAVING),
     *((put("files", name, INFO), "reserved") for name in RESERVED),
 ]
 
