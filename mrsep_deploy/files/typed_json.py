@@ -98,7 +98,9 @@ def document(
     if not isinstance(tree, dict):
         raise FormatError(f"{what} is {shown(tree)}, expected an object", fix)
     for field, expected in header.items():
-        found = tree.pop(field, None)
+        if field not in tree:
+            raise FormatError(f"{what} has no field {field!r}", fix)
+        found = tree.pop(field)
         if type(found) is not type(expected) or found != expected:
             raise FormatError(f"{what}.{field} is {shown(found)}, expected {expected!r}", fix)
     return exactly(tree, kind, what, fix, optional)

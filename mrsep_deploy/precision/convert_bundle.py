@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from mrsep_deploy.bundle import Bundle, check_bundle_place, write_bundle
-from mrsep_deploy.bundle.manifest import Manifest, Stage
+from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
@@ -27,9 +26,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 3
 """Of the conversion: bundles in the cache that another version made are not taken."""
-
-NO_NUMPY_TYPE: tuple[Low, ...] = ("bfloat16",)
-"""Types that hosts have no arrays of: tensors between stages stay float32."""
 
 
 def convert_report(bundle: Bundle, plan: PrecisionPlan) -> dict[str, TypedGraph]:
@@ -46,38 +42,35 @@ def convert_report(bundle: Bundle, plan: PrecisionPlan) -> dict[str, TypedGraph]
             "Give the bundle it was made from, or export the checkpoint again.",
         )
     check_plan(plan, manifest)
-    low = _low_tensors(manifest, plan)
-
-    def converted(stage: Stage) -> TypedGraph:
+    low = low_tensors(manifest, plan.precision)
+    typed = {}
+    for stage in manifest.graph_stages:
         inputs, outputs = (
             {name: plan.precision if name in low else "float32" for name in names}
             for names in (stage.inputs, stage.outputs)
         )
-        return typed_graph(StageGraph.of(bundle, stage), plan, inputs, outputs)
-
-    typed = {stage.name: converted(stage) for stage in manifest.graph_stages}
-    for name, graph in typed.items():
-        for rule in graph.unmatched:
+        typed[stage.name] = typed_graph(StageGraph.of(bundle, stage), plan, inputs, outputs)
+        for rule in typed[stage.name].unmatched:
             log.warning(
                 "%s: the rule %s matches nothing in stage %s, where the model's family expects it to, so that more "
                 "is of %s there; run verify --precision, and report this",
-                manifest.name, rule, name, plan.precision,
+                manifest.name, rule, stage.name, plan.precision,
             )  # fmt: skip
     return typed
 
 
-def tensors_between(manifest: Manifest) -> frozenset[str]:
-    """Tensors that only graph stages write and read: those that lower precision is for."""
+def low_tensors(manifest: Manifest, precision: Low) -> frozenset[str]:
+    """Tensors of lower precision between stages: those that only graph stages write and read.
+
+    Hosts have no arrays of bfloat16: beside it, all stay float32.
+    """
+    if precision == "bfloat16":
+        return frozenset()
     graphs = manifest.graph_stages
     others = [stage for stage in manifest.stages if stage.kind != "graph"]
     written = {name for stage in graphs for name in stage.outputs}
     read = {name for stage in graphs for name in stage.inputs}
     return frozenset(written & read - {name for stage in others for name in stage.inputs})
-
-
-def _low_tensors(manifest: Manifest, plan: PrecisionPlan) -> frozenset[str]:
-    """Tensors between stages that take a plan's type."""
-    return frozenset() if plan.precision in NO_NUMPY_TYPE else tensors_between(manifest)
 
 
 def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwrite: bool = False) -> Bundle:
@@ -107,7 +100,25 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
     for stage in manifest.graph_stages:
         assert stage.file is not None
         files[stage.file] = typed[stage.name].data
-    return write_bundle(target, _manifest(bundle, plan, typed), files, overwrite=overwrite)
+    low = low_tensors(manifest, plan.precision)
+    made_from = {
+        "source": bundle.digest,
+        "converter": VERSION,
+        "plan": plan.to_json(),
+        "graphs": plain({name: graph.cost for name, graph in typed.items()}),
+    }
+    converted = replace(
+        manifest,
+        precision=plan.precision,
+        opset=BFLOAT16_OPSET if plan.precision == "bfloat16" else manifest.opset,
+        tensors=tuple(
+            replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
+            for tensor in manifest.tensors
+        ),
+        checks={},  # they are of the float32 graphs
+        provenance={**manifest.provenance, "precision": made_from},
+    )
+    return write_bundle(target, converted, files, overwrite=overwrite)
 
 
 def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
@@ -128,28 +139,3 @@ def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
                 return Bundle.open(place).at_batch(bundle.manifest.batch)
             shutil.rmtree(place, ignore_errors=True)  # damaged
         return convert_bundle(bundle, plan, place, overwrite=True).at_batch(bundle.manifest.batch)
-
-
-def _manifest(bundle: Bundle, plan: PrecisionPlan, typed: Mapping[str, TypedGraph]) -> Manifest:
-    source = bundle.manifest
-    low = _low_tensors(source, plan)
-    return replace(
-        source,
-        precision=plan.precision,
-        opset=BFLOAT16_OPSET if plan.precision == "bfloat16" else source.opset,
-        tensors=tuple(
-            replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
-            for tensor in source.tensors
-        ),
-        # they are of the float32 graphs
-        checks={},
-        provenance={
-            **source.provenance,
-            "precision": {
-                "source": bundle.digest,
-                "converter": VERSION,
-                "plan": plan.to_json(),
-                "graphs": plain({name: graph.cost for name, graph in typed.items()}),
-            },
-        },
-    )

@@ -125,7 +125,14 @@ def typed_graph(
         model.opset_imports[""] = BFLOAT16_OPSET
         model.ir_version = max(model.ir_version, BFLOAT16_IR)
     data = serialised(model)
-    _check(data, graph.stage)
+    try:
+        onnx.checker.check_model(data, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BundleError(
+            f"stage {graph.stage} gave an invalid graph in lower precision: {first_line(error)}",
+            "Use the float32 bundle, and report this.",
+        ) from error
+    low = tuple(name for name in graph.names if types[name] != FLOAT)
     in_float32 = tuple(name for name in graph.names if types[name] == FLOAT)
     cost = GraphCost(
         size=len(data),
@@ -139,7 +146,6 @@ def typed_graph(
         original_bytes_moved=graph.bytes_moved,
         flushed=converter.flushed,
     )
-    low = tuple(name for name in graph.names if types[name] != FLOAT)
     return TypedGraph(data, low, in_float32, cost, unmatched)
 
 
@@ -147,16 +153,6 @@ def _border(ends: Sequence[ir.Value], types: Mapping[str, str]) -> Types:
     """Returns ONNX's element types of the graph's floating-point inputs or outputs."""
     names = [str(value.name) for value in ends if is_float(value)]
     return {name: ELEMENT_TYPES[types.get(name, "float32")] for name in names}
-
-
-def _check(data: bytes, stage: str) -> None:
-    try:
-        onnx.checker.check_model(data, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BundleError(
-            f"stage {stage} gave an invalid graph in lower precision: {first_line(error)}",
-            "Use the float32 bundle, and report this.",
-        ) from error
 
 
 class _Converter:
@@ -195,19 +191,19 @@ class _Converter:
         if value.dtype == kind:
             return value
         if (value, kind) not in self.forms:
-            made = self._constant(value, kind) if is_constant(value) else self._cast(value, kind, reader)
-            self.forms[value, kind] = made
+            name = self._free(value, kind)
+            if is_constant(value):
+                self.forms[value, kind] = self._constant(value, kind, name)
+            else:
+                node = cast(value, kind, name)
+                self.graph.insert_before(reader, node)
+                self.casts += 1
+                self.forms[value, kind] = node.outputs[0]
         return self.forms[value, kind]
 
-    def _cast(self, value: ir.Value, kind: ir.DataType, reader: ir.Node) -> ir.Value:
-        node = cast(value, kind, self._free(value, kind))
-        self.graph.insert_before(reader, node)
-        self.casts += 1
-        return node.outputs[0]
-
-    def _constant(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
+    def _constant(self, value: ir.Value, kind: ir.DataType, name: str) -> ir.Value:
         """Makes the low form of a constant."""
-        name, exact = self._free(value, kind), numbers_of(value)
+        exact = numbers_of(value)
         self.flushed += flushed(exact, self.precision)
         low = ir.tensor(rounded(exact, self.precision), kind, name=name)
         made = ir.Value(name=name, shape=value.shape, type=ir.TensorType(kind), const_value=low)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,36 +57,27 @@ def predict(bundle: Bundle, plan: PrecisionPlan, calibration: Calibration) -> li
     Raises:
         UsageError: the plan names stages or nodes the bundle does not have.
     """
-    found = [
-        hazard
-        for stage in bundle.manifest.graph_stages
-        for hazard in _in_stage(StageGraph.of(bundle, stage), plan, calibration)
-    ]
+    found = []
+    for stage in bundle.manifest.graph_stages:
+        graph, ranges = StageGraph.of(bundle, stage), calibration.ranges.get(stage.name, {})
+        low = set(typed_graph(graph, plan).low)
+        seen: set[ir.Value] = set()
+        for node in computing(graph.model.graph):
+            for value in (*node.inputs, *node.outputs) if node.name in low else ():
+                if value is None or value in seen or not is_float(value):
+                    continue
+                seen.add(value)
+                name = str(value.name)
+                hazards: Iterable[tuple[Kind, float]] = ()
+                if is_constant(value):
+                    hazards = _of_constant(numbers_of(value), plan.precision)
+                elif name in ranges:
+                    hazards = _of_range(ranges[name], plan.precision, computed=value in node.outputs)
+                found += [Hazard(stage.name, str(node.name), name, kind, number) for kind, number in hazards]
     order = list(KINDS)
     # of numbers that are too small, the smallest is the worst
     signs = dict.fromkeys(order, -1) | {"underflow": 1}
     return sorted(found, key=lambda hazard: (order.index(hazard.kind), signs[hazard.kind] * hazard.number))
-
-
-def _in_stage(graph: StageGraph, plan: PrecisionPlan, calibration: Calibration) -> Iterator[Hazard]:
-    low = set(typed_graph(graph, plan).low)
-    ranges = calibration.ranges.get(graph.stage, {})
-    seen: set[ir.Value] = set()
-    for node in computing(graph.model.graph):
-        if node.name not in low:
-            continue
-        for value in (*node.inputs, *node.outputs):
-            if value is None or value in seen or not is_float(value):
-                continue
-            seen.add(value)
-            name = str(value.name)
-            if is_constant(value):
-                hazards = _of_constant(numbers_of(value), plan.precision)
-            elif name in ranges:
-                hazards = _of_range(ranges[name], plan.precision, computed=value in node.outputs)
-            else:
-                continue
-            yield from (Hazard(graph.stage, str(node.name), name, kind, number) for kind, number in hazards)
 
 
 def _of_constant(value: NDArray[np.generic], precision: Low) -> Iterable[tuple[Kind, float]]:

@@ -420,7 +420,7 @@ def test_the_tables_with_results(tmp_path: Path) -> None:
         ("--sdr", '{"htdemucs_x": 8}', "stands in no table"),
         ("--sdr", '{"htdemucs_n": "8"}', "expected a number"),
         ("--sdr", "[]", "is [], expected an object"),
-        ("--times", '{"htdemucs_n": 8}', "has no field seconds"),
+        ("--times", '{"htdemucs_n": 8}', "has no field 'seconds'"),
         ("--times", '{"seconds": {"htdemucs_n": {"torch": -1}}}', "above 0"),
         ("--times", '{"seconds": {"htdemucs_x": {"torch": 1}}}', "stands in no table"),
     ],

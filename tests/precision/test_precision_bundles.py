@@ -39,7 +39,7 @@ from mrsep_deploy.precision.convert_bundle import (
     convert_bundle,
     convert_report,
     derived_bundle,
-    tensors_between,
+    low_tensors,
 )
 from mrsep_deploy.precision.convert_graph import StageGraph
 from mrsep_deploy.precision.costs import read_costs
@@ -244,11 +244,14 @@ def test_what_a_converted_bundle_says_of_itself(tmp_path: Path) -> None:
 def test_tensors_between_graphs_and_the_border(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path)
     manifest = bundle.manifest
-    assert tensors_between(manifest) == frozenset()  # one graph in each branch: every tensor meets the host
+    assert (
+        low_tensors(manifest, "float16") == frozenset()
+    )  # one graph in each branch: every tensor meets the host
     first = manifest.graph_stages[0]
     second = Stage("second", "graph", "16", first.outputs, ("more",), "second.onnx")
     chained = replace(manifest, stages=(first, second))
-    assert tensors_between(chained) == set(first.outputs)
+    assert low_tensors(chained, "float16") == set(first.outputs)
+    assert not low_tensors(chained, "bfloat16")  # hosts have no arrays of it
 
 
 def test_a_rule_that_should_match_and_does_not_is_told(

@@ -131,7 +131,7 @@ def test_ranges_survive_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "format is None, expected 'mrsep-deploy ranges'"),
+        ("{}", "has no field 'format'"),
         ("[", "not valid JSON"),
         ('{"format": "x", "format_version": 1, "signals": {}, "stages": {}}', "format is 'x', expected"),
         (
