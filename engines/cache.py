@@ -91,7 +91,7 @@ class EngineCache:
         found = None if fresh else self.find(key)
         if found is not None:
             return found
-        lock = FileLock(self.folder / f"{key.name}.lock")
+        lock = FileLock(self._lock(key.name))
         try:
             with suppress(OutputError, OSError, NotImplementedError):  # storing will say why
                 make_folder(self.folder)
@@ -136,8 +136,8 @@ class EngineCache:
         done = Pruned()
         with explained(self.folder):
             for name in self._names():
-                with self._free(name) as free:
-                    if not free:
+                with alone(self._lock(name)) as is_alone:
+                    if not is_alone:
                         done.busy += 1
                         continue
                     doomed = [path for path in self._files() if path.name.startswith(f".{name}.")]
@@ -226,6 +226,9 @@ class EngineCache:
     def _side_car(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
+    def _lock(self, name: str) -> Path:
+        return self.folder / f"{name}.lock"
+
     def _files(self) -> list[Path]:
         try:
             return sorted(self.folder.iterdir())
@@ -238,22 +241,23 @@ class EngineCache:
         stems = {path.name.lstrip(".").split(".")[0] for path in files}
         return sorted(stem for stem in stems if _NAME.fullmatch(stem))
 
-    @contextmanager
-    def _free(self, name: str) -> Iterator[bool]:
-        """Holds the lock of a name and deletes its file at the end; false if another process holds it."""
-        lock = FileLock(self.folder / f"{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            # While it is held: once it is released, the file may be the lock of another process.
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
-            lock.release()
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Holds the lock ``path`` and deletes its file at the end; yields false if another process holds it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        # While it is held: once it is released, the file may be the lock of another process.
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def _wait_for(lock: FileLock) -> None:

@@ -36,12 +36,7 @@ def parse_device(name: str | None) -> tuple[DeviceKind | None, int]:
 
 
 def choose(name: str, options: EngineOptions, kind: DeviceKind | None = None) -> Choice:
-    """Make an engine ready for use; ``auto`` takes the fastest that works here.
-
-    Args:
-        name: of an engine, or ``auto``.
-        options: what it is made with.
-        kind: of the device it has to run on; None for any.
+    """Make an engine ready for use; ``auto`` takes the fastest that works here, on a device of this kind if any.
 
     Raises:
         EngineUnavailableError: the named engine does not work here (there is never a silent substitute), or no

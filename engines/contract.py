@@ -31,11 +31,9 @@ class Availability:
     """Whether an engine works on this machine.
 
     Attributes:
-        works: it can be used now.
         version: of the library, empty if it is not installed.
         device: what it would run on.
-        reason: why it does not work.
-        fix: the one command or step that makes it work.
+        reason, fix: why it does not work, and the one command or step that makes it work.
     """
 
     works: bool
@@ -90,7 +88,8 @@ class Engine(abc.ABC):
         emulation: how it computes graphs of lower precision, where that is not their own arithmetic; for
             people, empty where it is.
         uncapturable: why its runs cannot be captured in a CUDA graph; empty where they can.
-        cache: where the engines it builds are kept, and another may be put in its place; None where it builds none.
+        caches: what it builds is kept in the engine cache.
+        cache: where, and another may be put in its place; None where it builds nothing.
     """
 
     name: ClassVar[str]
@@ -104,6 +103,7 @@ class Engine(abc.ABC):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     emulation: ClassVar[str] = ""
     uncapturable: ClassVar[str] = ""
+    caches: ClassVar[bool] = False
 
     def __init__(self, options: EngineOptions) -> None:
         """Raises UsageError for a precision that the engine does not have."""
@@ -111,7 +111,7 @@ class Engine(abc.ABC):
             known = ", ".join(self.precisions)
             raise UsageError(f"engine {self.name} has no precision {options.precision}", f"Choose {known}.")
         self.options = options
-        self.cache: EngineCache | None = None
+        self.cache: EngineCache | None = EngineCache() if self.caches else None
 
     @classmethod
     def availability(cls) -> Availability:
@@ -137,8 +137,6 @@ class Engine(abc.ABC):
         """Make a graph stage ready to run.
 
         Args:
-            bundle: where the graph lies.
-            stage: which one.
             threads: CPU threads this stage may use (engines on a GPU ignore it).
             stream: where it always runs; of this engine's device. It outlives the runner.
 
@@ -193,11 +191,8 @@ class BuildingEngine(Engine):
     """
 
     parallel_builds: ClassVar[bool] = False
+    caches: ClassVar[bool] = True
     cache: EngineCache
-
-    def __init__(self, options: EngineOptions) -> None:
-        super().__init__(options)
-        self.cache = EngineCache()
 
     @abc.abstractmethod
     def build(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> CachedEngine:

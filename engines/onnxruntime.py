@@ -124,13 +124,7 @@ def _make_arena() -> None:
 
 
 class OrtRunner(Runner):
-    """One stage: a session, bound to addresses at every run.
-
-    Args:
-        session: of the stage.
-        stage: which one.
-        device: index of the GPU; its tensors are DeviceTensors.
-    """
+    """One stage: a session, bound to addresses at every run; ``device`` is the index of its GPU, if it is on one."""
 
     def __init__(self, session: Any, stage: Stage, device: int = 0) -> None:
         self.session, self.stage, self.device = session, stage, device

@@ -6,7 +6,6 @@ a session that would put a single node there is refused.
 
 from __future__ import annotations
 
-import abc
 import ctypes
 import importlib.util
 import os
@@ -45,9 +44,13 @@ COLLECT_EVERY = 64
 Providers = list[tuple[str, dict[str, str]]]
 
 
-class _OrtGpuEngine(Engine):
-    """What the two have in common."""
+class OrtCudaEngine(Engine):
+    """The CUDA provider."""
 
+    name: ClassVar[str] = "ort-cuda"
+    title: ClassVar[str] = "ONNX Runtime (CUDA)"
+    preference: ClassVar[Preference | None] = Preference(3, "it runs on the GPU")
+    provider: ClassVar[str] = CUDA
     package: ClassVar[str] = CPU_PACKAGE
     install: ClassVar[str] = REPLACE
     runs_on: ClassVar[DeviceKind] = "cuda"
@@ -57,7 +60,6 @@ class _OrtGpuEngine(Engine):
     uncapturable: ClassVar[str] = (
         "ONNX Runtime's kernels copy from host memory that they give back after a run"
     )
-    provider: ClassVar[str]
 
     @classmethod
     def availability(cls) -> Availability:
@@ -115,13 +117,9 @@ class _OrtGpuEngine(Engine):
             )
         return session
 
-    @abc.abstractmethod
     def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
         """Providers in order of preference, each with its options, for a session on one stream."""
-
-    def cuda_options(self, stream: int) -> dict[str, str]:
-        """Options of the CUDA provider."""
-        return {
+        options = {
             "device_id": str(self.options.device),
             "user_compute_stream": str(stream),
             "use_tf32": "0",
@@ -133,21 +131,10 @@ class _OrtGpuEngine(Engine):
             # The scheduler captures whole segments; a graph inside of a capture cannot be.
             "enable_cuda_graph": "0",
         }
+        return [(CUDA, options)]
 
 
-class OrtCudaEngine(_OrtGpuEngine):
-    """The CUDA provider."""
-
-    name: ClassVar[str] = "ort-cuda"
-    title: ClassVar[str] = "ONNX Runtime (CUDA)"
-    preference: ClassVar[Preference] = Preference(3, "it runs on the GPU")
-    provider: ClassVar[str] = CUDA
-
-    def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
-        return [(CUDA, self.cuda_options(stream))]
-
-
-class OrtTensorRtEngine(_OrtGpuEngine):
+class OrtTensorRtEngine(OrtCudaEngine):
     """The TensorRT provider, which is built against TensorRT 10; nodes it leaves go to CUDA's.
 
     It is TensorRT with a detour, so ``auto`` does not take it.
@@ -155,6 +142,7 @@ class OrtTensorRtEngine(_OrtGpuEngine):
 
     name: ClassVar[str] = "ort-trt"
     title: ClassVar[str] = "ONNX Runtime (TensorRT)"
+    preference: ClassVar[Preference | None] = None
     provider: ClassVar[str] = TENSORRT
 
     def __init__(self, options: EngineOptions) -> None:
@@ -185,7 +173,7 @@ class OrtTensorRtEngine(_OrtGpuEngine):
             "trt_auxiliary_streams": "0",
             "trt_cuda_graph_enable": "0",
         }
-        return [(TENSORRT, options), (CUDA, self.cuda_options(stream))]
+        return [(TENSORRT, options), *super().providers(bundle, stage, stream)]
 
 
 class OrtGpuRunner(OrtRunner):

@@ -6,6 +6,7 @@ import functools
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.devices.interface import Runner, Stream, Tensors
 from mrsep_deploy.engines.cache import EngineCache, NewEngine
-from mrsep_deploy.engines.contract import Engine, EngineOptions, Preference, graph_hash
+from mrsep_deploy.engines.contract import Engine, Preference, graph_hash
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.errors import EngineError, first_line
 from mrsep_deploy.precision.names import Precision
@@ -43,13 +44,10 @@ class OpenVinoEngine(Engine):
     install: ClassVar[str] = 'pip install "mrsep-deploy[openvino]"'
     preference: ClassVar[Preference] = Preference(4, "on a CPU it takes a little less time than ONNX Runtime")
     measured: ClassVar[bool] = True
+    caches: ClassVar[bool] = True
     cache: EngineCache
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
     emulation: ClassVar[str] = "in float32 with rounded weights, so with less error than on a GPU"
-
-    def __init__(self, options: EngineOptions) -> None:
-        super().__init__(options)
-        self.cache = EngineCache()
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return self.prepare_lanes(bundle, stage, threads, [stream])[0]
@@ -174,16 +172,9 @@ class OpenVinoRunner(Runner):
         self.request = self.compiled = None
 
 
-class _Borrowed:
-    """Memory that somebody else owns, as NumPy's array interface describes it."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self.__array_interface__ = array.__array_interface__
-
-
 def borrowed(array: NDArray[Any]) -> NDArray[Any]:
     """The same memory without owning it: a request keeps its tensors until it is given others."""
-    return np.asarray(_Borrowed(array))
+    return np.asarray(SimpleNamespace(__array_interface__=array.__array_interface__))
 
 
 def reason(error: Exception) -> str:

@@ -7,15 +7,13 @@ them. So what an engine is called (fp32, fp16) is checked against what its layer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mrsep_deploy.bundle.manifest import STEMS, Manifest, Stage
 from mrsep_deploy.engines.cache import NewEngine
 from mrsep_deploy.engines.contract import BuildOptions
-from mrsep_deploy.engines.tensorrt.library import Library
-from mrsep_deploy.engines.tensorrt.timing import TimingCache
+from mrsep_deploy.engines.tensorrt.library import Library, TimingCache
 from mrsep_deploy.errors import EngineError, UsageError, first_line
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.precision.requested import require_onnx
@@ -26,15 +24,6 @@ HEAVY_LAYERS = frozenset(
 """Layers that decide what precision an engine has: those where the arithmetic is."""
 
 _TRANSPARENT = frozenset(("CONSTANT", "CAST", "IDENTITY", "SHUFFLE", "SHAPE"))
-
-
-@dataclass(frozen=True)
-class TensorFacts:
-    """One input or output as an engine has it."""
-
-    role: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def build_plan(
@@ -82,7 +71,7 @@ def build_plan(
         raise EngineError(f"{library.title} cannot build stage {stage.name}: {reason}", fix)
     if timing is not None:
         timing.save(config)
-    tensors = {name: facts.dtype for name, facts in network_tensors(library, network).items()}
+    tensors = {name: manifest.tensor(name).dtype for name in (*stage.inputs, *stage.outputs)}
     about = {"model": manifest.name, "stage": stage.name, "layers": layers, "tensors": tensors}
     return NewEngine(bytes(serialized), about)
 
@@ -179,43 +168,42 @@ def check_targets(library: Library, targets: tuple[str, ...]) -> tuple[str, ...]
     return tuple(target for target in known if target in targets)
 
 
-def network_tensors(library: Library, network: Any) -> dict[str, TensorFacts]:
-    """Inputs and outputs of a parsed network."""
+def network_tensors(library: Library, network: Any) -> dict[str, str]:
+    """Inputs and outputs of a parsed network: ``the input float32 [1, 2, 64]`` by name."""
     ends = [("input", network.get_input(i)) for i in range(network.num_inputs)]
     ends += [("output", network.get_output(i)) for i in range(network.num_outputs)]
-    return {t.name: TensorFacts(role, tuple(t.shape), library.dtype(t.dtype)) for role, t in ends}
+    return {t.name: _facts(role, library.dtype(t.dtype), t.shape) for role, t in ends}
 
 
-def engine_tensors(library: Library, engine: Any) -> dict[str, TensorFacts]:
-    """Inputs and outputs of a loaded engine."""
+def engine_tensors(library: Library, engine: Any) -> dict[str, str]:
+    """Inputs and outputs of a loaded engine, as those of a network."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     return {
-        name: TensorFacts(
+        name: _facts(
             engine.get_tensor_mode(name).name.lower(),
-            tuple(engine.get_tensor_shape(name)),
             library.dtype(engine.get_tensor_dtype(name)),
+            engine.get_tensor_shape(name),
         )
         for name in names
     }
 
 
-def check_tensors(found: Mapping[str, TensorFacts], manifest: Manifest, stage: Stage) -> None:
+def _facts(role: str, dtype: str, shape: Iterable[int]) -> str:
+    return f"the {role} {dtype} {list(shape)}"
+
+
+def check_tensors(found: Mapping[str, str], manifest: Manifest, stage: Stage) -> None:
     """Raise ``EngineError`` unless names, shapes and element types are those of the manifest."""
     roles = {**dict.fromkeys(stage.inputs, "input"), **dict.fromkeys(stage.outputs, "output")}
     specs = {name: manifest.tensor(name) for name in roles}
-    expected = {name: TensorFacts(roles[name], spec.shape, spec.dtype) for name, spec in specs.items()}
-    wrong = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
-        raise EngineError(
-            f"the engine of stage {stage.name} has {_shown(found.get(name))} {name}, "
-            f"expected {_shown(expected.get(name))}",
-            "Export the checkpoint again.",
-        )
-
-
-def _shown(facts: TensorFacts | None) -> str:
-    return "no tensor" if facts is None else f"the {facts.role} {facts.dtype} {list(facts.shape)}"
+    expected = {name: _facts(roles[name], spec.dtype, spec.shape) for name, spec in specs.items()}
+    for name in sorted({**expected, **found}):
+        has, wants = found.get(name, "no tensor"), expected.get(name, "no tensor")
+        if has != wants:
+            raise EngineError(
+                f"the engine of stage {stage.name} has {has} {name}, expected {wants}",
+                "Export the checkpoint again.",
+            )
 
 
 def layer_types(library: Library, network: Any) -> dict[str, int]:

@@ -18,9 +18,17 @@ from mrsep_deploy.engines.cache import CachedEngine, NewEngine
 from mrsep_deploy.engines.contract import Availability, BuildingEngine, BuildOptions, Preference, graph_hash
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
-from mrsep_deploy.engines.tensorrt.library import RTX, TRT, Flavour, Gpu, Library, find_gpu, find_library
+from mrsep_deploy.engines.tensorrt.library import (
+    RTX,
+    TRT,
+    Flavour,
+    Gpu,
+    Library,
+    TimingCache,
+    find_gpu,
+    find_library,
+)
 from mrsep_deploy.engines.tensorrt.runner import NotLoadable, TensorRtRunner
-from mrsep_deploy.engines.tensorrt.timing import TimingCache
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.precision.names import Precision, arithmetic
 
@@ -46,8 +54,7 @@ class TensorRtEngine(BuildingEngine):
         try:
             library = find_library(cls.flavour)
             version = library.version
-            gpu = find_gpu(0)
-            _check_capability(library, gpu)
+            gpu = _usable_gpu(library, 0)
         except EngineUnavailableError as error:
             return Availability(False, version, reason=error.message, fix=error.fix)
         return Availability(True, version, str(gpu))
@@ -60,9 +67,7 @@ class TensorRtEngine(BuildingEngine):
     @functools.cached_property
     def gpu(self) -> Gpu:
         """The GPU to run on (``EngineUnavailableError`` if there is none)."""
-        gpu = find_gpu(self.options.device)
-        _check_capability(self.library, gpu)
-        return gpu
+        return _usable_gpu(self.library, self.options.device)
 
     def build(
         self, bundle: Bundle, stage: Stage, options: BuildOptions, *, fresh: bool = False
@@ -150,9 +155,10 @@ class TensorRtRtxEngine(TensorRtEngine):
     parallel_builds: ClassVar[bool] = True
 
 
-def _check_capability(library: Library, gpu: Gpu) -> None:
-    known = library.capabilities()
+def _usable_gpu(library: Library, index: int) -> Gpu:
+    gpu, known = find_gpu(index), library.capabilities()
     if known and gpu.capability not in known:
         raise EngineUnavailableError(
             f"{library.title} does not run on {gpu}, it runs on {', '.join(known)}", "Choose --engine trt."
         )
+    return gpu

@@ -16,10 +16,14 @@ import re
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from mrsep_deploy.devices import cuda_status
-from mrsep_deploy.errors import EngineUnavailableError, first_line
+from mrsep_deploy.errors import EngineUnavailableError, OutputError, first_line
+from mrsep_deploy.files.parts import make_folder, write_file
 from mrsep_deploy.process.libraries import library
 
 _DTYPES = {
@@ -42,9 +46,7 @@ class Flavour:
     """One of the two libraries.
 
     Attributes:
-        title: what people read.
         modules: names that its Python module has, the usual one first.
-        install: how to install it.
         portable: its engines are built for compute capabilities and run on every device that has one of them.
         oldest: the first release that will do.
     """
@@ -160,13 +162,7 @@ def _logger(module: Any) -> Any:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The NVIDIA GPU that an engine is built for or runs on.
-
-    Attributes:
-        name: as NVIDIA calls it.
-        capability: its compute capability, ``sm_86``.
-        driver: the newest CUDA version its driver supports, ``13.0``.
-    """
+    """The GPU that an engine is built for or runs on, its compute capability (``sm_86``), and its driver's CUDA."""
 
     name: str
     capability: str
@@ -190,3 +186,37 @@ def find_gpu(index: int) -> Gpu:
         raise EngineUnavailableError(f"there is no GPU {index}, CUDA finds {known}", "Choose one of these.")
     major, minor = found.compute_capabilities[index]
     return Gpu(found.names[index], f"sm_{major}{minor}", found.driver)
+
+
+class TimingCache:
+    """A file of the kernel timings that builds on one device took, for the next; several processes may add to it.
+
+    It only saves time: a file that cannot be read or written costs nothing but that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self, config: Any) -> None:
+        """Let a build use the timings there are, and take down its own."""
+        config.set_timing_cache(self._on_disk(config), False)
+
+    def save(self, config: Any) -> None:
+        """Add what a build measured to what is on the disk by now."""
+        new = config.get_timing_cache()
+        try:
+            make_folder(self.path.parent)
+            with FileLock(f"{self.path}.lock"):
+                merged = self._on_disk(config)
+                merged.combine(new, False)
+                write_file(self.path, bytes(merged.serialize()))
+        except (OutputError, OSError, NotImplementedError) as error:
+            log.warning("kernel timings are not kept for the next build: %s", error)
+
+    def _on_disk(self, config: Any) -> Any:
+        try:
+            data = self.path.read_bytes()
+        except OSError:
+            data = b""
+        # null for bytes the library does not recognise: another version's, or damaged
+        return config.create_timing_cache(data) or config.create_timing_cache(b"")

@@ -136,32 +136,22 @@ def _bytes(path: Path) -> int:
 def _delete_others(kind: str) -> tuple[int, int, int]:
     """Delete what lies in a folder of the cache: how many entries, their bytes, and how many are being made."""
     import shutil
-    from contextlib import suppress
 
-    from filelock import FileLock, Timeout
-
+    from mrsep_deploy.engines.cache import alone
     from mrsep_deploy.files.parts import explained
 
     folder, found = _others(kind)
     removed = freed = held = 0
     for path in found:
-        lock = FileLock(folder / f"{path.name}.lock")
-        with explained(path):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+        with explained(path), alone(folder / f"{path.name}.lock") as is_alone:
+            if not is_alone:
                 held += 1
                 continue
-            try:
-                size = _bytes(path)
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-            finally:
-                with suppress(OSError):
-                    (folder / f"{path.name}.lock").unlink()
-                lock.release()
+            size = _bytes(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         removed, freed = removed + 1, freed + size
     return removed, freed, held
 

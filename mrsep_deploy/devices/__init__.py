@@ -33,13 +33,10 @@ class CudaStatus:
     """Whether CUDA works here.
 
     Attributes:
-        works: there is at least one GPU.
         implementation: the Python package that was asked.
         driver: the newest CUDA version the driver supports, ``13.0``.
-        names: of the GPUs, in CUDA's order.
-        compute_capabilities: of each GPU, ``(8, 6)``.
-        reason: why it does not work.
-        fix: what makes it work.
+        names, compute_capabilities: of the GPUs, in CUDA's order; ``(8, 6)``.
+        reason, fix: why it does not work, and what makes it work.
     """
 
     works: bool

@@ -34,12 +34,15 @@ def flush_denormals() -> bool:
     try:
         if sys.platform == "win32":
             ctypes.CDLL("ucrtbase")._controlfp_s(ctypes.byref(ctypes.c_uint()), _DN_FLUSH, _MCW_DN)
-        elif sys.platform == "darwin":
-            _set_named_environment()
+        elif sys.platform == "darwin":  # whose library has whole environments with the switch in them
+            kind = "" if platform.machine() in _ARM else "SSE_"
+            library = ctypes.CDLL(None)
+            environment = ctypes.c_byte.in_dll(library, f"_FE_DFL_DISABLE_{kind}DENORMS_ENV")
+            library.fesetenv(ctypes.byref(environment))
         else:
             _change_environment()
     except (OSError, AttributeError, ValueError):
-        return denormals_flushed()  # an exotic C library: exact, only slower
+        pass  # an exotic C library: exact, only slower
     return denormals_flushed()
 
 
@@ -48,13 +51,6 @@ def denormals_flushed() -> bool:
     smallest = np.full(1, np.float32(2.0**-126))
     with np.errstate(under="ignore"):
         return bool((smallest * np.float32(0.5))[0] == 0)
-
-
-def _set_named_environment() -> None:
-    """macOS has whole environments with the switch in them."""
-    name = "_FE_DFL_DISABLE_DENORMS_ENV" if platform.machine() in _ARM else "_FE_DFL_DISABLE_SSE_DENORMS_ENV"
-    library = ctypes.CDLL(None)
-    library.fesetenv(ctypes.byref(ctypes.c_byte.in_dll(library, name)))
 
 
 def _change_environment() -> None:

@@ -92,31 +92,23 @@ def place_workspaces(
 ) -> None:
     """Give runners the scratch memory they need, one block in which stages that never overlap share.
 
-    Args:
-        device: where the block is allocated.
-        schedule: of one segment.
-        runners: by the names of their stages.
-        stack: frees the block; it must do so after the runners are closed.
+    ``runners`` are by the names of their stages; ``stack`` frees the block, after the runners are closed.
     """
-    sizes = {name: runner.workspace_bytes for name, runner in runners.items() if runner.workspace_bytes}
-    if not sizes:
-        return
+    sizes = {name: runner.workspace_bytes for name, runner in runners.items()}
     plan = plan_workspaces(schedule, sizes)
+    if not plan.offsets:
+        return
     memory = stack.enter_context(contextlib.closing(device.allocate(plan.total_bytes)))
-    for name, size in sizes.items():
-        runners[name].set_workspace(memory.tensor(plan.offsets[name], (size,), "uint8"))
+    for name, offset in plan.offsets.items():
+        runners[name].set_workspace(memory.tensor(offset, (sizes[name],), "uint8"))
 
 
 def plan_workspaces(schedule: Schedule, sizes: Mapping[str, int]) -> BufferPlan:
-    """Where each stage's scratch memory lies.
+    """Where each stage's scratch memory lies; ``sizes`` are in bytes, and 0 needs none.
 
     Two stages may share if they run on one stream, which keeps them in order over all segments; or if both are of
     the same part (head, body, tail) and one waits for the other. Parts overlap with other parts of neighbouring
     segments, so order inside a segment says nothing about them.
-
-    Args:
-        schedule: of one segment.
-        sizes: bytes each stage needs; stages that are not named need none.
     """
     steps = {step.stage.name: step for step in schedule.steps}
 
@@ -126,7 +118,7 @@ def plan_workspaces(schedule: Schedule, sizes: Mapping[str, int]) -> BufferPlan:
             return True
         return first.part == second.part and (a in schedule.before[b] or b in schedule.before[a])
 
-    return place({name: aligned(size) for name, size in sizes.items() if size}, may_share)
+    return place({name: size for name, size in sizes.items() if size}, may_share)
 
 
 def plan_buffers(
@@ -155,7 +147,7 @@ def plan_buffers(
             return False
         return users[first] <= before[writer[second]]
 
-    sizes = {spec.name: aligned_bytes(spec) for spec in tensors}
+    sizes = {spec.name: spec.elements * np.dtype(spec.dtype).itemsize for spec in tensors}
     return place(sizes, lambda a, b: over_before(a, b) or over_before(b, a))
 
 
@@ -163,11 +155,12 @@ def place(sizes: Mapping[str, int], may_share: Callable[[str, str], bool]) -> Bu
     """Place blocks, largest first, each at the lowest offset that is free of all it must not share with.
 
     Args:
-        sizes: bytes of every block, multiples of the alignment.
+        sizes: bytes of every block, rounded up to the alignment here.
         may_share: whether two blocks are never in use at the same time; symmetric.
     """
     placed: list[tuple[int, int, str]] = []
-    for name, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+    aligned = {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in sizes.items()}
+    for name, size in sorted(aligned.items(), key=lambda item: (-item[1], item[0])):
         taken = sorted((start, end) for start, end, other in placed if not may_share(name, other))
         offset = 0
         for start, end in taken:
@@ -177,13 +170,3 @@ def place(sizes: Mapping[str, int], may_share: Callable[[str, str], bool]) -> Bu
         placed.append((offset, offset + size, name))
     total = max((end for _, end, _ in placed), default=0)
     return BufferPlan({name: start for start, _, name in placed}, total)
-
-
-def aligned_bytes(spec: TensorSpec) -> int:
-    """Size of a tensor rounded up to the alignment."""
-    return aligned(spec.elements * np.dtype(spec.dtype).itemsize)
-
-
-def aligned(size: int) -> int:
-    """Bytes rounded up to the alignment."""
-    return -(-size // ALIGNMENT) * ALIGNMENT

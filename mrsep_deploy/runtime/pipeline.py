@@ -22,8 +22,6 @@ class Pipeline:
     """Enqueues the stages of segments on streams.
 
     Args:
-        device: of the streams.
-        schedule: which stage runs on which stream, and what waits for what.
         streams: by the schedule's names; closed by the caller.
         runners: by the names of their stages; closed by the caller.
         cores: what stages of all its streams share, on a CPU; None on a GPU, where enqueueing takes no cores.
@@ -83,9 +81,9 @@ class Pipeline:
 
     def drain(self) -> None:
         """Wait until all streams are at rest; their errors are forgotten, an interruption is raised."""
-        interrupts = [error for stream in self.streams.values() if (error := _rested(stream))]
-        if interrupts:
-            raise interrupts[0]
+        with contextlib.ExitStack() as every:
+            for stream in self.streams.values():
+                every.callback(_rest, stream)
 
     def _launch(self, slot: Slot) -> None:
         if slot.graph is None:
@@ -159,12 +157,6 @@ class Pipeline:
         return run
 
 
-def _rested(stream: Stream) -> KeyboardInterrupt | None:
-    """Wait for a stream and return an interruption; its own error is raised by the results that it spoils."""
-    try:
+def _rest(stream: Stream) -> None:
+    with contextlib.suppress(Exception, SystemExit):  # raised by the results that it spoils
         stream.synchronize()
-    except KeyboardInterrupt as interrupt:
-        return interrupt
-    except (Exception, SystemExit):
-        return None
-    return None

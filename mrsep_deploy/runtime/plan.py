@@ -73,8 +73,6 @@ def run_plan(bundle: Bundle, engine: Engine, mode: Mode | None, lanes: int) -> R
     """What was asked for; where nothing was, what was measured here, or else one segment, sequentially.
 
     Args:
-        bundle: what is run.
-        engine: what runs it, with its threads.
         mode: None where none was asked for.
         lanes: 0 where none were asked for.
 

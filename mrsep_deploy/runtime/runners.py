@@ -37,9 +37,6 @@ def prepare_runners(
     """Prepare every stage of a schedule, once for each of several segments in parallel.
 
     Args:
-        bundle: where the graphs lie.
-        engine: what runs them.
-        schedule: which stages, and on which stream each.
         lanes: the streams of each segment, by the schedule's names.
         stack: closes the runners, then their scratch memory; it closes the streams later.
 

@@ -44,8 +44,6 @@ class Scheduler:
     """Prepares every stage of a bundle on an engine and runs batches of segments through them.
 
     Args:
-        bundle: what to run.
-        engine: what runs its graphs, and on which device.
         mode: ``sequential``, ``concurrent`` or, on CUDA, ``graph``; the results are identical.
         lanes: how many segments are computed in parallel; more than one for engines on a CPU only.
         trace: whether to note which stage ran when.
@@ -62,8 +60,7 @@ class Scheduler:
     def __init__(
         self, bundle: Bundle, engine: Engine, mode: Mode = "sequential", lanes: int = 1, trace: bool = False
     ) -> None:
-        _check_mode(engine, mode)
-        _check_lanes(engine, lanes)
+        _check(engine, mode, lanes)
         self.device, self.manifest = engine.device, bundle.manifest
         self.schedule = make_schedule(self.manifest, mode)
         self.capacity = SLOTS * lanes
@@ -205,33 +202,25 @@ class Scheduler:
             self._slots, self._pipelines = [], []
 
 
-def _check_mode(engine: Engine, mode: Mode) -> None:
-    """Raise ``UsageError`` for a mode that the engine or its device does not have."""
-    if mode != "graph":
-        return
-    if not engine.device.captures:
+def _check(engine: Engine, mode: Mode, lanes: int) -> None:
+    """Raise ``UsageError`` for a mode or a number of segments in parallel that there cannot be."""
+    device, threads = engine.device, engine.options.budget
+    if mode == "graph" and not device.captures:
         raise UsageError(
-            f"engine {engine.name} runs on {engine.device.name}, which has no graphs to capture",
+            f"engine {engine.name} runs on {device.name}, which has no graphs to capture",
             "Choose --mode sequential or concurrent; graphs need a GPU through cuda-python, not pycuda.",
         )
-    if engine.uncapturable:
+    if mode == "graph" and engine.uncapturable:
         raise UsageError(
             f"runs of engine {engine.name} cannot be captured in a CUDA graph: {engine.uncapturable}",
             "Choose --mode sequential or concurrent, or --engine trt.",
         )
-
-
-def _check_lanes(engine: Engine, lanes: int) -> None:
-    """Raise ``UsageError`` unless that many segments can be computed in parallel."""
-    if lanes == 1:
-        return
-    threads = engine.options.budget
-    if engine.device.kind != "cpu":
+    if lanes != 1 and device.kind != "cpu":
         raise UsageError(
-            f"engine {engine.name} runs on {engine.device.name}, where segments do not run side by side",
+            f"engine {engine.name} runs on {device.name}, where segments do not run side by side",
             "Leave out --lanes; take several segments in one run with --batch N.",
         )
-    if not 1 <= lanes <= threads:
+    if lanes != 1 and not 1 <= lanes <= threads:
         raise UsageError(
             f"{lanes} segments side by side were asked for, there are {threads} threads",
             f"Give --lanes 1 to {threads}.",

@@ -17,13 +17,7 @@ Arrays = Sequence[NDArray[Any]]
 
 
 def host_runner(stage: Stage, branches: Sequence[Branch], workers: int = 1) -> HostRunner:
-    """The runner of a stage whose kind is not ``graph``.
-
-    Args:
-        stage: which one.
-        branches: the manifest's branches.
-        workers: threads a transform may use.
-    """
+    """The runner of a stage whose kind is not ``graph``; ``workers`` threads compute a transform."""
     if stage.kind == "sum":
         return HostRunner(stage, _add)
     branch = next(b for b in branches if b.name == stage.branch)

@@ -17,7 +17,7 @@ from stage_graphs import random_manifest
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Stage, TensorSpec
 from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.runtime.memory import ALIGNMENT, BufferPlan, aligned_bytes, plan_buffers
+from mrsep_deploy.runtime.memory import ALIGNMENT, BufferPlan, plan_buffers
 from mrsep_deploy.runtime.schedule import MODES, Mode, data_dependencies, make_schedule
 
 
@@ -44,6 +44,11 @@ def closure(stages: Sequence[Stage], waits: Mapping[str, Sequence[str]]) -> dict
     for middle in range(len(names)):
         reach |= np.outer(reach[:, middle], reach[middle])
     return {b: frozenset(names[row] for row in np.flatnonzero(reach[:, i])) for i, b in enumerate(names)}
+
+
+def aligned_bytes(spec: TensorSpec) -> int:
+    size = spec.elements * np.dtype(spec.dtype).itemsize
+    return size + -size % ALIGNMENT
 
 
 def laid_out(case: Case, plan: BufferPlan) -> dict[str, NDArray[Any]]:
