@@ -16,9 +16,7 @@ from pathlib import Path
 
 from machine_info import RESULTS, load_average, machine_info, write_result
 
-from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr
-from mrsep_deploy.inspection.paper_report import paper_to_plain
-from mrsep_deploy.inspection.paper_times import ROUNDS, measure
+from mrsep_deploy.inspection.paper import ROUNDS, filled_tables, measure, paper_models, read_sdr
 from mrsep_deploy.terminal.progress import step_progress
 
 TIMES = RESULTS / "paper_times.json"
@@ -38,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": machine,
         "load_after": load_average(),
         "rounds": ROUNDS,
-        "tables": paper_to_plain(filled),
+        "tables": filled,
     }
     print(write_result("paper_tables", result))
 

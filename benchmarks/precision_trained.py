@@ -144,7 +144,10 @@ def _worst(stems: Sequence[StemResult]) -> float | None:
 
 def _stages(found: Verification) -> dict[str, float | None]:
     """SNR in dB of every stage's worst output, on exact inputs."""
-    return {stage.stage: finite(round(stage.worst[1].snr, 1)) for stage in found.stages}
+    return {
+        stage.stage: finite(round(min(figures.snr for figures in stage.tensors.values()), 1))
+        for stage in found.stages
+    }
 
 
 def _snr(stem: StemResult) -> float | None:

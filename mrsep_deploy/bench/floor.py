@@ -58,7 +58,7 @@ def stage_macs(bundle: Bundle) -> tuple[dict[str, int], str]:
     manifest = bundle.manifest
     if importlib.util.find_spec("onnx_ir") is None:
         return {stage.name: stage.macs for stage in manifest.graph_stages}, "manifest"
-    from mrsep_deploy.inspection.graph_costs import bundle_cost
+    from mrsep_deploy.inspection.complexity import bundle_cost
 
     return {stage.name: stage.graph_macs or 0 for stage in bundle_cost(bundle).stages}, "graphs"
 

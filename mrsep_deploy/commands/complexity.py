@@ -89,9 +89,7 @@ def complexity(asked: ComplexityOptions) -> None:
 def _model(asked: ComplexityOptions) -> None:
     arguments = _constructor(asked)
     from mrsep_deploy.inspection.complexity import complexity as count_model
-    from mrsep_deploy.inspection.complexity import configuration_cost
-    from mrsep_deploy.inspection.complexity_report import print_cost
-    from mrsep_deploy.inspection.costs import to_plain
+    from mrsep_deploy.inspection.complexity import configuration_cost, print_cost, to_plain
     from mrsep_deploy.terminal.progress import print_result
 
     family = asked.family
@@ -116,8 +114,7 @@ def _constructor(asked: ComplexityOptions) -> dict[str, object]:
 
 
 def _paper(asked: ComplexityOptions) -> None:
-    from mrsep_deploy.inspection.paper import filled_tables, paper_models, read_sdr, read_times
-    from mrsep_deploy.inspection.paper_report import paper_to_plain, print_paper
+    from mrsep_deploy.inspection.paper import filled_tables, paper_models, print_paper, read_sdr, read_times
     from mrsep_deploy.terminal.progress import print_result, step_progress
 
     ratios = read_sdr(asked.sdr) if asked.sdr is not None else {}
@@ -128,11 +125,11 @@ def _paper(asked: ComplexityOptions) -> None:
 
         require_extra("measuring models")
         check_output_files([("--times", asked.times, TIMES)], [asked.sdr], overwrite=None)
-        from mrsep_deploy.inspection.paper_times import measure
+        from mrsep_deploy.inspection.paper import measure
 
         with step_progress(asked.quiet or asked.as_json) as progress:
             seconds = measure(paper_models(), asked.times, progress)
     elif asked.times is not None:
         seconds = read_times(asked.times)[0]
     filled = filled_tables(seconds, ratios)
-    print_result(asked.as_json, lambda: paper_to_plain(filled), lambda screen: print_paper(screen, filled))
+    print_result(asked.as_json, lambda: filled, lambda screen: print_paper(screen, filled))

@@ -14,10 +14,9 @@ from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import PARTIAL
 
 if TYPE_CHECKING:
-    from mrsep_deploy.evaluation.dataset import Subset
     from mrsep_deploy.evaluation.evaluate import Evaluation
+    from mrsep_deploy.verification.multitrack import Subset
 
-# Spelled out because the module that defines them imports numpy; a test holds them equal.
 METRICS = ("museval", "mdx")
 JSON_NAME, MARKDOWN_NAME = "results.json", "results.md"
 
@@ -81,10 +80,10 @@ def eval(asked: EvalOptions) -> None:
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands import output_files as kinds
-    from mrsep_deploy.evaluation.dataset import find_tracks
     from mrsep_deploy.evaluation.evaluate import Request, evaluate
     from mrsep_deploy.files.parts import make_folder
     from mrsep_deploy.terminal.progress import remark, step_progress
+    from mrsep_deploy.verification.multitrack import find_tracks
 
     tracks = find_tracks(asked.dataset, asked.subset)
     bundle = Bundle.open(resolve(asked.model))

@@ -160,14 +160,12 @@ def _bisect(
     with step_progress(asked.quiet or asked.as_json) as progress:
         searches, after = job.bisect(found, progress)
     write_plan(searches[-1].plan, plan_file)
+    limit, result = found.limit.decibels, to_plain(after)
     if not asked.as_json and not asked.quiet:
-        print_bisections(console(), searches, found.limit.decibels, to_plain(after))
+        print_bisections(console(), searches, limit, result)
         click.echo(f"plan written to {plan_file}")
-    return after.passes, {
-        "bisection": [bisection_to_plain(search, found.limit.decibels) for search in searches],
-        "plan": str(plan_file),
-        "with_plan": to_plain(after),
-    }
+    shown = [bisection_to_plain(search, limit) for search in searches]
+    return after.passes, {"bisection": shown, "plan": str(plan_file), "with_plan": result}
 
 
 def _calibrate(request: Request, asked: VerifyOptions) -> None:
@@ -175,9 +173,9 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
 
     require_onnx("calibrating")
     from mrsep_deploy.precision.plan import default_plan
-    from mrsep_deploy.precision.ranges import load
+    from mrsep_deploy.precision.ranges import load, require_folder, store
     from mrsep_deploy.terminal.progress import print_result, remark, step_progress
-    from mrsep_deploy.verification.calibration import calibrate
+    from mrsep_deploy.verification.calibration import measure
     from mrsep_deploy.verification.hazard_report import prediction, print_prediction
     from mrsep_deploy.verification.job import requested_plan
     from mrsep_deploy.verification.tracks import builtin_tracks, read_tracks
@@ -186,8 +184,9 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
     plan = requested_plan(request) or default_plan("float16", bundle.manifest.float32)
     tracks = [*builtin_tracks(bundle.manifest), *read_tracks(request.audio, bundle.manifest)]
     remark(*(line for track in tracks for line in track.remarks), quiet=asked.quiet)
+    require_folder(bundle)
     with step_progress(asked.quiet or asked.as_json) as progress:
-        bundle = calibrate(bundle, tracks, request.threads, progress)
+        bundle = store(bundle, measure(bundle, tracks, request.threads, progress))
     calibration = load(bundle)
     assert calibration is not None
     found = prediction(bundle, plan, calibration)
@@ -196,4 +195,4 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
         print_prediction(screen, found)
         click.echo(f"ranges stored in {bundle.path}")
 
-    print_result(asked.as_json, found.to_plain, show, asked.quiet)
+    print_result(asked.as_json, lambda: found, show, asked.quiet)

@@ -5,8 +5,9 @@ Engines take turns as a whole, not track by track: only one model is in memory a
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +18,11 @@ from mrsep_deploy.engines import AUTO, engine_class
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import AudioError, EngineUnavailableError, EvaluationError, UsageError
-from mrsep_deploy.evaluation.metrics import bss_eval, mdx_sdr, require_metrics
+from mrsep_deploy.evaluation.metrics import bss_eval, mdx_sdr, museval_metrics
 from mrsep_deploy.evaluation.scores import Conditions, TrackScores, read_scores, write_scores
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.verification.multitrack import Multitrack, TrackFiles, read_multitrack
-
-Progress = Callable[[str, int, int], None]
+from mrsep_deploy.verification.tracks import Progress
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class EngineFacts:
     device: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
     """The result of an evaluation.
 
@@ -73,10 +73,10 @@ class Evaluation:
 
     request: Request
     engines: Mapping[str, EngineFacts]
-    scores: Mapping[str, Sequence[TrackScores]]
+    scores: dict[str, list[TrackScores]] = field(default_factory=dict)
     kept: int = 0
-    failed: Mapping[str, str] = field(default_factory=dict)
-    remarks: Sequence[str] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, None] = field(default_factory=dict)
 
 
 def evaluate(request: Request, progress: Progress) -> Evaluation:
@@ -88,101 +88,71 @@ def evaluate(request: Request, progress: Progress) -> Evaluation:
         EvaluationError: the package of a metric is missing, or no track could be read.
         OutputError: scores cannot be written.
     """
-    require_metrics(request.metrics)
-    return _Run(request, progress).run()
+    if "museval" in request.metrics:
+        museval_metrics()  # before the first track, not after it
+    found = Evaluation(request, engine_facts(request.engines, request.threads))
+    digests: dict[str, str] = {}
+    for engine in found.engines:
+        found.scores[engine] = _scores(engine, found, digests, progress)
+    for engine, scores in found.scores.items():
+        found.scores[engine] = [track for track in scores if track.track not in found.failed]
+    if not any(found.scores.values()):
+        raise EvaluationError(
+            f"none of the tracks could be read; the first: {next(iter(found.failed.values()))}"
+        )
+    return found
 
 
-class _Run:
-    def __init__(self, request: Request, progress: Progress) -> None:
-        self.request = request
-        self.engines = engine_facts(request.engines, request.threads)
-        self.progress = progress
-        self.steps = len(self.engines) * len(request.tracks)
-        self.done = 0
-        self.kept = 0
-        self.failed: dict[str, str] = {}
-        self.remarks: dict[str, None] = {}
-        self._audio: dict[str, str] = {}
-
-    def run(self) -> Evaluation:
-        scores = {engine: self._engine(engine) for engine in self.engines}
-        readable = {
-            engine: [track for track in tracks if track.track not in self.failed]
-            for engine, tracks in scores.items()
-        }
-        if not any(readable.values()):
-            raise EvaluationError(
-                f"none of the tracks could be read; the first: {next(iter(self.failed.values()))}"
-            )
-        return Evaluation(self.request, self.engines, readable, self.kept, self.failed, tuple(self.remarks))
-
-    def _engine(self, engine: str) -> list[TrackScores]:
-        """The scores of all tracks; the model is loaded when the first track needs it."""
+def _scores(engine: str, found: Evaluation, digests: dict[str, str], progress: Progress) -> list[TrackScores]:
+    """The scores of all tracks; the model is loaded when the first track needs it."""
+    request, model, scores = found.request, found.request.bundle.manifest.model, []
+    steps, before = len(found.engines) * len(request.tracks), len(found.scores) * len(request.tracks)
+    with contextlib.ExitStack() as stack:
         separator: Separator | None = None
-        found: list[TrackScores] = []
-        try:
-            for track in self.request.tracks:
-                self.progress(f"{engine}: {track.name}", self.done, self.steps)
-                self.done += 1
-                if track.name in self.failed:
+        for done, track in enumerate(request.tracks, before):
+            progress(f"{engine}: {track.name}", done, steps)
+            if track.name in found.failed:
+                continue
+            try:
+                if track.name not in digests:
+                    digests[track.name] = track.digest(model)
+                version, digest = found.engines[engine].version, digests[track.name]
+                overlap = request.used_overlap
+                conditions = Conditions(request.bundle.digest, engine, version, overlap, digest)
+                place = request.out / "tracks" / track.name / f"{engine}.json"
+                kept = read_scores(place, conditions, request.metrics)
+                if kept is not None:
+                    found.kept += 1
+                    scores.append(kept)
                     continue
-                try:
-                    conditions = self._conditions(engine, track)
-                    scores = read_scores(self._place(engine, track), conditions, self.request.metrics)
-                    if scores is not None:
-                        self.kept += 1
-                    else:
-                        heard = read_multitrack(track, self.request.bundle.manifest.model, every_source=True)
-                        self.remarks.update(dict.fromkeys(heard.remarks))
-                        separator = separator or self._separator(engine)
-                        scores = self._score(separator, track, heard)
-                        write_scores(self._place(engine, track), conditions, scores)
-                    found.append(scores)
-                except AudioError as error:  # one bad track does not cost the others
-                    self.failed[track.name] = str(error)
-        finally:
-            if separator is not None:
-                separator.close()
-        return found
+                heard = read_multitrack(track, model, every_source=True)
+                found.remarks.update(dict.fromkeys(heard.remarks))
+                if separator is None:
+                    separator = stack.enter_context(
+                        Separator(
+                            request.bundle,
+                            engine=engine,
+                            threads=request.threads,
+                            overlap=request.overlap,
+                            checkpoint=request.checkpoint,
+                        )
+                    )
+                scores.append(_score(separator, track.name, heard, request.metrics))
+                write_scores(place, conditions, scores[-1])
+            except AudioError as error:  # one bad track does not cost the others
+                found.failed[track.name] = str(error)
+    return scores
 
-    def _separator(self, engine: str) -> Separator:
-        request = self.request
-        return Separator(
-            request.bundle,
-            engine=engine,
-            threads=request.threads,
-            overlap=request.overlap,
-            checkpoint=request.checkpoint,
-        )
 
-    def _score(self, separator: Separator, files: TrackFiles, track: Multitrack) -> TrackScores:
-        began = time.perf_counter()
-        stems = separator.separate(track.mix)
-        elapsed = time.perf_counter() - began
-        rate = separator.sample_rate
-        with np.errstate(all="ignore"):  # ratios to nothing come out as infinity or NaN, which is meant
-            return TrackScores(
-                track=files.name,
-                seconds=track.mix.shape[1] / rate,
-                mixture=track.mixture,
-                elapsed_seconds=elapsed,
-                museval=bss_eval(stems, track.truth, rate) if "museval" in self.request.metrics else {},
-                mdx={source: mdx_sdr(stems[source], truth) for source, truth in track.truth.items()}
-                if "mdx" in self.request.metrics
-                else {},
-            )
-
-    def _conditions(self, engine: str, track: TrackFiles) -> Conditions:
-        if track.name not in self._audio:
-            self._audio[track.name] = track.digest(self.request.bundle.manifest.model)
-        version = self.engines[engine].version
-        return Conditions(
-            self.request.bundle.digest, engine, version, self.request.used_overlap, self._audio[track.name]
-        )
-
-    def _place(self, engine: str, track: TrackFiles) -> Path:
-        folder = self.request.out / "tracks" / track.name
-        return folder / f"{engine}.json"
+def _score(separator: Separator, name: str, track: Multitrack, metrics: Sequence[str]) -> TrackScores:
+    began = time.perf_counter()
+    stems = separator.separate(track.mix)
+    elapsed = time.perf_counter() - began
+    rate, truth = separator.sample_rate, track.truth
+    with np.errstate(all="ignore"):  # ratios to nothing come out as infinity or NaN, which is meant
+        museval = bss_eval(stems, truth, rate) if "museval" in metrics else {}
+        mdx = {source: mdx_sdr(stems[source], truth[source]) for source in truth if "mdx" in metrics}
+    return TrackScores(name, track.mix.shape[1] / rate, track.mixture, elapsed, museval, mdx)
 
 
 def engine_facts(names: Sequence[str], threads: int) -> dict[str, EngineFacts]:
@@ -194,7 +164,7 @@ def engine_facts(names: Sequence[str], threads: int) -> dict[str, EngineFacts]:
     """
     facts: dict[str, EngineFacts] = {}
     for asked in names:
-        name = _chosen(threads) if asked == AUTO else asked
+        name = choose(AUTO, EngineOptions(threads)).engine.name if asked == AUTO else asked
         found = engine_class(name).availability()
         if not found.works:
             raise EngineUnavailableError(f"engine {name} does not work here: {found.reason}", found.fix)
@@ -204,7 +174,3 @@ def engine_facts(names: Sequence[str], threads: int) -> dict[str, EngineFacts]:
             )
         facts[name] = EngineFacts(found.version, found.device)
     return facts
-
-
-def _chosen(threads: int) -> str:
-    return choose(AUTO, EngineOptions(threads)).engine.name

@@ -24,7 +24,6 @@ from mrsep_deploy.measuring.deviation import ratio_db
 
 Float32 = NDArray[np.float32]
 
-METRICS = ("museval", "mdx")
 INSTALL = 'pip install "mrsep-deploy[eval]"'
 MDX_EPSILON = 1e-7
 
@@ -107,9 +106,3 @@ def museval_metrics() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def require_metrics(names: tuple[str, ...]) -> None:
-    """Raise before the first track, not after it, where a metric cannot be computed."""
-    if "museval" in names:
-        museval_metrics()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mrsep_deploy import __version__
 from mrsep_deploy.evaluation.evaluate import Evaluation
-from mrsep_deploy.evaluation.summary import ALL, differences, summarise
+from mrsep_deploy.evaluation.scores import ALL, differences, summarise
 from mrsep_deploy.files.strict_json import plain
 from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.terminal.markdown import document, escaped
@@ -24,36 +24,17 @@ TITLES = {
     "museval": "SDR, BSS Eval v4 (museval): median over 1 s windows, then median over tracks",
     "mdx": "SDR, MDX 2021: energies over the whole track, mean over tracks",
 }
+DIGITS = "{:.2f}"
+"""Of a score in dB, as the field reports it."""
 UNTRAINED = "The model is untrained: its weights are random, and it separates nothing."
 
 
 def to_plain(found: Evaluation, dataset: Path, command: str = "") -> dict[str, Any]:
     """Returns everything, numbers unrounded; None for a score that is not defined or infinite.
 
-    Args:
-        found: the evaluation.
-        dataset: its folder, of which the name is kept.
-        command: what was typed to get it.
+    Of the folder ``dataset`` the name is kept; ``command`` is what was typed to get the result.
     """
     manifest, metrics = found.request.bundle.manifest, found.request.metrics
-    first = next(iter(found.scores))
-    summary = {
-        metric: {name: summarise(tracks, metric) for name, tracks in found.scores.items()}
-        for metric in metrics
-    }
-    apart = {
-        metric: {
-            name: {
-                "from": first,
-                "summary": each.summary,
-                "largest": each.largest,
-                "largest_track": each.track,
-                "largest_source": each.source,
-            }
-            for name, each in differences(found.scores, metric).items()
-        }
-        for metric in metrics
-    }
     made: dict[str, Any] = plain(
         {
             "model": {
@@ -71,8 +52,11 @@ def to_plain(found: Evaluation, dataset: Path, command: str = "") -> dict[str, A
             "overlap": found.request.used_overlap,
             "metrics": metrics,
             "engines": found.engines,
-            "summary": summary,
-            "differences": apart,
+            "summary": {
+                metric: {engine: summarise(tracks, metric) for engine, tracks in found.scores.items()}
+                for metric in metrics
+            },
+            "differences": {metric: differences(found.scores, metric) for metric in metrics},
             "tracks": found.scores,
             "failed": found.failed,
         }
@@ -103,15 +87,11 @@ def print_evaluation(screen: Console, found: Plain) -> None:
         screen.print(remark, soft_wrap=True)
 
 
-def _columns(found: Plain) -> list[str]:
-    return [*found["model"]["sources"], ALL]
-
-
 def summary_table(found: Plain, metric: str) -> Table:
     """Returns a row for each engine, then how far the others are from the first."""
-    columns = _columns(found)
+    columns = [*found["model"]["sources"], ALL]
     rows = [
-        [name, *(two_digits(values[column]) for column in columns)]
+        [name, *(optional(values[column], DIGITS) for column in columns)]
         for name, values in found["summary"][metric].items()
     ]
     for name, apart in found["differences"][metric].items():
@@ -135,8 +115,8 @@ def track_table(found: Plain, metric: str) -> Table:
             values = [sdr(track, metric, source) for source in found["model"]["sources"]]
             known = [value for value in values if value is not None]
             mean = sum(known) / len(known) if known else None
-            rows.append([track["track"], engine, *map(two_digits, values), two_digits(mean)])
-    columns = ["track", "engine", *_columns(found)]
+            rows.append([track["track"], engine, *(optional(each, DIGITS) for each in (*values, mean))])
+    columns = ["track", "engine", *found["model"]["sources"], ALL]
     return Table("Track by track, SDR in dB", columns, rows, text_columns=(0, 1))
 
 
@@ -169,11 +149,6 @@ def remarks(found: Plain) -> Iterator[str]:
         yield f"Without a museval score, because silent: {', '.join(sorted(silent))}."
     for name, reason in found["failed"].items():
         yield f"Failed: {name}: {reason}"
-
-
-def two_digits(value: float | None) -> str:
-    """A score in dB, as the field reports it; a dash where there is none."""
-    return optional(value, "{:.2f}")
 
 
 def difference(value: float | None) -> str:

@@ -136,7 +136,7 @@ class Inspection:
 
 
 def inspect(path_or_name: str | os.PathLike[str] | None = None) -> Inspection:
-    """Inspects a bundle (its path, its registered name, or None for the default) or at a checkpoint.
+    """Inspects a bundle (its path, its registered name, or None for the default) or a checkpoint.
 
     Raises:
         UsageError: nothing of that name is registered.
@@ -206,15 +206,10 @@ def _stages(
     stages: Iterable[Stage], tensors: Mapping[str, TensorSpec], checks: Mapping[str, object]
 ) -> Iterator[StageReport]:
     for stage in stages:
+        inputs, outputs = (tuple(tensors[name] for name in names) for names in (stage.inputs, stage.outputs))
+        check = Check.read(checks, stage.name)
         yield StageReport(
-            name=stage.name,
-            kind=stage.kind,
-            branch=stage.branch,
-            inputs=tuple(tensors[name] for name in stage.inputs),
-            outputs=tuple(tensors[name] for name in stage.outputs),
-            parameters=stage.parameters,
-            macs=stage.macs,
-            check=Check.read(checks, stage.name),
+            stage.name, stage.kind, stage.branch, inputs, outputs, stage.parameters, stage.macs, check
         )
 
 

@@ -104,10 +104,8 @@ def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "MACs", f"{count(found.macs)} a segment, {count(round(found.macs / segment))} a second of audio"
     if found.kind == "bundle":
         yield "graphs", f"{found.precision}, opset {found.opset}, {found.layout}, batch {found.batch}"
-        yield (
-            "files",
-            f"{len(found.files)}, {file_size(sum(found.files.values()))}, hashes as in the manifest",
-        )
+        size = file_size(sum(found.files.values()))
+        yield "files", f"{len(found.files)}, {size}, hashes as in the manifest"
     if origin.checkpoint:
         if found.kind == "bundle":
             yield "checkpoint", origin.checkpoint
@@ -152,20 +150,13 @@ def branch_table(found: Inspection) -> Table:
 def stage_table(found: Inspection) -> Table:
     """Returns the graphs: shapes, costs and, where they were checked, how true they are."""
     checked = found.whole is not None
-    rows = [
-        [
-            stage.name,
-            _main(stage.inputs),
-            _main(stage.outputs),
-            count(stage.parameters),
-            count(stage.macs),
-            *_snr(stage.check, checked),
-        ]
-        for stage in found.graphs
-    ]
-    ends = (_main(found.stages[0].inputs), _main(found.stages[-1].outputs))
-    totals = (count(sum(stage.parameters for stage in found.graphs)), count(found.macs))
-    rows.append(["whole", *ends, *totals, *_snr(found.whole, checked)])
+    parameters = sum(stage.parameters for stage in found.graphs)
+    first, last = found.stages[0].inputs, found.stages[-1].outputs
+    whole = StageReport("whole", "", "", first, last, parameters, found.macs, found.whole)
+    rows = []
+    for stage in (*found.graphs, whole):
+        ends, counts = (stage.inputs, stage.outputs), (stage.parameters, stage.macs)
+        rows.append([stage.name, *map(_main, ends), *map(count, counts), *_snr(stage.check, checked)])
     strong = [len(rows) - 1]
     if found.whole_device is not None:
         rows.append(["on a device", "", "", "", "", *_snr(found.whole_device, checked)])
@@ -173,12 +164,10 @@ def stage_table(found: Inspection) -> Table:
     return Table("Stages", columns, rows, (0, 1, 2), strong, note=SNR_NOTE if checked else "")
 
 
-def _snr(check: Check | None, checked: bool) -> tuple[str, ...]:
-    if not checked:
-        return ()
-    return (
-        (NOTHING, NOTHING) if check is None else (decibels(check.exported.snr), decibels(check.pytorch.snr))
-    )
+def _snr(check: Check | None, checked: bool) -> list[str]:
+    if check is None or not checked:
+        return [NOTHING, NOTHING] if checked else []
+    return [decibels(check.exported.snr), decibels(check.pytorch.snr)]
 
 
 def _main(tensors: Sequence[TensorSpec]) -> str:

@@ -13,7 +13,7 @@ from mrsep_deploy.evaluation.report import (
     summary_table,
     track_table,
 )
-from mrsep_deploy.evaluation.summary import ALL
+from mrsep_deploy.evaluation.scores import ALL
 from mrsep_deploy.pages.blocks import Block, Key, Mark, Page, Plain, Plot, Section, Strip, Verdict
 from mrsep_deploy.pages.page import day
 from mrsep_deploy.pages.scales import Scale

@@ -29,12 +29,13 @@ from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.measuring.deviation import Deviation, ratio_db
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.convert_graph import StageGraph, typed_graph
 from mrsep_deploy.precision.plan import PrecisionPlan
-from mrsep_deploy.verification.batches import Progress, silent
 from mrsep_deploy.verification.chain import Chain
 from mrsep_deploy.verification.results import Probe
+from mrsep_deploy.verification.tracks import Progress, silent
 
 Array = NDArray[Any]
 Excess = NDArray[np.float64]
@@ -64,6 +65,10 @@ class Group:
     @property
     def worst(self) -> float:
         return float(self.excess.max())
+
+    def alone(self, limit: float) -> float:
+        """Returns the SNR in dB of the worst stem, about, if only these nodes are of low precision."""
+        return limit + ratio_db(1.0, self.worst)
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class _Search:
     proofs: int = 0
 
     def __post_init__(self) -> None:
-        self.exact = [self.chain.run(probe.mix) for probe in self.probes]
+        self.exact = [self.chain.run(probe.batch.mix) for probe in self.probes]
         # read once: a stage is converted for every group of nodes that is measured
         stages = self.bundle.manifest.graph_stages
         self.graphs = {stage.name: StageGraph.of(self.bundle, stage) for stage in stages}
@@ -192,11 +197,11 @@ class _Search:
 
     def _at_stems(self, stage: Stage, output: str, found: Sequence[Mapping[str, Array]]) -> Excess:
         """What the error of one output costs at the stems, by the factor that its first error showed."""
-        pairs = zip(found, self.exact, strict=True)
-        errors = np.array([_relative(values[output], exact[output]) for values, exact in pairs])
+        pairs = [(values[output], exact[output]) for values, exact in zip(found, self.exact, strict=True)]
         factor = self.factors.get((stage.name, output))
-        if factor is not None:
-            with np.errstate(invalid="ignore"):  # infinity times zero, which the condition has taken care of
+        with np.errstate(invalid="ignore", over="ignore"):
+            errors = np.array([Deviation.between(*pair).relative ** 2 for pair in pairs])
+            if factor is not None:  # infinity times zero would not be a number
                 return np.where(np.isinf(errors), np.inf, errors * factor)
         if not errors.any():
             return errors
@@ -240,7 +245,7 @@ class _Search:
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             low = convert_bundle(self.bundle, self._with(kept), Path(work) / "bundle")
             with Chain(low, self.engine) as chain:
-                stems = [chain.run(probe.mix)[STEMS] for probe in self.probes]
+                stems = [chain.run(probe.batch.mix)[STEMS] for probe in self.probes]
         return float(self._ratios(stems).max())
 
     def _with(self, kept: Iterable[Group]) -> PrecisionPlan:
@@ -279,17 +284,6 @@ def _fewest(groups: Sequence[Group], target: float) -> list[Group]:
         if not total.max() <= target:
             return ranked[index:]
     return []
-
-
-def _relative(value: Array, exact: Array) -> float:
-    """Error energy over energy; infinite with NaN, or if what should be zero is not."""
-    wanted = exact.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        error = float(np.square(value.astype(np.float64) - wanted).sum())
-    size = float(np.square(wanted).sum())
-    if error == 0:
-        return 0.0
-    return error / size if np.isfinite(error) and size else float("inf")
 
 
 def _behind(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:

@@ -23,11 +23,10 @@ from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.errors import EngineError, ExportError, UsageError, first_line
 from mrsep_deploy.precision.graph import PRODUCTS, computing, elements, is_float, read_graph, serialised
 from mrsep_deploy.precision.numbers import smallest_normal
-from mrsep_deploy.precision.ranges import Calibration, Range, require_folder, store
+from mrsep_deploy.precision.ranges import Calibration, Range
 from mrsep_deploy.process.machine import cpu_budget
-from mrsep_deploy.verification.batches import ISOLATED, Progress, batches, count_batches, silent
 from mrsep_deploy.verification.chain import Chain
-from mrsep_deploy.verification.tracks import Track
+from mrsep_deploy.verification.tracks import ISOLATED, Progress, Track, batches, count_batches, silent
 
 Array = NDArray[Any]
 
@@ -39,31 +38,21 @@ STEP = 61
 _HUGE = float(np.finfo(np.float32).max)
 
 
-def calibrate(bundle: Bundle, tracks: Sequence[Track], threads: int, progress: Progress = silent) -> Bundle:
-    """Measures the ranges of all tensors of a float32 bundle and stores them in it.
+def measure(
+    bundle: Bundle, tracks: Sequence[Track], threads: int = 0, progress: Progress = silent
+) -> Calibration:
+    """Measures the ranges of all tensors of a float32 bundle.
 
     Args:
-        bundle: a folder, not an archive.
+        bundle: in float32.
         tracks: what to run, up to ``ISOLATED`` batches of each.
         threads: CPU threads, 0 for all.
         progress: called before every batch.
 
-    Returns:
-        The bundle with the ranges, opened anew.
-
     Raises:
-        UsageError: the bundle is an archive, or not in float32.
+        UsageError: the bundle is not in float32.
         ExportError: a tensor is not finite in float32.
-        OutputError: the bundle cannot be written; nothing has changed then.
     """
-    require_folder(bundle)
-    return store(bundle, measure(bundle, tracks, threads, progress))
-
-
-def measure(
-    bundle: Bundle, tracks: Sequence[Track], threads: int, progress: Progress = silent
-) -> Calibration:
-    """:func:`calibrate` without storing anything."""
     manifest = bundle.manifest
     if manifest.precision != "float32":
         raise UsageError(

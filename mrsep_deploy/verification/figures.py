@@ -43,6 +43,10 @@ class Figures:
     def finite(self) -> bool:
         return not (self.nan or self.inf)
 
+    @property
+    def nonfinite(self) -> str:
+        return f"{self.nan} NaN and {self.inf} infinite values"
+
 
 class Difference:
     """Compares a signal with its reference, piece by piece.

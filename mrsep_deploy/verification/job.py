@@ -15,7 +15,6 @@ from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import ARITHMETIC, AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import chosen_plan, require_onnx
-from mrsep_deploy.verification.batches import Progress
 from mrsep_deploy.verification.reference import (
     BundleReference,
     Reference,
@@ -23,7 +22,7 @@ from mrsep_deploy.verification.reference import (
     require_same_stages,
 )
 from mrsep_deploy.verification.results import Verification
-from mrsep_deploy.verification.tracks import Track, builtin_tracks, read_tracks
+from mrsep_deploy.verification.tracks import Progress, Track, builtin_tracks, read_tracks
 from mrsep_deploy.verification.verify import verify
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
-"""Reads a track with its true stems: a folder of audio files, or a ``.stem.mp4``.
+"""Finds and reads tracks with their true stems: folders of audio files, and ``.stem.mp4`` files.
 
-    TRACK/{mixture,drums,bass,other,vocals}.wav     or .flac; a missing mixture is the sum of the stems
-    TRACK.stem.mp4                                  MUSDB18: mixture, drums, bass, other, vocals as streams
+    DIR/TRACK/{mixture,drums,bass,other,vocals}.wav     or .flac; a missing mixture is the sum of the stems;
+                                                        MUSDB18-HQ has DIR/{train,test}/TRACK
+    DIR/TRACK.stem.mp4                                  MUSDB18: mixture, drums, bass, other, vocals as streams
 
 The mixture of a ``.stem.mp4`` is always the sum of its stems: its own stream went through the codec by itself and
 differs from their sum by far more than anything that is measured.
@@ -10,16 +11,18 @@ differs from their sum by far more than anything that is measured.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.audio.read import AudioSource, audio_streams
 from mrsep_deploy.bundle.manifest import ModelInfo
-from mrsep_deploy.errors import AudioError
+from mrsep_deploy.errors import AudioError, UsageError
 from mrsep_deploy.export.checkpoint.files import sha256
 
 Float32 = NDArray[np.float32]
@@ -29,6 +32,9 @@ STEM_STREAMS = ("drums", "bass", "other", "vocals")
 """Streams of a ``.stem.mp4`` after the mixture, in the order of MUSDB18."""
 STEM_SUFFIX = ".stem.mp4"
 SUFFIXES = (".wav", ".flac")
+EXPECTED = f"TRACK/{{{','.join((MIXTURE, *STEM_STREAMS))}}}.wav or TRACK{STEM_SUFFIX}"
+Subset = Literal["test", "train", "all"]
+SUBSETS = ("train", "test")
 SUM = "sum of the stems"
 FILE = "file"
 
@@ -66,6 +72,67 @@ class TrackFiles:
                 f"{path} cannot be read: {error.strerror or error}", "Check the file."
             ) from error
         return digest.hexdigest()
+
+
+def find_tracks(folder: Path, subset: Subset | None = None) -> list[TrackFiles]:
+    """Returns the tracks in a folder, by name; or the folder or ``.stem.mp4`` file itself, if it is a track.
+
+    Args:
+        folder: see the top of this file.
+        subset: of a folder with ``train`` or ``test`` in it; by default ``test`` where there is one, which
+            is what published results are on.
+
+    Raises:
+        UsageError: there is no track, no such subset, or two tracks of one name.
+    """
+    if not folder.exists():
+        raise UsageError(f"{folder} does not exist", f"Give a folder of tracks, {EXPECTED}.")
+    if _is_track(folder):
+        return [TrackFiles(_track_name(folder), folder)]
+    if not folder.is_dir():
+        raise UsageError(
+            f"{folder} is no folder and no {STEM_SUFFIX}", f"Give a folder of tracks, {EXPECTED}."
+        )
+    found: dict[str, TrackFiles] = {}
+    for prefix, place in _folders(folder, subset):
+        for path in sorted(place.iterdir()):
+            if path.name.startswith(".") or not _is_track(path):
+                continue
+            track = TrackFiles(prefix + _track_name(path), path)
+            # Results lie under a track's name; case folded, because their file system may not tell cases apart.
+            other = found.setdefault(track.name.casefold(), track)
+            if other is not track:
+                raise UsageError(f"{other.path} and {path} are two tracks of one name", "Rename one.")
+    if not found:
+        raise UsageError(f"{folder} holds no track, expected {EXPECTED}", "Give the folder above the tracks.")
+    return list(found.values())
+
+
+def _folders(folder: Path, subset: Subset | None) -> list[tuple[str, Path]]:
+    """Returns the folders with the tracks, each after what goes in front of their names."""
+    present = [name for name in SUBSETS if (folder / name).is_dir() and not _is_track(folder / name)]
+    if not present:
+        if subset not in (None, "all"):
+            raise UsageError(f"{folder} has no folder {subset}", "Leave out --subset.")
+        return [("", folder)]
+    chosen = subset or ("test" if "test" in present else present[0])
+    if chosen != "all" and chosen not in present:
+        raise UsageError(
+            f"{folder} has no folder {chosen}, but {', '.join(present)}", "Choose it with --subset."
+        )
+    return [(f"{name}/", folder / name) for name in present if chosen in ("all", name)]
+
+
+def _is_track(path: Path) -> bool:
+    if path.is_dir():
+        track = TrackFiles("", path)
+        return any(track.file(stem) for stem in (MIXTURE, *STEM_STREAMS))
+    return path.name.endswith(STEM_SUFFIX) and path.is_file()
+
+
+def _track_name(path: Path) -> str:
+    name = Path(os.path.abspath(path)).name  # "." has no name of its own
+    return name.removesuffix(STEM_SUFFIX) or name
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.measuring.deviation import ratio_db
 from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
 from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.terminal.tables import NOTHING, Table, decibels, optional, print_table
@@ -19,7 +18,7 @@ from mrsep_deploy.verification.figures import Figures
 from mrsep_deploy.verification.results import StemResult, Verification
 
 if TYPE_CHECKING:
-    from mrsep_deploy.verification.bisect import Bisection, Group
+    from mrsep_deploy.verification.bisect import Bisection
 
 Plain = Mapping[str, Any]
 
@@ -28,9 +27,6 @@ COPIED = ("model", "digest", "precision", "engine", "note", "reference", "segmen
 
 STAGE_NOTE = "Each stage on the reference's inputs: the error is its own. Worst: index in the tensor."
 STEM_NOTE = "End to end. Worst: largest error in sample values, and where."
-
-
-# --- plain values
 
 
 def to_plain(found: Verification) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def _plain_figures(figures: Figures) -> dict[str, object]:
 def bisection_to_plain(found: Bisection, limit: float) -> object:
     """Returns everything in a bisection; ``alone_db`` is None where values are not finite."""
     stages, kept = (
-        [{"stage": group.stage, "nodes": group.nodes, "alone_db": _alone(group, limit)} for group in groups]
+        [{"stage": group.stage, "nodes": group.nodes, "alone_db": group.alone(limit)} for group in groups]
         for groups in (found.stages, found.kept)
     )
     return plain(
@@ -98,14 +94,6 @@ def bisection_to_plain(found: Bisection, limit: float) -> object:
             "measurements": found.measurements,
         }
     )
-
-
-def _alone(group: Group, limit: float) -> float:
-    """Returns the SNR in dB of the worst stem, about, if only these nodes are of low precision."""
-    return limit + ratio_db(1.0, group.worst)
-
-
-# --- lines and tables
 
 
 def print_verification(screen: Console, found: Plain) -> None:
@@ -225,14 +213,16 @@ def stem_table(found: Plain) -> Table:
 def print_bisections(screen: Console, searches: Sequence[Bisection], limit: float, after: Plain) -> None:
     """Prints what each search found, and the verdict with the last one's plan.
 
-    Args:
-        searches: in order.
-        limit: the least SNR of a stem in dB.
-        after: the verification with the plan, as plain values.
+    ``limit`` is the least SNR of a stem in dB, ``after`` the verification with that plan, as plain values.
     """
     for search in searches:
         for title, groups in (("Loss by stage", search.stages), ("To be kept in float32", search.kept)):
-            _print_titled(screen, _group_table(title, groups, limit))
+            rows = []
+            for group in groups:
+                first, *others = group.nodes
+                nodes = f"{first} … {others[-1]} ({len(others) + 1})" if others else first
+                rows.append([group.stage, nodes, decibels(group.alone(limit))])
+            _print_titled(screen, Table(title, ("stage", "nodes", "alone"), rows, text_columns=(0, 1)))
         screen.print(
             "SNR of the worst stem with only these nodes in low precision; "
             f"{search.measurements} groups of nodes were measured.",
@@ -244,13 +234,3 @@ def print_bisections(screen: Console, searches: Sequence[Bisection], limit: floa
     screen.print("\nWith that plan", style="bold")
     print_table(screen, stem_table(after))
     _print_verdict(screen, after)
-
-
-def _group_table(title: str, groups: Sequence[Group], limit: float) -> Table:
-    """Returns groups of nodes, and the SNR in dB that each alone would leave."""
-    rows = []
-    for group in groups:
-        first, last, count = group.nodes[0], group.nodes[-1], len(group.nodes)
-        nodes = first if count == 1 else f"{first} … {last} ({count})"
-        rows.append([group.stage, nodes, decibels(_alone(group, limit))])
-    return Table(title, ("stage", "nodes", "alone"), rows, text_columns=(0, 1))

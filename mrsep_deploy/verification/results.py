@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
-from mrsep_deploy.verification.batches import Span
 from mrsep_deploy.verification.figures import Figures
+from mrsep_deploy.verification.tracks import Batch, Span
 
 Mono = NDArray[np.float32]
 
@@ -28,18 +28,9 @@ class StageResult:
     tensors: Mapping[str, Figures]
 
     @property
-    def worst(self) -> tuple[str, Figures]:
-        """The output that is farthest from the reference."""
-        name = min(self.tensors, key=lambda name: self.tensors[name].snr)
-        return name, self.tensors[name]
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        return tuple(
-            f"stage {self.stage}: {_nonfinite(figures)} in {tensor}"
-            for tensor, figures in self.tensors.items()
-            if not figures.finite
-        )
+    def failures(self) -> list[str]:
+        found = self.tensors.items()
+        return [f"stage {self.stage}: {each.nonfinite} in {name}" for name, each in found if not each.finite]
 
 
 @dataclass(frozen=True)
@@ -69,23 +60,18 @@ class StemResult:
         return self.figures.level > AUDIBLE_DBFS
 
     @property
-    def failures(self) -> tuple[str, ...]:
+    def failures(self) -> list[str]:
         """What is wrong with it, in words; nothing if it passes."""
-        where = f"{self.source} of {self.track}"
-        found = []
+        where, found = f"{self.source} of {self.track}", []
         if not self.figures.finite:
-            found.append(f"{where}: {_nonfinite(self.figures)}")
+            found.append(f"{where}: {self.figures.nonfinite}")
         elif self.judged and self.figures.snr < self.limit:
             found.append(f"{where}: {self.figures.snr:.1f} dB, expected at least {self.limit:.1f} dB")
         if self.judged and self.sdr_change is not None and not abs(self.sdr_change) <= SDR_CHANGE_DB:
             found.append(
                 f"{where}: SDR changed by {self.sdr_change:+.4f} dB, expected at most {SDR_CHANGE_DB:g} dB"
             )
-        return tuple(found)
-
-
-def _nonfinite(figures: Figures) -> str:
-    return f"{figures.nan} NaN and {figures.inf} infinite values"
+        return found
 
 
 @dataclass(frozen=True)
@@ -93,23 +79,19 @@ class Probe:
     """Segments on which a candidate did badly, kept to find out why.
 
     Attributes:
-        mix: ``[B, C, L]`` as the model hears it.
-        spans: of every segment, from which sample to which it is part of the track; there may be fewer than
-            ``B``.
         allowed: error energy of every source that meets the limit, as much as its track allows so many
             samples of mean level; infinite where the source is not judged.
         excess: largest error energy found over what is allowed.
     """
 
     track: str
-    mix: NDArray[np.float32]
-    spans: tuple[Span, ...]
+    batch: Batch
     allowed: NDArray[np.float64]
     excess: float
 
     def ratio(self, stems: NDArray[Any], exact: NDArray[Any]) -> float:
         """Largest error energy over what is allowed, of stems ``[B, S, C, L]``; infinite with NaN."""
-        return excess(error_energies(stems, exact, self.spans), self.allowed)
+        return excess(error_energies(stems, exact, self.batch.spans), self.allowed)
 
 
 def excess(energies: NDArray[np.float64], allowed: NDArray[np.float64]) -> float:
@@ -133,13 +115,7 @@ def error_energies(stems: NDArray[Any], exact: NDArray[Any], spans: Sequence[Spa
 
 @dataclass(frozen=True)
 class Excerpt:
-    """One stem, its channels averaged.
-
-    Attributes:
-        candidate, reference: samples ``[n]`` of full scale.
-        candidate_title, reference_title: what computed them.
-        why: it is this stem, and what part of it.
-    """
+    """One stem, its channels averaged: samples ``[n]`` of full scale, what computed them, and why it is this stem."""
 
     track: str
     source: str
@@ -157,10 +133,8 @@ class Verification:
 
     Attributes:
         model, digest, precision: of the bundle.
-        engine: title of what ran it.
+        engine, reference: titles of what ran it, and of what it was compared with.
         note: what the figures stand for where they do not stand for themselves; may be empty.
-        reference: title of what it was compared with.
-        limit: the least SNR and its reason.
         segments: batches of segments that ran, end to end.
         probes: the segments it did worst on, the worst first.
         excerpt: the stem it did worst on, where it was asked for.
@@ -180,10 +154,10 @@ class Verification:
     excerpt: Excerpt | None = None
 
     @property
-    def failures(self) -> tuple[str, ...]:
+    def failures(self) -> list[str]:
         """All that is wrong, in words."""
         by_stage = [text for stage in self.stages for text in stage.failures]
-        return (*by_stage, *(text for stem in self.stems for text in stem.failures))
+        return by_stage + [text for stem in self.stems for text in stem.failures]
 
     @property
     def passes(self) -> bool:

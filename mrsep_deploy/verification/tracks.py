@@ -1,8 +1,9 @@
-"""The tracks that a verification runs on: built-in signals, songs, and songs whose true stems are known."""
+"""The tracks that a verification runs on (built-in signals, songs, songs with true stems), and their batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,11 +13,25 @@ from numpy.typing import NDArray
 from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle.manifest import Manifest, ModelInfo
 from mrsep_deploy.export.probe import probe_signal
-from mrsep_deploy.separation.segments import SongStatistics, applied, stride_of
+from mrsep_deploy.separation.segments import (
+    Segment,
+    SongStatistics,
+    applied,
+    cut_segments,
+    grouped,
+    stride_of,
+)
 from mrsep_deploy.verification.multitrack import TrackFiles, read_multitrack
 
 Float32 = NDArray[np.float32]
+Span = tuple[int, int]
+"""From which sample to which, the second excluded."""
 
+Progress = Callable[[str, int, int], None]
+"""Called with what happens now, how many steps are done and how many there are."""
+
+ISOLATED = 4
+"""Batches of one track, spread over it, on which what is expensive is measured."""
 SEED = 20261
 SILENT_LEVEL = 1e-5
 """Peak of the almost silent signal, -100 dBFS: half a bit of 16-bit audio."""
@@ -29,7 +44,6 @@ class Track:
     """Something to separate.
 
     Attributes:
-        name: for people.
         statistics: what the song is normalised by; mean 0 and deviation 1 leave it as it is.
         blocks: gives its blocks ``[C, n]`` at the model's rate, the same at every call.
         truth: true stems ``[C, samples]`` by source, where they are known.
@@ -71,7 +85,7 @@ def builtin_tracks(manifest: Manifest) -> list[Track]:
         "noise": np.clip(noise, -1, 1).astype(np.float32),
     }
     as_it_is = SongStatistics.neutral(samples)
-    return [Track(name, as_it_is, _whole(signal)) for name, signal in signals.items()]
+    return [replace(with_stems(name, each, {}), statistics=as_it_is) for name, each in signals.items()]
 
 
 def read_tracks(paths: Sequence[Path], manifest: Manifest) -> list[Track]:
@@ -100,8 +114,49 @@ def _read_track(path: Path, model: ModelInfo) -> Track:
 
 def with_stems(name: str, mix: Float32, truth: Mapping[str, Float32], remarks: tuple[str, ...] = ()) -> Track:
     """Returns a track held in memory, ``mix`` and every true stem ``[C, samples]``."""
-    return Track(name, SongStatistics.measure([mix]), _whole(mix), truth, remarks)
+    return Track(name, SongStatistics.measure([mix]), lambda: [mix], truth, remarks)
 
 
-def _whole(samples: Float32) -> Callable[[], Iterable[Float32]]:
-    return lambda: [samples]
+@dataclass(frozen=True)
+class Batch:
+    """Segments of one track.
+
+    Attributes:
+        segments: as many as the bundle's batch, or fewer at the end of the track.
+        mix: what the model gets, ``[B, C, L]``, filled up with silence.
+        spans: the part of every segment that is song.
+        isolated: whether it is one of the batches on which what is expensive is measured.
+    """
+
+    segments: Sequence[Segment]
+    mix: NDArray[np.float32]
+    isolated: bool
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple((segment.cut, segment.cut + segment.length) for segment in self.segments)
+
+
+def count_batches(track: Track, manifest: Manifest) -> int:
+    """Returns how many batches a track has."""
+    stride = stride_of(manifest.model.segment_samples, manifest.application.overlap)
+    return math.ceil(math.ceil(track.statistics.frames / stride) / manifest.batch)
+
+
+def batches(track: Track, manifest: Manifest) -> Iterator[Batch]:
+    """Yields the batches of a track, normalised as the model takes it."""
+    samples, application = manifest.model.segment_samples, manifest.application
+    count = count_batches(track, manifest)
+    # evenly from the first to the last
+    isolated = set(np.linspace(0, count - 1, min(count, ISOLATED)).round().astype(int).tolist())
+    song = track.statistics.normalised(track.blocks())
+    segments = cut_segments(song, samples, stride_of(samples, application.overlap), application.last)
+    for index, group in enumerate(grouped(segments, manifest.batch)):
+        mix = np.zeros((manifest.batch, *group[0].samples.shape), np.float32)
+        for item, segment in zip(mix, group, strict=False):
+            item[:] = segment.samples
+        yield Batch(group, mix, index in isolated)
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """Reports no progress."""

@@ -14,12 +14,11 @@ from mrsep_deploy.bundle.manifest import STEMS, Manifest
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.measuring.limits import Limit, limit_for
 from mrsep_deploy.separation.segments import OverlapAdd
-from mrsep_deploy.verification.batches import Batch, Progress, batches, count_batches, silent
 from mrsep_deploy.verification.chain import Chain
 from mrsep_deploy.verification.figures import Difference
 from mrsep_deploy.verification.reference import Reference
 from mrsep_deploy.verification.results import StageResult, StemResult, Verification
-from mrsep_deploy.verification.tracks import Track
+from mrsep_deploy.verification.tracks import Batch, Progress, Track, batches, count_batches, silent
 from mrsep_deploy.verification.worst import ExcerptKeeper, ProbeKeeper
 
 Array = NDArray[Any]
@@ -108,9 +107,7 @@ def _compare_stages(
     """Runs every stage on the reference's inputs, and compares the first ``count`` items of its outputs."""
     for stage, differences in stages.items():
         for name, value in chain.stage(stage, exact).items():
-            batched = chain.manifest.tensor(name).shape[0] == chain.manifest.batch
-            items = slice(count if batched else None)
-            differences[name].add(value[items], exact[name][items])
+            differences[name].add(value[:count], exact[name][:count])
 
 
 class _Song:
@@ -136,12 +133,8 @@ class _Song:
 
     def _compare(self, blocks: Sequence[Array | None]) -> None:
         """Compares what is finished, ``[S, C, n]``, if anything; all finish the same samples."""
-        statistics = self.track.statistics
-        done = [
-            block.astype(np.float64) * statistics.scale + statistics.mean
-            for block in blocks
-            if block is not None
-        ]
+        scale, mean = self.track.statistics.scale, self.track.statistics.mean
+        done = [block.astype(np.float64) * scale + mean for block in blocks if block is not None]
         if not done:
             return
         candidate, reference, *yardsticks = done

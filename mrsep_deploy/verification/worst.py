@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle.manifest import ModelInfo
-from mrsep_deploy.verification.batches import Batch
 from mrsep_deploy.verification.results import Excerpt, Mono, Probe, StemResult, error_energies, excess
-from mrsep_deploy.verification.tracks import Track
+from mrsep_deploy.verification.tracks import Batch, Track
 
 KEPT = 2
 """Probes in the end; each costs a run of the model at every step of a bisection."""
@@ -19,11 +18,7 @@ SECONDS = 30.0
 
 
 class ProbeKeeper:
-    """Notes every batch, keeps the worst of every source until its track is over, and the worst of all.
-
-    Args:
-        channels: of a stem.
-    """
+    """Notes every batch, keeps the worst of every source until its track is over, and the worst of all."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -46,7 +41,7 @@ class ProbeKeeper:
         for batch, energies in self.heard:
             values = self.channels * sum(end - start for start, end in batch.spans)
             allowed = np.where(judged, powers * limits * values, np.inf)
-            probes.append(Probe(track.name, batch.mix, batch.spans, allowed, excess(energies, allowed)))
+            probes.append(Probe(track.name, batch, allowed, excess(energies, allowed)))
         self.found.append(_ranked(probes))
         self.heard = []
 
@@ -64,9 +59,7 @@ def _ranked(probes: list[Probe]) -> list[Probe]:
 class ExcerptKeeper:
     """Takes in every stem of every track and keeps the one that is closest to its limit or farthest beyond it.
 
-    Args:
-        model: whose stems they are.
-        titles: of candidate and reference.
+    ``titles`` are those of candidate and reference.
     """
 
     def __init__(self, model: ModelInfo, titles: tuple[str, str]) -> None:
@@ -99,15 +92,10 @@ class ExcerptKeeper:
         why = "Of all stems the closest to its limit."
         if not result.judged:
             why = "All stems are too quiet to be judged."
-        return Excerpt(
-            result.track,
-            result.source,
-            self.sample_rate,
-            candidate,
-            reference,
-            *self.titles,
-            why if self._room else f"{why} Its first {SECONDS:g} s.",
-        )
+        if not self._room:
+            why += f" Its first {SECONDS:g} s."
+        place = (result.track, result.source, self.sample_rate)
+        return Excerpt(*place, candidate, reference, *self.titles, why)
 
 
 def _mono(stems: NDArray[np.floating]) -> Mono:

@@ -150,6 +150,16 @@ def test_calibration_stores_ranges_and_predicts(verify: Verify, tmp_path: Path) 
     assert "Unpack it first" in refused.output
 
 
+def test_the_error_of_a_constant_beyond_float16_is_infinite(verify: Verify, tmp_path: Path) -> None:
+    """JSON has no word for that: it is null."""
+    bundle = saturating(tmp_path)
+    write_plan(PrecisionPlan("float16", ()), "bare.json")
+    given = (bundle.path, "--calibrate", "--plan", "bare.json")
+    hazards = json.loads(verify(*given, "--json").stdout)["hazards"]
+    assert [each["number"] for each in hazards if each["tensor"] == "gain"] == [None]
+    assert " inf" in verify(*given).output
+
+
 def test_prediction_and_calibration_agree_on_names(tmp_path: Path) -> None:
     bundle = saturating(tmp_path)
     measured = calibration.measure(bundle, builtin_tracks(bundle.manifest)[:1], 1)

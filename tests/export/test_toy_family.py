@@ -31,9 +31,8 @@ from mrsep_deploy.export.load import untrained_model
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.plan import default_plan
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.verification.batches import count_batches
 from mrsep_deploy.verification.reference import TorchReference
-from mrsep_deploy.verification.tracks import builtin_tracks
+from mrsep_deploy.verification.tracks import builtin_tracks, count_batches
 from mrsep_deploy.verification.verify import verify
 
 N_FFT, HOP, SAMPLES, SOURCES = 2048, 441, 22050, ("drums", "vocals")

@@ -36,6 +36,8 @@ def test_up_to_a_byte_more_than_the_limit(tmp_path: Path) -> None:
         (["--config", "PIPE", "run", "a.wav"], "the settings PIPE cannot be read"),
         (["run", "a.wav", "--precision", "mixed", "--plan", "PIPE"], "the plan PIPE cannot be read"),
         (["run", "a.wav", "-n", "PIPE"], "the bag PIPE cannot be read"),
+        (["complexity", "--paper", "--sdr", "PIPE"], "PIPE cannot be read"),
+        (["complexity", "--paper", "--times", "PIPE"], "PIPE cannot be read"),
     ],
 )
 def test_a_pipe_on_the_command_line(tmp_path: Path, pipe: Path, arguments: list[str], said: str) -> None:

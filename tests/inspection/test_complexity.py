@@ -34,9 +34,14 @@ from mrsep_deploy.export.families.demucs.shapes import bottleneck_size, plan_lay
 from mrsep_deploy.export.families.demucs.variants import build_model
 from mrsep_deploy.export.families.family import PaperModel
 from mrsep_deploy.export.load import DEFAULT_SOURCES, load_model
-from mrsep_deploy.inspection import paper, paper_times
-from mrsep_deploy.inspection.complexity import complexity, configuration_cost
-from mrsep_deploy.inspection.costs import FLOAT32_BYTES, ModelCost, to_plain
+from mrsep_deploy.inspection import paper
+from mrsep_deploy.inspection.complexity import (
+    FLOAT32_BYTES,
+    ModelCost,
+    complexity,
+    configuration_cost,
+    to_plain,
+)
 from mrsep_deploy.inspection.paper import paper_models
 from mrsep_deploy.precision.work import node_macs
 from mrsep_deploy.terminal import tables
@@ -441,13 +446,13 @@ def test_times_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "times.json"
     models = {"htdemucs_n": PaperModel("htdemucs_n", "mrhdemucs", SMALL)}
     steps: list[str] = []
-    found = paper_times.measure(models, path, lambda what, _done, _all: steps.append(what))
+    found = paper.measure(models, path, lambda what, _done, _all: steps.append(what))
     assert steps == ["measuring htdemucs_n"]
     assert set(found["htdemucs_n"]) == {"torch", "ort"}
     assert all(seconds > 0 for seconds in found["htdemucs_n"].values())
-    monkeypatch.setattr(paper_times, "seconds_of", pytest.fail)
-    again = paper_times.measure(models, path, lambda *_: None)
+    monkeypatch.setattr(paper, "seconds_of", pytest.fail)
+    again = paper.measure(models, path, lambda *_: None)
     assert again == found
-    monkeypatch.setattr(paper_times, "ROUNDS", 99)
+    monkeypatch.setattr(paper, "ROUNDS", 99)
     with pytest.raises(errors.UsageError, match="another machine or with other versions"):
-        paper_times.measure(models, path, lambda *_: None)
+        paper.measure(models, path, lambda *_: None)

@@ -16,8 +16,8 @@ from mrsep_deploy.bundle import RANGES_FILE, Bundle, write_bundle
 from mrsep_deploy.errors import BundleError, ExportError, UsageError
 from mrsep_deploy.precision.hazards import Hazard, predict
 from mrsep_deploy.precision.plan import PrecisionPlan
-from mrsep_deploy.precision.ranges import Calibration, Range, from_json, load, to_json
-from mrsep_deploy.verification.calibration import STEP, calibrate, measure
+from mrsep_deploy.precision.ranges import Calibration, Range, from_json, load, store, to_json
+from mrsep_deploy.verification.calibration import STEP, measure
 from mrsep_deploy.verification.tracks import Track, builtin_tracks, with_stems
 
 BARE = PrecisionPlan("float16", ())
@@ -118,7 +118,7 @@ def test_large_tensors_are_sampled_on_all_rows(tmp_path: Path) -> None:
 def test_ranges_survive_the_file(tmp_path: Path) -> None:
     bundle = scaled(tmp_path, 2.0)
     assert load(bundle) is None
-    calibrated = calibrate(bundle, tracks(bundle, "music", "noise"), 1)
+    calibrated = store(bundle, measure(bundle, tracks(bundle, "music", "noise"), 1))
     found = load(calibrated)
     assert found is not None
     assert from_json(to_json(found)) == found
