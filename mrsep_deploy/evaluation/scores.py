@@ -66,8 +66,8 @@ def write_scores(path: Path, conditions: Conditions, scores: TrackScores) -> Non
         OutputError: the file cannot be written.
     """
     make_folder(path.parent)
-    found = {"format": FORMAT, "conditions": conditions, "scores": scores}
-    write_file(path, f"{dumped(found)}\n".encode())
+    text = dumped({"format": FORMAT, "conditions": conditions, "scores": scores})
+    write_file(path, f"{text}\n".encode())
 
 
 def read_scores(path: Path, conditions: Conditions, metrics: tuple[str, ...]) -> TrackScores | None:
@@ -92,7 +92,6 @@ class Difference(msgspec.Struct, frozen=True, rename={"first": "from"}):
     """How far an engine's SDR is from the first engine's, in dB, signed.
 
     Attributes:
-        first: the first engine.
         summary: of the figures over all tracks, by source.
         largest: of one source of one track, by magnitude; the others say which.
     """

@@ -73,7 +73,6 @@ class ModelCost:
     """A model and its stages, in the order in which they run.
 
     Attributes:
-        kind: what was counted.
         segment: length of a segment in seconds.
         parameters: of the whole model. Learnt weights that no graph holds (those of the resolutions, folded
             into the de-normalisation) make it more than the sum over the stages.

@@ -99,7 +99,6 @@ class Inspection:
     """Everything there is to say of a model.
 
     Attributes:
-        kind: what was looked at.
         layout, batch: of the bundle; what an export would take by default for a checkpoint.
         precision: the element type of the graphs.
         whole, whole_device: the check of the whole path, mix to stems, with the transforms of the host and
@@ -238,8 +237,7 @@ def _branches(
 def resolution_names(branches: Iterable[tuple[str, bool]]) -> list[str]:
     """Returns the names of branches in the order of fusion weights: the waveform, which may have none, comes last.
 
-    Args:
-        branches: each with its name, and whether it is the waveform.
+    A branch is given by its name and whether it is the waveform.
     """
     return [name for name, _ in sorted(branches, key=lambda branch: branch[1])]
 

@@ -22,10 +22,10 @@ SHOWN = 20
 
 
 def prediction(bundle: Bundle, plan: PrecisionPlan, calibration: Calibration) -> dict[str, Any]:
-    """Returns, as plain values, the hazards that a plan leaves and averts in a float32 bundle.
+    """Returns, as plain values, the hazards that a plan leaves in a float32 bundle, and those that it averts.
 
-    Averted are those there would be with everything in low precision, and are not. Numbers that are infinite, of
-    constants beyond the largest number, are None.
+    These there would be with everything in low precision. The infinite error of a constant beyond the largest number
+    is None.
     """
     left = predict(bundle, plan, calibration)
     names = {(hazard.stage, hazard.tensor, hazard.kind) for hazard in left}

@@ -62,11 +62,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request made ready, to be run once or more.
-
-    Attributes:
-        plan: what the candidate is derived by; None where the bundle is the candidate.
-    """
+    """A request made ready, to be run once or more; without a ``plan`` the bundle is the candidate."""
 
     request: Request
     plan: PrecisionPlan | None

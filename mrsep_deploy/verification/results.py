@@ -132,7 +132,6 @@ class Verification:
     """Everything that was found.
 
     Attributes:
-        model, digest, precision: of the bundle.
         engine, reference: titles of what ran it, and of what it was compared with.
         note: what the figures stand for where they do not stand for themselves; may be empty.
         segments: batches of segments that ran, end to end.

@@ -57,10 +57,7 @@ def _ranked(probes: list[Probe]) -> list[Probe]:
 
 
 class ExcerptKeeper:
-    """Takes in every stem of every track and keeps the one that is closest to its limit or farthest beyond it.
-
-    ``titles`` are those of candidate and reference.
-    """
+    """Takes in every stem of every track and keeps the one that is closest to its limit or farthest beyond it."""
 
     def __init__(self, model: ModelInfo, titles: tuple[str, str]) -> None:
         self.sample_rate, self.titles = model.sample_rate, titles
