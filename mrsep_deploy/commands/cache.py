@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from mrsep_deploy.engines.cache import Pruned
     from mrsep_deploy.engines.side_car import Entry
 
 OTHERS = {
@@ -101,18 +102,19 @@ def prune(days: float | None, everything: bool) -> None:
 
     age = None if days is None else timedelta(days=days)
     done = EngineCache().prune(older_than=age, everything=everything)
-    counted, size, busy = [f"{done.removed} engines"], done.bytes, done.busy
+    counted = [f"{done.removed} engines"]
     plans, freed = prune_plans(age, everything)
     if plans:
         counted.append(_count(plans, PLANS))
-        size += freed
+    done.bytes += freed
     for kind, names in OTHERS.items() if everything else ():
-        removed, freed, held = _delete_others(kind)
-        if removed:
-            counted.append(_count(removed, names))
-        size, busy = size + freed, busy + held
-    being = f"; {busy} are being built and stay" if busy else ""
-    click.echo(f"deleted {', '.join(counted)}, {file_size(size)}{being}")
+        others = _delete_others(kind)
+        if others.removed:
+            counted.append(_count(others.removed, names))
+        done.bytes += others.bytes
+        done.busy += others.busy
+    being = f"; {done.busy} are being built and stay" if done.busy else ""
+    click.echo(f"deleted {', '.join(counted)}, {file_size(done.bytes)}{being}")
 
 
 def _count(number: int, names: tuple[str, str]) -> str:
@@ -133,27 +135,27 @@ def _bytes(path: Path) -> int:
     return sum(each.stat().st_size for each in files if each.is_file() and not each.is_symlink())
 
 
-def _delete_others(kind: str) -> tuple[int, int, int]:
-    """Delete what lies in a folder of the cache: how many entries, their bytes, and how many are being made."""
+def _delete_others(kind: str) -> Pruned:
+    """Delete what lies in a folder of the cache."""
     import shutil
 
-    from mrsep_deploy.engines.cache import alone
+    from mrsep_deploy.engines.cache import Pruned, alone
     from mrsep_deploy.files.parts import explained
 
     folder, found = _others(kind)
-    removed = freed = held = 0
+    done = Pruned()
     for path in found:
         with explained(path), alone(folder / f"{path.name}.lock") as is_alone:
             if not is_alone:
-                held += 1
+                done.busy += 1
                 continue
-            size = _bytes(path)
+            done.bytes += _bytes(path)
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        removed, freed = removed + 1, freed + size
-    return removed, freed, held
+            done.removed += 1
+    return done
 
 
 def _table(entries: list[Entry]) -> Table:
