@@ -46,8 +46,6 @@ def _lengths(_ctx: click.Context, _option: click.Parameter, text: str | None) ->
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What the command line said."""
-
     models: Names = argument("[BUNDLE|NAME|CKPT]...", nargs=-1, shell_complete=completing.models)
     engines: Names | None = option(
         f"Of {', '.join(ENGINE_NAMES)}.  [default: all that work here but torch]",

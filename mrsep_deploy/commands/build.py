@@ -41,8 +41,6 @@ def _targets(_ctx: click.Context, _option: click.Parameter, text: str | None) ->
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line said."""
-
     model: str | None = argument("[NAME|BUNDLE]", required=False, shell_complete=completing.models)
     engine: str = option("What to build for.", type=click.Choice(ENGINE_NAMES), required=True)
     precision: AskedPrecision | None = options.precision()

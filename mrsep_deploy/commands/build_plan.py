@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 def measure_plan(bundle: Bundle, name: str, options: EngineOptions, quiet: bool, as_json: bool) -> None:
-    """Measure, keep, and print.
-
-    Raises:
-        EngineUnavailableError: the engine does not work here.
-        OutputError: the cache cannot be written.
-    """
+    """Measure, keep, and print; raises ``EngineUnavailableError`` or, where it cannot be kept, ``OutputError``."""
     from mrsep_deploy.engines.choice import choose
     from mrsep_deploy.runtime.plan import keep_plan
     from mrsep_deploy.separation.tuning import best, tune

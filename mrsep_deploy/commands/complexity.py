@@ -23,8 +23,6 @@ _SIZES = CommaList(
 
 @dataclass(frozen=True)
 class ComplexityOptions:
-    """What the command line said."""
-
     model: str | None = argument("[CKPT|BUNDLE|NAME]", required=False, shell_complete=completing.models)
     family: str | None = one_of(
         variants, "Instead of a model: a configuration. One of NAMES.", metavar="FAMILY"

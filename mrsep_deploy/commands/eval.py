@@ -23,8 +23,6 @@ JSON_NAME, MARKDOWN_NAME = "results.json", "results.md"
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What the command line said."""
-
     dataset: Path = argument("DIR", type=options.PATH, shell_complete=completing.folders)
     model: str | None = options.model_name(
         "Registered name or bundle.  [default: the model that run takes]", "-n"

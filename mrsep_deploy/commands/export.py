@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the command line said."""
-
     checkpoint: Path | None = argument(required=False, type=options.PATH)
     name: str | None = option("Name of the model.  [default: the file's name]", "-n")
     output: Path | None = options.folder(

@@ -96,11 +96,7 @@ def given_files(*given: str | Path | None) -> list[Path]:
 
 
 def refuse_inputs(option: str, target: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to replace a file that is read, under whichever of its names.
-
-    Raises:
-        UsageError: ``target`` is one of the inputs.
-    """
+    """Raises ``UsageError`` where ``target`` is one of the files that are read, under whichever of its names."""
     for path in inputs:
         same = _place(path) == _place(target)
         with contextlib.suppress(OSError):  # one of them is missing

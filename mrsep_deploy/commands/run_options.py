@@ -191,11 +191,7 @@ class RunOptions:
         return self.out == "-"
 
     def encoding(self) -> AnyEncoding:
-        """The format of the files.
-
-        Raises:
-            click.UsageError: options exclude each other.
-        """
+        """The format of the files; raises ``click.UsageError`` where options exclude each other."""
         from mrsep_deploy.audio import compress, encode
 
         form, depth = _one_of(FORMATS), _one_of(DEPTHS)
@@ -214,11 +210,7 @@ class RunOptions:
         return wav if form is None else raw if form == "raw" else compressed[form]
 
     def outputs(self, sources: Sequence[str]) -> tuple[Output, ...]:
-        """The outputs of every song; to stdout, the one.
-
-        Raises:
-            UsageError: there is no such stem, or there are several for stdout.
-        """
+        """The outputs of every song; raises ``UsageError`` where a stem does not exist, or stdout would get several."""
         from mrsep_deploy.songs.stems import choose_outputs
 
         kept = self.stems or ()
@@ -233,11 +225,7 @@ class RunOptions:
         return found
 
     def check(self) -> None:
-        """Refuse what cannot go together, whatever the model is.
-
-        Raises:
-            UsageError, click.UsageError: options contradict each other.
-        """
+        """Raises ``UsageError`` or ``click.UsageError`` for what cannot go together, whatever the model is."""
         if self.no_split:
             raise UsageError(
                 "a bundle's graphs have one length, so songs are always split into segments of it",
@@ -250,11 +238,7 @@ class RunOptions:
 
 
 def _one_of(names: Sequence[str]) -> str | None:
-    """The one flag that is set. The command line outweighs the environment, that the settings file.
-
-    Raises:
-        click.UsageError: two of the same place exclude each other.
-    """
+    """The one flag that is set. The command line outweighs the environment, that the settings file."""
     ctx = click.get_current_context()
     for source in _RANK:
         here = [name for name in names if ctx.params[name] and ctx.get_parameter_source(name) is source]

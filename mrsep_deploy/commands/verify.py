@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What the command line said."""
-
     model: str | None = argument("[NAME|BUNDLE]", required=False, shell_complete=completing.models)
     engine: str | None = option(
         f"What runs the bundle.  [default: {AUTO}; for lower precision ort, which rounds on the CPU after "
