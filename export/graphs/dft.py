@@ -61,6 +61,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,62 +123,40 @@ def factorise(n_fft: int, hop: int) -> Factors:
     return min(usable, key=lambda factors: (factors.cost, factors.first))
 
 
-def forward_first(factors: Factors, transform: Transform) -> Float32:
+def first_product(factors: Factors, window: Float64) -> Float32:
     """``[M, 2 N1, N1]``: for every (``n3``, ``n2``) from ``n1`` to (re/im, ``k1``) of ``A``."""
-    window = _by_first(hann(transform.n_fft), factors)
-    return _first(factors, window / divisor(transform)).astype(np.float32)
+    n = _by_first(np.arange(window.size), factors)
+    rotation = _root(n[:, None, :] * np.arange(factors.first)[None, :, None], window.size)
+    rotation = rotation * _by_first(window, factors)[:, None, :]
+    return np.concatenate([rotation.real, rotation.imag], axis=1).astype(np.float32)
 
 
-def forward_nyquist(factors: Factors, transform: Transform) -> Float32:
-    """``[1, N]``: from (``n3``, ``n2``, ``n1``) of a frame to its Nyquist bin, ``sum_n (-1)^n h[n] x[n]``."""
-    window = _alternating(factors, hann(transform.n_fft)) / divisor(transform)
-    return window.astype(np.float32)[None]
-
-
-def forward_middle(factors: Factors) -> Float32:
+def middle_product(factors: Factors) -> Float32:
     """``[N3, 2 N2, 2 N2]``: for every ``n3`` from (``n2``, re/im) of ``A`` to (re/im, ``k2``) of ``B``."""
     n2, n3 = np.arange(factors.middle), np.arange(factors.last)
     # w_N2^(n2 k2) w_M^(n3 k2) = w_M^((N3 n2 + n3) k2) as [n3, k2, n2]
     sample = factors.last * n2[None, None, :] + n3[:, None, None]
-    return _stacked(_root(sample * n2[None, :, None], factors.rest)).astype(np.float32)
+    return _stacked(_root(sample * n2[None, :, None], factors.rest))
 
 
-def forward_last(factors: Factors) -> Float32:
+def last_product(factors: Factors) -> Float32:
     """``[N3, 2 N3]``: from (``n3``, re/im) of ``B`` to (re/im, ``k3 < N3 / 2``) of the spectrum."""
     n3 = np.arange(factors.last)
-    return _stacked(_root(np.outer(n3[: factors.last // 2], n3), factors.last)).astype(np.float32)
+    return _stacked(_root(np.outer(n3[: factors.last // 2], n3), factors.last))
 
 
-# The transpose of a stacked complex matrix is the stacked conjugate transpose.
+def nyquist_product(factors: Factors, window: Float64) -> Float32:
+    """``[1, N]``: from (``n3``, ``n2``, ``n1``) of a frame to its Nyquist bin, ``sum_n (-1)^n h[n] x[n]``."""
+    signs = 1 - 2 * (np.arange(window.size) % 2)
+    return _by_first(window * signs, factors).reshape(1, -1).astype(np.float32)
 
 
-def inverse_last(factors: Factors) -> Float32:
-    """``[2 N3, N3]``: from (re/im, ``k3``) of the spectrum to (``n3``, re/im)."""
-    return np.ascontiguousarray(forward_last(factors).T)
+def transposed(product: Float32) -> Float32:
+    """The inverse of a product: the transpose of a stacked complex matrix is the stacked conjugate transpose.
 
-
-def inverse_middle(factors: Factors) -> Float32:
-    """``[N3, 2 N2, 2 N2]``: for every ``n3`` from (re/im, ``k2``) to (``n2``, re/im)."""
-    return np.ascontiguousarray(forward_middle(factors).transpose(0, 2, 1))
-
-
-def inverse_first(factors: Factors, transform: Transform) -> Float32:
-    """``[M, N1, 2 N1]``: for every (``n3``, ``n2``) from (re/im, ``k1``) to ``n1`` of the windowed frame."""
-    window = _by_first(synthesis_window(transform), factors)
-    # Re(conj(w) G) = Re w Re G + Im w Im G
-    matrices = _first(factors, window * (2 * _back(transform)))
-    return np.ascontiguousarray(matrices.transpose(0, 2, 1)).astype(np.float32)
-
-
-def inverse_nyquist(factors: Factors, transform: Transform) -> Float32:
-    """``[N, 1]``: from the Nyquist bin to (``n3``, ``n2``, ``n1``) of the windowed frame."""
-    window = _alternating(factors, synthesis_window(transform)) * _back(transform)
-    return window.astype(np.float32)[:, None]
-
-
-def _back(transform: Transform) -> float:
-    """What an inverse transform is multiplied by."""
-    return 1 / math.sqrt(transform.n_fft) if transform.scale == "orthonormal" else 1 / transform.n_fft
+    So it is of the first one, ``Re(conj(w) G) = Re w Re G + Im w Im G``, given twice the window of the synthesis.
+    """
+    return np.ascontiguousarray(product.swapaxes(-1, -2))
 
 
 def divided(transform: Transform) -> bool:
@@ -188,41 +167,33 @@ def divided(transform: Transform) -> bool:
     return transform.n_fft % transform.hop == 0 and transform.envelope == "endless"
 
 
+def analysis_window(transform: Transform) -> Float64:
+    """The window, scaled, ``[n_fft]``."""
+    return np.asarray(hann(transform.n_fft) / divisor(transform))
+
+
 def synthesis_window(transform: Transform) -> Float64:
-    """The window, over the sum of all squared windows that overlap it where :func:`divided`, ``[n_fft]``."""
+    """The window, scaled, over the sum of all squared windows that overlap it where :func:`divided`, ``[n_fft]``."""
     window = hann(transform.n_fft)
-    if not divided(transform):
-        return window
-    envelope = np.square(window).reshape(-1, transform.hop).sum(axis=0)
-    return np.asarray(window / np.tile(envelope, transform.overlap))
+    if divided(transform):
+        envelope = np.square(window).reshape(-1, transform.hop).sum(axis=0)
+        window = window / np.tile(envelope, transform.overlap)
+    scale = math.sqrt(transform.n_fft) if transform.scale == "orthonormal" else transform.n_fft
+    return np.asarray(window * (1 / scale))
 
 
-def _alternating(factors: Factors, window: Float64) -> Float64:
-    """``(-1)^n window[n]`` in the order (``n3``, ``n2``, ``n1``)."""
-    signs = 1 - 2 * (np.arange(window.size) % 2)
-    return _by_first(window * signs, factors).reshape(-1)
-
-
-def _by_first(window: Float64, factors: Factors) -> Float64:
+def _by_first(values: NDArray[Any], factors: Factors) -> NDArray[Any]:
     """``[n_fft]`` -> ``[(n3, n2), n1]``: the samples that belong to each matrix of the first product."""
-    cube = window.reshape(factors.first, factors.middle, factors.last)
-    return np.asarray(cube.transpose(2, 1, 0).reshape(factors.rest, factors.first))
+    cube = values.reshape(factors.first, factors.middle, factors.last)
+    return cube.transpose(2, 1, 0).reshape(factors.rest, factors.first)
 
 
-def _first(factors: Factors, window: Float64) -> Float64:
-    """``w_N^(n k1)`` times ``window`` ``[(n3, n2), n1]``, as ``[(n3, n2), (re/im, k1), n1]``."""
-    n_fft = factors.first * factors.rest
-    sample = _by_first(np.arange(n_fft, dtype=np.float64), factors).astype(np.int64)
-    rotation = _root(sample[:, None, :] * np.arange(factors.first)[None, :, None], n_fft) * window[:, None, :]
-    return np.concatenate([rotation.real, rotation.imag], axis=1)
-
-
-def _stacked(matrix: Complex128) -> Float64:
+def _stacked(matrix: Complex128) -> Float32:
     """Complex ``[..., rows, columns]`` -> real ``[..., (re/im, rows), (columns, re/im)]``."""
     real = np.stack([matrix.real, -matrix.imag], axis=-1)
     imaginary = np.stack([matrix.imag, matrix.real], axis=-1)
     both = np.concatenate([real, imaginary], axis=-3)
-    return np.asarray(both.reshape(*both.shape[:-2], -1))
+    return both.reshape(*both.shape[:-2], -1).astype(np.float32)
 
 
 def _root(power: NDArray[np.int64], order: int) -> Complex128:

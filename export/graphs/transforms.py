@@ -24,7 +24,7 @@ from mrsep_deploy.bundle.manifest import Branch, Stage, TensorSpec, Transform
 from mrsep_deploy.export.graphs import dft
 from mrsep_deploy.export.graphs.build import GraphBuilder
 from mrsep_deploy.export.graphs.dft import factorise
-from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS, Float64, envelope
+from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS, Float32, Float64, envelope
 
 SHORT_SUM = 1024
 """Terms that one float32 accumulator adds with an error of 1e-6 (about ``6e-8 sqrt(n) / 2``)."""
@@ -60,9 +60,7 @@ def transform_macs(stage: Stage, branches: Sequence[Branch], tensors: Mapping[st
     Not part of a model's own (``Stage.macs`` stays 0 for these kinds): hosts compute the same with a fast
     Fourier transform.
     """
-    if stage.kind not in ("spectrogram", "inverse"):
-        return 0
-    transform = _branch(stage, branches).transform
+    transform = _branch(stage, branches).transform if stage.kind in ("spectrogram", "inverse") else None
     if transform is None:
         return 0
     signal = tensors[stage.inputs[0] if stage.kind == "spectrogram" else stage.outputs[0]]
@@ -77,13 +75,19 @@ def _branch(stage: Stage, branches: Sequence[Branch]) -> Branch:
 
 def _sum(graph: GraphBuilder, signals: Sequence[TensorSpec], stems: TensorSpec) -> None:
     """``[B, S, C, L]`` each; one addition a signal."""
-    total = signals[0].name
-    for signal in signals[1:-1]:
-        total = graph.op("Add", total, signal.name)
-    if len(signals) > 1:
-        graph.op("Add", total, signals[-1].name, output=stems.name)
+    *first, last = (signal.name for signal in signals)
+    if first:
+        graph.op("Add", _added(graph, first), last, output=stems.name)
     else:
-        graph.op("Identity", total, output=stems.name)
+        graph.op("Identity", last, output=stems.name)
+
+
+def _added(graph: GraphBuilder, terms: Sequence[str]) -> str:
+    return reduce(lambda a, b: graph.op("Add", a, b), terms)
+
+
+def _product(graph: GraphBuilder, matrix: Float32, x: str, what: str) -> str:
+    return graph.op("MatMul", graph.constant(matrix[None], what), x)
 
 
 # --- analysis
@@ -110,15 +114,14 @@ def _forward(graph: GraphBuilder, transform: Transform, x: str) -> str:
     """Frames ``[R, (n3, n2), n1, T]`` -> spectrogram ``[R, (re/im, k3), (k2, k1, T)]``, ``k1`` fastest: by bins."""
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
-    first = graph.constant(dft.forward_first(factors, transform)[None], "first")
-    x = graph.op("MatMul", first, x)  # [R, (n3, n2), (re/im, k1), T] = [R, n3, (n2, re/im), (k1, T)]
+    x = _product(graph, dft.first_product(factors, dft.analysis_window(transform)), x, "first")
+    # [R, (n3, n2), (re/im, k1), T] = [R, n3, (n2, re/im), (k1, T)]
     if factors.middle > 1:
         x = graph.reshape(x, factors.last, 2 * factors.middle, factors.first * transform.frames)
-        middle = graph.constant(dft.forward_middle(factors)[None], "middle")
-        x = graph.op("MatMul", middle, x)  # [R, n3, (re/im, k2), (k1, T)] = [R, (n3, re/im), (k2, k1, T)]
+        x = _product(graph, dft.middle_product(factors), x, "middle")
+        # [R, n3, (re/im, k2), (k1, T)] = [R, (n3, re/im), (k2, k1, T)]
     x = graph.reshape(x, 2 * factors.last, factors.middle * factors.first * transform.frames)
-    last = graph.constant(dft.forward_last(factors)[None], "last")
-    return graph.op("MatMul", last, x)
+    return _product(graph, dft.last_product(factors), x, "last")
 
 
 def _with_nyquist(graph: GraphBuilder, transform: Transform, x: str, frames: str) -> str:
@@ -126,8 +129,8 @@ def _with_nyquist(graph: GraphBuilder, transform: Transform, x: str, frames: str
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "nyquist"
     frames = graph.reshape(frames, transform.n_fft, transform.frames)
-    alternating = graph.constant(dft.forward_nyquist(factors, transform)[None], "alternating")
-    real = graph.reshape(graph.op("MatMul", alternating, frames), 1, 1, transform.frames)
+    alternating = dft.nyquist_product(factors, dft.analysis_window(transform))
+    real = graph.reshape(_product(graph, alternating, frames, "alternating"), 1, 1, transform.frames)
     both = graph.op("Concat", real, graph.op("Sub", real, real), axis=1)
     below = graph.reshape(x, 2, transform.n_fft // 2, transform.frames)
     return graph.op("Concat", below, both, axis=2)
@@ -288,15 +291,15 @@ def _backward(graph: GraphBuilder, transform: Transform, x: str) -> str:
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
     x = graph.reshape(x, factors.last, factors.middle * factors.first * transform.frames)
-    last = graph.constant(dft.inverse_last(factors)[None], "last")
-    x = graph.op("MatMul", last, x)  # [R, (n3, re/im), (k2, k1, T)] = [R, n3, (re/im, k2), (k1, T)]
+    x = _product(graph, dft.transposed(dft.last_product(factors)), x, "last")
+    # [R, (n3, re/im), (k2, k1, T)] = [R, n3, (re/im, k2), (k1, T)]
     if factors.middle > 1:
         x = graph.reshape(x, factors.last, 2 * factors.middle, factors.first * transform.frames)
-        middle = graph.constant(dft.inverse_middle(factors)[None], "middle")
-        x = graph.op("MatMul", middle, x)  # [R, n3, (n2, re/im), (k1, T)] = [R, (n3, n2), (re/im, k1), T]
+        x = _product(graph, dft.transposed(dft.middle_product(factors)), x, "middle")
+        # [R, n3, (n2, re/im), (k1, T)] = [R, (n3, n2), (re/im, k1), T]
     x = graph.reshape(x, factors.rest, 2 * factors.first, transform.frames)
-    first = graph.constant(dft.inverse_first(factors, transform)[None], "first")
-    return graph.op("MatMul", first, x)
+    first = dft.first_product(factors, 2 * dft.synthesis_window(transform))
+    return _product(graph, dft.transposed(first), x, "first")
 
 
 def _from_nyquist(graph: GraphBuilder, transform: Transform, x: str) -> str:
@@ -306,8 +309,8 @@ def _from_nyquist(graph: GraphBuilder, transform: Transform, x: str) -> str:
     half = transform.n_fft // 2
     real = graph.slice(graph.slice(x, 2, half, half + 1), 1, 0, 1)
     real = graph.reshape(real, 1, transform.frames)
-    alternating = graph.constant(dft.inverse_nyquist(factors, transform)[None], "alternating")
-    frames = graph.op("MatMul", alternating, real)
+    alternating = dft.nyquist_product(factors, dft.synthesis_window(transform))
+    frames = _product(graph, dft.transposed(alternating), real, "alternating")
     return graph.reshape(frames, factors.rest, factors.first, transform.frames)
 
 
@@ -324,8 +327,7 @@ def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: Tens
         height = factors.first // overlap
         pieces = [graph.slice(x, 2, i * height, (i + 1) * height) for i in range(overlap)]
         shifted = [graph.pad_last(piece, 4, i, overlap - 1 - i) for i, piece in enumerate(pieces)]
-        total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
-        total = graph.reshape(total, factors.last, factors.middle, height, hops)
+        total = graph.reshape(_added(graph, shifted), factors.last, factors.middle, height, hops)
         total = graph.op("Transpose", total, perm=[0, 4, 3, 2, 1])
     else:
         x = graph.reshape(x, factors.last, factors.middle, factors.first, frames)
@@ -335,7 +337,7 @@ def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: Tens
             x = graph.pad_last(x, 3, 0, overlap * hop - n_fft)
         pieces = [graph.slice(x, 2, i * hop, (i + 1) * hop) for i in range(overlap)]
         shifted = [graph.pad(piece, (0, i, 0), (0, overlap - 1 - i, 0)) for i, piece in enumerate(pieces)]
-        total = reduce(lambda a, b: graph.op("Add", a, b), shifted)
+        total = _added(graph, shifted)
     total = graph.reshape(total, hops * hop)
     total = graph.slice(total, 1, transform.offset, transform.offset + samples)
     if not dft.divided(transform):
