@@ -118,11 +118,6 @@ def default_name(checkpoint: str | os.PathLike[str] | LoadedModel) -> str:
 
 def require_extra(what: str) -> None:
     """Raise ``ExportError`` with the line that installs the extra, unless all of it is there."""
-    require_modules(what, EXTRA)
-
-
-def require_modules(what: str, modules: Collection[str]) -> None:
-    """:func:`require_extra` for what needs only some of its modules."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    missing = [module for module in EXTRA if importlib.util.find_spec(module) is None]
     if missing:
         raise ExportError(f"{what} needs {', '.join(missing)}, not installed here", f"Run {INSTALL}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,27 +40,29 @@ def limit(pytorch: Deviation, share: float = 1.0) -> float:
 
 
 @dataclass(frozen=True)
-class StageCheck:
-    """One stage on exact inputs: how far its graph, and PyTorch's own float32, are from PyTorch in float64.
+class Part:
+    """A tensor, or one source in it: how far the graph, and PyTorch's own float32, are from PyTorch in float64.
 
-    Attributes:
-        exported, pytorch: of the worst whole tensor, for people.
-        worst: what part of which tensor is nearest to its limit, or furthest beyond it.
-        part_exported, part_pytorch: of that part.
-        allowed: relative L2 that passes for that part.
+    ``allowed`` is the relative L2 that passes; ``excess`` relates what is found to it, and passes up to 1.
     """
 
+    title: str
     exported: Deviation
     pytorch: Deviation
-    worst: str
-    part_exported: Deviation
-    part_pytorch: Deviation
     allowed: float
 
     @property
     def excess(self) -> float:
-        """Deviation of the worst part relative to its limit; the check passes up to 1."""
-        return self.part_exported.relative / self.allowed
+        return self.exported.relative / self.allowed
+
+
+@dataclass(frozen=True)
+class StageCheck:
+    """One stage on exact inputs: the deviations of the worst whole tensor, for people, and the worst part."""
+
+    exported: Deviation
+    pytorch: Deviation
+    worst: Part
 
     def to_json(self) -> dict[str, float]:
         return {
@@ -70,9 +72,9 @@ class StageCheck:
 
 
 class Comparison:
-    """Compares tensors of a segment with exact ones, for every item of the batch and every source alone.
+    """Compares tensors of a segment with exact ones, every source alone.
 
-    A quiet stem beside loud ones, or a quiet item, has limits of its own.
+    A quiet stem beside loud ones has limits of its own.
 
     Args:
         exact: every tensor of one segment in float64, by name.
@@ -93,8 +95,8 @@ class Comparison:
         Raises:
             ExportError: a tensor holds NaN or infinity; the message begins with ``where``.
         """
-        whole: list[tuple[Deviation, Deviation]] = []
-        parts: list[tuple[float, str, Deviation, Deviation, float]] = []
+        whole: list[Part] = []
+        parts: list[Part] = []
         for name, found, single in zip(names, exported, pytorch, strict=True):
             exact = self.exact[name].numpy()
             for title, values in (("PyTorch in float64 gives", exact), ("the exported graph gives", found)):
@@ -103,35 +105,29 @@ class Comparison:
                         f"{where}: {title} NaN or infinity in {name}, expected finite numbers",
                         "Nothing was written.",
                     )
-            whole.append((Deviation.between(found, exact), Deviation.between(single, exact)))
-            for part, index in self._parts(name, exact.shape):
-                cut = [self._split(name, values)[index] for values in (found, single, exact)]
-                ours, theirs = Deviation.between(cut[0], cut[2]), Deviation.between(cut[1], cut[2])
-                share = float(np.linalg.norm(cut[2]) / (np.linalg.norm(exact[index[0]]) or 1.0))
-                allowed = limit(theirs, share)
-                parts.append((ours.relative / allowed, part, ours, theirs, allowed))
-        _, worst, ours, theirs, allowed = max(parts, key=lambda each: each[0])
+            tensors = (found, single, exact)
+            whole.append(_part(name, tensors, exact))
+            if name in self.by_source:
+                sources = (tensor.reshape(len(self.sources), -1) for tensor in tensors)
+                for source, *cut in zip(self.sources, *sources, strict=True):
+                    parts.append(_part(f"{name}, {source}", cut, exact))
+            else:
+                parts.append(whole[-1])
         return StageCheck(
-            max((a for a, _ in whole), key=lambda d: d.relative),
-            max((b for _, b in whole), key=lambda d: d.relative),
-            worst, ours, theirs, allowed,
-        )  # fmt: skip
-
-    def _split(self, name: str, values: Array) -> Array:
-        """With an axis of sources behind that of items, where the tensor has one."""
-        if name not in self.by_source:
-            return values
-        return values.reshape(len(values), len(self.sources), -1)
-
-    def _parts(self, name: str, shape: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        for item in range(shape[0]):
-            if name not in self.by_source:
-                yield f"{name}, item {item + 1}", (item,)
-                continue
-            for index, source in enumerate(self.sources):
-                yield f"{name}, item {item + 1}, {source}", (item, index)
+            max((part.exported for part in whole), key=lambda deviation: deviation.relative),
+            max((part.pytorch for part in whole), key=lambda deviation: deviation.relative),
+            max(parts, key=lambda part: part.excess),
+        )
 
 
+def _part(title: str, tensors: Sequence[Array], whole: Array) -> Part:
+    """``tensors`` are what the graph, PyTorch's float32 and PyTorch in float64 give of a part of ``whole``."""
+    exported, pytorch = (Deviation.between(tensor, tensors[2]) for tensor in tensors[:2])
+    share = float(np.linalg.norm(tensors[2]) / (np.linalg.norm(whole) or 1.0))
+    return Part(title, exported, pytorch, limit(pytorch, share))
+
+
+@dataclass
 class GraphChecker:
     """Runs exported graphs with ONNX Runtime and compares them with torch's tensors.
 
@@ -140,18 +136,11 @@ class GraphChecker:
         stages, branches, tensors: of the manifest to be.
     """
 
-    def __init__(
-        self,
-        exact: Mapping[str, Tensor],
-        stages: Sequence[Stage],
-        branches: Sequence[Branch],
-        tensors: Mapping[str, TensorSpec],
-    ) -> None:
-        self.exact = exact
-        self.stages = stages
-        self.branches = branches
-        self.tensors = tensors
-        self.graphs: dict[str, Callable[[Sequence[Array]], list[Array]]] = {}
+    exact: Mapping[str, Tensor]
+    stages: Sequence[Stage]
+    branches: Sequence[Branch]
+    tensors: Mapping[str, TensorSpec]
+    graphs: dict[str, Callable[[Sequence[Array]], list[Array]]] = field(default_factory=dict)
 
     def add(self, stage: Stage, graph: bytes) -> list[Array]:
         """Load a stage's graph and run it on the exact inputs; returns its outputs.
@@ -202,13 +191,15 @@ def require(checks: Mapping[str, StageCheck]) -> None:
     """Refuse the export if a stage strays.
 
     Raises:
-        ExportError: names the worst stage, the tensor, item and source, what it reaches and what was expected.
+        ExportError: names the worst stage, the tensor and source, what it reaches and what was expected.
     """
-    name, check = max(checks.items(), key=lambda named: named[1].excess)
-    if check.excess > 1:
+    name, worst = max(
+        ((name, check.worst) for name, check in checks.items()), key=lambda each: each[1].excess
+    )
+    if worst.excess > 1:
         raise ExportError(
-            f"the exported {name} differs from PyTorch by {check.part_exported.relative:.1e} relative L2 "
-            f"({check.worst}), expected at most {check.allowed:.1e} "
-            f"(PyTorch's own float32 loses {check.part_pytorch.relative:.1e})",
+            f"the exported {name} differs from PyTorch by {worst.exported.relative:.1e} relative L2 "
+            f"({worst.title}), expected at most {worst.allowed:.1e} "
+            f"(PyTorch's own float32 loses {worst.pytorch.relative:.1e})",
             "Nothing was written.",
         )

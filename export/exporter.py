@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import mrsep_deploy
@@ -31,10 +29,6 @@ from mrsep_deploy.export.probe import probe_signal
 
 Progress = Callable[[str, int, int], None]
 """Called with what happens now, how many steps are done and how many there are."""
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ def export_model(
     options: ExportOptions | None = None,
     *,
     overwrite: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = lambda _what, _done, _total: None,
 ) -> Bundle:
     """Export a model to a bundle at ``target``.
 
@@ -72,11 +66,6 @@ def export_model(
         ExportError: a stage cannot be exported, or strays from PyTorch.
         OutputError, BundleError: the bundle cannot be written at ``target``.
     """
-    _require_bundle_holds(loaded)
-    return _Export(loaded, name, options or ExportOptions(), progress).run(target, overwrite)
-
-
-def _require_bundle_holds(loaded: LoadedModel) -> None:
     try:
         require_model(loaded.info())
     except BundleError as error:
@@ -84,6 +73,7 @@ def _require_bundle_holds(loaded: LoadedModel) -> None:
             f"no bundle can hold this model: {error.message}",
             "Change that in the arguments (kwargs) of the checkpoint, and save it again.",
         ) from error
+    return _Export(loaded, name, options or ExportOptions(), progress).run(target, overwrite)
 
 
 class _Export:
@@ -102,7 +92,8 @@ class _Export:
         audio = self.loaded.audio
         mix = torch.from_numpy(probe_signal(audio.channels, audio.segment_samples, audio.sample_rate))[None]
         exact = copy.deepcopy(self.staged).double().tensors(mix.double())
-        tensors = _tensor_specs(exact)
+        # Between stages all of them are float32.
+        tensors = {name: TensorSpec(name, tuple(tensor.shape)) for name, tensor in exact.items()}
         counted = count_stages(self.staged, audio).stages
         checker = GraphChecker(exact, counted, self.branches, tensors)
         comparison = Comparison(exact, counted, audio.sources)
@@ -116,7 +107,9 @@ class _Export:
             file = f"{stage.name}.onnx"
             files[file] = self._graph(exported, exact, tensors)
             found = checker.add(stage, files[file])
-            single = self._float32(source, exact)
+            with torch.no_grad():  # what PyTorch's own float32 makes of exact inputs
+                outputs = source.module(*(exact[name].float() for name in stage.inputs))
+            single = [output.numpy() for output in outputs]
             checks[stage.name] = comparison.check(stage.outputs, found, single, f"stage {stage.name}")
             stages.append(replace(stage, file=file))
         self._step("checking the whole")
@@ -125,9 +118,8 @@ class _Export:
             checks[check] = comparison.check([STEMS], [checker.whole(device)], [pytorch], "the whole")
         require(checks)
         self._step("writing")
-        manifest = replace(
-            self._manifest(stages, tensors, checks), float32=self.family.float32(rewritten.model, stages)
-        )
+        float32 = self.family.float32(rewritten.model, stages)
+        manifest = replace(self._manifest(stages, tensors, checks), float32=float32)
         bundle = write_bundle(target, manifest, files, overwrite=overwrite)
         self.progress("done", self.steps, self.steps)
         return bundle
@@ -145,13 +137,6 @@ class _Export:
             return transform_graph(stage, self.branches, tensors)
         inputs = [exact[name].float() for name in stage.inputs]
         return export_graph(source.module, inputs, stage.name, (stage.inputs, stage.outputs))
-
-    def _float32(self, source: StageSource, exact: Mapping[str, Tensor]) -> list[NDArray[np.float32]]:
-        """What PyTorch's own float32 makes of exact inputs in this stage."""
-        with torch.no_grad():
-            return [
-                value.numpy() for value in source.module(*(exact[n].float() for n in source.stage.inputs))
-            ]
 
     def _manifest(
         self, stages: Sequence[Stage], tensors: Mapping[str, TensorSpec], checks: Mapping[str, StageCheck]
@@ -180,11 +165,6 @@ class _Export:
                 "tools": _tools(),
             },
         )
-
-
-def _tensor_specs(exact: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """Shapes of every tensor; all are float32 between stages."""
-    return {name: TensorSpec(name, tuple(tensor.shape)) for name, tensor in exact.items()}
 
 
 def _tools() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,14 @@ class GraphBuilder:
     def reshape(self, x: str, *item: int, output: str | None = None) -> str:
         """``[R, *item]``, with as many rows ``R`` as there are; they are items of the batch, or parts of such."""
         return self.op("Reshape", x, self.integers(-1, *item), output=output)
+
+    def product(self, matrix: NDArray[Any], x: str, what: str) -> str:
+        """``matrix @ x`` for every row, or item, of ``x``."""
+        return self.op("MatMul", self.constant(matrix[None], what), x)
+
+    def added(self, terms: Sequence[str]) -> str:
+        """The sum of tensors; of a single one, itself."""
+        return reduce(lambda a, b: self.op("Add", a, b), terms)
 
     def slice(self, x: str, axis: int, start: int, stop: int, step: int = 1) -> str:
         """``x[start:stop:step]`` along one axis, with the rules of ONNX for a negative step."""

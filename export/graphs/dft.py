@@ -40,7 +40,7 @@ middle term for two factors:
      8192   16 * 16 * 32     1.3 M             67.1 M                                          0.27 M
     32768   32 * 32 * 32     8.4 M           1073.7 M                                          1.23 M
 
-All transforms of a segment, four sources, beside the model's own (``transform_graphs.transform_macs``):
+All transforms of a segment, four sources, beside the model's own:
 HTDemucs 7.8 s 3.5 G of 124 G, HTDemucs_n 10 s at 2048, 4096 and 8192 10.7 G of 63 G, HTDemucs_nf 10 s at 1024
 to 16384 16.4 G of 75 G; the constants of these graphs take 4, 8 and 17 MB.
 

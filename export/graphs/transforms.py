@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import reduce
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from mrsep_deploy.bundle.manifest import Branch, Stage, TensorSpec, Transform
 from mrsep_deploy.export.graphs import dft
 from mrsep_deploy.export.graphs.build import GraphBuilder
 from mrsep_deploy.export.graphs.dft import factorise
-from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS, Float32, Float64, envelope
+from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS, Float64, envelope
 
 SHORT_SUM = 1024
 """Terms that one float32 accumulator adds with an error of 1e-6 (about ``6e-8 sqrt(n) / 2``)."""
@@ -42,52 +41,26 @@ def transform_graph(stage: Stage, branches: Sequence[Branch], tensors: Mapping[s
         ValueError: the stage is of kind ``graph``.
     """
     inputs, outputs = ([tensors[name] for name in names] for names in (stage.inputs, stage.outputs))
+    named = {branch.name: branch for branch in branches}
     graph = GraphBuilder(stage.name)
     if stage.kind == "sum":
         _sum(graph, inputs, outputs[0])
     elif stage.kind in ("spectrogram", "normalize"):
-        _analysis(graph, _branch(stage, branches), inputs[0], outputs)
+        _analysis(graph, named[stage.branch], inputs[0], outputs)
     elif stage.kind in ("inverse", "denormalize"):
-        _synthesis(graph, _branch(stage, branches), inputs, outputs[0])
+        _synthesis(graph, named[stage.branch], inputs, outputs[0])
     else:
         raise ValueError(f"stage {stage.name} of kind {stage.kind} is a graph of its own")
     return graph.serialise(inputs, outputs)
-
-
-def transform_macs(stage: Stage, branches: Sequence[Branch], tensors: Mapping[str, TensorSpec]) -> int:
-    """Multiply-accumulates in the matrix products of such a graph, for one segment.
-
-    Not part of a model's own (``Stage.macs`` stays 0 for these kinds): hosts compute the same with a fast
-    Fourier transform.
-    """
-    transform = _branch(stage, branches).transform if stage.kind in ("spectrogram", "inverse") else None
-    if transform is None:
-        return 0
-    signal = tensors[stage.inputs[0] if stage.kind == "spectrogram" else stage.outputs[0]]
-    nyquist = transform.n_fft if transform.nyquist else 0
-    frames = math.prod(signal.shape[1:-1]) * transform.frames
-    return frames * (factorise(transform.n_fft, transform.hop).macs + nyquist)
-
-
-def _branch(stage: Stage, branches: Sequence[Branch]) -> Branch:
-    return next(branch for branch in branches if branch.name == stage.branch)
 
 
 def _sum(graph: GraphBuilder, signals: Sequence[TensorSpec], stems: TensorSpec) -> None:
     """``[B, S, C, L]`` each; one addition a signal."""
     *first, last = (signal.name for signal in signals)
     if first:
-        graph.op("Add", _added(graph, first), last, output=stems.name)
+        graph.op("Add", graph.added(first), last, output=stems.name)
     else:
         graph.op("Identity", last, output=stems.name)
-
-
-def _added(graph: GraphBuilder, terms: Sequence[str]) -> str:
-    return reduce(lambda a, b: graph.op("Add", a, b), terms)
-
-
-def _product(graph: GraphBuilder, matrix: Float32, x: str, what: str) -> str:
-    return graph.op("MatMul", graph.constant(matrix[None], what), x)
 
 
 # --- analysis
@@ -114,14 +87,14 @@ def _forward(graph: GraphBuilder, transform: Transform, x: str) -> str:
     """Frames ``[R, (n3, n2), n1, T]`` -> spectrogram ``[R, (re/im, k3), (k2, k1, T)]``, ``k1`` fastest: by bins."""
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
-    x = _product(graph, dft.first_product(factors, dft.analysis_window(transform)), x, "first")
+    x = graph.product(dft.first_product(factors, dft.analysis_window(transform)), x, "first")
     # [R, (n3, n2), (re/im, k1), T] = [R, n3, (n2, re/im), (k1, T)]
     if factors.middle > 1:
         x = graph.reshape(x, factors.last, 2 * factors.middle, factors.first * transform.frames)
-        x = _product(graph, dft.middle_product(factors), x, "middle")
+        x = graph.product(dft.middle_product(factors), x, "middle")
         # [R, n3, (re/im, k2), (k1, T)] = [R, (n3, re/im), (k2, k1, T)]
     x = graph.reshape(x, 2 * factors.last, factors.middle * factors.first * transform.frames)
-    return _product(graph, dft.last_product(factors), x, "last")
+    return graph.product(dft.last_product(factors), x, "last")
 
 
 def _with_nyquist(graph: GraphBuilder, transform: Transform, x: str, frames: str) -> str:
@@ -130,7 +103,7 @@ def _with_nyquist(graph: GraphBuilder, transform: Transform, x: str, frames: str
     graph.scope = "nyquist"
     frames = graph.reshape(frames, transform.n_fft, transform.frames)
     alternating = dft.nyquist_product(factors, dft.analysis_window(transform))
-    real = graph.reshape(_product(graph, alternating, frames, "alternating"), 1, 1, transform.frames)
+    real = graph.reshape(graph.product(alternating, frames, "alternating"), 1, 1, transform.frames)
     both = graph.op("Concat", real, graph.op("Sub", real, real), axis=1)
     below = graph.reshape(x, 2, transform.n_fft // 2, transform.frames)
     return graph.op("Concat", below, both, axis=2)
@@ -172,9 +145,8 @@ def _frames(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
 
 def _padded(graph: GraphBuilder, transform: Transform, mix: TensorSpec) -> str:
     """``[B, C, L]`` -> ``[B, C, offset + L + after]``, extended as ``spectrogram.extend`` does."""
-    samples = mix.shape[-1]
+    x, samples = mix.name, mix.shape[-1]
     left, right = transform.offset, transform.after
-    x = mix.name
     if transform.padding == "zeros":
         return graph.pad_last(x, 3, left, right)
     short = max(left, right) - samples + 1
@@ -197,15 +169,15 @@ def _normalise(graph: GraphBuilder, x: str, item: Sequence[int], outputs: Sequen
     """``[B, ...]`` -> ``(x - mean) / (1e-5 + std)`` per item, and (mean, unbiased std) ``[B, 2]``."""
     graph.scope = "normalise"
     normalised, statistics = outputs
-    count = math.prod(item)
+    count, one = math.prod(item), [1] * len(item)
     mean = graph.op("Mul", _total(graph, x, item), graph.number(1 / count, "1/count"))
-    centred = graph.op("Sub", x, _one_per_item(graph, mean, item))
+    centred = graph.op("Sub", x, graph.reshape(mean, *one))
     power = _total(graph, graph.op("Mul", centred, centred), item)
     variance = graph.op("Mul", power, graph.number(1 / max(count - 1, 1), "1/(count-1)"))
     std = graph.op("Sqrt", variance)
     graph.op("Concat", mean, std, axis=1, output=statistics.name)
     scale = graph.op("Reciprocal", graph.op("Add", std, graph.number(NORMALISE_EPS, "epsilon")))
-    graph.op("Mul", centred, _one_per_item(graph, scale, item), output=normalised.name)
+    graph.op("Mul", centred, graph.reshape(scale, *one), output=normalised.name)
 
 
 def _total(graph: GraphBuilder, x: str, item: Sequence[int]) -> str:
@@ -235,11 +207,6 @@ def _block(count: int) -> int:
         return count
     root = math.isqrt(count - 1) + 1
     return next((block for block in range(root, 2 * root) if count % block == 0), root)
-
-
-def _one_per_item(graph: GraphBuilder, x: str, item: Sequence[int]) -> str:
-    """``[B, 1]`` shaped to be broadcast over ``[B, ...]``."""
-    return graph.reshape(x, *[1] * len(item))
 
 
 def _denormalise(
@@ -291,15 +258,15 @@ def _backward(graph: GraphBuilder, transform: Transform, x: str) -> str:
     factors = factorise(transform.n_fft, transform.hop)
     graph.scope = "dft"
     x = graph.reshape(x, factors.last, factors.middle * factors.first * transform.frames)
-    x = _product(graph, dft.transposed(dft.last_product(factors)), x, "last")
+    x = graph.product(dft.transposed(dft.last_product(factors)), x, "last")
     # [R, (n3, re/im), (k2, k1, T)] = [R, n3, (re/im, k2), (k1, T)]
     if factors.middle > 1:
         x = graph.reshape(x, factors.last, 2 * factors.middle, factors.first * transform.frames)
-        x = _product(graph, dft.transposed(dft.middle_product(factors)), x, "middle")
+        x = graph.product(dft.transposed(dft.middle_product(factors)), x, "middle")
         # [R, n3, (n2, re/im), (k1, T)] = [R, (n3, n2), (re/im, k1), T]
     x = graph.reshape(x, factors.rest, 2 * factors.first, transform.frames)
     first = dft.first_product(factors, 2 * dft.synthesis_window(transform))
-    return _product(graph, dft.transposed(first), x, "first")
+    return graph.product(dft.transposed(first), x, "first")
 
 
 def _from_nyquist(graph: GraphBuilder, transform: Transform, x: str) -> str:
@@ -310,7 +277,7 @@ def _from_nyquist(graph: GraphBuilder, transform: Transform, x: str) -> str:
     real = graph.slice(graph.slice(x, 2, half, half + 1), 1, 0, 1)
     real = graph.reshape(real, 1, transform.frames)
     alternating = dft.nyquist_product(factors, dft.synthesis_window(transform))
-    frames = _product(graph, dft.transposed(alternating), real, "alternating")
+    frames = graph.product(dft.transposed(alternating), real, "alternating")
     return graph.reshape(frames, factors.rest, factors.first, transform.frames)
 
 
@@ -327,7 +294,7 @@ def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: Tens
         height = factors.first // overlap
         pieces = [graph.slice(x, 2, i * height, (i + 1) * height) for i in range(overlap)]
         shifted = [graph.pad_last(piece, 4, i, overlap - 1 - i) for i, piece in enumerate(pieces)]
-        total = graph.reshape(_added(graph, shifted), factors.last, factors.middle, height, hops)
+        total = graph.reshape(graph.added(shifted), factors.last, factors.middle, height, hops)
         total = graph.op("Transpose", total, perm=[0, 4, 3, 2, 1])
     else:
         x = graph.reshape(x, factors.last, factors.middle, factors.first, frames)
@@ -337,7 +304,7 @@ def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: Tens
             x = graph.pad_last(x, 3, 0, overlap * hop - n_fft)
         pieces = [graph.slice(x, 2, i * hop, (i + 1) * hop) for i in range(overlap)]
         shifted = [graph.pad(piece, (0, i, 0), (0, overlap - 1 - i, 0)) for i, piece in enumerate(pieces)]
-        total = _added(graph, shifted)
+        total = graph.added(shifted)
     total = graph.reshape(total, hops * hop)
     total = graph.slice(total, 1, transform.offset, transform.offset + samples)
     if not dft.divided(transform):
