@@ -22,27 +22,24 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from mrsep_deploy.errors import CheckpointError, UnsafeCheckpointError
 from mrsep_deploy.export.checkpoint import recipes
 from mrsep_deploy.export.checkpoint.values import NO_FRACTION, fraction, shown
 
 #: Storage class -> name of its torch dtype.
-STORAGES: Mapping[str, str] = MappingProxyType(
-    {
-        "torch.DoubleStorage": "float64",
-        "torch.FloatStorage": "float32",
-        "torch.HalfStorage": "float16",
-        "torch.BFloat16Storage": "bfloat16",
-        "torch.LongStorage": "int64",
-        "torch.IntStorage": "int32",
-        "torch.ShortStorage": "int16",
-        "torch.CharStorage": "int8",
-        "torch.ByteStorage": "uint8",
-        "torch.BoolStorage": "bool",
-    }
-)
+STORAGES: Mapping[str, str] = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+}
 
 RESAVE = "save the model again as a dict of klass, args, kwargs, state and training_args"
 UNTRUSTED = "do not load this file elsewhere unless you trust its author; "
@@ -85,10 +82,12 @@ _OWN = f"only if it is your own training checkpoint, {recipes.of_ones_own()}"
 _DEMUCS = "export best.th, the package that demucs keeps beside its checkpoint.th; or, "
 _OF_TRAINING = {
     "omegaconf.": _DEMUCS + _OWN,
-    **dict.fromkeys(
-        ("argparse.Namespace", "collections.defaultdict", "collections.Counter", "pathlib."), _OWN
-    ),
-    **dict.fromkeys((f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")), _OWN),
+    "argparse.Namespace": _OWN,
+    "collections.defaultdict": _OWN,
+    "collections.Counter": _OWN,
+    "pathlib.": _OWN,
+    "numpy.core.multiarray._reconstruct": _OWN,
+    "numpy._core.multiarray._reconstruct": _OWN,
 }
 
 

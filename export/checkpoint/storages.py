@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
@@ -57,27 +58,18 @@ class _Layout:
         return math.prod(self.size)
 
 
-def is_state(value: object) -> bool:
+def is_state(value: object) -> TypeGuard[dict[object, object]]:
     """Whether it is what ``Module.state_dict()`` gives: a dict of tensors, of one at least."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(item, TensorSpec) for item in value.values())
-    )
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(item, TensorSpec) for item in value.values())
 
 
 def states_in(package: Mapping[object, object]) -> dict[object, dict[object, object]]:
     """Every state in a package, by its key; each dict is looked through once, under however many keys it is."""
-    known: dict[int, bool] = {}
-    found: dict[object, dict[object, object]] = {}
-    for key, value in package.items():
-        if not isinstance(value, dict):
-            continue
-        if id(value) not in known:
-            known[id(value)] = is_state(value)
-        if known[id(value)]:
-            found[key] = value
-    return found
+    different = {id(value): value for value in package.values()}
+    states = {identity: value for identity, value in different.items() if is_state(value)}
+    return {key: states[id(value)] for key, value in package.items() if id(value) in states}
 
 
 def read_state(

@@ -7,7 +7,8 @@ of the layout ``whole``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def analysis(branches: Sequence[Branch]) -> list[StageSource]:
         kind = "normalize" if branch.is_waveform else "spectrogram"
         outputs = (features(branch), *_statistics(branch))
         stage = Stage(f"{kind}.{branch.name}", kind, branch.name, (MIX,), outputs)  # type: ignore[arg-type]
-        sources.append(StageSource(stage, _Analysis(branch)))
+        sources.append(StageSource(stage, _Computed(partial(_analysed, branch))))
     return sources
 
 
@@ -119,9 +120,8 @@ def synthesis(
         kind, name = "denormalize" if branch.is_waveform else "inverse", tag(branch.name)
         inputs = (f"estimate_{name}", *_statistics(branch))
         stage = Stage(f"{kind}.{branch.name}", kind, branch.name, inputs, (f"signal_{name}",))  # type: ignore[arg-type]
-        sources.append(
-            StageSource(stage, _Synthesis(branch, samples, None if gains is None else gains[index]))
-        )
+        compute = partial(_synthesised, branch, samples, None if gains is None else gains[index])
+        sources.append(StageSource(stage, _Computed(compute)))
     return sources
 
 
@@ -136,7 +136,7 @@ def signals(branches: Sequence[Branch]) -> list[str]:
 
 def total(branches: Sequence[Branch]) -> StageSource:
     """The stage that adds the branches' signals up to the stems."""
-    return StageSource(Stage("fusion", "sum", SHARED, tuple(signals(branches)), (STEMS,)), _Sum())
+    return StageSource(Stage("fusion", "sum", SHARED, tuple(signals(branches)), (STEMS,)), _Computed(_added))
 
 
 def whole(stages: Sequence[StageSource], model: nn.Module) -> list[StageSource]:
@@ -172,46 +172,42 @@ class _Joined(nn.Module):
         return tuple(tensors[name] for name in self.outputs)
 
 
-class _Analysis(nn.Module):
-    """mix ``[B, C, L]`` -> spectrogram or waveform and, where it is normalised, statistics ``[B, 2]``."""
+class _Computed(nn.Module):
+    """A function of tensors that has no parameters."""
 
-    def __init__(self, branch: Branch) -> None:
+    def __init__(self, compute: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
-        self.branch = branch
-
-    def forward(self, mix: Tensor) -> tuple[Tensor, ...]:
-        branch = self.branch
-        x = mix if branch.transform is None else analyse(mix, branch.transform)
-        if not branch.normalise:
-            return (x,)
-        mean, std = statistics(x)
-        return (x - mean) / (NORMALISE_EPS + std), torch.stack([mean.flatten(), std.flatten()], dim=1)
-
-
-class _Synthesis(nn.Module):
-    """estimate ``[B, S*2C, F, T]`` or ``[B, S*C, L]``, perhaps statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
-
-    def __init__(self, branch: Branch, samples: int, gains: Tensor | None) -> None:
-        super().__init__()
-        self.branch, self.samples, self.gains = branch, samples, gains
-
-    def forward(self, x: Tensor, found: Tensor | None = None) -> tuple[Tensor, ...]:
-        branch = self.branch
-        gains = x.new_tensor(branch.gains) if self.gains is None else self.gains.to(x)
-        x = x.view(len(x), len(gains), -1, *x.shape[2:])
-        if found is not None:
-            mean, std = (s.view(-1, *[1] * (x.dim() - 1)) for s in found.unbind(1))
-            x = x * std + mean
-        x = x * gains.view(-1, *[1] * (x.dim() - 2))
-        return (x if branch.transform is None else synthesise(x, branch.transform, self.samples),)
-
-
-class _Sum(nn.Module):
-    """Signals ``[B, S, C, L]`` -> their sum."""
+        self.compute = compute
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        total: Any = sum(inputs[1:], start=inputs[0])
-        return (total,)
+        return self.compute(*inputs)
+
+
+def _analysed(branch: Branch, mix: Tensor) -> tuple[Tensor, ...]:
+    """mix ``[B, C, L]`` -> spectrogram or waveform and, where it is normalised, statistics ``[B, 2]``."""
+    x = mix if branch.transform is None else analyse(mix, branch.transform)
+    if not branch.normalise:
+        return (x,)
+    mean, std = statistics(x)
+    return (x - mean) / (NORMALISE_EPS + std), torch.stack([mean.flatten(), std.flatten()], dim=1)
+
+
+def _synthesised(
+    branch: Branch, samples: int, gains: Tensor | None, x: Tensor, found: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """estimate ``[B, S*2C, F, T]`` or ``[B, S*C, L]``, perhaps statistics ``[B, 2]`` -> signal ``[B, S, C, L]``."""
+    gains = x.new_tensor(branch.gains) if gains is None else gains.to(x)
+    x = x.view(len(x), len(gains), -1, *x.shape[2:])
+    if found is not None:
+        mean, std = (s.view(-1, *[1] * (x.dim() - 1)) for s in found.unbind(1))
+        x = x * std + mean
+    x = x * gains.view(-1, *[1] * (x.dim() - 2))
+    return (x if branch.transform is None else synthesise(x, branch.transform, samples),)
+
+
+def _added(*signals: Tensor) -> tuple[Tensor, ...]:
+    total: Any = sum(signals[1:], start=signals[0])
+    return (total,)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,11 +23,7 @@ class Demucs(Family):
     classes: ClassVar[Mapping[str, str]] = {
         "demucs.htdemucs.HTDemucs": "htdemucs",
         "demucs.hdemucs.HDemucs": "hdemucs",  # read, so that the error names it
-        "demucs.htdemucs_n.HTDemucs_n": "htdemucs_n",
-        "demucs.htdemucs_nf.HTDemucs_nf": "htdemucs_nf",
-        "demucs.htdemucs_nn.HTDemucs_nn": "htdemucs_nn",
-        "demucs.htdemucs_2nn.HTDemucs_2nn": "htdemucs_2nn",
-        "demucs.htdemucs_dnf.HTDemucs_dnf": "htdemucs_dnf",
+        **{f"demucs.htdemucs_{x}.HTDemucs_{x}": f"htdemucs_{x}" for x in ("n", "nf", "nn", "2nn", "dnf")},
         "mrsep_deploy.export.models.MRHDemucs": "mrhdemucs",
     }
     ignored_state: ClassVar[tuple[str, ...]] = ("weight_ema", "final_weight_ema")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,20 +50,15 @@ def mean_in_steps(x: Tensor, *dims: int) -> Tensor:
     for dim in dims:
         size = x.shape[dim]
         if size > LONG_AXIS:
-            x = _chunk_means(x, dim).sum(dim=dim, keepdim=True) * (CHUNK / size)
+            # The last chunk is filled up with zeros.
+            x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, -size % CHUNK)) if size % CHUNK else x
+            means = x.reshape(*x.shape[:dim], -1, CHUNK, *x.shape[dim + 1 :]).mean(dim=dim + 1)
+            x = means.sum(dim=dim, keepdim=True) * (CHUNK / size)
             averaged = False
         else:
             x = x.sum(dim=dim, keepdim=True) * (1 / size) if averaged else x.mean(dim=dim, keepdim=True)
             averaged = not averaged
     return x
-
-
-def _chunk_means(x: Tensor, dim: int) -> Tensor:
-    """Means of every ``CHUNK`` elements along one axis, the last chunk filled up with zeros."""
-    missing = -x.shape[dim] % CHUNK
-    if missing:
-        x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
-    return x.reshape(*x.shape[:dim], -1, CHUNK, *x.shape[dim + 1 :]).mean(dim=dim + 1)
 
 
 class SteppedNorm(nn.Module):
@@ -145,12 +140,8 @@ class DConvLayer(nn.Module):
 
     def __init__(self, layer: nn.Sequential) -> None:
         super().__init__()
-        # The published order: conv, norm, GELU, conv, norm, GLU, scale.
-        conv1, norm1, _, conv2, norm2, _, scale = layer
-        conv1, conv2 = cast(nn.Conv1d, conv1), cast(nn.Conv1d, conv2)
-        norm1, norm2 = cast(nn.GroupNorm, norm1), cast(nn.GroupNorm, norm2)
-        assert conv1.bias is not None
-        assert conv2.bias is not None
+        parts: Any = layer
+        conv1, norm1, _gelu, conv2, norm2, _glu, scale = parts
         padding, dilation = int(conv1.padding[0]), conv1.dilation[0]
         self.conv = _conv(conv1.weight, conv1.bias, padding=padding, dilation=dilation)
         self.norm = SteppedNorm(norm1.weight.view(-1, 1, 1), norm1.bias.view(-1, 1, 1), norm1.eps, (3, 1))
@@ -159,17 +150,15 @@ class DConvLayer(nn.Module):
         size = len(weight) ** 0.5
         self.eps = norm2.eps
         self.root = _conv(torch.linalg.qr(weight).R[:, :, None] / size)
-        gain = torch.cat(
-            [cast(Tensor, scale.scale).double(), torch.ones(len(weight) // 2, dtype=torch.double)]
-        )
-        parts = (
+        gain = torch.cat([scale.scale.double(), torch.ones(len(weight) // 2, dtype=torch.double)])
+        rows = (
             weight,
             (weight - weight.mean(0)) / size,
             (bias - bias.mean()) / size,
             gain * norm2.weight.double(),
             gain * norm2.bias.double(),
         )
-        value, gate = zip(*(part.chunk(2) for part in parts), strict=True)
+        value, gate = zip(*(part.chunk(2) for part in rows), strict=True)
         self.value, self.gate = NormedHalf(size, *value), NormedHalf(size, *gate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -56,7 +56,10 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
         merging = config.family == "htdemucs" and frequency and bins <= config.kernel_size
         if merging:
             merge = index
-            _widen(inner, inner_time, index, config)
+            # Both branches take the wider one's channels, and grow from there.
+            width = max(inner[index], inner_time[index])
+            inner[index:] = layer_channels(width, config.growth, config.depth - index)
+            inner_time[index:] = inner[index:]
         kernel, stride = config.kernel_size, config.stride
         if merging:
             kernel = bins
@@ -83,13 +86,6 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
     for check in (_check_channels, _check_bins, _check_lengths, _check_bottleneck):
         check(config, plan)
     return plan
-
-
-def _widen(inner: list[int], inner_time: list[int], index: int, config: ModelConfig) -> None:
-    """At the merge both branches take the wider one's channels, and grow from there."""
-    width = max(inner[index], inner_time[index])
-    for channels in (inner, inner_time):
-        channels[index:] = layer_channels(width, config.growth, config.depth - index)
 
 
 def bottleneck_size(config: ModelConfig, plan: LayerPlan) -> tuple[int, int, int]:
