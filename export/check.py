@@ -24,19 +24,8 @@ RELATIVE_LIMIT = 1e-5
 LOSS_FACTOR = 3.0
 """... or this many times what PyTorch's own float32 loses, where the weights are harsher than that."""
 
-
 ROUNDING = 2.0**-24
 """... or this of the sources together, where a source is far below them: float32 rounds its sums by as much."""
-
-
-def limit(pytorch: Deviation, share: float = 1.0) -> float:
-    """Largest relative L2 that passes.
-
-    Args:
-        pytorch: what PyTorch's own float32 loses.
-        share: level of what is compared, of that of all sources together.
-    """
-    return max(RELATIVE_LIMIT, LOSS_FACTOR * pytorch.relative, ROUNDING / share if share else 0.0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +113,8 @@ def _part(title: str, tensors: Sequence[Array], whole: Array) -> Part:
     """``tensors`` are what the graph, PyTorch's float32 and PyTorch in float64 give of a part of ``whole``."""
     exported, pytorch = (Deviation.between(tensor, tensors[2]) for tensor in tensors[:2])
     share = float(np.linalg.norm(tensors[2]) / (np.linalg.norm(whole) or 1.0))
-    return Part(title, exported, pytorch, limit(pytorch, share))
+    allowed = max(RELATIVE_LIMIT, LOSS_FACTOR * pytorch.relative, ROUNDING / share if share else 0.0)
+    return Part(title, exported, pytorch, allowed)
 
 
 @dataclass

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import mrsep_deploy
 from mrsep_deploy.bundle import Bundle, write_bundle
@@ -21,7 +20,6 @@ from mrsep_deploy.errors import BundleError, CheckpointError
 from mrsep_deploy.export.check import Comparison, GraphChecker, StageCheck, require
 from mrsep_deploy.export.complexity import count_stages
 from mrsep_deploy.export.families import family_of
-from mrsep_deploy.export.families.family import StageSource
 from mrsep_deploy.export.graphs.trace import OPSET, export_graph
 from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.load import LoadedModel
@@ -105,11 +103,15 @@ class _Export:
         for source, exported, stage in zip(self.staged.stages, rewritten.stages, counted, strict=True):
             self._step(f"exporting {stage.name}")
             file = f"{stage.name}.onnx"
-            files[file] = self._graph(exported, exact, tensors)
+            inputs = [exact[name].float() for name in stage.inputs]
+            if stage.kind == "graph":
+                names = stage.inputs, stage.outputs
+                files[file] = export_graph(exported.module, inputs, stage.name, names)
+            else:
+                files[file] = transform_graph(stage, self.branches, tensors)
             found = checker.add(stage, files[file])
-            with torch.no_grad():  # what PyTorch's own float32 makes of exact inputs
-                outputs = source.module(*(exact[name].float() for name in stage.inputs))
-            single = [output.numpy() for output in outputs]
+            with torch.no_grad():
+                single = [output.numpy() for output in source.module(*inputs)]
             checks[stage.name] = comparison.check(stage.outputs, found, single, f"stage {stage.name}")
             stages.append(replace(stage, file=file))
         self._step("checking the whole")
@@ -127,16 +129,6 @@ class _Export:
     def _step(self, what: str, advance: int = 1) -> None:
         self.progress(what, self.done, self.steps)
         self.done += advance
-
-    def _graph(
-        self, source: StageSource, exact: Mapping[str, Tensor], tensors: Mapping[str, TensorSpec]
-    ) -> bytes:
-        """The ONNX model of a stage: traced if it is part of the network, built if it is a transform."""
-        stage = source.stage
-        if stage.kind != "graph":
-            return transform_graph(stage, self.branches, tensors)
-        inputs = [exact[name].float() for name in stage.inputs]
-        return export_graph(source.module, inputs, stage.name, (stage.inputs, stage.outputs))
 
     def _manifest(
         self, stages: Sequence[Stage], tensors: Mapping[str, TensorSpec], checks: Mapping[str, StageCheck]

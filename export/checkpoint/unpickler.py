@@ -120,11 +120,6 @@ class _Machine:
         }
 
     def run(self, name: str, argument: object) -> None:
-        """One instruction.
-
-        Raises:
-            CheckpointError: it makes objects, or no package has it.
-        """
         if name in self.steps:
             self.steps[name](argument)
         elif name == "INST":

@@ -231,11 +231,7 @@ def _typed(family: str, used: Mapping[str, object]) -> ModelConfig:
 
 
 def _list_of(name: str, value: object, kind: str, fits: Callable[[object], bool]) -> tuple[Any, ...]:
-    """The entries of an argument that is a list of at least one ``kind``, all of which fit.
-
-    Raises:
-        CheckpointError: it is something else; the message says which entry does not fit.
-    """
+    """The entries of an argument that is a list of at least one ``kind``, all of which fit."""
 
     def quoted(found: object) -> str:
         return repr(shown(found)) if isinstance(found, str) else shown(found)
