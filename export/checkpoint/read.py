@@ -1,8 +1,8 @@
 """Reads trained checkpoints, also of unknown origin, without running anything that is in them.
 
 A package names its model class, the arguments it was made with and its parameters. The class is only ever a
-name here: no module is imported for it. See ``allowed`` for what a file may ask for, ``packages`` for the
-containers and ``bags`` for several models used as one.
+name here: no module is imported for it. See ``allowed`` for what a file may ask for, ``containers`` for the
+kinds of files and ``bags`` for several models used as one.
 
     >>> checkpoint = read_checkpoint("955717e8-8726e21a.th", known_classes())   # doctest: +SKIP
     >>> checkpoint.klass, checkpoint.kwargs["segment"]                          # doctest: +SKIP

@@ -51,9 +51,15 @@ def read_safetensors(path: Path, head: bytes, file_bytes: int) -> Package:
 
 def _tensors(path: Path, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], set[str]]:
     with damage(_TORN, _ERRORS, 200), safe_open(str(path), framework="pt") as file:
-        stored = {_stored_dtype(name, file.get_slice(name).get_dtype()) for name in names}
+        stored = {name: file.get_slice(name).get_dtype() for name in names}
+        for name, dtype in stored.items():
+            if dtype not in _DTYPES:
+                raise CheckpointError(
+                    f"the tensor {shown(name)} has the type {shown(dtype)}, expected one of {', '.join(_DTYPES)}"
+                )
         # A clone, because the tensor of the library is a window into the file.
-        return {name: finished(name, file.get_tensor(name).clone()) for name in names}, stored
+        tensors = {name: finished(name, file.get_tensor(name).clone()) for name in names}
+    return tensors, {_DTYPES[dtype] for dtype in stored.values()}
 
 
 def _check(metadata: dict[str, str], names: list[str]) -> None:
@@ -68,14 +74,6 @@ def _check(metadata: dict[str, str], names: list[str]) -> None:
         )
     if len(names) > MAX_TENSORS:
         raise CheckpointError(f"the file has {len(names):,} tensors, expected at most {MAX_TENSORS:,}")
-
-
-def _stored_dtype(name: str, found: str) -> str:
-    if found not in _DTYPES:
-        raise CheckpointError(
-            f"the tensor {shown(name)} has the type {shown(found)}, expected one of {', '.join(_DTYPES)}"
-        )
-    return _DTYPES[found]
 
 
 def _json(text: str, what: str) -> object:

@@ -53,10 +53,7 @@ class LinearAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(channels, channels)
-        self.k = nn.Linear(channels, channels)
-        self.v = nn.Linear(channels, channels)
-        self.proj = nn.Linear(channels, channels)
+        self.q, self.k, self.v, self.proj = (nn.Linear(channels, channels) for _ in range(4))
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         q = F.elu(split_heads(self.q(query), self.heads)) + 1

@@ -142,12 +142,8 @@ class EncoderLayer(_Layer):
     def __init__(self, shape: LayerShape, config: ModelConfig) -> None:
         super().__init__(shape)
         conv: Any = nn.Conv2d if shape.frequency else nn.Conv1d
-        kernel, stride, pad = (
-            shape.axes(shape.kernel, 1),
-            shape.axes(shape.stride, 1),
-            shape.axes(shape.pad, 0),
-        )
-        self.conv: nn.Module = conv(shape.outer_in, shape.inner, kernel, stride, pad)
+        sizes = shape.axes(shape.kernel, 1), shape.axes(shape.stride, 1), shape.axes(shape.pad, 0)
+        self.conv: nn.Module = conv(shape.outer_in, shape.inner, *sizes)
         if not shape.empty:
             self.norm1 = self._norm(shape.inner, config)
             self._add_inside(config, config.context_enc, bool(config.dconv_mode & 1))
@@ -178,8 +174,8 @@ class DecoderLayer(_Layer):
     def __init__(self, shape: LayerShape, config: ModelConfig) -> None:
         super().__init__(shape)
         conv: Any = nn.ConvTranspose2d if shape.frequency else nn.ConvTranspose1d
-        kernel, stride = shape.axes(shape.kernel, 1), shape.axes(shape.stride, 1)
-        self.conv_tr: nn.Module = conv(shape.inner, shape.outer_out, kernel, stride)
+        sizes = shape.axes(shape.kernel, 1), shape.axes(shape.stride, 1)
+        self.conv_tr: nn.Module = conv(shape.inner, shape.outer_out, *sizes)
         self.norm2 = self._norm(shape.outer_out, config)
         self.crop = shape.pad
         if not shape.empty:

@@ -133,12 +133,11 @@ class SeparationModel(nn.Module):
     def _transform(self, x: Tensor, xt: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The shared transformer, between its channel adapters."""
         assert self.crosstransformer is not None
-        adapt = bool(self.config.bottom_channels)
-        if adapt:
+        if self.config.bottom_channels:
             x = _pointwise(self.channel_upsampler, x)
             xt = None if xt is None else self.channel_upsampler_t(xt)
         x, xt = self.crosstransformer(x, xt)
-        if adapt:
+        if self.config.bottom_channels:
             x = _pointwise(self.channel_downsampler, x)
             xt = None if xt is None else self.channel_downsampler_t(xt)
         return x, xt

@@ -65,12 +65,9 @@ class MultiResolution(WholeModel):
         resolutions = len(config.nfft_list)
         if config.t_layers or config.family in ("htdemucs_n", "htdemucs_nn", "htdemucs_2nn"):
             self.fusion_weights = nn.Parameter(torch.full((resolutions,), 1 / resolutions))
-        if config.fusion == "source":
-            self.final_fusion_weights = nn.Parameter(
-                torch.full((len(config.sources), resolutions), 1 / resolutions)
-            )
-        elif config.fusion == "shared":
-            self.final_fusion_weights = nn.Parameter(torch.full((resolutions,), 1 / resolutions))
+        if config.fusion in ("source", "shared"):
+            shape = (len(config.sources), resolutions) if config.fusion == "source" else (resolutions,)
+            self.final_fusion_weights = nn.Parameter(torch.full(shape, 1 / resolutions))
         pairs = [self._layers(self.plan.spectrogram) for _ in range(resolutions)]
         self.encoders = nn.ModuleList(encoder for encoder, _ in pairs)
         self.decoders = nn.ModuleList(decoder for _, decoder in pairs)
