@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ class LoadedModel:
     origin: Mapping[str, object]
     trained: bool
     ignored: tuple[str, ...] = ()
-    storage_dtypes: tuple[str, ...] = field(default=("float32",))
 
     @property
     def audio(self) -> Audio:
@@ -100,15 +99,13 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     # The tensors read become the parameters: no second copy of the weights.
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
-    origin: dict[str, object] = {
-        "checkpoint": {
-            "path": str(path.resolve()),
-            "sha256": checkpoint.sha256,
-            "klass": checkpoint.klass,
-            "storage": list(checkpoint.storage_dtypes),
-        }
+    origin = {
+        "path": str(path.resolve()),
+        "sha256": checkpoint.sha256,
+        "klass": checkpoint.klass,
+        "storage": list(checkpoint.storage_dtypes),
     }
-    return LoadedModel(variant, config, model, origin, True, tuple(ignored), checkpoint.storage_dtypes)
+    return LoadedModel(variant, config, model, {"checkpoint": origin}, True, tuple(ignored))
 
 
 def meta_model(variant: str, config: Any) -> nn.Module:

@@ -265,7 +265,7 @@ def test_the_checkpoint_is_read_as_a_published_one(store: Path, entries: list[En
     loaded = load_model(tmp_path / "model.th")
     assert loaded.config.family == "mrhdemucs"
     assert loaded.config.sources == SOURCES
-    assert loaded.storage_dtypes == ("float16",)
+    assert loaded.origin["checkpoint"]["storage"] == ["float16"]  # type: ignore[index]
     mixture = validation_items(read_entries(store, "held_out"), PLAN.segment, 1)[0].sum(dim=0)[None]
     with torch.no_grad():
         ours, theirs = training.average(mixture), loaded.model(mixture)
