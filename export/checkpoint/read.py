@@ -106,18 +106,16 @@ def require_fit(
         CheckpointError: a name is missing, unexpected, or has another shape.
     """
     state = checkpoint.state
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected and name not in ignore]
     misshapen = [name for name in expected if name in state and state[name].shape != expected[name]]
-    found = []
-    if missing:
-        found.append(f"{len(missing)} missing, first {shown(missing[0])}")
-    if unexpected:
-        found.append(f"{len(unexpected)} unexpected, first {shown(unexpected[0])}")
+    wrong = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected and name not in ignore],
+        "of another shape": misshapen,
+    }
+    found = [f"{len(names)} {what}, first {shown(names[0])}" for what, names in wrong.items() if names]
     if misshapen:
         first = misshapen[0]
-        shapes = f"{tuple(state[first].shape)} in the file and {tuple(expected[first])} in the model"
-        found.append(f"{len(misshapen)} of another shape, first {shown(first)}: {shapes}")
+        found[-1] += f": {tuple(state[first].shape)} in the file and {tuple(expected[first])} in the model"
     if found:
         raise CheckpointError(
             f"{checkpoint.path.name}: the parameters do not fit {checkpoint.klass} with its arguments "
