@@ -257,17 +257,11 @@ class Manifest:
 
     def tensor(self, name: str) -> TensorSpec:
         """The tensor of that name (``KeyError`` if there is none)."""
-        for spec in self.tensors:
-            if spec.name == name:
-                return spec
-        raise KeyError(name)
+        return {spec.name: spec for spec in self.tensors}[name]
 
     def branch(self, name: str) -> Branch:
         """The branch of that name (``KeyError`` if there is none)."""
-        for branch in self.branches:
-            if branch.name == name:
-                return branch
-        raise KeyError(name)
+        return {branch.name: branch for branch in self.branches}[name]
 
     def at_batch(self, batch: int) -> Manifest:
         """The same with ``batch`` segments in one run."""

@@ -76,7 +76,9 @@ def _walk(data: bytes, name: str) -> bool:
             if fields > MAX_FIELDS:
                 raise _NotProtobufError(f"it has more than {MAX_FIELDS} fields")
             if message == "tensor":
-                _check_tensor(number, value, name)
+                # DEFAULT, 0, is the only location inside the file
+                if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_LOCATION and value != 0):
+                    raise BundleError(f"{name} reads weights from another file (external data)", _FOREIGN)
             elif wire == _BYTES and number in below:
                 if depth == MAX_DEPTH:
                     raise _NotProtobufError(f"it is nested deeper than {MAX_DEPTH} levels")
@@ -85,12 +87,6 @@ def _walk(data: bytes, name: str) -> bool:
             elif message == "node" and number == _NODE_OPERATOR and data[start:at] == _ENGINE_OPERATOR:
                 raise BundleError(f"{name} holds an engine that was built elsewhere (EPContext)", _FOREIGN)
     return has_graph
-
-
-def _check_tensor(number: int, value: int, name: str) -> None:
-    # DEFAULT, 0, is the only location inside the file
-    if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_LOCATION and value != 0):
-        raise BundleError(f"{name} reads weights from another file (external data)", _FOREIGN)
 
 
 def _field(data: bytes, at: int, end: int, wire: int) -> tuple[int, int, int]:

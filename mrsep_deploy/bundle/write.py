@@ -49,7 +49,26 @@ def check_bundle_place(directory: str | os.PathLike[str], *, overwrite: bool) ->
     """Raise ``OutputError``, as ``write_bundle`` would, if it may not take this place."""
     place = Path(os.path.abspath(directory))
     with explained(place):
-        _require_free(place, overwrite)
+        if place.is_symlink():
+            raise OutputError(f"{place} is a link, expected a place for a folder", "Name the folder itself.")
+        if not place.exists():
+            return
+        if not place.is_dir():
+            raise OutputError(f"{place} is a file, expected a place for a folder", "Choose another place.")
+        entries = sorted(entry.name for entry in place.iterdir())
+        if not entries:
+            return
+        if not _looks_like_bundle(place):
+            raise OutputError(f"{place} is a folder with other things in it", "Choose another place.")
+        if not overwrite:
+            raise OutputError(f"{place} already holds a bundle", f"Choose another place, or {OVERWRITE}.")
+        for name in entries:
+            # the old folder is deleted whole, so nothing of the user's may be in it
+            ours = name in (MANIFEST_FILE, RANGES_FILE) or name.endswith(".onnx") or name.startswith(".")
+            if not ours:
+                raise OutputError(
+                    f"{place} holds {name!r}, which is no part of a bundle", "Move it away first."
+                )
 
 
 def write_archive(
@@ -80,28 +99,6 @@ def check_archive_place(target: str | os.PathLike[str], *, overwrite: bool) -> N
         raise OutputError(f"{place} is a folder, expected a place for a file", "Choose another name.")
     if os.path.lexists(place) and not overwrite:
         raise OutputError(f"{place} exists", f"Choose another place, or {OVERWRITE}.")
-
-
-def _require_free(place: Path, overwrite: bool) -> None:
-    """Raises ``OutputError`` unless a new folder may take this place."""
-    if place.is_symlink():
-        raise OutputError(f"{place} is a link, expected a place for a folder", "Name the folder itself.")
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise OutputError(f"{place} is a file, expected a place for a folder", "Choose another place.")
-    entries = sorted(entry.name for entry in place.iterdir())
-    if not entries:
-        return
-    if not _looks_like_bundle(place):
-        raise OutputError(f"{place} is a folder with other things in it", "Choose another place.")
-    if not overwrite:
-        raise OutputError(f"{place} already holds a bundle", f"Choose another place, or {OVERWRITE}.")
-    for name in entries:
-        # the old folder is deleted whole, so nothing of the user's may be in it
-        ours = name in (MANIFEST_FILE, RANGES_FILE) or name.endswith(".onnx") or name.startswith(".")
-        if not ours:
-            raise OutputError(f"{place} holds {name!r}, which is no part of a bundle", "Move it away first.")
 
 
 def _looks_like_bundle(place: Path) -> bool:

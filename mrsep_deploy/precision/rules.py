@@ -152,11 +152,8 @@ def _residual(graph: ir.Graph, _precision: Low, _kept: Nodes) -> Nodes:
 
 def _constants(graph: ir.Graph, precision: Low, _kept: Nodes) -> Nodes:
     """Operators with a constant that overflows, or whose rounding costs more than a normal number's."""
-    lost = [
-        value
-        for value in graph.initializers.values()
-        if is_float(value) and not survives(numbers_of(value), precision)
-    ]
+    constants = filter(is_float, graph.initializers.values())
+    lost = (value for value in constants if not survives(numbers_of(value), precision))
     return {node for value in lost for node in value.consumers() if node.op_type not in MOVEMENT}
 
 
@@ -167,9 +164,8 @@ def _transposed(graph: ir.Graph, precision: Low, _kept: Nodes) -> Nodes:
 
 def _chains(graph: ir.Graph, _precision: Low, kept: Nodes) -> Nodes:
     """Elementwise operators with an elementwise or float32 neighbour: they become one kernel and round once."""
-    able = {
-        node for node in floats(graph) if node.op_type in ELEMENTWISE and data(node) and not is_bias(node)
-    }
+    elementwise = (node for node in floats(graph) if node.op_type in ELEMENTWISE)
+    able = {node for node in elementwise if data(node) and not is_bias(node)}
     found: Nodes = set()
     for node in able:
         before, after = set(sources(node)), set(users(node))

@@ -66,14 +66,10 @@ def bytes_moved(graph: ir.Graph) -> int:
     total = 0
     for kernel, written in writes.items():
         outside = ends.union(*(values for other, values in reads.items() if other != kernel))
-        total += sum(_bytes(value) for value in written & outside)
-        total += sum(_bytes(value) for value in reads[kernel] - written)
+        for value in (*(written & outside), *(reads[kernel] - written)):
+            assert value.dtype is not None
+            total += int(elements(value) * value.dtype.itemsize)
     return total
-
-
-def _bytes(value: ir.Value) -> int:
-    assert value.dtype is not None
-    return int(elements(value) * value.dtype.itemsize)
 
 
 def _kernels(nodes: list[ir.Node], stored: Callable[[ir.Value | None], ir.Value | None]) -> list[int]:
