@@ -37,6 +37,7 @@ FORMAT_VERSION = 2
 
 StageKind = Literal["spectrogram", "normalize", "graph", "inverse", "denormalize", "sum"]
 Layout = Literal["split", "whole"]
+Last = Literal["centred", "filled"]
 
 MIX = "mix"
 STEMS = "stems"
@@ -70,12 +71,6 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
-Window = Literal["hann"]
-Scale = Literal["orthonormal", "none"]
-Padding = Literal["reflect", "zeros"]
-Envelope = Literal["endless", "frames"]
-
-
 @dataclass(frozen=True)
 class Transform:
     """A short-time Fourier transform of a segment, and its inverse: all that computing them takes.
@@ -101,10 +96,10 @@ class Transform:
     bins: Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
     offset: Annotated[int, Meta(ge=0, le=MAX_WINDOW)]
     after: Annotated[int, Meta(ge=0, le=2 * MAX_WINDOW)]
-    window: Window = "hann"
-    scale: Scale = "orthonormal"
-    padding: Padding = "reflect"
-    envelope: Envelope = "endless"
+    window: Literal["hann"] = "hann"
+    scale: Literal["orthonormal", "none"] = "orthonormal"
+    padding: Literal["reflect", "zeros"] = "reflect"
+    envelope: Literal["endless", "frames"] = "endless"
 
     @property
     def nyquist(self) -> bool:
@@ -144,12 +139,6 @@ class Branch:
         return self.transform is None
 
 
-Normalisation = Literal["song", "none"]
-Weights = Literal["triangle", "linear"]
-Edges = Literal["context", "reflected"]
-Last = Literal["centred", "filled"]
-
-
 @dataclass(frozen=True)
 class Application:
     """How a song is cut into segments, and how these are put together again.
@@ -165,11 +154,11 @@ class Application:
             its own reflection (if it has more than half of its samples) or zeros.
     """
 
-    normalise: Normalisation = "song"
-    weights: Weights = "triangle"
+    normalise: Literal["song", "none"] = "song"
+    weights: Literal["triangle", "linear"] = "triangle"
     fade: Annotated[int, Meta(ge=0, le=MAX_SAMPLES)] = 0
     overlap: Annotated[float, Meta(ge=0, le=0.99)] = 0.25
-    edges: Edges = "context"
+    edges: Literal["context", "reflected"] = "context"
     last: Last = "centred"
 
 

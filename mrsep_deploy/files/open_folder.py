@@ -13,7 +13,6 @@ import stat
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from types import TracebackType
 
 from mrsep_deploy.errors import OutputError
 
@@ -128,12 +127,8 @@ class OpenFolder:
 
     def replace(self, name: str, other: str) -> None:
         """Give a file the other name; what had that name, a link too, is gone."""
-        os.replace(
-            self._named(name),
-            self._named(other),
-            src_dir_fd=self._descriptor,
-            dst_dir_fd=self._descriptor,
-        )
+        folder = self._descriptor
+        os.replace(self._named(name), self._named(other), src_dir_fd=folder, dst_dir_fd=folder)
 
     def unlink(self, name: str) -> None:
         """Remove a file, or a link itself."""
@@ -167,9 +162,7 @@ class OpenFolder:
     def __enter__(self) -> OpenFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

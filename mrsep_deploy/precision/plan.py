@@ -119,10 +119,7 @@ def matching_nodes(plan: PrecisionPlan, stage: str, names: Iterable[str]) -> fro
     exact = frozenset(known)
     found: set[str] = set()
     for pattern in plan.keep.get(stage, ()):
-        if pattern in exact:
-            found.add(pattern)
-            continue
-        matches = fnmatch.filter(known, pattern)
+        matches = [pattern] if pattern in exact else fnmatch.filter(known, pattern)
         if not matches:
             raise UsageError(
                 f"the plan keeps {shown(pattern)} of stage {stage}, which matches none of its {len(known)} nodes",
