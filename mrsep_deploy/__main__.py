@@ -8,8 +8,8 @@ from mrsep_deploy.process import interrupts
 def main() -> None:
     """Run the command line. A signal that ends the program is heeded from here on."""
     interrupts.install()
-    from mrsep_deploy.commands.main import PROGRAM
     from mrsep_deploy.commands.main import main as command
+    from mrsep_deploy.commands.options import PROGRAM
 
     try:
         command(prog_name=PROGRAM)
