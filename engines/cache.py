@@ -91,7 +91,7 @@ class EngineCache:
         found = None if fresh else self.find(key)
         if found is not None:
             return found
-        lock = FileLock(self._lock(key.name))
+        lock = FileLock(self._file(key.name, "lock"))
         try:
             with suppress(OutputError, OSError, NotImplementedError):  # storing will say why
                 make_folder(self.folder)
@@ -110,7 +110,7 @@ class EngineCache:
         if side_car.key != key:
             return None
         with suppress(OSError):
-            os.utime(self._side_car(key.name))  # pruning goes by the last use
+            os.utime(self._file(key.name, "json"))  # pruning goes by the last use
         return CachedEngine(key, data, side_car.milliseconds / 1000, side_car.details, True)
 
     def newest(self, accepts: Callable[[EngineKey], bool]) -> EngineKey | None:
@@ -136,7 +136,7 @@ class EngineCache:
         done = Pruned()
         with explained(self.folder):
             for name in self._names():
-                with alone(self._lock(name)) as is_alone:
+                with alone(self._file(name, "lock")) as is_alone:
                     if not is_alone:
                         done.busy += 1
                         continue
@@ -144,7 +144,7 @@ class EngineCache:
                     entry = self._entry(name, hashed=True)
                     if entry and entry.is_doomed(older_than, everything):
                         # the side-car first: an engine without one is nothing
-                        doomed += [self._side_car(name), self._engine(name)]
+                        doomed += [self._file(name, "json"), self._file(name, "engine")]
                     done.removed += bool(doomed)
                     done.bytes += _delete(doomed)
             if everything:
@@ -171,7 +171,7 @@ class EngineCache:
         return CachedEngine(key, new.data, seconds, new.details, False)
 
     def _store(self, key: EngineKey, new: NewEngine, seconds: float) -> None:
-        engine, side_car = self._engine(key.name), self._side_car(key.name)
+        engine, side_car = self._file(key.name, "engine"), self._file(key.name, "json")
         make_folder(self.folder)
         with suppress(OSError):
             side_car.unlink()  # of an engine that is being replaced
@@ -187,12 +187,12 @@ class EngineCache:
             raise
 
     def _read(self, name: str) -> SideCar:
-        return read(self._side_car(name), HEADER, SideCar, "side-car", FIX)
+        return read(self._file(name, "json"), HEADER, SideCar, "side-car", FIX)
 
     def _load(self, name: str) -> tuple[SideCar, bytes]:
         """Side-car and bytes; raises OSError or FormatError unless the one confirms the other."""
         side_car = self._read(name)
-        with open(self._engine(name), "rb") as file:
+        with open(self._file(name, "engine"), "rb") as file:
             data = file.read(side_car.bytes + 1)
         if len(data) != side_car.bytes or hashlib.sha256(data).hexdigest() != side_car.sha256:
             raise FormatError(f"{name}.engine is not what its side-car describes", FIX)
@@ -200,7 +200,7 @@ class EngineCache:
 
     def _entry(self, name: str, hashed: bool) -> Entry | None:
         """A line of the listing; ``None`` if the files have just gone."""
-        entry = Entry.of(self._side_car(name), self._engine(name))
+        entry = Entry.of(self._file(name, "json"), self._file(name, "engine"))
         if entry is None:
             return None
         try:
@@ -209,7 +209,7 @@ class EngineCache:
                 entry, key=side_car.key, details=side_car.details, created=side_car.created,
                 seconds=side_car.milliseconds / 1000,
             )  # fmt: skip
-            found = self._engine(name).stat().st_size
+            found = self._file(name, "engine").stat().st_size
             if found != side_car.bytes:
                 raise FormatError(f"it has {found} bytes, expected {side_car.bytes}", FIX)
             if hashed:
@@ -220,20 +220,11 @@ class EngineCache:
 
     # --- files
 
-    def _engine(self, name: str) -> Path:
-        return self.folder / f"{name}.engine"
-
-    def _side_car(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
-
-    def _lock(self, name: str) -> Path:
-        return self.folder / f"{name}.lock"
+    def _file(self, name: str, kind: str) -> Path:
+        return self.folder / f"{name}.{kind}"
 
     def _files(self) -> list[Path]:
-        try:
-            return sorted(self.folder.iterdir())
-        except FileNotFoundError:
-            return []
+        return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
 
     def _names(self, suffixes: set[str] | None = None) -> list[str]:
         """The names that files here begin with."""

@@ -73,10 +73,6 @@ class CpuStream(Stream):
         self._worker.start()
         super().__init__(device)
 
-    @property
-    def handle(self) -> int:
-        return 0
-
     def enqueue(self, work: Callable[[], None]) -> None:
         def guarded() -> None:
             if self._error is not None or self._closed:

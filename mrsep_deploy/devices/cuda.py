@@ -25,9 +25,6 @@ class CudaProperties:
     """One GPU.
 
     Attributes:
-        name: as NVIDIA calls it.
-        compute_capability: ``(8, 6)``.
-        total_bytes: of its memory.
         driver: the newest CUDA version its driver supports, ``13.0``.
         runtime: the CUDA version of the library that asked.
     """

@@ -133,9 +133,11 @@ class CudaPythonStream(_Native, Stream):
 
     def record(self, event: Event) -> None:
         assert isinstance(event, CudaPythonEvent)
-        if event.timed and self._is_capturing():
+        module = self.runtime.module
+        idle = module.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone
+        if event.timed and self.runtime("cudaStreamIsCapturing", self.handle) != idle:
             # Without the flag a captured record is only an edge of the graph, and takes no time.
-            flag = self.runtime.module.cudaEventRecordExternal
+            flag = module.cudaEventRecordExternal
             self.runtime("cudaEventRecordWithFlags", event.native, self.handle, flag)
         else:
             self.runtime("cudaEventRecord", event.native, self.handle)
@@ -146,10 +148,6 @@ class CudaPythonStream(_Native, Stream):
 
     def synchronize(self) -> None:
         self.runtime("cudaStreamSynchronize", self.handle)
-
-    def _is_capturing(self) -> bool:
-        status = self.runtime("cudaStreamIsCapturing", self.handle)
-        return bool(status != self.runtime.module.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone)
 
 
 class CudaPythonGraph(_Native, Graph):
