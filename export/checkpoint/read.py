@@ -83,7 +83,10 @@ def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str]) -> C
         refuse_other_files(head)
         package = _package(path, classes, file, head, file_bytes)
         root = _package_dict(package.value, path)
-        klass = _klass(root["klass"], classes)
+        named = root["klass"]
+        klass = named.qualified if isinstance(named, Name) else named
+        if not isinstance(klass, str) or klass not in classes:
+            raise unknown_class(klass if isinstance(klass, str) else f"a {type(klass).__name__}", classes)
         args = plain(root["args"], "args")
         if not isinstance(args, (list, tuple)):
             raise CheckpointError(f"args is {type(args).__name__}, expected a list of arguments", RESAVE)
@@ -162,10 +165,3 @@ def _package_dict(value: object, path: Path) -> dict[object, object]:
         f"the file lacks {', '.join(missing)} (it has {keys}); {_PACKAGE}",
         recipes.of_a_training(states, path) if states else RESAVE,
     )
-
-
-def _klass(value: object, classes: Collection[str]) -> str:
-    name = value.qualified if isinstance(value, Name) else value
-    if not isinstance(name, str) or name not in classes:
-        raise unknown_class(name if isinstance(name, str) else f"a {type(name).__name__}", classes)
-    return name

@@ -40,16 +40,16 @@ def float32_nodes(model: SeparationModel, stages: Sequence[Stage]) -> Patterns:
             if "decoder" in name:
                 last += [f"{name}.{len(layers) - 1}.{pattern}" for pattern in BEHIND_PRODUCTS]
         attends = stage.name in ("bottleneck", "core") and model.crosstransformer is not None
-        expected: dict[str, tuple[str, ...] | None] = {
-            "norms": () if folds or attends else None,
-            "attention": () if attends else None,
-            "fold": tuple(folds) or None,
-            "last": tuple(last) or None,
-            "fusion": ("*",) if stage.name == "fusion" and stage.kind == "graph" else None,
-        }
-        for rule, patterns in expected.items():
-            if patterns is not None:
-                found[rule][stage.name] = patterns
+        if folds or attends:
+            found["norms"][stage.name] = ()
+        if attends:
+            found["attention"][stage.name] = ()
+        if folds:
+            found["fold"][stage.name] = tuple(folds)
+        if last:
+            found["last"][stage.name] = tuple(last)
+        if stage.name == "fusion" and stage.kind == "graph":
+            found["fusion"][stage.name] = ("*",)
     return found
 
 
