@@ -36,7 +36,9 @@ def parse_device(name: str | None) -> tuple[DeviceKind | None, int]:
 
 
 def choose(name: str, options: EngineOptions, kind: DeviceKind | None = None) -> Choice:
-    """Make an engine ready for use; ``auto`` takes the fastest that works here, on a device of this kind if any.
+    """Make an engine ready for use; ``auto`` takes the fastest that works here.
+
+    ``kind`` is that of the device it has to run on; None for any.
 
     Raises:
         EngineUnavailableError: the named engine does not work here (there is never a silent substitute), or no

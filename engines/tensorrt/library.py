@@ -26,16 +26,8 @@ from mrsep_deploy.errors import EngineUnavailableError, OutputError, first_line
 from mrsep_deploy.files.parts import make_folder, write_file
 from mrsep_deploy.process.libraries import library
 
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+"""NumPy's names of element types where they are not TensorRT's own in lower case."""
 _CAPABILITY = re.compile(r"SM(\d+)")
 
 log = logging.getLogger(__name__)

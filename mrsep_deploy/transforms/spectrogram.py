@@ -24,7 +24,6 @@ Float64 = NDArray[np.float64]
 NORMALISE_EPS = 1e-5
 """Added to the standard deviation before dividing by it (the published value)."""
 
-
 FRAMES_AT_ONCE = 64
 """Frames that are transposed and transformed together: few enough to stay in a core's cache."""
 
