@@ -103,7 +103,14 @@ def export(asked: ExportOptions) -> None:
     with step_progress(asked.quiet) as progress:
         names = "name layout precision plan without overwrite"
         how: dict[str, Any] = {name: getattr(asked, name) for name in names.split()}
-        bundle = api.export(asked.checkpoint or _untrained(asked), asked.output, progress=progress, **how)
+        source: Path | LoadedModel | None = asked.checkpoint
+        if asked.untrained is not None:
+            api.require_extra("making a model")
+            from mrsep_deploy.export.load import untrained_model
+
+            source = untrained_model(asked.untrained, asked.seed or 0, **asked.arguments)
+        assert source is not None
+        bundle = api.export(source, asked.output, progress=progress, **how)
         archive = asked.archive and write_archive(bundle, asked.archive, asked.overwrite)
     costs = read_costs(bundle.manifest)
     found, seconds = inspect_bundle(bundle), time.perf_counter() - started
@@ -114,15 +121,6 @@ def export(asked: ExportOptions) -> None:
         lambda screen: _print(screen, found, costs, archive, seconds),
         asked.quiet,
     )
-
-
-def _untrained(asked: ExportOptions) -> LoadedModel:
-    from mrsep_deploy.export.api import require_extra
-
-    require_extra("making a model")
-    from mrsep_deploy.export.load import untrained_model
-
-    return untrained_model(str(asked.untrained), asked.seed or 0, **asked.arguments)
 
 
 def _print(

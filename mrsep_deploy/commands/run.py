@@ -31,6 +31,7 @@ from mrsep_deploy.process.interrupts import breakable, last_words, protected
 if TYPE_CHECKING:
     from mrsep_deploy.audio.write import AnyEncoding
     from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.bundle.manifest import ModelInfo
     from mrsep_deploy.separation.bag import Bag, BagSeparator
     from mrsep_deploy.separation.separator import Separator
     from mrsep_deploy.songs.journal import Journal
@@ -83,7 +84,7 @@ def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
         raise UsageError(f"stdout takes one song, there are {len(tracks)}", "Choose a folder with -o DIR.")
     model = _Model.open(options)
     naming = Naming(root, model.name, encoding.suffix.lstrip("."), options.filename)
-    outputs = options.outputs(model.sources)
+    outputs = options.outputs(model.info.sources)
     files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
     require_distinct(naming, tracks, outputs)
     stems = [path for track in tracks for path in naming.paths(track, outputs)]
@@ -141,7 +142,7 @@ def _with_engine(
         first = separator if isinstance(separator, Separator) else separator.first
         if not options.quiet and not options.json:
             introduce(model.name, first, model.why, model.limits)
-        with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
+        with reporter_of(options, model.info.sample_rate, len(tracks) == 1) as reporter:
             reporter.begin(model.name, first.engine_name, len(tracks))
             how = (options.resume, options.jobs, options.stdin_raw, options.allow_damaged)
             catalogue = Catalogue(separator, files, reporter, journal, *how)
@@ -173,7 +174,7 @@ def _without_engine(options: RunOptions, model: _Model, tracks: Sequence[Track])
             return None
         failed.append(Outcome(track, "failed", error=error))
     summary = Summary(tuple(failed), 0.0)
-    with reporter_of(options, model.sample_rate, len(tracks) == 1) as reporter:
+    with reporter_of(options, model.info.sample_rate, len(tracks) == 1) as reporter:
         reporter.begin(model.name, None, len(tracks))
         for outcome in failed:
             reporter.ended(outcome)
@@ -191,8 +192,7 @@ class _Model:
     """
 
     name: str
-    sources: tuple[str, ...]
-    sample_rate: int
+    info: ModelInfo
     digest: str
     opened: Bundle | Bag
     why: str = ""
@@ -207,13 +207,11 @@ class _Model:
         verify = not options.dry_run
         if options.model is not None and is_bag(options.model):
             bag = open_bag(options.model, verify)
-            rate = bag.bundles[0].manifest.model.sample_rate
-            return cls(bag.name, bag.sources, rate, bag.digest, bag)
+            return cls(bag.name, bag.bundles[0].manifest.model, bag.digest, bag)
         path, why = default_bundle() if options.model is None else (resolve(options.model), "")
         bundle = Bundle.open(path, verify=verify)
-        info = bundle.manifest.model
         limits = shipped.LIMITS if path == shipped.BUNDLE else ()
-        return cls(bundle.manifest.name, info.sources, info.sample_rate, bundle.digest, bundle, why, limits)
+        return cls(bundle.manifest.name, bundle.manifest.model, bundle.digest, bundle, why, limits)
 
 
 def _separator(options: RunOptions, model: _Model, wanted: set[int]) -> Separator | BagSeparator:

@@ -25,11 +25,7 @@ Values = dict[str, object]
 
 
 def read_settings(path: Path, command: Callable[[str], click.Command | None]) -> dict[str, Values]:
-    """Values for click's ``default_map``.
-
-    Args:
-        path: the TOML file.
-        command: gives the command of a name, None if there is none.
+    """Returns values for click's ``default_map``; ``command`` gives the command of a name.
 
     Raises:
         UsageError: it cannot be read, is not TOML, or names a command or an option that does not exist.
