@@ -90,7 +90,10 @@ def _parts(found: Plain) -> Iterator[Part]:
     for race in found["races"]:
         rows = rows_of(found, race)
         failures = [_failure(row["label"], row) for row in rows if row["status"] != "ok"]
-        remarks = [*failures, *race_remarks(race, rows), *_noise(found, race)]
+        remarks, noise = [*failures, *race_remarks(race, rows)], race["noise"]
+        if noise is not None and not noise["quiet"]:
+            said = rough(noise, int(found["machine"]["cores"]))
+            remarks.append(f"{said}. Seen: {'; '.join(noise['remarks'])}.")
         yield Part(race_title(found, race), [race_table(rows, race)], remarks)
     yield from map(profile_part, found["profiles"])
 
@@ -197,12 +200,6 @@ def _faulty(runs: Mapping[str, tuple[float | None, Plain | None]]) -> Iterator[s
     ]
     if faulty:
         yield f"Not shown, × floor of {', '.join(faulty)}: {FAULTY}."
-
-
-def _noise(found: Plain, race: Plain) -> Iterator[str]:
-    noise = race["noise"]
-    if noise is not None and not noise["quiet"]:
-        yield f"{rough(noise, int(found['machine']['cores']))}. Seen: {'; '.join(noise['remarks'])}."
 
 
 def general_remarks(found: Plain) -> Iterator[str]:

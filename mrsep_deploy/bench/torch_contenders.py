@@ -73,10 +73,13 @@ class TorchEager(Opened):
         return model
 
     def segments(self, mix: Float32) -> NDArray[Any]:
+        return self._stems(self.call, mix)
+
+    def _stems(self, call: Any, mix: Float32) -> NDArray[Any]:
         import torch
 
         with torch.inference_mode():
-            stems: NDArray[Any] = self.call(torch.from_numpy(mix).to(self.contender.device)).cpu().numpy()
+            stems: NDArray[Any] = call(torch.from_numpy(mix).to(self.contender.device)).cpu().numpy()
         return stems
 
     def song(self, mix: Float32) -> NDArray[Any]:
@@ -131,11 +134,7 @@ class TorchDouble(TorchEager):
 
     def single(self, mix: Float32) -> NDArray[Any]:
         """The stems in float32."""
-        import torch
-
-        with torch.inference_mode():
-            stems: NDArray[Any] = self.single_model(torch.from_numpy(mix)).numpy()
-        return stems
+        return self._stems(self.single_model, mix)
 
 
 class DemucsContender(TorchEager):

@@ -58,13 +58,8 @@ def verdict(sequential: Sequence[float], concurrent: Sequence[float]) -> dict[st
     found = ratio_interval(sequential, concurrent)
     low, high = found["low"], found["high"]
     share = f"{abs(found['median'] - 1):.1%} (times faster {found['median']:.3f}, 95 % from {low:.3f} to {high:.3f})"
-    if low > 1:
-        said = f"concurrency wins by {share}"
-    elif high < 1:
-        said = f"concurrency loses by {share}"
-    else:
-        said = f"concurrency makes no difference that can be told: {share}"
-    return {"times_faster": found, "verdict": said}
+    how = "wins by" if low > 1 else "loses by" if high < 1 else "makes no difference that can be told:"
+    return {"times_faster": found, "verdict": f"concurrency {how} {share}"}
 
 
 def drift(values: Sequence[float]) -> float | None:

@@ -60,17 +60,16 @@ def commit(root: Path = ROOT) -> str | None:
     """Returns the commit, with ``+`` where files differ from it; None where ``root`` is no clone."""
     if not (root / ".git").exists():
         return None  # installed, perhaps below the clone of something else
-    head = _git(root, "rev-parse", "--short=12", "HEAD")
-    if head is None:
-        return None
-    # A result that is being replaced does not make the code another one.
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
-    return head + ("+" if changed else "")
 
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
 
-def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    except OSError:
+        head = git("rev-parse", "--short=12", "HEAD").strip()
+        # A result that is being replaced does not make the code another one.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return head + ("+" if changed else "")

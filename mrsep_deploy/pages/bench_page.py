@@ -12,8 +12,7 @@ from mrsep_deploy.bench.noise import rough
 from mrsep_deploy.bench.report import RATIO_NOTE, profile_part, race_remarks, race_table, race_title, rows_of
 from mrsep_deploy.pages.bench_plots import batch_curves, latency, memory, shares, start_up, timelines
 from mrsep_deploy.pages.blocks import Block, Page, Plain, Section, Text, Tone, Verdict
-from mrsep_deploy.pages.fusion import fusion_blocks
-from mrsep_deploy.pages.page import day
+from mrsep_deploy.pages.page import day, fusion_blocks
 
 RACED = "From a mix in memory to stems in memory; every contender a process of its own, taking turns."
 PROFILED = "Time by stage and operator, one engine after the other, with profiling on."

@@ -20,13 +20,10 @@ Tone = Literal["good", "bad", "plain"]
 
 @dataclass(frozen=True)
 class Mark:
-    """Something at a place of a strip.
+    """Something at a place of a strip, in a colour of the palette, -1 for grey; its title is shown when pointed at.
 
-    Attributes:
-        kind: ``bar`` and ``line`` go from ``start`` to ``end``; ``dot``, ``round`` (a small dot, one of many) and
-            ``limit`` (an upright line) stand at ``start``.
-        colour: index into the palette; -1 for grey.
-        title: shown when pointed at.
+    ``bar`` and ``line`` go from ``start`` to ``end``; ``dot``, ``round`` (a small dot, one of many) and ``limit`` (an
+    upright line) stand at ``start``.
     """
 
     kind: MarkKind

@@ -1,16 +1,18 @@
-"""Blocks to HTML, by a template, with what was measured on."""
+"""Blocks to HTML, by a template, and what reports have in common: the machine, moments, learnt fusion weights."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from mrsep_deploy.errors import OutputError
-from mrsep_deploy.pages.blocks import Page, Plain
+from mrsep_deploy.inspection.inspect import resolution_names
+from mrsep_deploy.pages.blocks import Block, Key, Page, Plain, Plot, Strip
+from mrsep_deploy.pages.scales import Scale
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -85,3 +87,26 @@ def day(moment: str) -> str:
     """``2026-11-22T23:54:34+00:00`` as ``22 November 2026, 23:54 UTC``."""
     when = datetime.datetime.fromisoformat(moment).astimezone(datetime.timezone.utc)
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def fusion_blocks(fusion: Sequence[Plain], branches: Sequence[Plain]) -> list[Block]:
+    """A plot for every place where resolutions are weighted, from a manifest's ``fusion`` and ``branches``."""
+    names = resolution_names((branch["name"], branch.get("transform") is None) for branch in branches)
+    return [_weights(shares, names) for shares in fusion]
+
+
+def _weights(shares: Plain, names: Sequence[str]) -> Plot:
+    scale = Scale.over([weight for row in shares["weights"] for weight in row])
+    strips = []
+    for number, weights in enumerate(shares["weights"]):
+        group = shares["sources"][number] if shares["sources"] else "all sources"
+        for name, weight in zip(names, weights, strict=False):
+            said = f"{group}, {name}: {weight:.1%}"
+            strips.append(Strip(name, [scale.bar(weight)], f"{weight:.1%}", said, group=group))
+    return Plot(
+        f"Weight of each resolution, {shares['where']}",
+        "Learnt; the weights of a source add up to 100 %.",
+        scale.ticks(lambda value: f"{value:.0%}"),
+        strips,
+        [Key("bar", "share of a resolution")],
+    )

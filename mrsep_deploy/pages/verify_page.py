@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from mrsep_deploy.evaluation.report import UNTRAINED
 from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plain, Plot, Section, Strip, Text, Verdict
-from mrsep_deploy.pages.fusion import fusion_blocks
-from mrsep_deploy.pages.page import day
+from mrsep_deploy.pages.page import day, fusion_blocks
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.terminal.tables import decibels
 from mrsep_deploy.verification.report import limit_lines, snr, stage_table, stem_table, worst_output
