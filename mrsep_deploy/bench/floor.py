@@ -67,30 +67,22 @@ def model_facts(bundle: Bundle) -> dict[str, object]:
     """What a bundle is, for the result."""
     manifest = bundle.manifest
     macs, counted = stage_macs(bundle)
+    own = ("name", "layout", "batch", "precision", "fusion")
+    of_model = ("family", "trained", "sources", "sample_rate", "parameters")
+    of_stage = ("name", "kind", "branch", "parameters")
     return {
-        "name": manifest.name,
+        **{name: getattr(manifest, name) for name in own},
+        **{name: getattr(manifest.model, name) for name in of_model},
         "digest": bundle.digest,
-        "family": manifest.model.family,
-        "trained": manifest.model.trained,
-        "sources": list(manifest.model.sources),
-        "layout": manifest.layout,
-        "batch": manifest.batch,
-        "precision": manifest.precision,
-        "sample_rate": manifest.model.sample_rate,
+        "branches": [asdict(branch) for branch in manifest.branches],
         "segment_seconds": float(manifest.model.segment),
-        "parameters": manifest.model.parameters,
         "macs": sum(macs.values()),
         "macs_counted": counted,
-        "branches": [asdict(branch) for branch in manifest.branches],
         "stages": [
-            {
-                "name": stage.name, "kind": stage.kind, "branch": stage.branch,
-                "parameters": stage.parameters, "macs": macs.get(stage.name, 0),
-            }
+            {**{name: getattr(stage, name) for name in of_stage}, "macs": macs.get(stage.name, 0)}
             for stage in manifest.stages
         ],
-        "fusion": [asdict(shares) for shares in manifest.fusion],
-    }  # fmt: skip
+    }
 
 
 def floor_of(macs: float, moved: float, flops: float, bandwidth: float) -> dict[str, float]:

@@ -144,9 +144,8 @@ def _keys(bundles: Sequence[Bundle]) -> list[str]:
     """The bundles' names, with what tells them apart where they are the same."""
     names = [bundle.manifest.name for bundle in bundles]
     keys: list[str] = []
-    for name, bundle in zip(names, bundles, strict=True):
-        manifest = bundle.manifest
-        key = name
+    for manifest in (bundle.manifest for bundle in bundles):
+        key = name = manifest.name
         if names.count(name) > 1:
             key = f"{name} ({manifest.layout}, batch {manifest.batch}, {manifest.precision})"
         number = 2
