@@ -75,10 +75,8 @@ def _facts(result: Plain) -> Iterator[tuple[str, str]]:
         if "bytes_per_second" in found:
             rates = found["flop_per_second"]
             best = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in rates.items() if rate)
-            yield (
-                f"at best, {device}",
-                f"{best}; {found['bytes_per_second'] / 1e9:.1f} GB/s, both measured there",
-            )
+            bandwidth = f"{found['bytes_per_second'] / 1e9:.1f} GB/s"
+            yield f"at best, {device}", f"{best}; {bandwidth}, both measured there"
     for name, facts in result["models"].items():
         where = " in its graphs" if facts["macs_counted"] == "graphs" else ""
         yield (
@@ -122,11 +120,8 @@ def _headline(ready: Sequence[Plain], baseline: str) -> tuple[str, Tone]:
     if found is None:
         return f"{winner['label']} has the shortest median: {rate}.", "plain"
     if found["low"] <= 1:
-        return (
-            f"{winner['label']} has the shortest median, but its lead over {baseline} is within the noise: "
-            f"{times(found)}.",
-            "plain",
-        )
+        lead = f"its lead over {baseline} is within the noise: {times(found)}"
+        return f"{winner['label']} has the shortest median, but {lead}.", "plain"
     return f"{winner['label']} is {found['median']:.2f} times as fast as {baseline}: {rate}.", "good"
 
 

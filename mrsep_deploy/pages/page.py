@@ -72,12 +72,7 @@ def _machine_facts(machine: Plain) -> Iterator[tuple[str, str]]:
         ),
     )
     if machine["commit"]:
-        changed = machine["commit"].endswith("+")
-        yield (
-            "commit",
-            machine["commit"].removesuffix("+")
-            + (", with changes that were not committed" if changed else ""),
-        )
+        yield "commit", machine["commit"].replace("+", ", with changes that were not committed")
     if machine["load_before"] is not None:
         yield "load before the start", f"{machine['load_before']:.2f} processes"
     yield "date", day(machine["date"])
