@@ -24,8 +24,7 @@ from mrsep_deploy.bundle.bag_file import SUFFIXES, Weights, read_bag_file
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.separation.shifts import draw_leads
-from mrsep_deploy.separation.stream import Separated, Song, stems_of
+from mrsep_deploy.separation.stream import Separated, Song, draw_leads, stems_of
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,11 +25,11 @@ from mrsep_deploy.process.interrupts import breakable
 from mrsep_deploy.runtime.plan import run_plan
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import Scheduler
-from mrsep_deploy.separation.occupancy import Occupancy
 from mrsep_deploy.separation.segments import SongStatistics, stride_of
-from mrsep_deploy.separation.shifts import draw_leads
-from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream, stems_of
+from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream, draw_leads, stems_of
 
+_first_process: list[int] = []
+"""The process in which music was separated first, if any has been: an inherited list tells a fork from it."""
 _inherited: list[object] = []
 """What a forked process has of its parent's separators: sessions that were collected would wait for their threads."""
 
@@ -40,7 +42,7 @@ class Separator:
 
     A separator works on one song at a time, for one thread at a time; any other call meanwhile raises ``UsageError``.
     Several separators work in several threads. One that is never closed is closed when it is collected. After a fork
-    neither an inherited separator nor a new one works (see ``occupancy``).
+    neither an inherited separator nor a new one works.
 
     Args:
         bundle: an open bundle, its path, or its registered name; by default the one that run takes.
@@ -89,7 +91,7 @@ class Separator:
     ) -> None:
         if threads < 0:
             raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
-        self._occupancy = Occupancy()
+        self._occupancy = _Occupancy()
         given = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve(bundle))
         with breakable():  # a conversion takes seconds, and leaves nothing half written
             self.bundle = in_precision(given, precision, plan)
@@ -238,3 +240,52 @@ def _close(scheduler: Scheduler, engine: Engine, process: int) -> None:
         scheduler.close()
     finally:
         engine.close()
+
+
+class _Occupancy:
+    """Says whether a separator is at work, and where: its streams and buffers belong to one song's thread.
+
+    Raises:
+        UsageError: this process was forked from one that had made a separator. Threads of ONNX Runtime, OpenVINO and
+            PyTorch do not survive a fork, and locks that they held stay locked: what uses them would hang.
+    """
+
+    def __init__(self) -> None:
+        if not _first_process:
+            _first_process.append(os.getpid())
+        _require_first_process()
+        self._lock = threading.Lock()
+        self._owner = 0
+        self.closed = False
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Be at work until the block ends.
+
+        Raises:
+            UsageError: the separator is at work already, closed, or was made before a fork.
+        """
+        _require_first_process()
+        if self.closed:
+            raise UsageError("this Separator is closed", "Make another one.")
+        if not self._lock.acquire(blocking=False):
+            if self._owner == threading.get_ident():
+                raise UsageError(
+                    "this Separator is at work on another song",
+                    "Finish that song, or close its generator, first.",
+                )
+            raise UsageError("this Separator is at work in another thread", "Give each thread its own.")
+        self._owner = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._owner = 0
+            self._lock.release()
+
+
+def _require_first_process() -> None:
+    if os.getpid() != _first_process[0]:
+        raise UsageError(
+            f"process {os.getpid()} was forked from process {_first_process[0]}, which had made a Separator before",
+            'Make the first Separator after the fork, or start processes with multiprocessing\'s "spawn".',
+        )

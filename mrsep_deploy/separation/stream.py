@@ -7,15 +7,17 @@ songs no device waits for a disk. What fails, fails for its own song only.
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from mrsep_deploy.audio.blocks import Float32
+from mrsep_deploy.audio.blocks import BlockQueue, Float32
 from mrsep_deploy.bundle.manifest import Application, ModelInfo
+from mrsep_deploy.errors import UsageError
 from mrsep_deploy.separation.segments import (
     OverlapAdd,
     Segment,
@@ -26,7 +28,6 @@ from mrsep_deploy.separation.segments import (
     grouped,
     reflected,
 )
-from mrsep_deploy.separation.shifts import TakeAverage
 
 
 @dataclass(eq=False)
@@ -70,7 +71,7 @@ class Cutting:
     Attributes:
         segment: samples of a segment; what the model takes beyond that is filled with zeros, as HTDemucs does.
         stride: samples from one segment's start to the next.
-        leads: for each take of a song, samples of silence before it (see ``shifts``).
+        leads: for each take of a song, samples of silence before it (see ``draw_leads``).
         application: of the model.
     """
 
@@ -78,6 +79,29 @@ class Cutting:
     stride: int
     leads: tuple[int, ...] = (0,)
     application: Application = field(default_factory=Application)
+
+
+def draw_leads(shifts: int, sample_rate: int, source: random.Random) -> tuple[int, ...]:
+    """Samples of silence before the song, one number for each time it is separated; their takes are averaged.
+
+    A model's answer depends on where in a segment a sound falls; averaging over positions makes it depend less
+    (the "shift trick" of Demucs, Défossez et al. 2019). As in Demucs, half a second of silence goes before and
+    after the normalised song, which is then read from a random point of the first half second on.
+
+    They are drawn as Demucs draws them. (After ``random.seed(n)`` it draws the same first number; its model draws
+    from the same source before the second one.)
+
+    Args:
+        shifts: how often to separate; 0 for once, from the first sample on.
+        source: drawn from ``shifts`` times.
+
+    Raises:
+        UsageError: ``shifts`` is negative.
+    """
+    if shifts < 0:
+        raise UsageError(f"{shifts} shifts were asked for", "Give 0 (none) or more.")
+    longest = sample_rate // 2
+    return tuple(longest - source.randint(0, longest) for _ in range(shifts)) or (0,)
 
 
 class Runs(Protocol):
@@ -91,6 +115,40 @@ class Runs(Protocol):
 
     def result(self, ticket: Any) -> Float32:
         """The stems ``[b, S, C, L]`` of a ticket, in the order in which they were given out."""
+
+
+class _TakeAverage:
+    """Averages the takes of one song as they come, each at its own pace.
+
+    Args:
+        early: for each take, how many of its first samples come before the song.
+        frames: samples of the song; what a take has beyond them is left out.
+    """
+
+    def __init__(self, early: Sequence[int], frames: int) -> None:
+        self._early = list(early)
+        self._missing = [frames] * len(early)
+        self._held = [BlockQueue() for _ in early]
+
+    def add(self, take: int, done: Float32) -> Float32 | None:
+        """Append samples ``[S, C, n]`` to a take; returns the average of what all takes have, if any."""
+        skipped = min(self._early[take], done.shape[-1])
+        self._early[take] -= skipped
+        done = done[..., skipped : skipped + self._missing[take]]
+        self._missing[take] -= done.shape[-1]
+        if not done.shape[-1]:
+            return None
+        if len(self._held) == 1:
+            return done
+        self._held[take].push(done)
+        ready = min(map(len, self._held))
+        if not ready:
+            return None
+        total, *others = (held.take(ready) for held in self._held)
+        for other in others:
+            total += other
+        total /= len(self._held)
+        return total
 
 
 class _UnderWay:
@@ -111,7 +169,7 @@ class _UnderWay:
         self._adders = [
             OverlapAdd(len(model.sources), model.audio_channels, cutting.segment, application) for _ in leads
         ]
-        self._average = TakeAverage([sum(pair) for pair in zip(leads, self._borders, strict=True)], frames)
+        self._average = _TakeAverage([sum(pair) for pair in zip(leads, self._borders, strict=True)], frames)
 
     def segments(self) -> Iterator[tuple[int, Segment]]:
         """Segments of all takes in turn, so that every take is at about the same place of the song."""

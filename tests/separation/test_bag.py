@@ -22,8 +22,7 @@ from mrsep_deploy.errors import DONE, USAGE, UsageError
 from mrsep_deploy.separation.bag import BagSeparator, open_bag
 from mrsep_deploy.separation.segments import SongStatistics
 from mrsep_deploy.separation.separator import Separator
-from mrsep_deploy.separation.shifts import draw_leads
-from mrsep_deploy.separation.stream import Song
+from mrsep_deploy.separation.stream import Song, draw_leads
 
 Float32 = NDArray[np.float32]
 
