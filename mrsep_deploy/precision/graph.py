@@ -45,7 +45,19 @@ def read_graph(data: bytes, stage: str) -> ir.Model:
         RemoveUnusedNodesPass()(model)
     except Exception as error:  # protobuf, onnx and onnx_ir raise types of their own, without a common base
         raise _refused(stage, f"is not valid ONNX: {first_line(error)}") from error
-    _check(model.graph, stage)
+    nodes = list(model.graph)
+    if not nodes:
+        raise _refused(stage, "computes nothing")
+    if len({node.name for node in nodes}) != len(nodes):
+        raise _refused(stage, "has two nodes of one name")
+    for node in nodes:
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            raise _refused(stage, f"has a graph inside the node {node.name}")
+        for value in node.outputs:
+            if value.name and (value.shape is None or value.shape.has_unknown_dim() or 0 in value.shape):
+                raise _refused(stage, f"has no static shape for {value.name}")
+    if any(value.dtype in LOW_TYPES for value in values(model.graph)):
+        raise _refused(stage, "is of lower precision already, expected float32")
     return model
 
 
@@ -63,22 +75,6 @@ def inferred(model: onnx.ModelProto) -> ir.Model:
     """Returns a model with the element type and the shape of every value, for a batch of one."""
     set_batch(model, 1)
     return ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
-
-
-def _check(graph: ir.Graph, stage: str) -> None:
-    nodes = list(graph)
-    if not nodes:
-        raise _refused(stage, "computes nothing")
-    if len({node.name for node in nodes}) != len(nodes):
-        raise _refused(stage, "has two nodes of one name")
-    for node in nodes:
-        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
-            raise _refused(stage, f"has a graph inside the node {node.name}")
-        for value in node.outputs:
-            if value.name and (value.shape is None or value.shape.has_unknown_dim() or 0 in value.shape):
-                raise _refused(stage, f"has no static shape for {value.name}")
-    if any(value.dtype in LOW_TYPES for value in values(graph)):
-        raise _refused(stage, "is of lower precision already, expected float32")
 
 
 def _refused(stage: str, reason: str) -> BundleError:

@@ -11,7 +11,6 @@ dropped in the end. What was predicted is proved by running the whole model, or 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,7 +184,7 @@ class _Search:
         others = tuple(name for name in graph.names if name not in wanted)
         data = typed_graph(graph, replace(self.plan, keep={**self.plan.keep, stage.name: others})).data
         assert stage.file is not None
-        files = {**manifest.files, stage.file: FileInfo(hashlib.sha256(data).hexdigest(), len(data))}
+        files = {**manifest.files, stage.file: FileInfo.of(data)}
         changed = replace(manifest, precision=self.plan.precision, files=files)
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             folder = Path(name)
