@@ -15,7 +15,7 @@ LISTS = ("sources", "nfft_list")
 """Arguments that are lists even with one entry."""
 
 
-class LateChoice(click.Choice[str]):
+class LateChoice(click.Choice):  # type: ignore[type-arg]  # generic in new versions of click only
     """One of some names, which are looked up whenever they are needed: tables may grow."""
 
     def __init__(self, names: Callable[[], tuple[str, ...]]) -> None:
