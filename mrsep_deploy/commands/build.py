@@ -16,6 +16,7 @@ from mrsep_deploy.commands import completing, options
 from mrsep_deploy.commands.options import argument, flag, option, picked, takes
 from mrsep_deploy.engines import ENGINE_NAMES, engine_class
 from mrsep_deploy.errors import UsageError
+from mrsep_deploy.process.interrupts import breakable, protected
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,15 +175,16 @@ def _build(engine: BuildingEngine, bundle: Bundle, asked: Asked) -> dict[str, Ca
         report(stage.name, "cached" if done.from_cache else f"built in {done.seconds:.1f} s")
         return done
 
-    with (
-        _bars([stage.name for stage in stages], asked.quiet) as report,
-        ThreadPoolExecutor(asked.jobs) as pool,
-    ):
-        if asked.jobs == 1:
+    bars = _bars([stage.name for stage in stages], asked.quiet)
+    if asked.jobs == 1:
+        with bars as report:
             return {stage.name: one(stage) for stage in stages}
+    # An interrupt that fell into the start of the pool's threads would be waited for without end.
+    with bars as report, protected(), ThreadPoolExecutor(asked.jobs) as pool:
         futures = {stage.name: pool.submit(one, stage) for stage in stages}
         try:
-            return {name: future.result() for name, future in futures.items()}
+            with breakable():
+                return {name: future.result() for name, future in futures.items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -178,3 +178,21 @@ except KeyboardInterrupt:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=20
     )
     assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
+
+
+@posix
+def test_an_interrupted_build_by_many_jobs_ends() -> None:
+    """Its threads are inside a library for a minute; the process waits for them a few seconds at the most."""
+    began = time.monotonic()
+    done = python(
+        "from types import SimpleNamespace as Given\n"
+        "from mrsep_deploy.commands.build import _build\n"
+        "bundle = Given(manifest=Given(stages=[Given(name=name, file=name) for name in 'abc']))\n"
+        "engine = Given(build=lambda *_: time.sleep(60))\n"
+        "threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
+        "interrupts.raise_from_now_on()\n"
+        "_build(engine, bundle, Given(workspace=None, output=None, quiet=True, jobs=2))\n",
+        timeout=90,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert time.monotonic() - began < 30
