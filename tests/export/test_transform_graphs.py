@@ -27,6 +27,7 @@ from mrsep_deploy.export.graphs.dft import LARGEST_FIRST, Factors, factorise
 from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.precision.graph import set_batch
 from mrsep_deploy.transforms.host import host_runner
 from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS
 
@@ -301,7 +302,9 @@ def test_tensorrt_builds_every_graph(kind: str, n_fft: int, hop: int) -> None:
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
-    parsed = parser.parse(Model(n_fft, hop, 44_100, gains=(1.0, 0.5)).graph(kind))
+    model = onnx.load_model_from_string(Model(n_fft, hop, 44_100, gains=(1.0, 0.5)).graph(kind))
+    set_batch(model, 1)
+    parsed = parser.parse(model.SerializeToString())
     assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
