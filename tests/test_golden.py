@@ -63,8 +63,9 @@ def test_segment(exports: Export, name: str, layout: Layout) -> None:
     assert stems[0, ..., :length].shape == expected.stems.shape
     assert Deviation.between(stems[0, ..., :length], expected.stems).relative <= allowed
     for one, other in zip(stems, alone, strict=True):
-        # The same numbers in another order at the most: a fraction of what float32 may lose.
-        assert Deviation.between(one, other).relative <= allowed / 10
+        # Kernels sum in another order in another batch: either is within the limit of the exact result. Items that
+        # met would be as far apart as the signals themselves.
+        assert Deviation.between(one, other).relative <= allowed
 
 
 @pytest.mark.parametrize("name", SONGS)
