@@ -93,7 +93,6 @@ def _clean(model: onnx.ModelProto, stage: str) -> None:
     for value in (*graph.input, *graph.output, *graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
-    del graph.value_info[:]  # engines infer them
     del graph.metadata_props[:]
     del model.metadata_props[:]
     model.producer_name = "mrsep-deploy"
