@@ -62,7 +62,7 @@ def make_workloads(
     if audio is not None:
         music = _read(audio, manifest, max(lengths, default=0.0))
     else:
-        from mrsep_deploy.export.probe import probe_signal
+        from mrsep_deploy.measuring.probe import probe_signal
 
         music = probe_signal(model.audio_channels, 2 * model.segment_samples, model.sample_rate)
     made = [_segments(manifest, music, folder / "segments.npy")]

@@ -21,10 +21,11 @@ from mrsep_deploy.files.strict_json import plain
 from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, StageGraph, TypedGraph, typed_graph
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.plan import PrecisionPlan, check_plan
+from mrsep_deploy.precision.proof import prove
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of the conversion: bundles in the cache that another version made are not taken."""
 
 
@@ -78,7 +79,7 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
 
     Spectrograms, inverses and all else that is no graph of the network stays float32, and so does every
     tensor such a stage reads or writes. ``provenance`` says what it was made from and how, and what each
-    graph costs.
+    graph costs; ``checks`` what it loses on the probe (:mod:`~mrsep_deploy.precision.proof`).
 
     Args:
         bundle: in float32.
@@ -90,7 +91,8 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
         The new bundle, of the same name; equal ones are equal byte for byte.
 
     Raises:
-        BundleError, UsageError: as for :func:`convert_report`.
+        BundleError: as for :func:`convert_report`, or a tensor is not finite on the probe.
+        UsageError: as for :func:`convert_report`.
         OutputError: the place is taken or cannot be written.
     """
     check_bundle_place(target, overwrite=overwrite)
@@ -115,9 +117,15 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
             replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
             for tensor in manifest.tensors
         ),
-        checks={},  # they are of the float32 graphs
         provenance={**manifest.provenance, "precision": made_from},
     )
+    proof = prove(bundle, typed, converted)
+    for stage, node in proof.weak.items():
+        log.warning(
+            "%s in %s: stage %s keeps %.0f dB on the probe, most is lost at %s; verify --bisect says what to keep",
+            manifest.name, plan.precision, stage, proof.stages[stage], node,
+        )  # fmt: skip
+    converted = replace(converted, checks=proof.to_json())
     return write_bundle(target, converted, files, overwrite=overwrite)
 
 

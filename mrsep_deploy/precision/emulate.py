@@ -24,6 +24,11 @@ def rounded_graph(data: bytes) -> bytes:
     Args:
         data: a graph as ``typed_graph`` gives it; inputs and outputs keep their types.
     """
+    return serialised(rounded_model(data))
+
+
+def rounded_model(data: bytes) -> ir.Model:
+    """:func:`rounded_graph`, not yet written; a rounding is a cast to the lower type."""
     model = inferred(onnx.load_model_from_string(data))
     graph = model.graph
     low = {value: value.dtype for value in values(graph) if value.dtype in LOW_TYPES}
@@ -46,7 +51,7 @@ def rounded_graph(data: bytes) -> bytes:
             graph.insert_after(node, _widened(value))
         else:
             graph.insert_after(node, _rounded(graph, value, kind))
-    return serialised(model)
+    return model
 
 
 def _rounded(graph: ir.Graph, value: ir.Value, kind: ir.DataType) -> list[ir.Node]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle.manifest import Manifest, ModelInfo
-from mrsep_deploy.export.probe import probe_signal
+from mrsep_deploy.measuring.probe import probe_signal
 from mrsep_deploy.separation.segments import (
     Segment,
     SongStatistics,
