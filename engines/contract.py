@@ -21,7 +21,7 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, DeviceKind, Runner, Stream
 from mrsep_deploy.engines.cache import CachedEngine, EngineCache
 from mrsep_deploy.errors import EngineError, UsageError
-from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.names import Accumulation, Precision
 from mrsep_deploy.process.libraries import library
 from mrsep_deploy.process.machine import cpu_budget
 
@@ -51,6 +51,7 @@ class EngineOptions:
         threads: threads one stage may use; 0 for all this process may use.
         checkpoint: for the torch engine, where the checkpoint lies if it has moved since the export.
         precision: of the graphs' arithmetic.
+        accumulation: of products in float16, where an engine emulates them.
         device: index of the GPU, for engines on CUDA.
     """
 
@@ -58,6 +59,7 @@ class EngineOptions:
     checkpoint: Path | None = None
     precision: Precision = "fp32"
     device: int = 0
+    accumulation: Accumulation = "float32"
 
     @property
     def budget(self) -> int:
@@ -85,6 +87,7 @@ class Engine(abc.ABC):
         graph_transforms: spectrograms, inverses and sums run as graphs on the engine's device too;
             otherwise the host computes them.
         precisions: what it can compute in.
+        accumulations: what it can emulate products of float16 to accumulate in.
         emulation: how it computes graphs of lower precision, where that is not their own arithmetic; for
             people, empty where it is.
         uncapturable: why its runs cannot be captured in a CUDA graph; empty where they can.
@@ -101,15 +104,21 @@ class Engine(abc.ABC):
     measured: ClassVar[bool] = False
     graph_transforms: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
-    emulation: ClassVar[str] = ""
+    accumulations: ClassVar[tuple[Accumulation, ...]] = ("float32",)
+    emulation: str = ""
     uncapturable: ClassVar[str] = ""
     caches: ClassVar[bool] = False
 
     def __init__(self, options: EngineOptions) -> None:
-        """Raises UsageError for a precision that the engine does not have."""
+        """Raises UsageError for a precision, or an accumulation, that the engine does not have."""
         if options.precision not in self.precisions:
             known = ", ".join(self.precisions)
             raise UsageError(f"engine {self.name} has no precision {options.precision}", f"Choose {known}.")
+        if options.accumulation not in self.accumulations:
+            raise UsageError(
+                f"engine {self.name} emulates no accumulation in {options.accumulation}",
+                "Choose --engine ort.",
+            )
         self.options = options
         self.cache: EngineCache | None = EngineCache() if self.caches else None
 

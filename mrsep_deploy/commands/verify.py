@@ -13,12 +13,13 @@ from mrsep_deploy.commands import completing, options
 from mrsep_deploy.commands.options import argument, flag, option, picked, takes
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, UsageError
+from mrsep_deploy.precision.names import ACCUMULATIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.precision.names import AskedPrecision
+    from mrsep_deploy.precision.names import Accumulation, AskedPrecision
     from mrsep_deploy.verification.job import Job, Request
     from mrsep_deploy.verification.results import Verification
 
@@ -37,6 +38,12 @@ class VerifyOptions:
     )
     plan: Path | None = options.report_file(
         "Precision plan to derive it by.  [default: the rules for this family]"
+    )
+    accumulation: Accumulation = option(
+        "Of products in float16, as ort emulates them: float32 is expected of GPUs, float16 the worst that their "
+        "tensor cores may do.",
+        default="float32",
+        type=click.Choice(ACCUMULATIONS),
     )
     against: Path | None = option(
         "The reference.  [default: PyTorch in float64; with --precision or --plan the float32 bundle]",
@@ -72,6 +79,7 @@ class VerifyOptions:
 Examples:
   mrsep-deploy verify htdemucs
   mrsep-deploy verify htdemucs --precision fp16 --audio song.flac --html report.html
+  mrsep-deploy verify htdemucs --precision fp16 --accumulation float16
   mrsep-deploy verify htdemucs --precision fp16 --bisect --output plan.json
   mrsep-deploy verify htdemucs --calibrate --audio song.flac
 \b
@@ -92,6 +100,8 @@ def verify(asked: VerifyOptions) -> None:
         raise click.UsageError("--output is where --bisect writes its plan; give --bisect, too.")
     if asked.html_file is not None and asked.calibrate:
         raise click.UsageError("--calibrate has no report; leave out --html.")
+    if asked.accumulation != "float32" and asked.calibrate:
+        raise click.UsageError("--calibrate runs in float32; leave out --accumulation.")
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands import output_files as kinds

@@ -13,7 +13,7 @@ from mrsep_deploy.engines import AUTO
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.precision.names import ARITHMETIC, AskedPrecision, arithmetic
+from mrsep_deploy.precision.names import ARITHMETIC, Accumulation, AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import chosen_plan, require_onnx
 from mrsep_deploy.verification.reference import (
     BundleReference,
@@ -46,6 +46,7 @@ class Request:
         audio: files to listen to; none for the built-in signals.
         limit: the least SNR in dB, or None for that of the precision.
         threads: CPU threads, 0 for all.
+        accumulation: of products in float16, emulated on a CPU: float32 is expected, float16 the worst case.
         excerpt: also keep the stem the candidate did worst on, to be looked at.
     """
 
@@ -58,6 +59,7 @@ class Request:
     limit: float | None = None
     threads: int = 0
     excerpt: bool = False
+    accumulation: Accumulation = "float32"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,14 @@ def opened(request: Request) -> Iterator[Job]:
         candidate = manifest if plan is None else replace(manifest, precision=plan.precision)
         is_bundle = against is not None and (against.is_dir() or against.suffix.lower() == ARCHIVE_SUFFIX)
         checkpoint = None if is_bundle else against
-        options = EngineOptions(request.threads, checkpoint, precision=arithmetic(candidate))
+        if candidate.precision == "float32" and request.accumulation != "float32":
+            raise UsageError(
+                f"accumulation in {request.accumulation} was asked for with float32 graphs, which have none",
+                "Give --precision fp16, or leave out --accumulation.",
+            )
+        options = EngineOptions(
+            request.threads, checkpoint, arithmetic(candidate), accumulation=request.accumulation
+        )
         default = AUTO if candidate.precision == "float32" else "ort"
         engine = choose(request.engine or default, options).engine
         stack.callback(engine.close)

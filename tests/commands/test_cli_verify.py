@@ -128,6 +128,80 @@ def test_bisection_as_json(verify: Verify, tmp_path: Path) -> None:
     assert search["stages"][0]["stage"] == "branch.time"
 
 
+# --- accumulation
+
+
+def cancelling(folder: Path) -> Bundle:
+    """The tiny bundle, its waveform summed over 64 channels whose weights almost cancel: 80,000 times it in between."""
+    manifest = tiny_manifest(name="cancelling")
+
+    def change(graph: GraphProto) -> None:
+        output = graph.output[0].name
+        for node in graph.node:
+            node.output[:] = ["inner" if name == output else name for name in node.output]
+        spread = np.tile(np.eye(manifest.tensor(output).shape[1]), (16, 1))
+        collect = 1e4 * spread.T
+        collect[:, 32:] *= -1
+        collect[:, :4] += 8 * np.eye(4)
+        for name, value in (("spread", spread), ("collect", collect)):
+            graph.initializer.append(numpy_helper.from_array(value[..., None].astype(np.float32), name))
+        graph.initializer.append(numpy_helper.from_array(np.array(1 / 8, np.float32), "eighth"))
+        graph.node.extend(
+            [
+                helper.make_node("Conv", ["inner", "spread"], ["many"], "repeat/Spread"),
+                helper.make_node("Conv", ["many", "collect"], ["few"], "repeat/Collect"),
+                helper.make_node("Mul", ["few", "eighth"], [output], "repeat/Scale"),
+            ]
+        )
+
+    return changed_bundle(folder / "cancelling", manifest, change)
+
+
+def test_sums_in_float16_are_asked_for_and_named(verify: Verify, tmp_path: Path) -> None:
+    bundle = cancelling(tmp_path)
+    common = (bundle.path, "--precision", "fp16", "--limit", "40")
+    expected = verify(*common)
+    assert expected.exit_code == 0, expected.output
+    assert "accumulates in float32: what is expected" in " ".join(expected.output.split())
+    worst = verify(*common, "--accumulation", "float16", "--bisect")
+    assert worst.exit_code == 0, worst.output
+    said = " ".join(worst.output.split())
+    assert "accumulates in float16: the worst case" in said
+    assert "stage branch.time" in said
+    assert "NaN" in said
+    assert read_plan("cancelling.plan.json").keep["branch.time"] == ("repeat/Collect",)
+
+
+def test_bfloat16_has_no_worse_case(verify: Verify, bundle: Bundle) -> None:
+    common = (bundle.path, "--precision", "bf16", "--json")
+    expected, worst = (
+        json.loads(verify(*common, "--accumulation", kind).stdout) for kind in ("float32", "float16")
+    )
+    assert "no GPU accumulates bfloat16 in 16 bits" in worst["note"]
+    assert worst["stems"] == expected["stems"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "accumulation in float16 was asked for with float32 graphs"),
+        (
+            ("--precision", "fp16", "--engine", "openvino"),
+            "engine openvino emulates no accumulation in float16",
+        ),
+        (("--calibrate",), "--calibrate runs in float32"),
+    ],
+)
+def test_where_there_is_no_such_accumulation(
+    verify: Verify, bundle: Bundle, more: tuple[str, ...], message: str
+) -> None:
+    if "openvino" in more:
+        pytest.importorskip("openvino")
+    done = verify(bundle.path, "--accumulation", "float16", *more)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
 # --- calibration
 
 
