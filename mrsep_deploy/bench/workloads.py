@@ -43,6 +43,11 @@ class Workload:
     def song(self) -> bool:
         return self.name != SEGMENTS
 
+    def power(self) -> float:
+        """The mean square of the first item, in full scale; stems are compared on that one."""
+        first = np.load(self.path, mmap_mode="r")[0]
+        return float(np.mean(np.square(first, dtype=np.float64))) * self.scale**2
+
 
 def make_workloads(
     manifest: Manifest, audio: Path | None, lengths: Sequence[float], folder: Path

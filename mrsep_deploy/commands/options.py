@@ -179,7 +179,8 @@ def limit() -> Any:
         return value
 
     return option(
-        "Least SNR of an audible stem.  [default: 100 for fp32, 60 for fp16, 42 for bf16]",
+        "Least SNR of a stem; its error also passes 25 dB farther than that below the mix.  [default: 100 for fp32, "
+        "60 for fp16, 42 for bf16]",
         type=float,
         metavar="DB",
         callback=decibels,

@@ -66,7 +66,10 @@ class Group:
         return float(self.excess.max())
 
     def alone(self, limit: float) -> float:
-        """Returns the SNR in dB of the worst stem, about, if only these nodes are of low precision."""
+        """Returns the SNR in dB of the worst stem, about, if only these nodes are of low precision.
+
+        An error that passes by the mix is compared with the mix less what lies between both limits.
+        """
         return limit + ratio_db(1.0, self.worst)
 
 

@@ -56,6 +56,14 @@ class Track:
     truth: Mapping[str, Float32] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
+    def power(self) -> float:
+        """Returns the mean square of all samples and channels of the mix, relative to full scale."""
+        energy, count = 0.0, 0
+        for block in self.blocks():
+            energy += float(np.square(block, dtype=np.float64).sum())
+            count += block.size
+        return energy / max(count, 1)
+
 
 def builtin_tracks(manifest: Manifest) -> list[Track]:
     """Returns test signals on which faults of reduced precision show: one segment each, always the same.

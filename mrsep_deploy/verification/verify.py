@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import STEMS, Manifest
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.measuring.limits import Limit, limit_for
+from mrsep_deploy.measuring.limits import Limit, Powers, limit_for
 from mrsep_deploy.separation.segments import OverlapAdd
 from mrsep_deploy.verification.chain import Chain
 from mrsep_deploy.verification.figures import Difference
@@ -40,7 +40,8 @@ def verify(
         engine: what runs it; the caller closes its device.
         reference: what is right.
         tracks: what to listen to.
-        limit: the least SNR in dB of every audible stem; by default that of the bundle's precision.
+        limit: the least SNR in dB of every stem that does not pass by the mix; by default that of the bundle's
+            precision.
         progress: called before every batch of segments.
         excerpt: also keep the stem it did worst on, by candidate and reference, to be looked at.
 
@@ -118,6 +119,7 @@ class _Song:
         self.model, self.application = manifest.model, manifest.application
         self.adders: list[OverlapAdd] = []
         self.position = 0
+        self.mix_power = track.power()
         # by source and by what is compared
         self.found: defaultdict[tuple[str, str], Difference] = defaultdict(Difference)
 
@@ -157,7 +159,8 @@ class _Song:
         return [self._result(source) for source in self.model.sources]
 
     def _result(self, source: str) -> StemResult:
-        figures = self.found[source, "candidate"].figures()
+        difference = self.found[source, "candidate"]
+        figures, count = difference.figures(), max(difference.elements, 1)
         measured = self.found.get((source, "yardstick"))
         yardstick = None if measured is None else measured.figures().snr
         before, after = (self.found[source, f"{name}'s SDR"] for name in ("reference", "candidate"))
@@ -169,7 +172,10 @@ class _Song:
             source=source,
             figures=figures,
             yardstick=yardstick,
-            limit=self.limit.for_stem(yardstick),
+            judgement=self.limit.judge(
+                Powers(difference.signal / count, difference.error / count, self.mix_power),
+                self.limit.for_stem(yardstick),
+            ),
             sdr=sdr,
             sdr_change=None if sdr is None else after.figures().snr - sdr,
             seconds=figures.worst_at[-1] / self.model.sample_rate,
