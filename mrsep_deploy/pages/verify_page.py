@@ -88,7 +88,7 @@ def _passed_by(stems: Sequence[Plain]) -> str:
     """How many stems pass by what."""
     counts = [sum(stem["passes_by"] == way for stem in stems) for way in ("SNR", "mix", "silence")]
     said = zip(counts, ("by their SNR", "by the mix", "in silence"), strict=True)
-    return f"Of {len(stems)} stems pass {', '.join(f'{count} {how}' for count, how in said if count)}."
+    return f"Stems that pass {', '.join(f'{how}: {count}' for count, how in said if count)}, of {len(stems)}."
 
 
 def _after(result: Plain) -> Iterator[Verdict]:
