@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,16 @@ from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
 from mrsep_deploy.files.strict_json import plain
 from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, StageGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.hazards import stage_hazards
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.plan import PrecisionPlan, check_plan
 from mrsep_deploy.precision.proof import prove
+from mrsep_deploy.precision.proof_record import Hazard, read_proof
+from mrsep_deploy.precision.ranges import load
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Of the conversion: bundles in the cache that another version made are not taken."""
 
 
@@ -74,7 +78,9 @@ def low_tensors(manifest: Manifest, precision: Low) -> frozenset[str]:
     return frozenset(written & read - {name for stage in others for name in stage.inputs})
 
 
-def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwrite: bool = False) -> Bundle:
+def convert_bundle(
+    bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwrite: bool = False, proved: bool = True
+) -> Bundle:
     """Writes a float32 bundle in lower precision.
 
     Spectrograms, inverses and all else that is no graph of the network stays float32, and so does every
@@ -86,9 +92,10 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
         plan: what stays in float32.
         target: the folder to be.
         overwrite: whether a bundle there may be replaced.
+        proved: run it on the probe; not for a search that judges the bundle itself, and keeps none that fails.
 
     Returns:
-        The new bundle, of the same name; equal ones are equal byte for byte.
+        The new bundle, of the same name; equal ones are equal byte for byte, if they are made on the same machine.
 
     Raises:
         BundleError: as for :func:`convert_report`, or a tensor is not finite on the probe.
@@ -117,16 +124,30 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
             replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
             for tensor in manifest.tensors
         ),
+        checks={},  # they are of the float32 graphs
         provenance={**manifest.provenance, "precision": made_from},
     )
-    proof = prove(bundle, typed, converted)
-    for stage, node in proof.weak.items():
-        log.warning(
-            "%s in %s: stage %s keeps %.0f dB on the probe, most is lost at %s; verify --bisect says what to keep",
-            manifest.name, plan.precision, stage, proof.stages[stage], node,
-        )  # fmt: skip
-    converted = replace(converted, checks=proof.to_json())
+    if proved:
+        found = _known_hazards(bundle, typed, plan)
+        converted = replace(converted, checks=prove(bundle, typed, converted, found).to_json())
+    _warn(converted, plan)
     return write_bundle(target, converted, files, overwrite=overwrite)
+
+
+def _known_hazards(bundle: Bundle, typed: Mapping[str, TypedGraph], plan: PrecisionPlan) -> Iterator[Hazard]:
+    """Constants that are lost, and overflow by the ranges that the bundle holds, if it was calibrated."""
+    calibration = load(bundle)
+    ranges = {} if calibration is None else calibration.ranges
+    for graph in typed.values():
+        for hazard in stage_hazards(graph.source, plan.precision, graph.low, ranges):
+            if hazard.kind in ("overflow", "near overflow", "constant"):
+                yield hazard
+
+
+def _warn(manifest: Manifest, plan: PrecisionPlan) -> None:
+    proof = read_proof(manifest)
+    for line in () if proof is None else proof.warnings(plan.precision):
+        log.warning("%s in %s: %s; verify --bisect says what to keep", manifest.name, plan.precision, line)
 
 
 def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
@@ -144,6 +165,8 @@ def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
     with FileLock(folder / f"{name}.lock"):
         if place.exists():
             with suppress(BundleError):
-                return Bundle.open(place).at_batch(bundle.manifest.batch)
+                found = Bundle.open(place).at_batch(bundle.manifest.batch)
+                _warn(found.manifest, plan)
+                return found
             shutil.rmtree(place, ignore_errors=True)  # damaged
         return convert_bundle(bundle, plan, place, overwrite=True).at_batch(bundle.manifest.batch)

@@ -39,12 +39,14 @@ class TypedGraph:
     """A graph in lower precision.
 
     Attributes:
+        source: the float32 graph that it was made from.
         data: the ONNX model.
         low, kept: names of the nodes that compute in lower precision and in float32, in the graph's order.
         cost: what it costs beside the float32 graph.
         unmatched: rules of the plan that the model's family expects to match in this stage, and that match nothing.
     """
 
+    source: StageGraph
     data: bytes
     low: tuple[str, ...]
     kept: tuple[str, ...]
@@ -146,7 +148,7 @@ def typed_graph(
         original_bytes_moved=graph.bytes_moved,
         flushed=converter.flushed,
     )
-    return TypedGraph(data, low, in_float32, cost, unmatched)
+    return TypedGraph(graph, data, low, in_float32, cost, unmatched)
 
 
 def _border(ends: Sequence[ir.Value], types: Mapping[str, str]) -> Types:

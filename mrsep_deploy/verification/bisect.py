@@ -245,7 +245,7 @@ class _Search:
         self.progress("the whole model", self.measurements, MEASUREMENTS)
         self.proofs += 1
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
-            low = convert_bundle(self.bundle, self._with(kept), Path(work) / "bundle")
+            low = convert_bundle(self.bundle, self._with(kept), Path(work) / "bundle", proved=False)
             with Chain(low, self.engine) as chain:
                 stems = [chain.run(probe.batch.mix)[STEMS] for probe in self.probes]
         return float(self._ratios(stems).max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ class Request:
         limit: the least SNR in dB, or None for that of the precision.
         threads: CPU threads, 0 for all.
         accumulation: of products in float16, emulated on a CPU: float32 is expected, float16 the worst case.
+        bisect: search for a plan if it fails, so that conversions which would be refused are judged, too.
         excerpt: also keep the stem the candidate did worst on, to be looked at.
     """
 
@@ -58,6 +60,7 @@ class Request:
     audio: Sequence[Path] = ()
     limit: float | None = None
     threads: int = 0
+    bisect: bool = False
     excerpt: bool = False
     accumulation: Accumulation = "float32"
 
@@ -75,14 +78,22 @@ class Job:
     def verify(self, progress: Progress, plan: PrecisionPlan | None = None) -> Verification:
         """Verifies the bundle, or the one derived from it by ``plan``, by default the request's own."""
         asked, plan = self.request, plan or self.plan
-        candidate = asked.bundle
-        if plan is not None:
-            from mrsep_deploy.precision.convert_bundle import derived_bundle
+        with contextlib.ExitStack() as stack:
+            candidate = asked.bundle if plan is None else self._candidate(plan, stack)
+            return verify(
+                candidate, self.engine, self.reference, self.tracks, asked.limit, progress, asked.excerpt
+            )
 
-            candidate = derived_bundle(candidate, plan)
-        return verify(
-            candidate, self.engine, self.reference, self.tracks, asked.limit, progress, asked.excerpt
-        )
+    def _candidate(self, plan: PrecisionPlan, stack: contextlib.ExitStack) -> Bundle:
+        """Returns the bundle derived by a plan: the cache's, or for a search one that nothing is refused in."""
+        from mrsep_deploy.precision.convert_bundle import convert_bundle, derived_bundle
+
+        bundle = self.request.bundle
+        if not self.request.bisect:
+            return derived_bundle(bundle, plan)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mrsep-deploy-verify-"))
+        made = convert_bundle(bundle, plan, Path(folder) / "bundle", proved=False)
+        return made.at_batch(bundle.manifest.batch)
 
     def bisect(self, found: Verification, progress: Progress) -> tuple[list[Bisection], Verification]:
         """Searches for nodes to keep in float32 until a verification passes.
