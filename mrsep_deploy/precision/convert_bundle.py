@@ -19,9 +19,10 @@ from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, StageGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.convert_graph import StageGraph, TypedGraph, typed_graph
 from mrsep_deploy.precision.hazards import stage_hazards
 from mrsep_deploy.precision.names import Low
+from mrsep_deploy.precision.opset import BFLOAT16_OPSET
 from mrsep_deploy.precision.plan import PrecisionPlan, check_plan
 from mrsep_deploy.precision.proof import prove
 from mrsep_deploy.precision.proof_record import Hazard, read_proof

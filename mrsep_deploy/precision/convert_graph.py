@@ -25,13 +25,10 @@ from mrsep_deploy.precision.graph import (
 )
 from mrsep_deploy.precision.node_types import FLOAT, Types, node_types
 from mrsep_deploy.precision.numbers import ELEMENT_TYPES, rounded
+from mrsep_deploy.precision.opset import relabel
 from mrsep_deploy.precision.plan import PrecisionPlan, matching_nodes
 from mrsep_deploy.precision.rules import StageRules, flushed, kept_by_rules
 from mrsep_deploy.precision.work import bytes_moved, node_macs
-
-BFLOAT16_OPSET, BFLOAT16_IR = 22, 10
-"""The first opset, and the format it is written in, whose convolutions take bfloat16. None of the operators
-that exported graphs use means anything else in it than in opset 20."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def typed_graph(
         once for each tensor and type, none casts another's result, and constants are converted, not cast.
 
     Raises:
-        BundleError: the result is no valid graph.
+        BundleError: the result is no valid graph, or bfloat16's opset may change what an operator means.
         UsageError: the plan names nodes that are not there.
     """
     kept, unmatched = kept_by_rules(graph.model.graph, plan, graph.rules)
@@ -124,8 +121,7 @@ def typed_graph(
     converter = _Converter(model.graph, plan, types)
     converter.convert(*borders)
     if plan.precision == "bfloat16":
-        model.opset_imports[""] = BFLOAT16_OPSET
-        model.ir_version = max(model.ir_version, BFLOAT16_IR)
+        relabel(model, graph.stage)
     data = serialised(model)
     try:
         onnx.checker.check_model(data, full_check=True)
