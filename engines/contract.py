@@ -8,9 +8,10 @@ runner(tensors)                          fills the stage's outputs from its inpu
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -120,6 +121,7 @@ class Engine(abc.ABC):
                 "Choose --engine ort.",
             )
         self.options = options
+        self._owner: Engine | None = None
         self.cache: EngineCache | None = EngineCache() if self.caches else None
 
     @classmethod
@@ -134,11 +136,20 @@ class Engine(abc.ABC):
     @functools.cached_property
     def device(self) -> Device:
         """Where runners compute; opened at the first use."""
+        if self._owner is not None:
+            return self._owner.device
         return CpuDevice() if self.runs_on == "cpu" else open_cuda(self.options.device)
+
+    def at_precision(self, precision: Precision) -> Engine:
+        """The same engine for graphs of another precision: on this one's device, which only this one closes."""
+        other = copy.copy(self)
+        vars(other).pop("device", None)
+        other.options, other._owner = replace(self.options, precision=precision), self
+        return other
 
     def close(self) -> None:
         """Close the device, if it was ever opened. Idempotent."""
-        if "device" in vars(self):
+        if "device" in vars(self) and self._owner is None:
             self.device.close()
 
     @abc.abstractmethod

@@ -187,6 +187,28 @@ def limit() -> Any:
     )
 
 
+def gate() -> Any:
+    """``--gate CREST|off``; infinite for off."""
+
+    def crest(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+        if text is None or text == "off":
+            return None if text is None else math.inf
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise click.BadParameter(f"{text!r} is neither off nor a crest factor, such as 7.5")
+        return value
+
+    return option(
+        "Lower precision: segments with a higher crest factor (almost silent but for a brief sound) run in "
+        "float32.  [default: what verify --calibrate-gate found, or 7.5]",
+        metavar="CREST|off",
+        callback=crest,
+    )
+
+
 def html() -> Any:
     """``--html FILE``; refused before anything is measured where no page can be made."""
 

@@ -80,7 +80,13 @@ def low_tensors(manifest: Manifest, precision: Low) -> frozenset[str]:
 
 
 def convert_bundle(
-    bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwrite: bool = False, proved: bool = True
+    bundle: Bundle,
+    plan: PrecisionPlan,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    twins: bool = True,
+    proved: bool = True,
 ) -> Bundle:
     """Writes a float32 bundle in lower precision.
 
@@ -93,6 +99,7 @@ def convert_bundle(
         plan: what stays in float32.
         target: the folder to be.
         overwrite: whether a bundle there may be replaced.
+        twins: keep the float32 graphs beside those of lower precision, for the segments that these would lose.
         proved: run it on the probe; not for a search that judges the bundle itself, and keeps none that fails.
 
     Returns:
@@ -107,9 +114,16 @@ def convert_bundle(
     typed = convert_report(bundle, plan)
     manifest = bundle.manifest
     files = {stage.file: bundle.graph_bytes(stage) for stage in manifest.stages if stage.file is not None}
-    for stage in manifest.graph_stages:
-        assert stage.file is not None
-        files[stage.file] = typed[stage.name].data
+    stages = []
+    for stage in manifest.stages:
+        if stage.name in typed:
+            assert stage.file is not None
+            twin = f"{Path(stage.file).stem}.float32.onnx" if twins else None
+            if twin is not None:
+                files[twin] = files[stage.file]
+            files[stage.file] = typed[stage.name].data
+            stage = replace(stage, twin=twin)
+        stages.append(stage)
     low = low_tensors(manifest, plan.precision)
     made_from = {
         "source": bundle.digest,
@@ -125,6 +139,7 @@ def convert_bundle(
             replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
             for tensor in manifest.tensors
         ),
+        stages=tuple(stages),
         checks={},  # they are of the float32 graphs
         provenance={**manifest.provenance, "precision": made_from},
     )
@@ -166,8 +181,9 @@ def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
     with FileLock(folder / f"{name}.lock"):
         if place.exists():
             with suppress(BundleError):
-                found = Bundle.open(place).at_batch(bundle.manifest.batch)
+                found = Bundle.open(place).at_batch(bundle.manifest.batch).made_from(bundle)
                 _warn(found.manifest, plan)
                 return found
             shutil.rmtree(place, ignore_errors=True)  # damaged
-        return convert_bundle(bundle, plan, place, overwrite=True).at_batch(bundle.manifest.batch)
+        made = convert_bundle(bundle, plan, place, overwrite=True, twins=False)
+        return made.at_batch(bundle.manifest.batch).made_from(bundle)

@@ -46,6 +46,7 @@ class Request:
         against: the reference: a checkpoint, or a float32 bundle.
         audio: files to listen to; none for the built-in signals.
         limit: the least SNR in dB, or None for that of the precision.
+        gate: crest factor above which segments run in float32, or None for the bundle's.
         threads: CPU threads, 0 for all.
         accumulation: of products in float16, emulated on a CPU: float32 is expected, float16 the worst case.
         bisect: search for a plan if it fails, so that conversions which would be refused are judged, too.
@@ -59,6 +60,7 @@ class Request:
     against: Path | None = None
     audio: Sequence[Path] = ()
     limit: float | None = None
+    gate: float | None = None
     threads: int = 0
     bisect: bool = False
     excerpt: bool = False
@@ -80,9 +82,8 @@ class Job:
         asked, plan = self.request, plan or self.plan
         with contextlib.ExitStack() as stack:
             candidate = asked.bundle if plan is None else self._candidate(plan, stack)
-            return verify(
-                candidate, self.engine, self.reference, self.tracks, asked.limit, progress, asked.excerpt
-            )
+            how = (asked.limit, progress, asked.excerpt, asked.gate)
+            return verify(candidate, self.engine, self.reference, self.tracks, *how)
 
     def _candidate(self, plan: PrecisionPlan, stack: contextlib.ExitStack) -> Bundle:
         """Returns the bundle derived by a plan: the cache's, or for a search one that nothing is refused in."""
@@ -92,8 +93,8 @@ class Job:
         if not self.request.bisect:
             return derived_bundle(bundle, plan)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mrsep-deploy-verify-"))
-        made = convert_bundle(bundle, plan, Path(folder) / "bundle", proved=False)
-        return made.at_batch(bundle.manifest.batch)
+        made = convert_bundle(bundle, plan, Path(folder) / "bundle", twins=False, proved=False)
+        return made.at_batch(bundle.manifest.batch).made_from(bundle)
 
     def bisect(self, found: Verification, progress: Progress) -> tuple[list[Bisection], Verification]:
         """Searches for nodes to keep in float32 until a verification passes.

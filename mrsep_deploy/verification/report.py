@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 Plain = Mapping[str, Any]
 
 RENAMED = {"snr": "snr_db", "si_sdr": "si_sdr_db", "level": "level_db"}
-COPIED = ("model", "digest", "precision", "engine", "note", "reference", "segments", "failures", "passes")
+COPIED = (
+    "model",
+    "digest",
+    "precision",
+    "engine",
+    "note",
+    "reference",
+    "segments",
+    "gate",
+    "failures",
+    "passes",
+)
 
 STAGE_NOTE = "Each stage on the reference's inputs: the error is its own. Worst: index in the tensor."
 STEM_NOTE = (
@@ -138,7 +149,7 @@ def _print_verdict(screen: Console, found: Plain) -> None:
 
 
 def limit_lines(found: Plain) -> list[str]:
-    """Returns every limit with its reason."""
+    """Returns every limit with its reason, and how many segments ran in float32."""
     limits = found["limits"]
     lines = [
         f"Limit {limits['snr_db']:g} dB SNR: {limits['reason']}.",
@@ -151,6 +162,11 @@ def limit_lines(found: Plain) -> list[str]:
         change = limits["sdr_change_db"]
         lines.append(
             f"Limit {change:g} dB change in SDR: half of the last digit that separation is reported with."
+        )
+    if gate := found.get("gate"):
+        lines.append(
+            f"{gate['in_float32']} of {gate['segments']} segments ran in float32: {found['precision']} loses those "
+            f"of a crest factor above {gate['crest']:g}."
         )
     return lines
 

@@ -140,6 +140,15 @@ class Excerpt:
 
 
 @dataclass(frozen=True)
+class GateUse:
+    """Which segments ran in float32: those of a crest factor above ``crest``, and those with NaN or infinity."""
+
+    crest: float
+    segments: int
+    in_float32: int
+
+
+@dataclass(frozen=True)
 class Verification:
     """Everything that was found.
 
@@ -147,6 +156,7 @@ class Verification:
         engine, reference: titles of what ran it, and of what it was compared with.
         note: what the figures stand for where they do not stand for themselves; may be empty.
         segments: batches of segments that ran, end to end.
+        gate: of lower precision; None in float32, and where it was off or the bundle has no float32 graphs.
         probes: the segments it did worst on, the worst first.
         excerpt: the stem it did worst on, where it was asked for.
     """
@@ -161,6 +171,7 @@ class Verification:
     stages: tuple[StageResult, ...]
     stems: tuple[StemResult, ...]
     segments: int
+    gate: GateUse | None = None
     probes: tuple[Probe, ...] = ()
     excerpt: Excerpt | None = None
 
