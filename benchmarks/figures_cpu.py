@@ -136,7 +136,7 @@ def _segments() -> Iterator[str]:
 
 
 def _snr(found: Mapping[str, Any], name: str) -> str:
-    """SNR of the worst stem that is judged; of older results the worst of all stems, which is no better than that."""
+    """SNR of the worst stem above -60 dBFS; of older results the worst of all stems, which is no better than that."""
     if "worst_stem_snr_db" in found:
         return f"{found['worst_stem_snr_db'][name]:.0f} dB"
     return f"≥ {found['snr_against_float64'][name]:.0f} dB"
