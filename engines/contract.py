@@ -13,7 +13,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
@@ -74,6 +74,9 @@ class Preference:
 
     rank: int
     reason: str
+
+
+Kind = TypeVar("Kind", bound="Engine")
 
 
 class Engine(abc.ABC):
@@ -140,7 +143,7 @@ class Engine(abc.ABC):
             return self._owner.device
         return CpuDevice() if self.runs_on == "cpu" else open_cuda(self.options.device)
 
-    def at_precision(self, precision: Precision) -> Engine:
+    def at_precision(self: Kind, precision: Precision) -> Kind:
         """The same engine for graphs of another precision: on this one's device, which only this one closes."""
         other = copy.copy(self)
         vars(other).pop("device", None)

@@ -69,13 +69,13 @@ def _shaped(sound: Float32, shape: str, random: np.random.Generator) -> Float32:
     length = sound.shape[1]
     rising = (np.arange(1, length + 1) / length) ** random.uniform(1, 8)
     if shape == "fading in":
-        return (sound * rising).astype(np.float32)
+        return np.asarray(sound * rising, np.float32)
     if shape == "fading out":
-        return (sound * rising[::-1]).astype(np.float32)
+        return np.asarray(sound * rising[::-1], np.float32)
     if shape == "in pieces":
         pattern = random.random(8) < 0.5
         pattern[random.integers(8)] = True
-        return (sound * np.repeat(pattern, -(-length // 8))[:length]).astype(np.float32)
+        return np.asarray(sound * np.repeat(pattern, -(-length // 8))[:length], np.float32)
     return sound.copy()
 
 
