@@ -187,8 +187,8 @@ def limit() -> Any:
     )
 
 
-def gate() -> Any:
-    """``--gate CREST|off``; infinite for off."""
+def gate(default: str = "what verify --calibrate-gate found, or 7.5") -> Any:
+    """``--gate CREST|off``; infinite for off. ``default`` says what holds without it."""
 
     def crest(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
         if text is None or text == "off":
@@ -203,9 +203,10 @@ def gate() -> Any:
 
     return option(
         "Lower precision: segments with a higher crest factor (almost silent but for a brief sound) run in "
-        "float32.  [default: what verify --calibrate-gate found, or 7.5]",
+        f"float32.  [default: {default}]",
         metavar="CREST|off",
         callback=crest,
+        shell_complete=completing.gates,
     )
 
 

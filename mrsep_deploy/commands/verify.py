@@ -58,7 +58,7 @@ class VerifyOptions:
         metavar="FILE",
     )
     limit: float | None = options.limit()
-    gate: float | None = options.gate()
+    gate: float | None = options.gate("off with --bisect, else what --calibrate-gate found, or 7.5")
     bisect: bool = flag("If it fails, find the nodes that have to be float32, and write a plan.")
     output: Path | None = option(
         "For --bisect: where the plan goes.  [default: MODEL.plan.json]", type=options.FILE, metavar="PLAN"
@@ -113,6 +113,8 @@ def verify(asked: VerifyOptions) -> None:
         raise click.UsageError(f"{instead} has no report; leave out --html.")
     if asked.accumulation != "float32" and instead:
         raise click.UsageError(f"{instead} takes accumulation in float32; leave out --accumulation.")
+    if asked.gate is not None and instead:
+        raise click.UsageError(f"{instead} measures without a gate; leave out --gate.")
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands import output_files as kinds

@@ -20,9 +20,12 @@ from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.measuring.probe import probe_signal
 from mrsep_deploy.precision.convert_graph import TypedGraph
 from mrsep_deploy.precision.emulate import rounded_model
+from mrsep_deploy.precision.graph import cast as cast_to
 from mrsep_deploy.precision.graph import computing, elements, serialised, sources
 from mrsep_deploy.precision.hazards import overflow, ranked
 from mrsep_deploy.precision.names import Low
+from mrsep_deploy.precision.node_types import FLOAT
+from mrsep_deploy.precision.numbers import LOW_TYPES
 from mrsep_deploy.precision.proof_record import EXACT_DB, LEAST_DB, Hazard, Proof, StageProof
 from mrsep_deploy.precision.watch import Array, Arrays, Watched, run_graph
 from mrsep_deploy.process.machine import cpu_budget
@@ -174,8 +177,16 @@ def _parts(nodes: Sequence[ir.Node]) -> Iterator[list[ir.Node]]:
 
 
 def _shown(model: ir.Model, names: Sequence[str], stage: str, inputs: Mapping[str, Array]) -> list[Array]:
-    """What the nodes of a graph compute under these names."""
-    ends = {str(value.name) for value in model.graph.outputs}
-    values = {str(value.name): value for node in model.graph for value in node.outputs}
-    model.graph.outputs.extend(values[name] for name in names if name not in ends)
-    return list(run_graph(serialised(model, None), stage, inputs, names).values())
+    """What the nodes of a graph compute under these names; in float32, as ONNX Runtime gives no arrays of bfloat16."""
+    graph, shown = model.graph, []
+    values = {str(value.name): value for node in graph for value in node.outputs}
+    for name in names:
+        value = values[name]
+        if value.dtype in LOW_TYPES:
+            wide = cast_to(value, FLOAT, f"{name}.shown")
+            graph.append(wide)
+            value = wide.outputs[0]
+        if not value.is_graph_output():
+            graph.outputs.append(value)
+        shown.append(str(value.name))
+    return list(run_graph(serialised(model, None), stage, inputs, shown).values())

@@ -112,7 +112,7 @@ def bisect(
         engine: what runs the low-precision stages, and builds them outside of the user's engine cache; their
             surroundings run on ONNX Runtime in float32.
         plan: where to start from.
-        probes: the segments to meet the limit on, of a verification of that plan.
+        probes: the segments to meet the limit on, of a verification of that plan without a gate.
         progress: called before every measurement.
 
     Raises:
@@ -121,7 +121,8 @@ def bisect(
     """
     if not probes:
         raise UsageError(
-            "there are no segments to bisect on", "Verify on audio or the built-in signals first."
+            "there are no segments to bisect on: none was given, or all ran in float32 because of the gate",
+            "Give longer audio, or --gate off.",
         )
     with contextlib.ExitStack() as stack:
         surroundings = choose("ort", EngineOptions(engine.options.threads)).engine

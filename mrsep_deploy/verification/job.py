@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +47,8 @@ class Request:
         against: the reference: a checkpoint, or a float32 bundle.
         audio: files to listen to; none for the built-in signals.
         limit: the least SNR in dB, or None for that of the precision.
-        gate: crest factor above which segments run in float32, or None for the bundle's.
+        gate: crest factor above which segments run in float32; None for the bundle's, or with ``bisect`` for none, as
+            segments in float32 tell nothing of nodes in lower precision.
         threads: CPU threads, 0 for all.
         accumulation: of products in float16, emulated on a CPU: float32 is expected, float16 the worst case.
         bisect: search for a plan if it fails, so that conversions which would be refused are judged, too.
@@ -82,7 +84,8 @@ class Job:
         asked, plan = self.request, plan or self.plan
         with contextlib.ExitStack() as stack:
             candidate = asked.bundle if plan is None else self._candidate(plan, stack)
-            how = (asked.limit, progress, asked.excerpt, asked.gate)
+            gate = math.inf if asked.bisect and asked.gate is None else asked.gate
+            how = (asked.limit, progress, asked.excerpt, gate)
             return verify(candidate, self.engine, self.reference, self.tracks, *how)
 
     def _candidate(self, plan: PrecisionPlan, stack: contextlib.ExitStack) -> Bundle:

@@ -100,12 +100,14 @@ def test_saturation_fails_and_bisection_writes_a_plan(verify: Verify, tmp_path: 
     write_plan(PrecisionPlan("float16", ()), "bare.json")
     failed = verify(bundle.path, "--plan", "bare.json", "--limit", "40")
     assert failed.exit_code == 1
-    assert "stage branch.time" in failed.output
-    assert "infinite values" in failed.output
-    assert "No GPU has run this" in failed.output
+    assert "stage branch.time leaves the range of float16 at the node repeat/Gain" in failed.output
+    assert "verify --bisect" in failed.output
     assert not Path("saturating.plan.json").exists()
     found = verify(bundle.path, "--plan", "bare.json", "--limit", "40", "--bisect")
     assert found.exit_code == 0, found.output
+    assert "infinite values" in found.output
+    assert "No GPU has run this" in found.output
+    assert "segments ran in float32" not in found.output
     assert "repeat/Gain" in found.output
     plan = read_plan("saturating.plan.json")
     assert set(plan.keep) == {"branch.time"}
@@ -123,9 +125,23 @@ def test_bisection_as_json(verify: Verify, tmp_path: Path) -> None:
     found = json.loads(verify(*arguments, "--json").stdout)
     assert found["passes"] is False
     assert found["with_plan"]["passes"] is True
+    assert (found["gate"], found["with_plan"]["gate"]) == (None, None)
+    assert [stem["track"] for stem in found["stems"] if not stem["passes"]]
     (search,) = found["bisection"]
     assert search["proved"] is True
     assert search["stages"][0]["stage"] == "branch.time"
+
+
+def test_a_gate_that_leaves_nothing_to_bisect_on(verify: Verify, tmp_path: Path) -> None:
+    """One that is given holds for a bisection as well; silence is not above it, but infinite by the gain."""
+    bundle = saturating(tmp_path)
+    write_plan(PrecisionPlan("float16", ()), "bare.json")
+    given = (bundle.path, "--plan", "bare.json", "--bisect")
+    done = verify(*given, "--gate", "1")
+    assert done.exit_code == 2
+    assert "all ran in float32 because of the gate" in done.output
+    assert "--gate off" in done.output
+    assert not Path("saturating.plan.json").exists()
 
 
 # --- accumulation
@@ -159,7 +175,7 @@ def cancelling(folder: Path) -> Bundle:
 
 def test_sums_in_float16_are_asked_for_and_named(verify: Verify, tmp_path: Path) -> None:
     bundle = cancelling(tmp_path)
-    common = (bundle.path, "--precision", "fp16", "--limit", "40")
+    common = (bundle.path, "--precision", "fp16", "--limit", "40", "--gate", "off")
     expected = verify(*common)
     assert expected.exit_code == 0, expected.output
     assert "accumulates in float32: what is expected" in " ".join(expected.output.split())
@@ -173,7 +189,7 @@ def test_sums_in_float16_are_asked_for_and_named(verify: Verify, tmp_path: Path)
 
 
 def test_bfloat16_has_no_worse_case(verify: Verify, bundle: Bundle) -> None:
-    common = (bundle.path, "--precision", "bf16", "--json")
+    common = (bundle.path, "--precision", "bf16", "--json", "--gate", "off")
     expected, worst = (
         json.loads(verify(*common, "--accumulation", kind).stdout) for kind in ("float32", "float16")
     )
@@ -189,7 +205,7 @@ def test_bfloat16_has_no_worse_case(verify: Verify, bundle: Bundle) -> None:
             ("--precision", "fp16", "--engine", "openvino"),
             "engine openvino emulates no accumulation in float16",
         ),
-        (("--calibrate",), "--calibrate runs in float32"),
+        (("--calibrate",), "--calibrate takes accumulation in float32"),
     ],
 )
 def test_where_there_is_no_such_accumulation(
@@ -250,6 +266,8 @@ def test_prediction_and_calibration_agree_on_names(tmp_path: Path) -> None:
         (("--bisect",), "--bisect needs"),
         (("--bisect", "--precision", "fp32"), "--bisect needs"),
         (("--output", "plan.json"), "--output is where --bisect writes"),
+        (("--calibrate", "--gate", "off"), "--calibrate measures without a gate"),
+        (("--calibrate-gate", "--gate", "9"), "--calibrate-gate measures without a gate"),
         (("--plan", "missing.json"), "missing.json cannot be read"),
         (("--precision", "int8"), "Invalid value for '--precision'"),
     ],
