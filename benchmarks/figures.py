@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from figures_accumulation import accumulation
 from figures_benchmarking import benchmarking
 from figures_cpu import cpu
 from figures_shipped import card
@@ -28,7 +29,7 @@ SONGS = {"chaos_god": "with vocals", "metal_madness": "without vocals"}
 
 def figures() -> str:
     """All of it, as Markdown."""
-    return "\n".join([*_speed(), "", *_memory(), "", *_parity(), "", *_precision()])
+    return "\n".join([*_speed(), "", *_memory(), "", *_parity(), "", *_precision(), "", *accumulation()])
 
 
 def _speed() -> Iterator[str]:
