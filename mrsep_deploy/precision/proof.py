@@ -26,7 +26,14 @@ from mrsep_deploy.precision.hazards import overflow, ranked
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.node_types import FLOAT
 from mrsep_deploy.precision.numbers import LOW_TYPES
-from mrsep_deploy.precision.proof_record import EXACT_DB, LEAST_DB, Hazard, Proof, StageProof
+from mrsep_deploy.precision.proof_record import (
+    EXACT_DB,
+    LEAST_DB,
+    ONE_ROUNDING_DB,
+    Hazard,
+    Proof,
+    StageProof,
+)
 from mrsep_deploy.precision.watch import Array, Arrays, Watched, run_graph
 from mrsep_deploy.process.machine import cpu_budget
 from mrsep_deploy.transforms.host import host_runner
@@ -114,7 +121,8 @@ class _Run:
         weakest = None
         if snr < LEAST_DB:
             given = {name: self.exact[name] for name in stage.inputs}
-            weakest = _weakest(self.typed[stage.name], given, self._rounded(stage, self.exact))
+            typed, precision = self.typed[stage.name], cast("Low", self.converted.precision)
+            weakest = _weakest(typed, precision, given, self._rounded(stage, self.exact))
         self.stages[stage.name] = StageProof(snr, weakest)
 
     def _rounded(self, stage: Stage, tensors: Mapping[str, Array]) -> Arrays:
@@ -136,11 +144,14 @@ def _on_host(manifest: Manifest, stage: Stage, tensors: Mapping[str, Array]) -> 
     return made
 
 
-def _weakest(typed: TypedGraph, exact: Mapping[str, Array], low: Mapping[str, Array]) -> str:
+def _weakest(typed: TypedGraph, precision: Low, exact: Mapping[str, Array], low: Mapping[str, Array]) -> str:
     """The node at which a stage loses most: its result's SNR is furthest below those of what it reads.
+
+    That a result is rounded at all is no loss: of bfloat16 it would hide every other one.
 
     Args:
         typed: the stage's graph.
+        precision: of its low nodes.
         exact, low: its inputs, for the float32 graph and for the converted one.
     """
     graph = typed.source
@@ -155,8 +166,8 @@ def _weakest(typed: TypedGraph, exact: Mapping[str, Array], low: Mapping[str, Ar
 
     def loss(node: ir.Node) -> float:
         read = (producer.outputs[0].name for producer in sources(node))
-        before = min((found.get(str(name), EXACT_DB) for name in read), default=EXACT_DB)
-        return before - found[str(node.outputs[0].name)]
+        before = (found[name] for name in map(str, read) if name in found)
+        return min([ONE_ROUNDING_DB[precision], *before]) - found[str(node.outputs[0].name)]
 
     return str(max(nodes, key=loss).name)
 
