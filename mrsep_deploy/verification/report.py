@@ -168,6 +168,10 @@ def limit_lines(found: Plain) -> list[str]:
             f"{gate['in_float32']} of {gate['segments']} segments ran in float32: {found['precision']} loses those "
             f"of a crest factor above {gate['crest']:g}."
         )
+        if gate["in_float32"] == gate["segments"]:
+            lines.append(
+                f"So the stems prove nothing of {found['precision']}: give --gate off, or other audio."
+            )
     return lines
 
 

@@ -194,7 +194,10 @@ def test_verify_runs_segments_as_run_does(bundle: Bundle, song: Path) -> None:
     assert json.loads(command(*common, "--gate", "off").stdout)["gate"] is None
     all_exact = json.loads(command(*common, "--gate", "0").stdout)
     assert all(stem["snr_db"] is None or stem["snr_db"] > 100 for stem in all_exact["stems"])
-    assert "segments ran in float32" in command(*common[:-2], "--gate", "5").stdout
+    said = command(*common[:-2], "--gate", "5").stdout
+    assert "segments ran in float32" in said
+    assert "prove nothing" not in said
+    assert "So the stems prove nothing of float16" in command(*common[:-2], "--gate", "0").stdout
 
 
 def test_what_cannot_be_calibrated(bundle: Bundle, tmp_path: Path) -> None:
