@@ -103,12 +103,27 @@ def _precision() -> Iterator[str]:
         snr = golden["worst_snr"]
         heard = [value for value in snr.values() if value is not None]
         yield f"| `{name}` | {snr['golden']:.1f} | {min(heard):.1f} |"
+    yield ""
+    yield from _published()
+
+
+def _published() -> Iterator[str]:
+    yield "| untrained, published size, 10 s: the proof, dB | drums | bass | other | vocals | weakest stage |"
+    yield "|---|---|---|---|---|---|"
+    for name, family in result("precision_published")["families"].items():
+        proof = family["proof"]
+        snr = {stage: each["snr_db"] for stage, each in proof["stages"].items()}
+        weakest = min(snr, key=snr.__getitem__)
+        cells = " | ".join(f"{proof['stems'][source]:.1f}" for source in SOURCES)
+        yield f"| `{name}` | {cells} | {weakest}: {snr[weakest]:.1f} |"
 
 
 def _in_float16(model: str, name: str, track: Mapping[str, Any]) -> Iterator[str]:
     """A row of SNR, and one of the changes in SDR where true stems are known."""
     stems = [track["stems"][source] for source in SOURCES]
-    what = f"{model}, {name}, {track['seconds']:.0f} s"
+    run = track["runs"]["fp16"]
+    redone = f"{run['segments_in_float32']} of {run['segments']} segments in float32"
+    what = f"{model}, {name}, {track['seconds']:.0f} s, {redone}"
     yield f"| {what} | {' | '.join(map(_stem_in_float16, stems))} |"
     changes = [stem.get("sdr_change_db") for stem in stems]
     if any(change is not None for change in changes):
