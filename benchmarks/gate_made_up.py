@@ -5,7 +5,7 @@
 BUNDLE is a float32 bundle whose gate has been calibrated (``verify --calibrate-gate``); by default the trained
 HTDemucs, exported and calibrated here on the five songs. The segments are drawn with another seed than those of the
 calibration. Each runs on ONNX Runtime's CPU in float32 and in float16, rounded after every operator. Writes
-``benchmarks/results/gate_made_up_NAME.json``: every segment's crest factor and the SNR of its worst stem, and
+``benchmarks/results/gate_made_up_NAME.json``: every segment's burstiness and the SNR of its worst stem, and
 whether the gate has it run in float32.
 """
 
@@ -44,21 +44,21 @@ def tracks() -> list[Track]:
     return [Track(song.name, SongStatistics.measure(song.blocks()), song.blocks) for song in songs()]
 
 
-def rows(tried: list[Tried], crest: float) -> list[dict[str, object]]:
-    """The table: between two crest factors, how many segments there are, and how they fare without the gate."""
+def rows(tried: list[Tried], burstiness: float) -> list[dict[str, object]]:
+    """The table: between two values, how many segments there are, and how they fare without the gate."""
     made = []
     for low, high in zip((0, *SHOWN), (*SHOWN, math.inf), strict=True):
-        part = [each for each in tried if low < each.crest <= high]
+        part = [each for each in tried if low < each.burstiness <= high]
         if part:
             made.append(
                 {
                     "above": low,
                     "up_to": high if math.isfinite(high) else None,
                     "segments": len(part),
-                    "in_float32": sum(each.crest > crest for each in part),
+                    "in_float32": sum(each.burstiness > burstiness for each in part),
                     "worst_snr_db": min(each.snr for each in part),
                     "worst_snr_with_gate_db": min(
-                        (each.snr for each in part if each.crest <= crest), default=None
+                        (each.snr for each in part if each.burstiness <= burstiness), default=None
                     ),
                 }
             )
@@ -85,11 +85,11 @@ def main() -> None:
             for each in made_up(bundle.manifest.model, music_from(music, bundle.manifest), asked.count, SEED):
                 tried.append(trial.made_up(each))
                 print(
-                    f"{len(tried)}/{asked.count} crest {tried[-1].crest:.1f}: {tried[-1].snr:.1f} dB",
+                    f"{len(tried)}/{asked.count} burstiness {tried[-1].burstiness:.1f}: {tried[-1].snr:.1f} dB",
                     flush=True,
                 )
             limit = trial.limit
-    passed = [each for each in tried if each.crest <= gate.crest]
+    passed = [each for each in tried if each.burstiness <= gate.burstiness]
     result = {
         "machine": machine,
         "model": bundle.manifest.name,
@@ -99,7 +99,7 @@ def main() -> None:
         "in_float32": len(tried) - len(passed),
         "failed_without_gate": sum(not each.passes for each in tried),
         "failed_with_gate": sum(not each.passes for each in passed),
-        "rows": rows(tried, gate.crest),
+        "rows": rows(tried, gate.burstiness),
         "tried": plain(tried),
     }
     print(write_result(f"gate_made_up_{bundle.manifest.name}", result))

@@ -229,11 +229,11 @@ class Gate:
     up far beyond what the model was trained on, and rounding errors with it.
 
     Attributes:
-        crest: largest crest factor of a segment's mix that runs in lower precision (see ``separation.gate``).
+        burstiness: largest burstiness of a segment's mix that runs in lower precision (see ``separation.gate``).
         tried, missed: segments below it on which a calibration has tried it, and how many of them failed.
     """
 
-    crest: Annotated[float, Meta(ge=0, le=1e9)]
+    burstiness: Annotated[float, Meta(ge=0, le=1e9)]
     tried: Count = 0
     missed: Count = 0
 

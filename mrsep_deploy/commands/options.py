@@ -188,9 +188,9 @@ def limit() -> Any:
 
 
 def gate(default: str = "what verify --calibrate-gate found, or 7.5") -> Any:
-    """``--gate CREST|off``; infinite for off. ``default`` says what holds without it."""
+    """``--gate BURSTINESS|off``; infinite for off. ``default`` says what holds without it."""
 
-    def crest(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    def burstiness(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
         if text is None or text == "off":
             return None if text is None else math.inf
         try:
@@ -198,14 +198,14 @@ def gate(default: str = "what verify --calibrate-gate found, or 7.5") -> Any:
         except ValueError:
             value = math.nan
         if not 0 <= value < math.inf:
-            raise click.BadParameter(f"{text!r} is neither off nor a crest factor, such as 7.5")
+            raise click.BadParameter(f"{text!r} is neither off nor burstiness, such as 4")
         return value
 
     return option(
-        "Lower precision: segments with a higher crest factor (almost silent but for a brief sound) run in "
+        "Lower precision: segments with a higher burstiness (almost silent but for a brief sound) run in "
         f"float32.  [default: {default}]",
-        metavar="CREST|off",
-        callback=crest,
+        metavar="BURSTINESS|off",
+        callback=burstiness,
         shell_complete=completing.gates,
     )
 

@@ -49,8 +49,10 @@ def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) 
     lines = [f"{model} on {engine.title} {found.version}, {found.device}{reason}{measured}", *limits]
     if manifest.precision != "float32":
         emulated = f", emulated: {engine.title} computes it {engine.emulation}" if engine.emulation else ""
-        crest = separator.gate
-        gate = f"; segments of a crest factor above {crest:g} in float32" if math.isfinite(crest) else ""
+        burstiness = separator.gate
+        gate = (
+            f"; segments of burstiness above {burstiness:g} in float32" if math.isfinite(burstiness) else ""
+        )
         lines.append(f"Precision: {manifest.precision}{emulated}{gate}.")
     if not manifest.model.trained:
         untrained = "its weights are random, and its stems are no separation of the song"

@@ -68,7 +68,7 @@ class VerifyOptions:
         "break in fp16."
     )
     calibrate_gate: bool = flag(
-        "Instead: find the crest factor above which segments have to run in float32, on made-up segments and "
+        "Instead: find the burstiness above which segments have to run in float32, on made-up segments and "
         "--audio, and store it in the bundle."
     )
     threads: int = options.threads()

@@ -93,7 +93,7 @@ def _plain_check(check: Check | None) -> dict[str, float] | None:
 
 def _gate(gate: Gate) -> str:
     found = f"{gate.missed} of {gate.tried} segments below it failed" if gate.tried else "not calibrated"
-    return f"segments of a crest factor above {gate.crest:g} run in float32 ({found})"
+    return f"segments of burstiness above {gate.burstiness:g} run in float32 ({found})"
 
 
 def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:

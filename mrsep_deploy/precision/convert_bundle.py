@@ -30,7 +30,7 @@ from mrsep_deploy.precision.ranges import load
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 """Of the conversion: bundles in the cache that another version made are not taken."""
 
 

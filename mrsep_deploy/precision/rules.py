@@ -151,10 +151,18 @@ def _residual(graph: ir.Graph, _precision: Low, _kept: Nodes) -> Nodes:
 
 
 def _constants(graph: ir.Graph, precision: Low, _kept: Nodes) -> Nodes:
-    """Operators with a constant that overflows, or whose rounding costs more than a normal number's."""
+    """Operators on constants alone, which engines compute once, and those with a constant that overflows, or
+    whose rounding costs more than a normal number's."""
     constants = filter(is_float, graph.initializers.values())
     lost = (value for value in constants if not survives(numbers_of(value), precision))
-    return {node for value in lost for node in value.consumers() if node.op_type not in MOVEMENT}
+    folded: Nodes = set()
+    given = set(graph.inputs)
+    for node in graph:
+        if not given.isdisjoint(value for value in node.inputs if value is not None):
+            given.update(node.outputs)
+        elif is_float(node.outputs[0]) and node.op_type not in MOVEMENT:
+            folded.add(node)
+    return folded | {node for value in lost for node in value.consumers() if node.op_type not in MOVEMENT}
 
 
 def _transposed(graph: ir.Graph, precision: Low, _kept: Nodes) -> Nodes:

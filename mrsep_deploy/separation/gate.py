@@ -2,7 +2,7 @@
 
 A model scales each segment by its own spread. Where a segment is almost silent but for a brief sound, the sound is
 scaled up far beyond what the model was trained on, and the roundings of float16 with it, until nothing is left of the
-stems. The crest factor of a segment's mix tells so before the first stage. What still comes out with NaN or infinity is
+stems. The burstiness of a segment's mix tells so before the first stage. What still comes out with NaN or infinity is
 computed again, too.
 """
 
@@ -22,8 +22,11 @@ from mrsep_deploy.separation.stream import Runs
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CREST = 7.5
-"""Of bundles that were never calibrated, as the trained HTDemucs needs it. Most music lies between 4 and 7."""
+DEFAULT_BURSTINESS = 4.0
+"""Of bundles that were never calibrated, as the trained HTDemucs needs it. Music lies between 1 and 2.5."""
+
+FRAMES = 256
+"""Of a segment: 30 ms each in one of 7.8 s. Shorter ones would take a drum's stroke for a burst."""
 
 Rows = NDArray[np.bool_]
 """Which segments of a batch ``[b]``."""
@@ -31,20 +34,29 @@ Rows = NDArray[np.bool_]
 
 def gate_of(manifest: Manifest) -> Gate:
     """The gate of a bundle's precision: what a calibration has found, or the default."""
-    return manifest.gates.get(manifest.precision, Gate(DEFAULT_CREST))
+    return manifest.gates.get(manifest.precision, Gate(DEFAULT_BURSTINESS))
 
 
-def crest_factor(mix: Float32) -> float:
-    """Peak over standard deviation of a segment ``[C, L]``, all channels together; 0 for silence."""
-    flat = mix.reshape(-1)
-    centred = flat - flat.mean()
-    power = float(np.dot(centred, centred)) / centred.size
-    return max(float(centred.max()), -float(centred.min())) / power**0.5 if power > 0 else 0.0
+def burstiness_of(mix: Float32) -> float:
+    """How unevenly a segment ``[C, L]`` has its energy: the mean of its frames' squared energies over their squared mean.
+
+    1 for a steady sound, 256 if one of the 256 frames has all of it, 0 for silence. A peak says less: a mix with loud
+    drums has one as high over its spread as a burst in silence.
+    """
+    centred = mix - mix.mean()
+    length = max(centred.shape[1] // FRAMES, 1)
+    whole = centred.shape[1] // length * length
+    framed = centred[:, :whole].reshape(len(centred), -1, length)
+    energies = np.einsum("cfn,cfn->f", framed, framed).astype(np.float64)
+    rest = centred[:, whole:]
+    energies[-1] += np.vdot(rest, rest)
+    mean = float(energies.mean())
+    return float(np.square(energies).mean()) / mean**2 if mean > 0 else 0.0
 
 
-def fragile(mix: Float32, crest: float) -> Rows:
-    """Which segments of a batch ``[b, C, L]`` have a crest factor above ``crest``."""
-    return np.array([crest_factor(item) > crest for item in mix], np.bool_)
+def fragile(mix: Float32, burstiness: float) -> Rows:
+    """Which segments of a batch ``[b, C, L]`` have burstiness above ``burstiness``."""
+    return np.array([burstiness_of(item) > burstiness for item in mix], np.bool_)
 
 
 def broken(stems: Float32) -> Rows:
@@ -82,20 +94,20 @@ class GatedRuns:
 
     Args:
         low: runs them in lower precision.
-        crest: see ``Gate``.
+        burstiness: see ``Gate``.
         twin: makes what runs them in float32, when it is first needed; None where there are no float32 graphs.
     """
 
-    def __init__(self, low: Runs, crest: float, twin: Callable[[], Runs] | None) -> None:
+    def __init__(self, low: Runs, burstiness: float, twin: Callable[[], Runs] | None) -> None:
         self.capacity = low.capacity
-        self._low, self._crest, self._make_twin = low, crest, twin
+        self._low, self._burstiness, self._make_twin = low, burstiness, twin
         self._high: Runs | None = None
         self._open: list[GatedTicket] = []
         self._warned = False
 
     def submit(self, mix: Float32) -> GatedTicket:
         """Starts segments ``[b, C, L]``."""
-        rows = fragile(mix, self._crest)
+        rows = fragile(mix, self._burstiness)
         if rows.any() and self._make_twin is None:
             self._warn()
             rows[:] = False
@@ -157,7 +169,7 @@ class GatedRuns:
         if not self._warned:
             self._warned = True
             log.warning(
-                "a segment is almost silent but for a brief sound (crest factor above %g), and lower precision loses "
+                "a segment is almost silent but for a brief sound (burstiness above %g), and lower precision loses "
                 "it; this bundle has no float32 graphs to run it with: export the checkpoint again",
-                self._crest,
+                self._burstiness,
             )

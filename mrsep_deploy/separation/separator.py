@@ -67,7 +67,7 @@ class Separator:
         precision: one of ``mrsep_deploy.precision.names.ASKED``, by default the bundle's own. A float32 bundle is
             converted, once, and kept in the cache (``bundle`` then is that one).
         plan: for ``mixed``, the file of a plan.
-        gate: crest factor above which segments run in float32 where the bundle is of lower precision; infinite for
+        gate: burstiness above which segments run in float32 where the bundle is of lower precision; infinite for
             none. By default what a calibration has found (see ``mrsep_deploy.separation.gate``).
         trace: note who runs when; ``scheduler.trace`` then tells where the last segment's time went.
 
@@ -132,7 +132,7 @@ class Separator:
             raise
         schedulers = [self.scheduler]
         self._runs: Runs = self.scheduler
-        self.gate = gate_of(self.manifest).crest if gate is None else gate
+        self.gate = gate_of(self.manifest).burstiness if gate is None else gate
         if self.manifest.precision != "float32" and math.isfinite(self.gate):
             twin = self.bundle.twin
             make = None if twin is None else functools.partial(_open_twin, twin, self.engine, how, schedulers)

@@ -121,21 +121,21 @@ class GatedChain:
     Args:
         chain: runs the bundle.
         bundle, engine: what it runs, and what runs it.
-        crest: see ``Gate``; infinite for a float32 bundle.
+        burstiness: see ``Gate``; infinite for a float32 bundle.
         stack: closes what runs segments in float32, which is opened when it is first needed.
     """
 
     def __init__(
-        self, chain: Chain, bundle: Bundle, engine: Engine, crest: float, stack: contextlib.ExitStack
+        self, chain: Chain, bundle: Bundle, engine: Engine, burstiness: float, stack: contextlib.ExitStack
     ) -> None:
         self.chain, self.engine, self.stack = chain, engine, stack
         self.source = bundle.twin
-        self.crest = math.inf if self.source is None else crest
+        self.burstiness = math.inf if self.source is None else burstiness
         self.twin: Chain | None = None
 
     def fragile(self, mix: Array) -> Rows:
         """Which segments of a batch ``[B, C, L]`` never run in lower precision."""
-        return fragile(mix, self.crest)
+        return fragile(mix, self.burstiness)
 
     def stems(self, mix: Array) -> tuple[Array, Rows]:
         """Returns the stems ``[B, S, C, L]`` of segments ``[B, C, L]``, and which of them ran in float32."""
@@ -143,7 +143,7 @@ class GatedChain:
         if rows.all():
             return self.in_float32(mix), rows
         stems = self.chain.stems(mix)
-        if math.isfinite(self.crest):
+        if math.isfinite(self.burstiness):
             rows |= broken(stems)
         if rows.any():
             stems[rows] = self.in_float32(mix)[rows]

@@ -1,8 +1,8 @@
-"""Finds the crest factor above which segments have to run in float32, on made-up segments and on songs.
+"""Finds the burstiness above which segments have to run in float32, on made-up segments and on songs.
 
 Each segment runs in lower precision and in float32. It fails if a stem's error passes neither by the stem nor by the
 mix (``measuring.limits``), both ``SONG_DB`` lower than for a song: a segment is one of many.
-The gate is just below the lowest crest factor of a made-up segment that fails. How far that can be trusted is asked of
+The gate is just below the lowest burstiness of a made-up segment that fails. How far that can be trusted is asked of
 segments it has not seen: the gate of one half is tried on the other, and what it lets pass and fails there is missed.
 """
 
@@ -27,7 +27,7 @@ from mrsep_deploy.measuring.limits import BELOW_MIX_DB, Limit, Powers, limit_for
 from mrsep_deploy.precision.convert_bundle import derived_bundle
 from mrsep_deploy.precision.names import ARITHMETIC
 from mrsep_deploy.precision.plan import PrecisionPlan
-from mrsep_deploy.separation.gate import crest_factor
+from mrsep_deploy.separation.gate import burstiness_of
 from mrsep_deploy.separation.segments import SongStatistics, applied
 from mrsep_deploy.terminal.tables import decibels, table
 from mrsep_deploy.verification.chain import Chain
@@ -41,15 +41,15 @@ COUNT = 60
 SONG_DB = 10.0
 """How many dB more a segment may lose than a whole song, whose error is that of ten such segments or more."""
 MARGIN = 0.95
-"""The gate over the lowest crest factor that failed."""
-LEAST_CREST = 6.0
-"""Below it lies most music: a gate there would be none. What fails there is no matter of the crest factor."""
+"""The gate over the lowest burstiness that failed."""
+LEAST_BURSTINESS = 3.0
+"""Below it lies most music: a gate there would be none. What fails there is no matter of burstiness."""
 HIGHEST = 4
-"""Segments of a song with the highest crest factors, which are tried besides some from all over it."""
+"""Segments of a song with the highest burstiness, which are tried besides some from all over it."""
 SECONDS = 60.0
 """Of each song, from its middle, that made-up segments take their music from."""
-SHOWN = (5, 7, 8, 10, 12, 15, 20, 30, 50, 100)
-"""Crest factors between which tables add up."""
+SHOWN = (1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100)
+"""Burstiness between which tables add up."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Tried:
     Attributes:
         title: what it is.
         made_up: or of a song.
-        crest: of its mix.
+        burstiness: of its mix.
         snr: of the worst stem in dB, by the stem's own level; of those that do not pass by the mix, if there are any.
         passes: every stem does.
     """
 
     title: str
     made_up: bool
-    crest: float
+    burstiness: float
     snr: float
     passes: bool
 
@@ -77,13 +77,13 @@ class GateCalibration:
 
     Attributes:
         limit: the least SNR of a stem in a segment, in dB.
-        crests: of all segments of every song, by its name.
+        values: of all segments of every song, by its name.
     """
 
     precision: str
     limit: float
     tried: tuple[Tried, ...]
-    crests: Mapping[str, tuple[float, ...]]
+    values: Mapping[str, tuple[float, ...]]
 
     @property
     def gate(self) -> Gate:
@@ -95,14 +95,14 @@ class GateCalibration:
             each
             for half, other in (halves, halves[::-1])
             for each in (*other, *songs)
-            if each.crest <= _crest(half)
+            if each.burstiness <= _threshold(half)
         ]
-        return Gate(_crest(own), len(seen), sum(not each.passes for each in seen))
+        return Gate(_threshold(own), len(seen), sum(not each.passes for each in seen))
 
     def redone(self) -> Mapping[str, float]:
         """Share of every song's segments that the gate has run in float32."""
-        crest = self.gate.crest
-        return {name: float(np.mean(np.array(found) > crest)) for name, found in self.crests.items()}
+        burstiness = self.gate.burstiness
+        return {name: float(np.mean(np.array(found) > burstiness)) for name, found in self.values.items()}
 
     def plain(self) -> dict[str, Any]:
         """Everything as JSON has it."""
@@ -115,11 +115,11 @@ class GateCalibration:
         }
 
 
-def _crest(made_up: Sequence[Tried]) -> float:
-    failed = [each.crest for each in made_up if not each.passes]
-    highest = max((each.crest for each in made_up), default=0.0)
+def _threshold(made_up: Sequence[Tried]) -> float:
+    failed = [each.burstiness for each in made_up if not each.passes]
+    highest = max((each.burstiness for each in made_up), default=0.0)
     found = MARGIN * min(failed) if failed else highest
-    return round(max(found, LEAST_CREST), 2)
+    return round(max(found, LEAST_BURSTINESS), 2)
 
 
 def calibrate_gate(
@@ -153,8 +153,8 @@ def calibrate_gate(
                 progress(title, len(found), total)
                 found.append(trial.run(title, mix, track.statistics.scale))
     progress("done", total, total)
-    crests = {track.name: tuple(_crests(track, manifest)) for track in tracks}
-    return GateCalibration(plan.precision, trial.limit.decibels, tuple(found), crests)
+    values = {track.name: tuple(_each_burstiness(track, manifest)) for track in tracks}
+    return GateCalibration(plan.precision, trial.limit.decibels, tuple(found), values)
 
 
 def music_from(tracks: Sequence[Track], manifest: Manifest) -> Music:
@@ -196,7 +196,7 @@ class Trial:
     def run(self, title: str, mix: Float32, scale: float) -> Tried:
         """Tries one segment ``[C, L]``, normalised as the model takes it; ``scale`` undoes that."""
         exact, rounded = self.high.stems(mix[None])[0], self.low.stems(mix[None])[0]
-        return Tried(title, False, crest_factor(mix), *_judged(exact, rounded, mix, scale, self.limit))
+        return Tried(title, False, burstiness_of(mix), *_judged(exact, rounded, mix, scale, self.limit))
 
     def __enter__(self) -> Trial:
         return self
@@ -224,16 +224,16 @@ def _power(samples: NDArray[Any]) -> float:
     return power if math.isfinite(power) else math.inf
 
 
-def _crests(track: Track, manifest: Manifest) -> Iterator[float]:
+def _each_burstiness(track: Track, manifest: Manifest) -> Iterator[float]:
     for batch in batches(track, manifest):
         for item in batch.mix[: len(batch.segments)]:
-            yield crest_factor(item)
+            yield burstiness_of(item)
 
 
 def _chosen(track: Track, manifest: Manifest) -> Iterator[tuple[int, Float32]]:
-    """Segments of a song ``[C, L]`` with their numbers: some from all over it, and those of the highest crest."""
-    crests = list(_crests(track, manifest))
-    highest = set(sorted(range(len(crests)), key=crests.__getitem__)[-HIGHEST:])
+    """Segments of a song ``[C, L]`` with their numbers: some from all over it, and those of the highest burstiness."""
+    values = list(_each_burstiness(track, manifest))
+    highest = set(sorted(range(len(values)), key=values.__getitem__)[-HIGHEST:])
     number = 0
     for batch in batches(track, manifest):
         for item in batch.mix[: len(batch.segments)]:
@@ -267,13 +267,11 @@ def store_gate(bundle: Bundle, found: GateCalibration) -> Bundle:
 
 
 def print_gate(screen: Console, found: Mapping[str, Any]) -> None:
-    """Prints how segments fare by their crest factor, the gate, and what it costs."""
+    """Prints how segments fare by their burstiness, the gate, and what it costs."""
     gate = found["gate"]
-    shown = table(
-        "crest factor", "segments", "failed", "worst SNR", right=("segments", "failed", "worst SNR")
-    )
+    shown = table("burstiness", "segments", "failed", "worst SNR", right=("segments", "failed", "worst SNR"))
     for low, high in zip((0, *SHOWN), (*SHOWN, math.inf), strict=True):
-        part = [each for each in found["segments"] if low < each["crest"] <= high]
+        part = [each for each in found["segments"] if low < each["burstiness"] <= high]
         if part:
             worst = min(math.inf if each["snr"] is None else each["snr"] for each in part)
             failed = str(sum(not each["passes"] for each in part))
@@ -286,7 +284,7 @@ def print_gate(screen: Console, found: Mapping[str, Any]) -> None:
         style="dim", soft_wrap=True,
     )  # fmt: skip
     screen.print(
-        f"\n{found['precision']}: segments of a crest factor above {gate['crest']:g} run in float32. "
+        f"\n{found['precision']}: segments of burstiness above {gate['burstiness']:g} run in float32. "
         f"Of {gate['tried']} segments that a gate made of others lets pass, {gate['missed']} failed.",
         soft_wrap=True,
     )

@@ -47,7 +47,7 @@ class Request:
         against: the reference: a checkpoint, or a float32 bundle.
         audio: files to listen to; none for the built-in signals.
         limit: the least SNR in dB, or None for that of the precision.
-        gate: crest factor above which segments run in float32; None for the bundle's, or with ``bisect`` for none, as
+        gate: burstiness above which segments run in float32; None for the bundle's, or with ``bisect`` for none, as
             segments in float32 tell nothing of nodes in lower precision.
         threads: CPU threads, 0 for all.
         accumulation: of products in float16, emulated on a CPU: float32 is expected, float16 the worst case.

@@ -1,6 +1,6 @@
 """Made-up segments: music in all but silence, as intros, endings, fades, pauses and sound effects have it.
 
-Rounding errors grow with a segment's crest factor, and songs hold too few segments of a high one to learn from.
+Rounding errors grow with a segment's burstiness, and songs hold too few segments of a high one to learn from.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SEED = 20262
 NOISE = 1e-5
 """Standard deviation of what is all but silence, -100 dBFS: half a bit of 16-bit audio."""
 SHORTEST = 0.005
-"""Seconds of music in a segment, and no less: crest factors up to about 150."""
+"""Seconds of music in a segment, and no less: all energy in one frame, and a peak of 150 times the spread."""
 SHARES = (0.05, 0.8)
-"""Of a segment, that is music in every other one: crest factors of 5 to 20, where gates come to lie."""
+"""Of a segment, that is music in every other one: burstiness of 1 to 20, where gates come to lie."""
 PLACES = ("at the start", "in the middle", "at the end", "across the start", "across the end")
 SHAPES = ("as it is", "fading in", "fading out", "in pieces")
 

@@ -166,7 +166,7 @@ def limit_lines(found: Plain) -> list[str]:
     if gate := found.get("gate"):
         lines.append(
             f"{gate['in_float32']} of {gate['segments']} segments ran in float32: {found['precision']} loses those "
-            f"of a crest factor above {gate['crest']:g}."
+            f"of burstiness above {gate['burstiness']:g}."
         )
         if gate["in_float32"] == gate["segments"]:
             lines.append(

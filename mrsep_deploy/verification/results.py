@@ -141,9 +141,9 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class GateUse:
-    """Which segments ran in float32: those of a crest factor above ``crest``, and those with NaN or infinity."""
+    """Which segments ran in float32: those of burstiness above ``burstiness``, and those with NaN or infinity."""
 
-    crest: float
+    burstiness: float
     segments: int
     in_float32: int
 

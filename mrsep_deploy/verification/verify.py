@@ -48,7 +48,7 @@ def verify(
             precision.
         progress: called before every batch of segments.
         excerpt: also keep the stem it did worst on, by candidate and reference, to be looked at.
-        gate: crest factor above which segments run in float32 where the bundle is of lower precision; by default the
+        gate: burstiness above which segments run in float32 where the bundle is of lower precision; by default the
             bundle's (see ``separation.gate``).
 
     Raises:
@@ -69,11 +69,11 @@ def verify(
     probes = ProbeKeeper(manifest.model.audio_channels)
     titles = (f"{manifest.precision} on {engine.title}", reference.title)
     keeper = ExcerptKeeper(manifest.model, titles) if excerpt else None
-    crest = math.inf if not low else gate_of(manifest).crest if gate is None else gate
+    burstiness = math.inf if not low else gate_of(manifest).burstiness if gate is None else gate
     segments = in_float32 = 0
     with contextlib.ExitStack() as stack:
         chain = stack.enter_context(Chain(candidate, engine))
-        gated = GatedChain(chain, candidate, engine, crest, stack)
+        gated = GatedChain(chain, candidate, engine, burstiness, stack)
         for track in tracks:
             song = _Song(track, manifest, bound, keeper)
             for batch in batches(track, manifest):
@@ -111,7 +111,7 @@ def verify(
         ),
         stems=tuple(stems),
         segments=done,
-        gate=GateUse(gated.crest, segments, in_float32) if math.isfinite(gated.crest) else None,
+        gate=GateUse(gated.burstiness, segments, in_float32) if math.isfinite(gated.burstiness) else None,
         probes=probes.worst(),
         excerpt=None if keeper is None else keeper.worst,
     )

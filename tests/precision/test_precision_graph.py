@@ -223,6 +223,19 @@ def test_a_constant_that_does_not_survive_keeps_its_node(value: float) -> None:
     assert typed(data, replace(rules, precision="bfloat16")).kept == ()
 
 
+def test_what_is_computed_of_constants_alone_stays_in_float32() -> None:
+    """A table of positions, say: engines compute it once, and what reads it rounds it once, or not at all."""
+    maker = Maker()
+    table = maker.node("Add", maker.floats(1, 8, 2, 1), maker.floats(1, 1, 1, 16))
+    shaped = maker.node("Reshape", table, maker.constant(np.array(SHAPE)))
+    turned = maker.node("Transpose", "x", perm=[0, 1, 2, 3])
+    data = maker.graph(
+        ["x"], [maker.node("Add", maker.node("Conv", turned, maker.floats(8, 8, 1, 1)), shaped)]
+    )
+    assert typed(data, PrecisionPlan("float16", ("constants",))).kept == ("n0/Add",)
+    assert typed(data, BARE).kept == ()
+
+
 def test_a_plan_that_names_no_node() -> None:
     with pytest.raises(UsageError, match=r"keeps 'none/\*' of stage test, which matches none"):
         typed(chain("Conv"), replace(BARE, keep={"test": ("none/*",)}))

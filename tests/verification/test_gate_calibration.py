@@ -18,8 +18,14 @@ from mrsep_deploy.bundle.manifest import Gate
 from mrsep_deploy.bundle.registry import register
 from mrsep_deploy.commands import main
 from mrsep_deploy.measuring.limits import Limit
-from mrsep_deploy.separation.gate import crest_factor
-from mrsep_deploy.verification.gate_calibration import LEAST_CREST, MARGIN, GateCalibration, Tried, _judged
+from mrsep_deploy.separation.gate import burstiness_of
+from mrsep_deploy.verification.gate_calibration import (
+    LEAST_BURSTINESS,
+    MARGIN,
+    GateCalibration,
+    Tried,
+    _judged,
+)
 from mrsep_deploy.verification.made_up import PLACES, SHAPES, made_up, music_of, probe_music
 
 
@@ -50,8 +56,8 @@ def test_made_up_segments_are_the_same_every_time_and_of_every_kind(bundle: Bund
     assert not any(np.array_equal(a.mix, b.mix) for a, b in zip(first, other, strict=True))
 
 
-def test_they_cover_crest_factors_of_5_to_150() -> None:
-    """At the length of real segments, with music of a usual crest factor."""
+def test_they_cover_every_burstiness() -> None:
+    """At the length of real segments, with steady music."""
     from dataclasses import replace
     from fractions import Fraction
 
@@ -59,8 +65,8 @@ def test_they_cover_crest_factors_of_5_to_150() -> None:
 
     model = replace(tiny_manifest().model, sample_rate=44100, segment=Fraction(39, 5), segment_samples=343980)
     song = np.random.default_rng(0).standard_normal((CHANNELS, 2 * 343980)).astype(np.float32) * 0.2
-    crests = [crest_factor(each.mix) for each in made_up(model, music_of([song]), 60)]
-    counts, _ = np.histogram(crests, [4, 7, 10, 15, 30, 150])
+    values = [burstiness_of(each.mix) for each in made_up(model, music_of([song]), 60)]
+    counts, _ = np.histogram(values, [1, 2, 4, 8, 16, 64, 257])
     assert counts.min() >= 3, counts
 
 
@@ -82,14 +88,14 @@ def test_where_the_music_lies(bundle: Bundle) -> None:
 
 
 def calibration(*tried: tuple[float, bool], songs: Sequence[tuple[float, bool]] = ()) -> GateCalibration:
-    own = [Tried("", True, crest, 0.0, passes) for crest, passes in tried]
-    own += [Tried("", False, crest, 0.0, passes) for crest, passes in songs]
+    own = [Tried("", True, burstiness, 0.0, passes) for burstiness, passes in tried]
+    own += [Tried("", False, burstiness, 0.0, passes) for burstiness, passes in songs]
     return GateCalibration("float16", 50.0, tuple(own), {"song": (5.0, 9.0, 30.0, 40.0)})
 
 
 def test_it_lies_below_the_first_that_fails() -> None:
     found = calibration((8, True), (30, False), (12, True), (20, False), (15, True))
-    assert found.gate.crest == MARGIN * 20
+    assert found.gate.burstiness == MARGIN * 20
     assert found.redone() == {"song": 0.5}
 
 
@@ -98,13 +104,13 @@ def test_where_none_fails_it_lies_at_the_highest_that_was_tried() -> None:
 
 
 def test_it_does_not_fall_into_music() -> None:
-    assert calibration((LEAST_CREST - 1, False), (30, False)).gate.crest == LEAST_CREST
+    assert calibration((LEAST_BURSTINESS - 1, False), (30, False)).gate.burstiness == LEAST_BURSTINESS
 
 
 def test_misses_are_counted_on_segments_it_was_not_made_of() -> None:
     # Halves are (8, 40, 50) and (30, 12, 45): the gate of the first lets 30 pass, which fails.
     found = calibration((8, True), (30, False), (40, False), (12, True), (50, False), (45, False))
-    assert found.gate.crest == MARGIN * 30
+    assert found.gate.burstiness == MARGIN * 30
     assert (found.gate.tried, found.gate.missed) == (2 + 1, 1)
     songs = calibration((8, True), (30, False), (40, False), (12, True), songs=[(9, False), (35, False)])
     assert (songs.gate.tried, songs.gate.missed) == (2 + 1 + 2 + 1, 1 + 2 + 1 - 0)
@@ -151,12 +157,12 @@ def test_from_calibration_to_run(bundle: Bundle, song: Path, tmp_path: Path) -> 
     result = command("verify", name, "--calibrate-gate", "--audio", song, "--limit", 90, "--json", "-q")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    crest = found["gate"]["crest"]
-    assert crest >= LEAST_CREST
+    burstiness = found["gate"]["burstiness"]
+    assert burstiness >= LEAST_BURSTINESS
     assert {each["title"].startswith("song.wav") for each in found["segments"]} == {True, False}
     shown = json.loads(command("inspect", name, "--json").stdout)
     assert shown["gates"] == {"float16": found["gate"]}
-    assert f"crest factor above {crest:g}" in " ".join(command("inspect", name).stdout.split())
+    assert f"burstiness above {burstiness:g}" in " ".join(command("inspect", name).stdout.split())
 
     def run(*options: object) -> tuple[dict[str, object], str]:
         given = ("run", song, "-n", name, "-o", tmp_path / "out", "--engine", "ort", "--float32", *options)
@@ -165,7 +171,7 @@ def test_from_calibration_to_run(bundle: Bundle, song: Path, tmp_path: Path) -> 
         return json.loads((tmp_path / "summary.json").read_text()), done.stderr + done.stdout
 
     summary, said = run("--precision", "fp16")
-    assert f"segments of a crest factor above {crest:g} in float32" in said
+    assert f"segments of burstiness above {burstiness:g} in float32" in said
     track = summary["tracks"][0]  # type: ignore[index]
     assert 0 < track["segments_in_float32"] < track["segments"]
     assert summary["segments_in_float32"] == track["segments_in_float32"]
@@ -180,16 +186,16 @@ def test_from_calibration_to_run(bundle: Bundle, song: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("gate", ["-1", "loud", "nan", "inf"])
-def test_a_gate_is_a_crest_factor_or_off(gate: str, song: Path) -> None:
+def test_a_gate_is_burstiness_or_off(gate: str, song: Path) -> None:
     result = command("run", song, "--gate", gate)
     assert result.exit_code == 2
-    assert "is neither off nor a crest factor" in result.stderr
+    assert "is neither off nor burstiness" in result.stderr
 
 
 def test_verify_runs_segments_as_run_does(bundle: Bundle, song: Path) -> None:
     common = ("verify", bundle.manifest.name, "--precision", "fp16", "--audio", song, "--json", "-q")
     gated = json.loads(command(*common, "--gate", "5").stdout)
-    assert gated["gate"]["crest"] == 5
+    assert gated["gate"]["burstiness"] == 5
     assert 0 < gated["gate"]["in_float32"] < gated["gate"]["segments"]
     assert json.loads(command(*common, "--gate", "off").stdout)["gate"] is None
     all_exact = json.loads(command(*common, "--gate", "0").stdout)
