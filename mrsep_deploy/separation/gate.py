@@ -38,10 +38,10 @@ def gate_of(manifest: Manifest) -> Gate:
 
 
 def burstiness_of(mix: Float32) -> float:
-    """How unevenly a segment ``[C, L]`` has its energy: the mean of its frames' squared energies over their squared mean.
+    """How unevenly a segment ``[C, L]`` has its energy: mean square over squared mean of its frames' energies.
 
-    1 for a steady sound, 256 if one of the 256 frames has all of it, 0 for silence. A peak says less: a mix with loud
-    drums has one as high over its spread as a burst in silence.
+    1 for a steady sound, 256 if one of the 256 frames has all of it, 0 for silence. A peak says less: over loud drums
+    it stands as high above the spread as over a burst in silence.
     """
     centred = mix - mix.mean()
     length = max(centred.shape[1] // FRAMES, 1)
