@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrsep_deploy.bundle import Bundle, check_bundle_place, registry
+from mrsep_deploy.bundle.licence import UNSTATED, Licence
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.errors import ExportError, UsageError
 from mrsep_deploy.export.families import rewrites
@@ -40,6 +41,7 @@ def export(
     precision: AskedPrecision = "fp32",
     plan: Path | None = None,
     without: Collection[str] = (),
+    licence: Licence = UNSTATED,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -56,6 +58,7 @@ def export(
             are checked against PyTorch first and not kept.
         plan: for ``mixed``, the file of a plan.
         without: rewrites to leave out, by name.
+        licence: of the weights, as their author states it.
         overwrite: whether a bundle at ``output`` may be replaced.
         progress: called with what happens now, how many steps are done and how many there are.
 
@@ -72,7 +75,7 @@ def export(
     unknown = sorted(set(without) - set(rewrites()))
     if unknown:
         raise UsageError(f"there is no rewrite {', '.join(unknown)}", f"There are {', '.join(rewrites())}.")
-    options = ExportOptions(layout, tuple(without))
+    options = ExportOptions(layout, tuple(without), licence)
     name = registry.validate_name(default_name(checkpoint) if name is None else name)
     target = Path(os.path.abspath(paths.models_dir() / name if output is None else output))
     # The export takes minutes, so whatever would stop its last step is found before its first.

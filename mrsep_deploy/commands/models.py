@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -134,10 +135,10 @@ def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool 
     from mrsep_deploy.terminal.tables import file_size, table
 
     details = ("segment", "layout") if detailed else ()
-    columns = ("", "name", "family", "sources", *details, "size", "exported", "status")
+    columns = ("", "name", "family", "sources", *details, "size", "exported", "licence", "status")
     made = table(*columns, right=("segment", "size"))
     for column in made.columns:
-        column.no_wrap = str(column.header) not in ("name", "sources")
+        column.no_wrap = str(column.header) not in ("name", "sources", "licence")
     for model, manifest in found:
         row = [""] * (3 + len(details))
         status = model.status if manifest is None or manifest.model.trained else "untrained"
@@ -146,7 +147,8 @@ def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool 
             more = (f"{float(info.segment):g} s", manifest.layout) if detailed else ()
             row = [info.family, ", ".join(info.sources), *more, file_size(_size(manifest))]
         made.add_row(
-            "*" if model.is_default else "", model.name, *row, model.exported[:10] or "shipped", status
+            *("*" if model.is_default else "", model.name, *row, model.exported[:10] or "shipped"),
+            *("" if manifest is None else manifest.licence.terms, status),
         )
     return made
 
@@ -175,6 +177,7 @@ def _plain(model: RegisteredModel, manifest: Manifest | None, default: Default) 
             "layout": manifest.layout,
             "batch": manifest.batch,
             "trained": manifest.model.trained,
+            "licence": asdict(manifest.licence),
             "bytes": _size(manifest),
         }
     return plain

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle
+from mrsep_deploy.bundle.licence import UNSTATED, Licence
 from mrsep_deploy.bundle.manifest import Branch, FusionShares, Layout, ModelInfo, Stage, TensorSpec
 from mrsep_deploy.bundle.provenance import Check, Provenance
 from mrsep_deploy.bundle.registry import resolve
@@ -101,6 +102,7 @@ class Inspection:
     Attributes:
         layout, batch: of the bundle; what an export would take by default for a checkpoint.
         precision: the element type of the graphs.
+        licence: of the weights; that of a checkpoint is not stated in it.
         whole, whole_device: the check of the whole path, mix to stems, with the transforms of the host and
             with the graphs that take their place on a device.
         digest, opset, files: of a bundle only; sizes of files are bytes.
@@ -117,6 +119,7 @@ class Inspection:
     layout: Layout = "split"
     batch: int = 1
     precision: str = "float32"
+    licence: Licence = UNSTATED
     whole: Check | None = None
     whole_device: Check | None = None
     digest: str | None = None
@@ -163,6 +166,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         layout=manifest.layout,
         batch=manifest.batch,
         precision=manifest.precision,
+        licence=manifest.licence,
         whole=Check.read(manifest.checks, "whole"),
         whole_device=Check.read(manifest.checks, "whole_device"),
         digest=bundle.digest,

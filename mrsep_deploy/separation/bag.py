@@ -21,6 +21,7 @@ import numpy as np
 from mrsep_deploy.audio.blocks import BlockQueue, Float32
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.bag_file import SUFFIXES, Weights, read_bag_file
+from mrsep_deploy.bundle.licence import Licence, of_all
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.separation.separator import Separator
@@ -45,6 +46,11 @@ class Bag:
     @property
     def sources(self) -> tuple[str, ...]:
         return self.bundles[0].manifest.model.sources
+
+    @property
+    def licence(self) -> Licence:
+        """The licences of all models together."""
+        return of_all(bundle.manifest.licence for bundle in self.bundles)
 
     @property
     def digest(self) -> str:
