@@ -17,6 +17,7 @@ from mrsep_deploy.files.strict_json import shown
 
 NOT_STATED = "not stated"
 MAX_CHARACTERS = 500
+MAX_CELL = 24
 
 _SAFE = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 """A character that neither breaks a line, nor steers a terminal, nor turns text around."""
@@ -72,6 +73,11 @@ class Licence:
         """For a line about a model: ``licence MIT``, ``licence not stated``, or the author's words in quotes."""
         is_name = not self.is_stated or " " not in self.terms
         return f"licence {self.terms}" if is_name else f'licence "{self.terms}"'
+
+    @property
+    def brief(self) -> str:
+        """The terms for a cell of a table: words are cut."""
+        return self.terms if len(self.terms) <= MAX_CELL else f"{self.terms[: MAX_CELL - 1].rstrip()}…"
 
     def __str__(self) -> str:
         """Everything: the terms, what they mean for commercial use, and where they were read."""

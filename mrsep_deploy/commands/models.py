@@ -148,7 +148,7 @@ def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool 
             row = [info.family, ", ".join(info.sources), *more, file_size(_size(manifest))]
         made.add_row(
             *("*" if model.is_default else "", model.name, *row, model.exported[:10] or "shipped"),
-            *("" if manifest is None else manifest.licence.terms, status),
+            *("" if manifest is None else manifest.licence.brief, status),
         )
     return made
 
