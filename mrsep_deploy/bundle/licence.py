@@ -17,7 +17,6 @@ from mrsep_deploy.files.strict_json import shown
 
 NOT_STATED = "not stated"
 MAX_CHARACTERS = 500
-MAX_CELL = 24
 
 _SAFE = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 """A character that neither breaks a line, nor steers a terminal, nor turns text around."""
@@ -69,15 +68,18 @@ class Licence:
         return self.terms != NOT_STATED
 
     @property
+    def _is_name(self) -> bool:
+        return not self.is_stated or " " not in self.terms
+
+    @property
     def title(self) -> str:
         """For a line about a model: ``licence MIT``, ``licence not stated``, or the author's words in quotes."""
-        is_name = not self.is_stated or " " not in self.terms
-        return f"licence {self.terms}" if is_name else f'licence "{self.terms}"'
+        return f"licence {self.terms}" if self._is_name else f'licence "{self.terms}"'
 
     @property
     def brief(self) -> str:
-        """The terms for a cell of a table: words are cut."""
-        return self.terms if len(self.terms) <= MAX_CELL else f"{self.terms[: MAX_CELL - 1].rstrip()}…"
+        """The terms for a cell of a table, where there is no room for words."""
+        return self.terms if self._is_name else "author's words"
 
     def __str__(self) -> str:
         """Everything: the terms, what they mean for commercial use, and where they were read."""

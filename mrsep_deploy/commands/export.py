@@ -62,7 +62,7 @@ class ExportOptions:
     )
     licence: str | None = option(
         "Licence of the weights, as their author states it: an SPDX identifier, such as MIT, or words.  "
-        "[default: not stated]",
+        "[default: what is known of published checkpoints, else not stated]",
         *("--licence", "--license"),
         metavar="TEXT",
     )

@@ -209,14 +209,20 @@ class _Model:
     @classmethod
     def open(cls, options: RunOptions) -> _Model:
         from mrsep_deploy.bundle import Bundle, shipped
+        from mrsep_deploy.bundle.bag_file import bag_in
         from mrsep_deploy.bundle.registry import default_bundle, resolve
         from mrsep_deploy.separation.bag import is_bag, open_bag
 
         verify = not options.dry_run
         if options.model is not None and is_bag(options.model):
-            bag = open_bag(options.model, verify)
-            return cls(bag.name, bag.bundles[0].manifest.model, bag.digest, bag.licence, bag)
-        path, why = default_bundle() if options.model is None else (resolve(options.model), "")
+            path, why = Path(options.model), ""
+            bag_file: Path | None = path
+        else:
+            path, why = default_bundle() if options.model is None else (resolve(options.model), "")
+            bag_file = bag_in(path)
+        if bag_file is not None:
+            bag = open_bag(bag_file, verify)
+            return cls(bag.name, bag.bundles[0].manifest.model, bag.digest, bag.licence, bag, why)
         bundle = Bundle.open(path, verify=verify)
         limits = shipped.LIMITS if path == shipped.BUNDLE else ()
         manifest = bundle.manifest

@@ -125,7 +125,7 @@ def test_stems_say_what_made_them(research: Bundle, kind: str) -> None:
 
 def test_models_and_inspect_show_it(free: Bundle, research: Bundle) -> None:
     listed = invoke("models")[1].splitlines()
-    for name, terms in (("research", "The weights are for res…"), ("free", "MIT"), (shipped.NAME, "MIT")):
+    for name, terms in (("research", "author's words"), ("free", "MIT"), (shipped.NAME, "MIT")):
         assert any(f" {name} " in f" {line} " and f" {terms} " in line for line in listed), name
     found = {each["name"]: each["licence"] for each in json.loads(invoke("models", "--json")[1])}
     assert found["research"] == {"terms": WORDS, "source": PAGE, "commercial": False}
