@@ -32,7 +32,7 @@ TRIES = 3
 """Attempts in a row that bring nothing new before it is given up."""
 PAUSE = 1.0
 """Seconds before the second attempt; one more before each further one."""
-CHUNK = 2**18
+CHUNK = 2**16
 
 INSTALL = 'pip install "mrsep-deploy[fetch]"'
 ELSEWHERE = "Check the connection, or get the file on another machine and give its folder: --from DIR."
