@@ -107,8 +107,15 @@ def fetch(
         if len(checkpoints) > 1:
             bundles = _export_bag(checkpoints, model, target, layout, overwrite, progress)
         else:
-            how = {"layout": layout, "licence": licence, "overwrite": overwrite, "progress": progress}
-            bundles = (api.export(checkpoints[0], name=name, **how),)
+            bundle = api.export(
+                checkpoints[0],
+                name=name,
+                layout=layout,
+                licence=licence,
+                overwrite=overwrite,
+                progress=progress,
+            )
+            bundles = (bundle,)
     return Fetched(name, target, licence, bundles, remarks=tuple(_remarks(model, bundles)))
 
 

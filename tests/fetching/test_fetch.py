@@ -120,7 +120,7 @@ def test_several_checkpoints_become_one_model(tmp_path: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["aa", BAG_FILE, "bb"]
     (listed,) = (each for each in json.loads(invoke("models", "--json")[1]) if each["name"] == "two")
     assert (listed["models"], listed["status"], listed["licence"]["terms"]) == (2, "ok", WORDS)
-    code, out, _ = invoke("run", "-n", "two", "missing.wav", "--dry-run", "--allow", "commercial")
+    code, _, _ = invoke("run", "-n", "two", "missing.wav", "--dry-run", "--allow", "commercial")
     assert code == FAILED, "it opens, and the song is missing"
     code, _, err = invoke("inspect", "two")
     assert (code, "this is a bag of several models, which only run takes" in err) == (FAILED, True)
