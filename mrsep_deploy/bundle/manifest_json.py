@@ -20,7 +20,11 @@ from mrsep_deploy.errors import BundleError
 from mrsep_deploy.files.strict_json import parse, pretty, raised_as, shown
 from mrsep_deploy.files.typed_json import exactly
 
-_OPTIONAL = {Manifest: ("float32", "licence"), Branch: ("transform",), Stage: ("file", "parameters", "macs")}
+_OPTIONAL = {
+    Manifest: ("float32", "gates", "licence"),
+    Branch: ("transform",),
+    Stage: ("file", "parameters", "macs", "twin"),
+}
 """Fields that are left out where they are empty."""
 
 
