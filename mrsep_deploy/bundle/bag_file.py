@@ -9,6 +9,7 @@ This is TOML; Demucs' own bags are YAML with the same keys.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +51,8 @@ class BagFile(Struct, frozen=True, forbid_unknown_fields=True):
 def bag_in(folder: Path) -> Path | None:
     """Returns the file of the bag that a folder holds together with its models, if it is such a folder."""
     place = folder / BAG_FILE
-    return place if place.is_file() else None
+    # os.path says no where a name is too long for the file system, pathlib raises
+    return place if os.path.isfile(place) else None
 
 
 def read_bag_file(path: Path) -> BagFile:
