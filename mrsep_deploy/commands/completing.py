@@ -28,11 +28,6 @@ def names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> 
     return _beginning(incomplete, registry.names)
 
 
-def folder(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Folders, for what may be one."""
-    return [CompletionItem(incomplete, type="dir")]
-
-
 def published(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of models that can be fetched."""
     from mrsep_deploy.bundle.published import published

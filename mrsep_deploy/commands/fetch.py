@@ -27,7 +27,7 @@ class FetchOptions:
         "--from",
         metavar="URL|DIR",
         envvar="MRSEP_DEPLOY_FETCH_FROM",
-        shell_complete=completing.folder,
+        shell_complete=completing.folders,
     )
     layout: Layout = option(
         "A graph for every stage, or one for the whole.",
