@@ -13,8 +13,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrsep_deploy.bundle import Bundle, check_bundle_place, registry
+from mrsep_deploy.bundle import Bundle, check_bundle_place, registry, shipped
+from mrsep_deploy.bundle.licence import UNSTATED, Licence
 from mrsep_deploy.bundle.manifest import Layout
+from mrsep_deploy.bundle.provenance import Provenance
+from mrsep_deploy.bundle.published import licence_of
 from mrsep_deploy.errors import ExportError, UsageError
 from mrsep_deploy.export.families import rewrites
 from mrsep_deploy.files import paths
@@ -40,6 +43,7 @@ def export(
     precision: AskedPrecision = "fp32",
     plan: Path | None = None,
     without: Collection[str] = (),
+    licence: Licence | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -56,6 +60,7 @@ def export(
             are checked against PyTorch first and not kept.
         plan: for ``mixed``, the file of a plan.
         without: rewrites to leave out, by name.
+        licence: of the weights, as their author states it; None for what is known of published checkpoints.
         overwrite: whether a bundle at ``output`` may be replaced.
         progress: called with what happens now, how many steps are done and how many there are.
 
@@ -72,7 +77,6 @@ def export(
     unknown = sorted(set(without) - set(rewrites()))
     if unknown:
         raise UsageError(f"there is no rewrite {', '.join(unknown)}", f"There are {', '.join(rewrites())}.")
-    options = ExportOptions(layout, tuple(without))
     name = registry.validate_name(default_name(checkpoint) if name is None else name)
     target = Path(os.path.abspath(paths.models_dir() / name if output is None else output))
     # The export takes minutes, so whatever would stop its last step is found before its first.
@@ -80,6 +84,9 @@ def export(
     check_bundle_place(target, overwrite=overwrite)
     lower = chosen_plan(precision, plan) is not None
     loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+    if licence is None:
+        licence = known_licence(loaded)
+    options = ExportOptions(layout, tuple(without), licence)
     report = progress or (lambda _what, _done, _total: None)
     if not lower:
         bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)
@@ -93,6 +100,17 @@ def export(
             bundle = convert_bundle(exported, chosen, target, overwrite=overwrite)
     registry.register(bundle)
     return bundle
+
+
+def known_licence(loaded: LoadedModel) -> Licence:
+    """The licence of a checkpoint that is known by its hash: a published one, or that of the shipped model."""
+    checkpoint = loaded.origin.get("checkpoint")
+    if not isinstance(checkpoint, dict):
+        return UNSTATED
+    from_here = Bundle.open(shipped.BUNDLE, verify=False).manifest
+    if Provenance.read(from_here.provenance).sha256 == checkpoint["sha256"]:
+        return from_here.licence
+    return licence_of(checkpoint["sha256"])
 
 
 def default_name(checkpoint: str | os.PathLike[str] | LoadedModel) -> str:

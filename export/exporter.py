@@ -14,6 +14,7 @@ import torch
 
 import mrsep_deploy
 from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.bundle.licence import UNSTATED, Licence
 from mrsep_deploy.bundle.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
 from mrsep_deploy.bundle.manifest_json import require_model
 from mrsep_deploy.errors import BundleError, CheckpointError
@@ -36,10 +37,12 @@ class ExportOptions:
     Attributes:
         layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
         without: names of rewrites to leave out.
+        licence: of the weights.
     """
 
     layout: Layout = "split"
     without: tuple[str, ...] = ()
+    licence: Licence = UNSTATED
 
 
 def export_model(
@@ -144,6 +147,7 @@ class _Export:
             precision="float32",
             files={},
             application=self.loaded.audio.application,
+            licence=self.options.licence,
             fusion=self.loaded.shares(),
             checks={
                 "signal": "seeded music-like probe, one segment; relative L2 against PyTorch float64",

@@ -110,3 +110,7 @@ class EngineError(MrsepError):
 
 class EngineUnavailableError(EngineError):
     """An engine was asked for by name and does not work here; ``fix`` is the line that installs it."""
+
+
+class FetchError(MrsepError):
+    """A published file cannot be had, or is not the one that was published."""

@@ -16,6 +16,9 @@ from mrsep_deploy.process.muted import muted
 Tags: TypeAlias = Mapping[str, str]
 """Text by name; the names are those of ``NAMES``."""
 
+SOFTWARE = "software"
+"""Name of the tag that says what made a file: written into stems, never carried over from a song."""
+
 NAMES = {
     "title": (b"INAM", b"TIT2", b""),
     "artist": (b"IART", b"TPE1", b""),
@@ -26,6 +29,7 @@ NAMES = {
     "comment": (b"ICMT", b"COMM", b"und\0"),
     "copyright": (b"ICOP", b"TCOP", b""),
     "license": (None, b"TXXX", b"license\0"),
+    SOFTWARE: (b"ISFT", b"TSSE", b""),
 }
 """What a name is called in a WAV file and in an MP3 file, and what comes before its text in the latter: a language and
 a description, a name."""
@@ -61,7 +65,7 @@ def read_tags(path: Path) -> dict[str, str]:
 
 def _cleaned(found: Mapping[str, Any]) -> dict[str, str]:
     cleaned = {}
-    for name in NAMES:
+    for name in NAMES.keys() - {SOFTWARE}:
         text = "".join(c for c in _repaired(str(found.get(name, ""))) if c.isprintable()).strip()
         if 0 < len(text) <= MAX_CHARACTERS:
             cleaned[name] = text

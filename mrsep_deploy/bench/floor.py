@@ -74,6 +74,7 @@ def model_facts(bundle: Bundle) -> dict[str, object]:
         **{name: getattr(manifest, name) for name in own},
         **{name: getattr(manifest.model, name) for name in of_model},
         "digest": bundle.digest,
+        "licence": asdict(manifest.licence),
         "branches": [asdict(branch) for branch in manifest.branches],
         "segment_seconds": float(manifest.model.segment),
         "macs": sum(macs.values()),

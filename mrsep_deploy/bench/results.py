@@ -6,9 +6,10 @@
     settings        rounds, seconds, warm_up, seed, threads, overlap, audio, lengths, limit, as they were asked for
     interrupted     whether Ctrl-C ended it
     ceilings        by device (cpu, cuda): flop_per_second by precision, bytes_per_second, how they were measured
-    models          by key: name, digest, family, trained, sources, layout, batch, precision, sample_rate,
-                    segment_seconds, parameters, macs (of a segment), macs_counted (on graphs, or as in the
-                    manifest), stages (name, kind, branch, macs), fusion (where, sources, weights), branches
+    models          by key: name, digest, licence (terms, source, commercial), family, trained, sources, layout,
+                    batch, precision, sample_rate, segment_seconds, parameters, macs (of a segment), macs_counted (on
+                    graphs, or as in the manifest), stages (name, kind, branch, macs), branches, fusion (where,
+                    sources, weights)
     races           one a model and workload: model, workload, audio_seconds, baseline, rounds, no_exact_reference
                     (why stems are not compared with PyTorch in float64), and noise: load_before,
                     load_after, others_cores, steal_share, quota_seconds, throttles, clock_share, drift by

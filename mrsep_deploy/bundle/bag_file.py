@@ -9,6 +9,7 @@ This is TOML; Demucs' own bags are YAML with the same keys.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,8 @@ from mrsep_deploy.files.reading import read_start, toml
 from mrsep_deploy.files.typed_json import typed
 
 SUFFIXES = (".toml", ".yaml", ".yml")
+BAG_FILE = "bag.toml"
+"""Its name in a folder that holds a bag and the bundles of all its models."""
 MAX_BYTES = 2**16
 FIX = "correct the bag file"
 
@@ -43,6 +46,13 @@ class BagFile(Struct, frozen=True, forbid_unknown_fields=True):
     models: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=64)]
     weights: tuple[_Row, ...] | None = None
     segment: Annotated[float, Meta(gt=0, lt=1e300, description="a number of seconds above 0")] | None = None
+
+
+def bag_in(folder: Path) -> Path | None:
+    """Returns the file of the bag that a folder holds together with its models, if it is such a folder."""
+    place = folder / BAG_FILE
+    # os.path says no where a name is too long for the file system, pathlib raises
+    return place if os.path.isfile(place) else None
 
 
 def read_bag_file(path: Path) -> BagFile:

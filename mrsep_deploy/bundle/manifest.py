@@ -30,6 +30,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from mrsep_deploy.bundle.licence import UNSTATED, Licence
 from mrsep_deploy.files.typed_json import Name, Sha256
 
 FORMAT = "mrsep-deploy bundle"
@@ -246,6 +247,7 @@ class Manifest:
         tensors: their first dimension is the batch, which is no part of the bundle.
         float32: what the model's family adds to the rules of lower precision: by rule, by stage, patterns of the names
             of the nodes that stay in float32. A general rule has no patterns: the family expects it to match there.
+        licence: of the weights; bundles written before there was this field have none that is stated.
         gates: by element type of lower precision, what a calibration has found for it.
     """
 
@@ -259,6 +261,7 @@ class Manifest:
     )
     gates: Annotated[Mapping[Name, Gate], Meta(max_length=8)] = field(default_factory=dict)
     application: Application = Application()
+    licence: Licence = UNSTATED
     branches: Annotated[tuple[Branch, ...], Meta(min_length=1, max_length=16)]
     tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1024)]
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=64)]

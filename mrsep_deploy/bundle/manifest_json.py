@@ -21,7 +21,7 @@ from mrsep_deploy.files.strict_json import parse, pretty, raised_as, shown
 from mrsep_deploy.files.typed_json import exactly
 
 _OPTIONAL = {
-    Manifest: ("float32", "gates"),
+    Manifest: ("float32", "gates", "licence"),
     Branch: ("transform",),
     Stage: ("file", "parameters", "macs", "twin"),
 }

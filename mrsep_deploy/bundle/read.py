@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from mrsep_deploy.bundle.bag_file import bag_in
 from mrsep_deploy.bundle.manifest import MAX_BATCH, FileInfo, Manifest, Stage
 from mrsep_deploy.bundle.manifest_check import FIX, MANIFEST_FILE
 from mrsep_deploy.bundle.manifest_json import from_json
@@ -207,6 +208,11 @@ def about(path: Path) -> Iterator[None]:
 
 
 def _files_at(place: Path) -> Files:
+    if bag_in(place) is not None:
+        raise BundleError(
+            "this is a bag of several models, which only run takes",
+            f"Name one of the folders in it: {place}/NAME.",
+        )
     if os.path.isdir(place):
         return Folder(place)
     if place.suffix.lower() == ARCHIVE_SUFFIX and os.path.isfile(place):

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle, shipped
+from mrsep_deploy.bundle.bag_file import bag_in, read_bag_file
 from mrsep_deploy.bundle.manifest_check import MANIFEST_FILE
 from mrsep_deploy.bundle.registry_file import NAME, NAME_RULE, Default, Entry, changed, load
-from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.errors import BundleError, FormatError, UsageError
 from mrsep_deploy.files.parts import explained
 from mrsep_deploy.files.strict_json import is_unicode, shown
 
@@ -68,13 +69,18 @@ def register(bundle: Bundle, name: str | None = None) -> None:
         FormatError: the registry file is damaged.
         OutputError: the registry cannot be written.
     """
-    name = validate_name(bundle.manifest.name if name is None else name)
-    if not is_unicode(str(bundle.path)):
-        raise UsageError(f"{shown(str(bundle.path))} is no Unicode text", "Move the bundle to another path.")
+    register_place(bundle.path, bundle.digest, bundle.manifest.name if name is None else name)
+
+
+def register_place(path: Path, digest: str, name: str) -> None:
+    """:func:`register` for a bundle, or a folder with a bag and its models, of that digest at an absolute path."""
+    validate_name(name)
+    if not is_unicode(str(path)):
+        raise UsageError(f"{shown(str(path))} is no Unicode text", "Move the bundle to another path.")
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     with changed() as registry:
-        registry.require_free(name, bundle.path)
-        registry.models[name] = Entry(str(bundle.path), bundle.digest, now)
+        registry.require_free(name, path)
+        registry.models[name] = Entry(str(path), digest, now)
         registry.last = name
 
 
@@ -174,8 +180,11 @@ def _status(path: Path) -> Status:
     if not os.path.exists(path):
         return "missing"
     try:
-        Bundle.open(path, verify=False)
-    except BundleError:
+        bag = bag_in(path)
+        models = [path] if bag is None else [path / name for name in read_bag_file(bag).models]
+        for model in models:
+            Bundle.open(model, verify=False)
+    except (BundleError, FormatError):
         return "damaged"
     return "ok"
 

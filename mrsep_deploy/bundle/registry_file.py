@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from msgspec import Meta, Struct
 
 from mrsep_deploy.bundle import shipped
+from mrsep_deploy.bundle.published import published
 from mrsep_deploy.errors import BundleError, FormatError, OutputError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import explained, make_folder, write_file
@@ -32,12 +33,6 @@ _WHY = {
     "chosen": "the default, chosen with models use",
     "last": "exported last",
     "shipped": "comes with mrsep-deploy",
-}
-_FETCH = "Get its checkpoint (docs/running.md says where), then: mrsep-deploy export FILE --name {}"
-_PUBLISHED = {
-    "htdemucs": _FETCH,
-    "htdemucs_6s": _FETCH,
-    "htdemucs_ft": "It is four models; docs/running.md says where they are, and how they run together",
 }
 
 
@@ -93,11 +88,13 @@ class Registry(Struct, forbid_unknown_fields=True, omit_defaults=True):
         """The entry of a name; ``UsageError`` lists what there is if there is none."""
         if name in self.models:
             return self.models[name]
-        close = difflib.get_close_matches(name, self.names, n=1)
-        if name in _PUBLISHED:
-            fix = _PUBLISHED[name].format(name)
+        to_fetch = published().models
+        close = difflib.get_close_matches(name, [*self.names, *to_fetch], n=1)
+        if name in to_fetch:
+            fix = f"Fetch it: mrsep-deploy fetch {name}"
         elif close:
-            fix = f"Did you mean {close[0]}?"
+            fetch = f" Fetch it: mrsep-deploy fetch {close[0]}" if close[0] not in self.names else ""
+            fix = f"Did you mean {close[0]}?{fetch}"
         else:
             fix = "Give one of these, the path of a bundle, or export a checkpoint"
             fix += f": mrsep-deploy export FILE --name {name}" if NAME.fullmatch(name) else "."

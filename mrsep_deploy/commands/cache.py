@@ -21,6 +21,7 @@ OTHERS = {
     "bundles": ("unpacked or converted bundle", "unpacked or converted bundles"),
     "ort-trt": ("engine cache of ONNX Runtime", "engine caches of ONNX Runtime"),
     "torch": ("cache of PyTorch", "caches of PyTorch"),
+    "downloads": ("fetched model's checkpoints", "fetched models' checkpoints"),
 }
 """Folders in the cache beside ``engines`` and ``plans``, and what one and several entries in them are called."""
 PLANS = ("run plan", "run plans")
@@ -89,7 +90,8 @@ def list_entries(as_json: bool) -> None:
     "--all",
     "everything",
     is_flag=True,
-    help="Everything: engines, run plans, unpacked and converted bundles, caches of ONNX Runtime and PyTorch.",
+    help="Everything: engines, run plans, unpacked and converted bundles, caches of ONNX Runtime and PyTorch, "
+    "checkpoints that were fetched.",
 )
 def prune(days: float | None, everything: bool) -> None:
     """Delete damaged engines and run plans, and what interrupted builds left.

@@ -28,6 +28,13 @@ def names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> 
     return _beginning(incomplete, registry.names)
 
 
+def published(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of models that can be fetched."""
+    from mrsep_deploy.bundle.published import published
+
+    return _beginning(incomplete, lambda: list(published().models))
+
+
 def removable_names(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -60,6 +60,14 @@ class ExportOptions:
         multiple=True,
         metavar="NAME",
     )
+    licence: str | None = option(
+        "Licence of the weights, as their author states it: an SPDX identifier, such as MIT, or words.  "
+        "[default: what is known of published checkpoints, else not stated]",
+        *("--licence", "--license"),
+        metavar="TEXT",
+    )
+    source: str | None = option("Where that is stated: an address or a file.", metavar="TEXT")
+    commercial: bool = flag("It allows commercial use. Known for SPDX identifiers.")
     quiet: bool = options.quiet()
     as_json: bool = flag("Print the result as JSON.", "--json")
 
@@ -88,7 +96,10 @@ def export(asked: ExportOptions) -> None:
         raise click.UsageError(
             "--set and --seed need --untrained FAMILY; a checkpoint has its own arguments."
         )
+    if asked.licence is None and (asked.source is not None or asked.commercial):
+        raise click.UsageError("--source and --commercial need --licence TEXT.")
     from mrsep_deploy.bundle import check_archive_place, write_archive
+    from mrsep_deploy.bundle.licence import stated
     from mrsep_deploy.export import api
     from mrsep_deploy.files.strict_json import plain
     from mrsep_deploy.inspection.inspect import inspect_bundle
@@ -103,6 +114,8 @@ def export(asked: ExportOptions) -> None:
     with step_progress(asked.quiet) as progress:
         names = "name layout precision plan without overwrite"
         how: dict[str, Any] = {name: getattr(asked, name) for name in names.split()}
+        if asked.licence is not None:
+            how["licence"] = stated(asked.licence, asked.source or "", asked.commercial or None)
         source: Path | LoadedModel | None = asked.checkpoint
         if asked.untrained is not None:
             api.require_extra("making a model")

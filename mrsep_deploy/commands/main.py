@@ -28,6 +28,7 @@ INTERRUPTED = 130
 """What a shell reports of a program that Ctrl-C ended: 128 + SIGINT."""
 
 COMMANDS = {
+    "fetch": "Get a published model by its name.",
     "export": "Turn a trained checkpoint into a bundle.",
     "run": "Separate songs into stems.",
     "models": "List, show, choose and remove exported models.",
@@ -135,7 +136,7 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MRSEP_DEPLOY"},
     epilog=f"""\b
 Examples:
-  {PROGRAM} export 955717e8-8726e21a.th --name htdemucs
+  {PROGRAM} fetch htdemucs
   {PROGRAM} run song.mp3
   {PROGRAM} COMMAND --help
 \b

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from mrsep_deploy.commands import completing
+from mrsep_deploy.commands import completing, models_list
 from mrsep_deploy.commands.inspect import show
 from mrsep_deploy.errors import FAILED, PARTIAL, MrsepError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from mrsep_deploy.bundle.manifest import Manifest
-    from mrsep_deploy.bundle.registry import RegisteredModel
-    from mrsep_deploy.bundle.registry_file import Default
 
 
 @click.group(
@@ -25,6 +15,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   mrsep-deploy models
+  mrsep-deploy models list --all
   mrsep-deploy models show htdemucs
   mrsep-deploy models use htdemucs
   mrsep-deploy models remove htdemucs htdemucs_n
@@ -39,7 +30,15 @@ def models(ctx: click.Context, as_json: bool) -> None:
     exported last, unless another was chosen.
     """
     if ctx.invoked_subcommand is None:
-        _list(as_json)
+        models_list.show(as_json, everything=False)
+
+
+@models.command("list", epilog="\b\nExamples:\n  mrsep-deploy models list\n  mrsep-deploy models list --all")
+@click.option("--all", "everything", is_flag=True, help="Published models, too, that fetch can get.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def list_all(everything: bool, as_json: bool) -> None:
+    """List models: those that are here and, with --all, those that can be fetched."""
+    models_list.show(as_json, everything)
 
 
 @models.command("show", epilog="\b\nExample:\n  mrsep-deploy models show htdemucs")
@@ -108,73 +107,3 @@ def _default() -> str:
 
     found = default_model()
     return f"{found.name} ({found.why})"
-
-
-def _list(as_json: bool) -> None:
-    from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.bundle.registry import default_model, list_models
-    from mrsep_deploy.terminal.progress import WIDE, print_result
-
-    default = default_model()
-    found = [
-        (model, Bundle.open(model.path, verify=False).manifest if model.status == "ok" else None)
-        for model in list_models()
-    ]
-
-    def show(screen: Console) -> None:
-        width = screen.measure(_table(found), options=screen.options.update(width=WIDE)).maximum
-        screen.print(_table(found, detailed=width <= screen.width))
-        screen.print(f"* taken where no model is named: {default.why}")
-
-    print_result(as_json, lambda: [_plain(model, manifest, default) for model, manifest in found], show)
-
-
-def _table(found: list[tuple[RegisteredModel, Manifest | None]], detailed: bool = True) -> Table:
-    """The list; on a narrow terminal without the columns that ``models show`` has, too."""
-    from mrsep_deploy.terminal.tables import file_size, table
-
-    details = ("segment", "layout") if detailed else ()
-    columns = ("", "name", "family", "sources", *details, "size", "exported", "status")
-    made = table(*columns, right=("segment", "size"))
-    for column in made.columns:
-        column.no_wrap = str(column.header) not in ("name", "sources")
-    for model, manifest in found:
-        row = [""] * (3 + len(details))
-        status = model.status if manifest is None or manifest.model.trained else "untrained"
-        if manifest is not None:
-            info = manifest.model
-            more = (f"{float(info.segment):g} s", manifest.layout) if detailed else ()
-            row = [info.family, ", ".join(info.sources), *more, file_size(_size(manifest))]
-        made.add_row(
-            "*" if model.is_default else "", model.name, *row, model.exported[:10] or "shipped", status
-        )
-    return made
-
-
-def _size(manifest: Manifest) -> int:
-    return sum(info.bytes for info in manifest.files.values())
-
-
-def _plain(model: RegisteredModel, manifest: Manifest | None, default: Default) -> dict[str, object]:
-    plain: dict[str, object] = {
-        "name": model.name,
-        "path": str(model.path),
-        "digest": model.digest,
-        "exported": model.exported,
-        "default": model.is_default,
-        "default_reason": default.reason if model.is_default else None,
-        "managed": model.managed,
-        "shipped": model.shipped,
-        "status": model.status,
-    }
-    if manifest is not None:
-        plain |= {
-            "family": manifest.model.family,
-            "sources": manifest.model.sources,
-            "segment_seconds": float(manifest.model.segment),
-            "layout": manifest.layout,
-            "batch": manifest.batch,
-            "trained": manifest.model.trained,
-            "bytes": _size(manifest),
-        }
-    return plain

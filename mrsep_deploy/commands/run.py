@@ -31,6 +31,7 @@ from mrsep_deploy.process.interrupts import breakable, last_words, protected
 if TYPE_CHECKING:
     from mrsep_deploy.audio.write import AnyEncoding
     from mrsep_deploy.bundle import Bundle
+    from mrsep_deploy.bundle.licence import Licence
     from mrsep_deploy.bundle.manifest import ModelInfo
     from mrsep_deploy.separation.bag import Bag, BagSeparator
     from mrsep_deploy.separation.separator import Separator
@@ -68,6 +69,8 @@ def run(options: RunOptions) -> None:
 
 
 def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
+    from mrsep_deploy import __version__
+    from mrsep_deploy.bundle.licence import require_commercial
     from mrsep_deploy.commands import output_files as kinds
     from mrsep_deploy.files.abandoned import sweep_parts
     from mrsep_deploy.songs.journal import Journal, settings_digest
@@ -83,9 +86,13 @@ def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
     if options.to_stdout and len(tracks) != 1:
         raise UsageError(f"stdout takes one song, there are {len(tracks)}", "Choose a folder with -o DIR.")
     model = _Model.open(options)
+    if options.allow == "commercial":
+        require_commercial(model.name, model.licence)
     naming = Naming(root, model.name, encoding.suffix.lstrip("."), options.filename)
     outputs = options.outputs(model.info.sources)
-    files = WriteOptions(naming, outputs, encoding, options.clip_mode, options.sample_rate, options.tags)
+    made_by = f"mrsep-deploy {__version__}, model {model.name}, {model.licence.title}"
+    how = (options.clip_mode, options.sample_rate, options.tags, made_by)
+    files = WriteOptions(naming, outputs, encoding, *how)
     require_distinct(naming, tracks, outputs)
     stems = [path for track in tracks for path in naming.paths(track, outputs)]
     reports = [
@@ -129,7 +136,7 @@ def _with_engine(
 
     def nothing_done() -> None:
         unfinished = tuple(Outcome(track, "unfinished") for track in tracks)
-        write_summary(options.summary, Summary(unfinished, 0.0, interrupted=True))
+        write_summary(options.summary, Summary(unfinished, 0.0, interrupted=True), *model.named)
 
     with contextlib.ExitStack() as stack:
         try:
@@ -141,23 +148,23 @@ def _with_engine(
             raise
         first = separator if isinstance(separator, Separator) else separator.first
         if not options.quiet and not options.json:
-            introduce(model.name, first, model.why, model.limits)
+            introduce(model.name, first, model.licence, model.why, model.limits)
         with reporter_of(options, model.info.sample_rate, len(tracks) == 1) as reporter:
-            reporter.begin(model.name, first.engine_name, len(tracks))
+            reporter.begin(*model.named, first.engine_name, len(tracks))
             how = (options.resume, options.jobs, options.stdin_raw, options.allow_damaged)
             catalogue = Catalogue(separator, files, reporter, journal, *how)
 
             def as_far_as_it_came() -> None:
                 catalogue.abandon()
-                tell(options, reporter, catalogue.summary())
+                tell(options, reporter, catalogue.summary(), *model.named)
 
             try:
                 with last_words(as_far_as_it_came):
                     summary = catalogue.run(tracks)
             except BaseException:
-                tell(options, reporter, catalogue.summary())
+                tell(options, reporter, catalogue.summary(), *model.named)
                 raise
-            tell(options, reporter, summary)
+            tell(options, reporter, summary, *model.named)
         if options.timeline is not None:
             draw_timeline(first, options.timeline)
     return summary
@@ -175,10 +182,10 @@ def _without_engine(options: RunOptions, model: _Model, tracks: Sequence[Track])
         failed.append(Outcome(track, "failed", error=error))
     summary = Summary(tuple(failed), 0.0)
     with reporter_of(options, model.info.sample_rate, len(tracks) == 1) as reporter:
-        reporter.begin(model.name, None, len(tracks))
+        reporter.begin(*model.named, None, len(tracks))
         for outcome in failed:
             reporter.ended(outcome)
-        tell(options, reporter, summary)
+        tell(options, reporter, summary, *model.named)
     return summary
 
 
@@ -194,6 +201,7 @@ class _Model:
     name: str
     info: ModelInfo
     digest: str
+    licence: Licence
     opened: Bundle | Bag
     why: str = ""
     limits: tuple[str, ...] = ()
@@ -201,17 +209,29 @@ class _Model:
     @classmethod
     def open(cls, options: RunOptions) -> _Model:
         from mrsep_deploy.bundle import Bundle, shipped
+        from mrsep_deploy.bundle.bag_file import bag_in
         from mrsep_deploy.bundle.registry import default_bundle, resolve
         from mrsep_deploy.separation.bag import is_bag, open_bag
 
         verify = not options.dry_run
         if options.model is not None and is_bag(options.model):
-            bag = open_bag(options.model, verify)
-            return cls(bag.name, bag.bundles[0].manifest.model, bag.digest, bag)
-        path, why = default_bundle() if options.model is None else (resolve(options.model), "")
+            path, why = Path(options.model), ""
+            bag_file: Path | None = path
+        else:
+            path, why = default_bundle() if options.model is None else (resolve(options.model), "")
+            bag_file = bag_in(path)
+        if bag_file is not None:
+            bag = open_bag(bag_file, verify)
+            return cls(bag.name, bag.bundles[0].manifest.model, bag.digest, bag.licence, bag, why)
         bundle = Bundle.open(path, verify=verify)
         limits = shipped.LIMITS if path == shipped.BUNDLE else ()
-        return cls(bundle.manifest.name, bundle.manifest.model, bundle.digest, bundle, why, limits)
+        manifest = bundle.manifest
+        return cls(manifest.name, manifest.model, bundle.digest, manifest.licence, bundle, why, limits)
+
+    @property
+    def named(self) -> tuple[str, Licence]:
+        """What reports say of it."""
+        return self.name, self.licence
 
 
 def _separator(options: RunOptions, model: _Model, wanted: set[int]) -> Separator | BagSeparator:

@@ -76,6 +76,10 @@ class RunOptions:
         "Registered name or bundle.  [default: the one of models use, or the last exported]",
         *("-n", "--model", "--name"),
     )
+    allow: str | None = option(
+        "Refuse a model whose licence is not known to allow commercial use.",
+        type=click.Choice(["commercial"]),
+    )
     engine: str = option(
         "What runs the model. A named engine that does not work here is an error.",
         type=click.Choice([AUTO, *ENGINE_NAMES]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from mrsep_deploy.commands.run_options import RunOptions
 from mrsep_deploy.errors import DONE, FAILED, PARTIAL, AudioError, MrsepError, one_line
 
 if TYPE_CHECKING:
+    from mrsep_deploy.bundle.licence import Licence
     from mrsep_deploy.separation.separator import Separator
     from mrsep_deploy.songs.journal import Journal
     from mrsep_deploy.songs.outcome import Summary
@@ -34,16 +36,17 @@ def reporter_of(options: RunOptions, sample_rate: int, single: bool) -> Quiet:
     return Quiet(single) if options.quiet else Bars(single, sample_rate, options.to_stdout)
 
 
-def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) -> None:
+def introduce(name: str, separator: Separator, licence: Licence, why: str, limits: Sequence[str]) -> None:
     """Say with what songs are about to be separated.
 
     Args:
+        licence: of the model's weights.
         why: why it is this model, if none was named.
         limits: what is known of what it cannot do, line by line.
     """
     engine, manifest, plan = separator.engine, separator.manifest, separator.run_plan
     found = engine.availability()
-    model = f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)})"
+    model = f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)}; {licence.title})"
     reason = f" ({separator.engine_reason})" if separator.engine_reason else ""
     measured = f"; {plan.title}, as measured here" if plan.measured else ""
     lines = [f"{model} on {engine.title} {found.version}, {found.device}{reason}{measured}", *limits]
@@ -94,18 +97,19 @@ def tell_plan(
     return (PARTIAL if failed < len(tracks) else FAILED) if failed else DONE
 
 
-def tell(options: RunOptions, reporter: Quiet, summary: Summary) -> None:
+def tell(options: RunOptions, reporter: Quiet, summary: Summary, model: str, licence: Licence) -> None:
     """Reports the end of a run, and writes the summary that was asked for."""
     reporter.summary(summary)
-    write_summary(options.summary, summary)
+    write_summary(options.summary, summary, model, licence)
 
 
-def write_summary(path: Path | None, summary: Summary) -> None:
+def write_summary(path: Path | None, summary: Summary, model: str, licence: Licence) -> None:
     """Writes it as JSON, if it was asked for."""
     from mrsep_deploy.files.parts import write_file
 
     if path is not None:
-        write_file(path, (json.dumps(summary.as_json(), indent=2) + "\n").encode())
+        tree = {**summary.as_json(), "model": model, "licence": asdict(licence)}
+        write_file(path, (json.dumps(tree, indent=2) + "\n").encode())
 
 
 def draw_timeline(separator: Separator, path: Path) -> None:

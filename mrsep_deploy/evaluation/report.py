@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mrsep_deploy import __version__
+from mrsep_deploy.bundle.licence import Licence
 from mrsep_deploy.evaluation.evaluate import Evaluation
 from mrsep_deploy.evaluation.scores import ALL, differences, summarise
 from mrsep_deploy.files.strict_json import plain
@@ -43,6 +44,7 @@ def to_plain(found: Evaluation, dataset: Path, command: str = "") -> dict[str, A
                 "family": manifest.model.family,
                 "sources": manifest.model.sources,
                 "trained": manifest.model.trained,
+                "licence": manifest.licence,
             },
             "dataset": dataset.name,
             "command": command,
@@ -69,6 +71,7 @@ def to_markdown(found: Plain) -> str:
     model = found["model"]
     lead = [f"{model['family']}, bundle {model['digest'][:16]}, overlap {found['overlap']:g}."]
     lead += [] if model["trained"] else [UNTRAINED]
+    lead.append(f"Weights: {escaped(Licence(**model['licence']).title)}.")
     for name, facts in found["engines"].items():
         line = f"{name}: {facts['version']}, {facts['device']}"
         lead.append(f"- {escaped(line)}")

@@ -6,9 +6,11 @@ its process still runs. (Numbers alone would not do: a container has its own, an
 
 from __future__ import annotations
 
+import glob
 import importlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +25,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+SHORT = 40
+"""Characters of a name that its part's name begins with: one of the greatest length would leave no room for more."""
 SETTLED = 60.0
 """Seconds after which a file that is not locked is abandoned, even if a process has its number."""
 _PART = re.compile(r"\..{1,40}\.([0-9]{1,10})\.[0-9a-f]{8}\.part", re.DOTALL)
@@ -67,6 +71,14 @@ def sweep_parts(folders: Iterable[Path], root: Path | None = None) -> int:
                         opened.unlink(name)
                         swept += 1
     return swept
+
+
+def sweep_part_folders(place: Path) -> None:
+    """Deletes what processes that have ended have left of making a folder at ``place`` (``parts.new_folder``)."""
+    for found in place.parent.glob(f"{glob.escape(f'.{place.name[:SHORT]}')}.*.part"):
+        part = _PART.fullmatch(found.name)
+        if part is not None and found.is_dir() and not found.is_symlink() and not _is_alive(int(part[1])):
+            shutil.rmtree(found, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:

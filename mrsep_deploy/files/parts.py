@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mrsep_deploy.errors import OutputError
+from mrsep_deploy.files.abandoned import SHORT
 from mrsep_deploy.files.open_folder import OpenFolder, kind_of
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -26,8 +27,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 def part_of(path: Path, suffix: str = "part") -> Path:
     """Returns the place of a file or folder until it is whole: hidden, named after the process that writes it."""
-    # 40 characters: a name of the greatest length a file system takes leaves no room for more
-    return path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.{suffix}")
+    return path.with_name(f".{path.name[:SHORT]}.{os.getpid()}.{secrets.token_hex(4)}.{suffix}")
 
 
 def output_error(error: OSError, path: Path, needed: int | None = None, advice: str = "") -> OutputError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle
+from mrsep_deploy.bundle.licence import UNSTATED, Licence
 from mrsep_deploy.bundle.manifest import (
     Branch,
     FusionShares,
@@ -111,6 +112,7 @@ class Inspection:
     Attributes:
         layout, batch: of the bundle; what an export would take by default for a checkpoint.
         precision: the element type of the graphs.
+        licence: of the weights; that of a checkpoint is not stated in it.
         whole, whole_device: the check of the whole path, mix to stems, with the transforms of the host and
             with the graphs that take their place on a device.
         gates: which segments run in float32, by element type of lower precision (see ``separation.gate``).
@@ -128,6 +130,7 @@ class Inspection:
     layout: Layout = "split"
     batch: int = 1
     precision: str = "float32"
+    licence: Licence = UNSTATED
     whole: Check | None = None
     whole_device: Check | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
@@ -175,6 +178,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         layout=manifest.layout,
         batch=manifest.batch,
         precision=manifest.precision,
+        licence=manifest.licence,
         whole=Check.read(manifest.checks, "whole"),
         whole_device=Check.read(manifest.checks, "whole_device"),
         gates=_gates(manifest),

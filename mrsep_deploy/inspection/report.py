@@ -38,7 +38,8 @@ def print_inspection(screen: Console, found: Inspection) -> None:
 
 
 COPIED = (
-    "kind", "name", "digest", "layout", "batch", "precision", "opset", "macs", "branches", "files", "gates",
+    "kind", "name", "digest", "licence", "layout", "batch", "precision", "opset", "macs", "branches", "files",
+    "gates",
 )  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     channels = {1: "mono", 2: "stereo"}.get(model.audio_channels, f"{model.audio_channels} channels")
     yield "audio", f"{model.sample_rate} Hz, {channels}"
     yield "segment", f"{segment:g} s, {model.segment_samples} samples"
+    yield "licence", str(found.licence)
     yield "parameters", f"{count(model.parameters)} ({model.parameters})"
     yield "MACs", f"{count(found.macs)} a segment, {count(round(found.macs / segment))} a second of audio"
     if found.kind == "bundle":

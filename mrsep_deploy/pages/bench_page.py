@@ -12,7 +12,7 @@ from mrsep_deploy.bench.noise import rough
 from mrsep_deploy.bench.report import RATIO_NOTE, profile_part, race_remarks, race_table, race_title, rows_of
 from mrsep_deploy.pages.bench_plots import batch_curves, latency, memory, shares, start_up, timelines
 from mrsep_deploy.pages.blocks import Block, Page, Plain, Section, Text, Tone, Verdict
-from mrsep_deploy.pages.page import day, fusion_blocks
+from mrsep_deploy.pages.page import day, fusion_blocks, licence_facts
 
 RACED = "From a mix in memory to stems in memory; every contender a process of its own, taking turns."
 PROFILED = "Time by stage and operator, one engine after the other, with profiling on."
@@ -84,6 +84,7 @@ def _facts(result: Plain) -> Iterator[tuple[str, str]]:
             f"{facts['family']}, {facts['parameters'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.1f} GMAC a "
             f"segment{where}, layout {facts['layout']}, batch {facts['batch']}, bundle {facts['digest'][:12]}",
         )
+        yield from licence_facts(facts)
 
 
 def race_rows(result: Plain, race: Plain) -> list[Plain]:

@@ -15,7 +15,7 @@ from mrsep_deploy.evaluation.report import (
 )
 from mrsep_deploy.evaluation.scores import ALL
 from mrsep_deploy.pages.blocks import Block, Key, Mark, Page, Plain, Plot, Section, Strip, Verdict
-from mrsep_deploy.pages.page import day
+from mrsep_deploy.pages.page import day, licence_facts
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.verification.multitrack import SUM
 
@@ -135,6 +135,7 @@ def _facts(result: Plain) -> Iterator[tuple[str, str]]:
         yield engine, f"{facts['version']}, {facts['device']}"
     model = result["model"]
     yield "model", f"{model['family']}, {', '.join(model['sources'])}, bundle {model['digest'][:12]}"
+    yield from licence_facts(model)
     yield "overlap of segments", f"{result['overlap']:.0%}"
     tracks = next(iter(result["tracks"].values()))
     summed = sum(track["mixture"] == SUM for track in tracks)

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from mrsep_deploy.bundle.licence import Licence
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.inspection.inspect import resolution_names
 from mrsep_deploy.pages.blocks import Block, Key, Page, Plain, Plot, Strip
@@ -82,6 +83,12 @@ def day(moment: str) -> str:
     """``2026-11-22T23:54:34+00:00`` as ``22 November 2026, 23:54 UTC``."""
     when = datetime.datetime.fromisoformat(moment).astimezone(datetime.timezone.utc)
     return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def licence_facts(found: Plain) -> Iterator[tuple[str, str]]:
+    """Yields the licence of a model's weights; results from before it was recorded have none."""
+    if "licence" in found:
+        yield "licence of the weights", str(Licence(**found["licence"]))
 
 
 def fusion_blocks(fusion: Sequence[Plain], branches: Sequence[Plain]) -> list[Block]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from mrsep_deploy.evaluation.report import UNTRAINED
 from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plain, Plot, Section, Strip, Text, Verdict
-from mrsep_deploy.pages.page import day, fusion_blocks
+from mrsep_deploy.pages.page import day, fusion_blocks, licence_facts
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.terminal.tables import decibels
 from mrsep_deploy.verification.report import (
@@ -165,4 +165,5 @@ def _facts(result: Plain) -> Iterator[tuple[str, str]]:
     yield "engine", str(result["engine"])
     yield "reference", str(result["reference"])
     yield "bundle", f"{result['model']}, {result['precision']}, {result['digest'][:12]}"
+    yield from licence_facts(result)
     yield "segments", f"{result['segments']} batches, end to end"

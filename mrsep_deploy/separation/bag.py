@@ -20,7 +20,8 @@ import numpy as np
 
 from mrsep_deploy.audio.blocks import BlockQueue, Float32
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.bag_file import SUFFIXES, Weights, read_bag_file
+from mrsep_deploy.bundle.bag_file import BAG_FILE, SUFFIXES, Weights, read_bag_file
+from mrsep_deploy.bundle.licence import Licence, of_all
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.errors import FormatError, UsageError
 from mrsep_deploy.separation.separator import Separator
@@ -32,7 +33,7 @@ class Bag:
     """Models and how much each counts.
 
     Attributes:
-        name: of the bag: the stem of its file.
+        name: of the bag: the stem of its file, or the name of the folder that holds it and its models.
         weights: [model][source].
         segment: seconds per segment, if the bag sets it.
     """
@@ -45,6 +46,11 @@ class Bag:
     @property
     def sources(self) -> tuple[str, ...]:
         return self.bundles[0].manifest.model.sources
+
+    @property
+    def licence(self) -> Licence:
+        """The licences of all models together."""
+        return of_all(bundle.manifest.licence for bundle in self.bundles)
 
     @property
     def digest(self) -> str:
@@ -86,7 +92,8 @@ def open_bag(path: str | Path, verify: bool = True) -> Bag:
         raise UsageError(
             f"the weights of {path} are not {len(bundles)} rows of {sources} numbers", f"Correct {path}."
         )
-    return Bag(path.stem, bundles, weights, found.segment)
+    name = path.absolute().parent.name if path.name == BAG_FILE else path.stem
+    return Bag(name, bundles, weights, found.segment)
 
 
 def _place(path: Path, name: str) -> Path:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mrsep_deploy.bundle.licence import Licence
 from mrsep_deploy.errors import one_line
 from mrsep_deploy.songs.outcome import Outcome, Summary, in_float32
 from mrsep_deploy.songs.tracks import Track
@@ -35,7 +37,7 @@ class Quiet:
     def __exit__(self, *_error: object) -> None:
         """What is shown is taken away; an error goes on."""
 
-    def begin(self, model: str, engine: str | None, tracks: int) -> None:
+    def begin(self, model: str, licence: Licence, engine: str | None, tracks: int) -> None:
         """The run begins; without an engine, if there is nothing for one to do."""
 
     def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
@@ -73,7 +75,7 @@ class Bars(Quiet):
     def __exit__(self, *_error: object) -> None:
         self._bars.stop()
 
-    def begin(self, model: str, engine: str | None, tracks: int) -> None:
+    def begin(self, model: str, licence: Licence, engine: str | None, tracks: int) -> None:
         self._tracks, bars = tracks, self._bars
         self._all = self._bars.add_task("all", total=tracks, visible=tracks > 1, of=f"0/{tracks}", speed="")
         self._one = bars.add_task("", total=None, of="", speed="")
@@ -120,8 +122,8 @@ class JsonLines(Quiet):
         self._rate = rate
         self._told: tuple[Track | None, float] = (None, 0.0)
 
-    def begin(self, model: str, engine: str | None, tracks: int) -> None:
-        self._say(event="begin", model=model, engine=engine, tracks=tracks)
+    def begin(self, model: str, licence: Licence, engine: str | None, tracks: int) -> None:
+        self._say(event="begin", model=model, licence=asdict(licence), engine=engine, tracks=tracks)
 
     def progress(self, track: Track, done: int, total: int, elapsed: float) -> None:
         known, before = self._told

@@ -13,6 +13,7 @@ from typing import Literal
 
 from mrsep_deploy.audio.info import Samples
 from mrsep_deploy.audio.resample import Resampler, resampled_length
+from mrsep_deploy.audio.tags import SOFTWARE
 from mrsep_deploy.audio.write import CLAMP, AnyEncoding, Clip, StemWriter, WrittenStem, bytes_needed
 from mrsep_deploy.errors import OutputError
 from mrsep_deploy.files.open_folder import OpenFolder
@@ -30,7 +31,8 @@ class WriteOptions:
 
     Attributes:
         sample_rate: of the files: the song's own, the model's, or a number of Hz.
-        tags: carry over what the song says of itself.
+        tags: carry over what the song says of itself, and say what made the file.
+        made_by: the program, the model and the licence of its weights, for that tag; empty for none.
     """
 
     naming: Naming
@@ -39,6 +41,7 @@ class WriteOptions:
     clip: Clip = "rescale"
     sample_rate: RateChoice = "input"
     tags: bool = True
+    made_by: str = ""
 
 
 class SongWriter:
@@ -63,7 +66,8 @@ class SongWriter:
         self._new_folders = sorted((f for f in folders if not f.exists()), key=lambda f: -len(f.parts))
         self._outputs = [(output, Resampler(model, rate, channels)) for output in options.outputs]
         self.writers: list[StemWriter] = []
-        tags = song.tags if options.tags else None
+        made_by = {SOFTWARE: options.made_by} if options.made_by else {}
+        tags = {**song.tags, **made_by} if options.tags else None
         encoding, clip, root = options.encoding, options.clip, options.naming.root
         try:
             for path in self.paths:

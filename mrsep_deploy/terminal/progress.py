@@ -13,9 +13,19 @@ from contextlib import contextmanager
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from mrsep_deploy.errors import one_line
+from mrsep_deploy.terminal.tables import file_size
 
 WIDE = 240
 """Columns of an output that is read by no one or by another program."""
@@ -59,3 +69,33 @@ def step_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         with Progress(*columns, console=screen, transient=True) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+@contextmanager
+def byte_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A reporter of bytes: call it with what is transferred now, how many bytes are done, how many there are."""
+    screen = console(sys.stderr)
+    if quiet:
+        yield lambda _what, _done, _total: None
+    elif not screen.is_terminal:
+        yield _Tenths(screen)
+    else:
+        text = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
+        with Progress(*columns, console=screen, transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+class _Tenths:
+    """A line for every tenth of the bytes."""
+
+    def __init__(self, screen: Console) -> None:
+        self._screen = screen
+        self._told = -1
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > self._told:
+            self._told = tenth
+            self._screen.print(f"{10 * tenth} % of {file_size(total)}, {what}", soft_wrap=True)

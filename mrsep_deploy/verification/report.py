@@ -73,6 +73,7 @@ def about(bundle: Bundle, command: str) -> dict[str, object]:
         "command": command,
         "machine": machine_info(),
         "trained": manifest.model.trained,
+        "licence": asdict(manifest.licence),
         "branches": [asdict(branch) for branch in manifest.branches],
         "fusion": [asdict(shares) for shares in manifest.fusion],
     }

@@ -94,8 +94,7 @@ def test_before_any_export_there_is_the_shipped_model(home: Path) -> None:
     with pytest.raises(UsageError) as caught:
         registry.resolve("htdemucs")
     assert str(caught.value) == (
-        "no model 'htdemucs' yet (here: mrsep-small). Get its checkpoint (docs/running.md says where), then: "
-        "mrsep-deploy export FILE --name htdemucs"
+        "no model 'htdemucs' yet (here: mrsep-small). Fetch it: mrsep-deploy fetch htdemucs"
     )
     assert not home.exists(), "looking creates nothing"
 

@@ -85,7 +85,7 @@ def test_run_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.exit_code == 0, done.output
     first, *limits = done.stderr.splitlines()[:3]
     assert first.startswith(
-        f"{shipped.NAME}, comes with mrsep-deploy (drums, bass, other, vocals) on ONNX Runtime"
+        f"{shipped.NAME}, comes with mrsep-deploy (drums, bass, other, vocals; licence MIT) on ONNX Runtime"
     )
     assert limits == list(shipped.LIMITS)
     stems = tmp_path / "out" / shipped.NAME / "song"
@@ -121,8 +121,8 @@ def test_what_is_said_of_its_limits_is_what_was_measured() -> None:
         assert 2 < np.median([track["model"][stem] for track in scores.values()]) < 6
     assert max(track["model"].get("vocals", 0.0) for track in scores.values()) < 0.1
     page = (ROOT / "docs" / "running.md").read_text()
-    assert "export FILE --name htdemucs" in vocals
-    assert "https://dl.fbaipublicfiles.com/demucs/hybrid_transformer/955717e8-8726e21a.th" in page
+    assert "mrsep-deploy fetch htdemucs" in vocals
+    assert "mrsep-deploy fetch htdemucs" in page
 
 
 @pytest.mark.slow

@@ -16,18 +16,25 @@ from click.shell_completion import ShellComplete
 from test_cli import HEAVY
 
 from mrsep_deploy.bundle import registry, shipped
+from mrsep_deploy.bundle.published import published
 from mrsep_deploy.commands import main
 from mrsep_deploy.files import paths
 
 VARIABLE = "_MRSEP_DEPLOY_COMPLETE"
 FILE, FOLDER, NAME, MODEL = "file", "folder", "name", "name or file"
 GATE = "off or a number"
+PUBLISHED = "name of a published model"
 NOTHING = "nothing"
 
 OFFERED = {
     "export name": NOTHING,
     "export output": FOLDER,
     "export arguments": NOTHING,
+    "export licence": NOTHING,
+    "export source": NOTHING,
+    "fetch published": PUBLISHED,
+    "fetch name": NOTHING,
+    "fetch mirror": FOLDER,
     "run tracks": FILE,
     "run model": MODEL,
     "run device": NOTHING,
@@ -137,10 +144,12 @@ def test_what_is_offered(what: str) -> None:
         # The kind comes first: bash takes what follows, and files where nothing does.
         MODEL: [("file", ""), *names],
         GATE: [("plain", "off")],
+        PUBLISHED: [("plain", name) for name in published().models],
         NOTHING: [],
     }
     assert offered(before, "") == expected[kind]
     started = {FILE: [("file", "mi")], FOLDER: [("dir", "mi")], NAME: removable, GATE: [], NOTHING: []}
+    started[PUBLISHED] = []
     started[MODEL] = [("file", "mi"), ("plain", "mine")]
     assert offered(before, "mi") == started[kind]
 

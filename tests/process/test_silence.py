@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": ["doctor"],
     "help": ["run", "--help"],
     "models": ["models"],
+    "models that could be fetched": ["models", "list", "--all"],
     "inspect": ["inspect", "mrsep-small"],
     "inspect a checkpoint": ["inspect", str(GOLDEN)],
     "complexity": ["complexity", str(GOLDEN)],

@@ -417,7 +417,9 @@ def test_json_lines(tmp_path: Path, bundle: Bundle) -> None:
         "ended",
         "summary",
     ]
-    assert told[0] | {"engine": ""} == {"event": "begin", "model": "tiny", "engine": "", "tracks": 2}
+    licence = {"terms": "not stated", "source": "", "commercial": False}
+    begin = {"event": "begin", "model": "tiny", "licence": licence, "engine": "", "tracks": 2}
+    assert told[0] | {"engine": ""} == begin
     for name in ("a.wav", "b.wav"):
         progress = [each["done"] for each in told if each["event"] == "progress" and each["track"] == name]
         assert progress == sorted(progress)

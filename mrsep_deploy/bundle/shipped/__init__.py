@@ -14,8 +14,7 @@ NAME = "mrsep-small"
 LIMITS = (
     f"{NAME} is small, for trying things out: drums, bass and other come apart, with leaks; its vocals are next to "
     "silent.",
-    "For vocals take HTDemucs: get its checkpoint (docs/running.md says where), then: mrsep-deploy export FILE --name "
-    "htdemucs",
+    "For vocals take HTDemucs: mrsep-deploy fetch htdemucs",
 )
 """What a run with it says it can and cannot do, in two lines; the figures are in the model card."""
 
