@@ -157,7 +157,7 @@ def parse_hybrid(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[
     require([*shared_rules(config), *spectrogram_rules(config), *_inside(config)])
     require(
         [
-            (0 <= config.multi_freqs_depth <= config.depth, "a multi_freqs_depth of 0 to the depth"),
+            (config.multi_freqs_depth >= 0, "a multi_freqs_depth of 0 or more"),
             (config.banded_layers <= config.norm_starts, "no norm in the layers that multi_freqs cuts"),
         ]
     )

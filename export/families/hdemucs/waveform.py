@@ -173,4 +173,5 @@ def halved(x: Tensor, filters: Tensor) -> Tensor:
     b, channels, samples = x.shape
     width = filters.shape[-1] // 2 - 1
     padded = F.pad(x, (width, width + 2), mode="replicate").flatten(0, 1)[:, None]
-    return F.conv1d(padded, filters.to(x), stride=2)[..., : samples // 2].view(b, channels, -1)
+    half = samples // 2
+    return F.conv1d(padded, filters.to(x), stride=2)[..., :half].reshape(b, channels, half)
