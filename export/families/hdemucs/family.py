@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from mrsep_deploy.bundle.manifest import Application, Branch
+from mrsep_deploy.bundle.manifest import Application, Branch, Stage
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.families.family import Audio, Family, StageSource
 from mrsep_deploy.export.families.hdemucs.config import (
@@ -84,6 +84,13 @@ class HDemucs(Family):
         spectral = isinstance(config, HybridConfig)
         found = {"embedding": spectral and bool(config.freq_emb), "crop": spectral}
         return tuple(name for name in self.rewrites if found.get(name, True))
+
+    def float32(
+        self, model: Hybrid | Waveform, stages: Sequence[Stage]
+    ) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        from mrsep_deploy.export.families.hdemucs.float32 import float32_nodes
+
+        return float32_nodes(model, stages)
 
     def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:
         if variant == WAVEFORM or len(n_fft) > 1:
