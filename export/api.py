@@ -40,6 +40,7 @@ def export(
     precision: AskedPrecision = "fp32",
     plan: Path | None = None,
     without: Collection[str] = (),
+    segment: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -56,6 +57,7 @@ def export(
             are checked against PyTorch first and not kept.
         plan: for ``mixed``, the file of a plan.
         without: rewrites to leave out, by name.
+        segment: seconds of a segment, for models that take any.
         overwrite: whether a bundle at ``output`` may be replaced.
         progress: called with what happens now, how many steps are done and how many there are.
 
@@ -79,7 +81,7 @@ def export(
     registry.check_free(name, target)
     check_bundle_place(target, overwrite=overwrite)
     lower = chosen_plan(precision, plan) is not None
-    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint, segment)
     report = progress or (lambda _what, _done, _total: None)
     if not lower:
         bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)

@@ -33,6 +33,7 @@ class HDemucs(Family):
         "demucs.hdemucs.HDemucs": HYBRID,
         "demucs.demucs.Demucs": WAVEFORM,
     }
+    any_segment: ClassVar[bool] = True
     rewrites: ClassVar[Mapping[str, str]] = {
         "dconv": "DConv as 2-D convolutions, its second norm and layer scale folded into the pointwise one",
         "glu": "GLU as two convolutions instead of one and a split",
