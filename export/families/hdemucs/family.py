@@ -82,8 +82,8 @@ class HDemucs(Family):
 
     def applicable(self, model: Hybrid | Waveform) -> tuple[str, ...]:
         config = model.config
-        spectral = isinstance(config, HybridConfig)
-        found = {"embedding": spectral and bool(config.freq_emb), "crop": spectral}
+        hybrid = config if isinstance(config, HybridConfig) else None
+        found = {"embedding": hybrid is not None and hybrid.freq_emb != 0, "crop": hybrid is not None}
         return tuple(name for name in self.rewrites if found.get(name, True))
 
     def float32(

@@ -129,7 +129,7 @@ class Magnitudes(nn.Module):
         self.channels = channels
 
     def forward(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
-        size, _ = _polar(spectrogram.unflatten(1, (self.channels, 2)))
+        size, _ = _polar(spectrogram, self.channels)
         mean = mean_in_steps(size, 3, 2, 1)
         centred = size - mean
         count = size[0].numel()
@@ -145,18 +145,22 @@ class WithPhase(nn.Module):
         self.channels = channels
 
     def forward(self, estimate: Tensor, statistics: Tensor, spectrogram: Tensor) -> tuple[Tensor]:
-        _, phase = _polar(spectrogram.unflatten(1, (self.channels, 2)))
+        _, phase = _polar(spectrogram, self.channels)
         mean, std = (statistics[:, i : i + 1, None, None] for i in range(2))
-        size = (estimate * std + mean).unflatten(1, (-1, self.channels, 1))
+        b, stems, bins, frames = estimate.shape
+        sources = stems // self.channels
+        size = (estimate * std + mean).view(b, sources, self.channels, 1, bins, frames)
         return ((size * phase[:, None]).flatten(1, 3),)
 
 
-def _polar(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs ``[B, C, 2, F, T]`` -> their size ``[B, C, F, T]`` and direction, which is (1, 0) for zeros."""
+def _polar(spectrogram: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """``[B, 2C, F, T]`` -> magnitudes ``[B, C, F, T]`` and directions ``[B, C, 2, F, T]``, (1, 0) for zeros."""
+    b, _, bins, frames = spectrogram.shape
+    z = spectrogram.view(b, channels, 2, bins, frames)
     # Over the larger part first, whose square would be zero where it is small.
     largest = z.abs().amax(dim=2, keepdim=True)
     silent = (largest == 0).to(z.dtype)
     scaled = z / (largest + silent)
     size = torch.sqrt((scaled * scaled).sum(dim=2, keepdim=True)) + silent
-    real, imaginary = (scaled / size).split(1, dim=2)
+    real, imaginary = (scaled / size).chunk(2, dim=2)
     return (largest * size).squeeze(2), torch.cat([real + silent, imaginary], dim=2)
