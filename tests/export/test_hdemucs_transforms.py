@@ -68,7 +68,7 @@ def test_spectrogram_and_its_inverse(n_fft: int, length: int, old: bool) -> None
         assert relative(synthesise(estimate, transform, length), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize(("n_fft", "length"), [case for case in CASES if case[1] > 1])
+@pytest.mark.parametrize(("n_fft", "length"), [case for case in CASES if case[1] > case[0] // 8])
 def test_the_old_transform_on_the_host_and_as_graphs(n_fft: int, length: int) -> None:
     import onnxruntime as ort
 

@@ -89,7 +89,7 @@ def joined(y: Tensor, shape: torch.Size) -> Tensor:
     frames, width = shape[-1], y.shape[-1]
     hop, margin = width // 2, width // 4
     windows = -(-frames // hop)
-    y = y.unflatten(0, (-1, windows))
+    y = y.reshape(shape[0], windows, shape[1], width)
     middle = y[:, 1:-1, :, margin:-margin].permute(0, 2, 1, 3).flatten(2)
     whole = torch.cat([y[:, 0, :, :-margin], middle, y[:, -1, :, margin:]], dim=-1)
     return whole[..., :frames]
@@ -111,11 +111,12 @@ class LocalAttention(nn.Module):
         self.query_decay = nn.Conv1d(channels, HEADS * DECAYS, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        frames = x.shape[-1]
+        b, channels, frames = x.shape
         query, key, content = (
-            layer(x).unflatten(1, (HEADS, -1)) for layer in (self.query, self.key, self.content)
+            layer(x).view(b, HEADS, channels // HEADS, frames)
+            for layer in (self.query, self.key, self.content)
         )
-        decay = torch.sigmoid(self.query_decay(x)).unflatten(1, (HEADS, DECAYS))
+        decay = torch.sigmoid(self.query_decay(x)).view(b, HEADS, DECAYS, frames)
         factors = torch.arange(1, DECAYS + 1, device=x.device, dtype=x.dtype) / (2 * DECAYS**0.5)
         slope = (decay * factors[:, None]).sum(2, keepdim=True).transpose(2, 3)  # [B, H, s, 1]
         place = torch.arange(frames, device=x.device, dtype=x.dtype)
