@@ -26,7 +26,7 @@ from typing import Any
 
 from assets import trained_htdemucs
 from machine_info import RESULTS, machine_info, write_result
-from run_speed import SONG, figures, write_song
+from run_speed import SONG, figures, worst_snr, write_song
 
 from mrsep_deploy.bench.benchmark import Settings, benchmark
 from mrsep_deploy.bench.plan import Request, plan
@@ -87,9 +87,7 @@ def summary(race: Race) -> dict[str, Any]:
             for row in rows
             for label, found in ratios(row, race).items()
         },
-        "worst_snr": {
-            row.label: None if row.parity is None else round(min(row.parity.snr.values()), 1) for row in rows
-        },
+        "worst_snr": {row.label: worst_snr(row) for row in rows},
         "noise": None if race.noise is None else race.noise.plain(),
     }
 

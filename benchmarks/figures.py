@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from figures_accumulation import accumulation
 from figures_benchmarking import benchmarking
 from figures_cpu import cpu
 from figures_shipped import card
@@ -21,12 +23,13 @@ from machine_info import ROOT
 README = ROOT / "README.md"
 BEGIN = "<!-- figures: written by benchmarks/figures.py -->"
 END = "<!-- end of figures -->"
+SOURCES = ("drums", "bass", "other", "vocals")
 SONGS = {"chaos_god": "with vocals", "metal_madness": "without vocals"}
 
 
 def figures() -> str:
     """All of it, as Markdown."""
-    return "\n".join([*_speed(), "", *_memory(), "", *_parity(), "", *_precision()])
+    return "\n".join([*_speed(), "", *_memory(), "", *_parity(), "", *_precision(), "", *accumulation()])
 
 
 def _speed() -> Iterator[str]:
@@ -88,23 +91,52 @@ def _parity() -> Iterator[str]:
 
 
 def _precision() -> Iterator[str]:
-    found = result("precision_trained")
     yield "| float16 against float32, SNR in dB (emulated on a CPU) | drums | bass | other | vocals |"
     yield "|---|---|---|---|---|"
-    yield _row("four-stem excerpt", found["excerpt"]["snr"])
-    changes = {stem: f"{change:+.4f}" for stem, change in found["excerpt"]["sdr_change"].items()}
-    yield f"| the same, change in SDR, dB | {' | '.join(changes.values())} |"
-    for name, song in found["songs"].items():
-        quiet = {stem: f"{level:.0f} dBFS" for stem, level in song["level_dbfs"].items()}
-        values = (quiet[stem] if snr is None else f"{snr:.1f}" for stem, snr in song["snr"].items())
-        yield f"| whole song, {name}, {song['seconds']:.0f} s | {' | '.join(values)} |"
+    for model, tracks in result("precision_trained")["models"].items():
+        for name, track in tracks.items():
+            yield from _in_float16(model, name, track)
     yield ""
     yield "| golden checkpoint in float16 | worst stem of its mix, dB | of all signals, dB |"
     yield "|---|---|---|"
-    for name, golden in found["goldens"].items():
+    for name, golden in result("precision_goldens")["goldens"].items():
         snr = golden["worst_snr"]
         heard = [value for value in snr.values() if value is not None]
         yield f"| `{name}` | {snr['golden']:.1f} | {min(heard):.1f} |"
+    yield ""
+    yield from _published()
+
+
+def _published() -> Iterator[str]:
+    yield "| untrained, published size, 10 s: the proof, dB | drums | bass | other | vocals | weakest stage |"
+    yield "|---|---|---|---|---|---|"
+    for name, family in result("precision_published")["families"].items():
+        proof = family["proof"]
+        snr = {stage: each["snr_db"] for stage, each in proof["stages"].items()}
+        weakest = min(snr, key=snr.__getitem__)
+        cells = " | ".join(f"{proof['stems'][source]:.1f}" for source in SOURCES)
+        yield f"| `{name}` | {cells} | {weakest}: {snr[weakest]:.1f} |"
+
+
+def _in_float16(model: str, name: str, track: Mapping[str, Any]) -> Iterator[str]:
+    """A row of SNR, and one of the changes in SDR where true stems are known."""
+    stems = [track["stems"][source] for source in SOURCES]
+    run = track["runs"]["fp16"]
+    redone = f"{run['segments_in_float32']} of {run['segments']} segments in float32"
+    what = f"{model}, {name}, {track['seconds']:.0f} s, {redone}"
+    yield f"| {what} | {' | '.join(map(_stem_in_float16, stems))} |"
+    changes = [stem.get("sdr_change_db") for stem in stems]
+    if any(change is not None for change in changes):
+        cells = ("" if change is None else f"{change:+.4f}" for change in changes)
+        yield f"| the same, change in SDR, dB | {' | '.join(cells)} |"
+
+
+def _stem_in_float16(stem: Mapping[str, Any]) -> str:
+    """The SNR; of a stem that does not pass by that, how far below the mix its error lies, too."""
+    snr = "exact" if stem["snr_db"] is None else f"{stem['snr_db']:.1f}"
+    if stem["passes_by"] == "SNR":
+        return snr
+    return f"{snr}, {stem['below_mix_db']:.0f} below the mix{'' if stem['passes_by'] else ': fails'}"
 
 
 def _row(title: str, values: Mapping[str, float], digits: int = 1) -> str:

@@ -8,8 +8,6 @@ from typing import Any
 from figures_source import ENGINES, MODELS, interval, machine, result
 from machine_info import RESULTS
 
-from mrsep_deploy.measuring.limits import WORST_STEM
-
 BASELINES = {"torch": "PyTorch", "demucs": "demucs 4.1.0"}
 TARGETS = {"best": 2.5, "ort": 1.5, "plain": 1.3}
 """Times faster that were set as goals: the best engine and ONNX Runtime against the baseline of the model (demucs
@@ -117,7 +115,7 @@ def _segments() -> Iterator[str]:
     yield ""
     yield "Peak memory of the process, seconds until the first stems with compiled stages in the cache, and how many"
     yield "times the floor a segment takes: FLOPs over the rate of a matrix product, or bytes over that of a copy,"
-    yield f"both as measured there. SNR against float64 is that {WORST_STEM}; ≥ marks results that"
+    yield "both as measured there. SNR against float64 is that of the worst stem above -60 dBFS; ≥ marks results that"
     yield "counted quieter stems too."
     yield ""
     yield "| model | contender | seconds | × floor | first stems, s | peak memory | SNR of the worst stem |"
@@ -138,7 +136,7 @@ def _segments() -> Iterator[str]:
 
 
 def _snr(found: Mapping[str, Any], name: str) -> str:
-    """SNR of the worst stem that is judged; of older results the worst of all stems, which is no better than that."""
+    """SNR of the worst stem above -60 dBFS; of older results the worst of all stems, which is no better than that."""
     if "worst_stem_snr_db" in found:
         return f"{found['worst_stem_snr_db'][name]:.0f} dB"
     return f"≥ {found['snr_against_float64'][name]:.0f} dB"

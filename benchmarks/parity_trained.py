@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.load import load_model
-from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.measuring.deviation import Deviation, level_db
+from mrsep_deploy.measuring.limits import SILENT_DBFS
 from mrsep_deploy.separation.separator import Separator
 
 Samples = NDArray[Any]
@@ -40,7 +41,6 @@ Stems = Mapping[str, Samples]
 LAYOUTS: tuple[Layout, ...] = ("split", "whole")
 OVERLAP = 0.25
 EDGE_SECONDS = 1.0
-AUDIBLE = -60.0  # dBFS; edges of a stem below it are silence to anyone
 REQUIRED_SNR = 110.0  # dB
 EDGE_FLOOR = -130.0  # dBFS of error; the last bit of 24-bit audio is at -144
 
@@ -138,19 +138,13 @@ def parity(stems: Stems, reference: Stems) -> dict[str, StemParity]:
     for name, exact in reference.items():
         value = stems[name]
         parts = (slice(0, edge), slice(-edge, None))
-        levels = (level(exact[:, parts[0]]), level(exact[:, parts[1]]))
+        levels = (level_db(exact[:, parts[0]]), level_db(exact[:, parts[1]]))
         start, end = (
-            Deviation.between(value[:, part], exact[:, part]).snr if loud > AUDIBLE else None
+            Deviation.between(value[:, part], exact[:, part]).snr if loud > SILENT_DBFS else None
             for part, loud in zip(parts, levels, strict=True)
         )
         found[name] = StemParity(Deviation.between(value, exact).snr, start, end, levels)
     return found
-
-
-def level(samples: Samples) -> float:
-    """RMS level in dBFS."""
-    power = float(np.mean(np.square(samples, dtype=np.float64)))
-    return 10 * math.log10(power) if power else -math.inf
 
 
 def sdr(estimate: Samples, truth: Samples) -> float:

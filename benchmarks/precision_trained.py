@@ -1,81 +1,206 @@
-"""What float16 loses: trained HTDemucs on real music, and every golden checkpoint, against float32.
+"""What float16 loses on trained weights and real music, through the command line alone.
 
-    python benchmarks/precision_trained.py [--song chaos_god --song Feelings] [--no-goldens] [--threads 2]
-    python benchmarks/precision_trained.py --only-goldens       # that part of the result alone; the rest stays
+    python benchmarks/precision_trained.py [--model htdemucs] [--track excerpt --track chaos_god] [--store STORE]
+    python benchmarks/precision_trained.py --left      # what has not been measured yet
 
-Converts each bundle by the default plan and runs it on ONNX Runtime's CPU, rounded after every operator as on
-a GPU that accumulates in float32, beside the float32 bundle. Writes ``benchmarks/results/precision_trained.json``:
-SNR of every stem in dB (only where it is above -60 dBFS), the change in SDR where the true stems are known, and
-the worst output of every stage. A song takes about twice as long as it does in float32, and as long again for that.
+Separates every track twice, with ``run --float32`` and with ``run --precision fp16 --float32``, by the trained HTDemucs
+and by the model that comes with the package, and judges every stem as ``verify`` does. Tracks are the four-stem
+excerpt, five whole songs and, with ``--store``, an LMMS song as ``examples/train/lmms_songs.py STORE`` renders it. The
+engine is ONNX Runtime's CPU, which rounds float16 after every operator. Stems keep their level (``--clip-mode none``):
+one that is lowered to fit into full scale would be lowered a little otherwise in float16.
+
+Writes ``benchmarks/results/precision_trained.json`` after every track. What is there of the same model and
+conversion is not measured again (``--again`` does), so that an interrupted run goes on where it stopped. On two cores
+a minute of music takes the trained HTDemucs about four minutes, and the shipped model about one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import figures_source
 import numpy as np
-from assets import Song, read_excerpt, songs
-from machine_info import ROOT, machine_info, write_result
-from parity_trained import export_trained
+import soundfile
+from assets import SAMPLE_RATE, read_excerpt, songs, trained_htdemucs
+from machine_info import RESULTS, ROOT, machine_info, write_result
+from numpy.typing import NDArray
 
-from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.engines.choice import choose
-from mrsep_deploy.engines.contract import EngineOptions
-from mrsep_deploy.export.exporter import export_model
-from mrsep_deploy.export.load import load_model
+from mrsep_deploy.bundle import shipped
 from mrsep_deploy.files.strict_json import finite
-from mrsep_deploy.precision.convert_bundle import convert_bundle
-from mrsep_deploy.precision.plan import default_plan
-from mrsep_deploy.separation.segments import SongStatistics
-from mrsep_deploy.verification.reference import BundleReference
-from mrsep_deploy.verification.results import StemResult, Verification
-from mrsep_deploy.verification.tracks import Track, builtin_tracks, with_stems
-from mrsep_deploy.verification.verify import verify
+from mrsep_deploy.measuring.deviation import Deviation, ratio_db
+from mrsep_deploy.measuring.limits import Powers, limit_for
+from mrsep_deploy.precision.convert_bundle import VERSION
+from mrsep_deploy.verification.figures import Difference
 
-SONGS = ("chaos_god", "Metal madness", "War of freedom", "Feelings", "Escape from chaosland")
-"""One with vocals and four without: how much of a guitar the model takes for a voice differs between them."""
-GOLDEN = ROOT / "tests" / "golden"
+NAME = "precision_trained"
+MODELS: Mapping[str, Callable[[], Path]] = {
+    "mrsep-small": lambda: shipped.BUNDLE,
+    "htdemucs": trained_htdemucs,
+}
+"""The bundle that comes with the package, and a checkpoint; the faster model first."""
+EXCERPT = "excerpt"
+LMMS = "lmms-Thomasso-AxeFromThe80s"
+FRAMES = 2**20
+"""Of a block in which stems are compared."""
 
-
-class Pair:
-    """A float32 bundle and the one that is made from it."""
-
-    def __init__(self, bundle: Bundle, folder: Path, threads: int) -> None:
-        self.low = convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), folder)
-        self.bundle, self.threads = bundle, threads
-
-    def verify(self, tracks: Sequence[Track]) -> Verification:
-        """Both on the same tracks."""
-        options = replace(EngineOptions(self.threads), precision="fp16")
-        engine, reference = choose("ort", options).engine, BundleReference(self.bundle, self.threads)
-        try:
-            return verify(self.low, engine, reference, tracks)
-        finally:
-            reference.close()
-            engine.close()
+Samples = NDArray[np.float32]
 
 
-def excerpt_track() -> Track:
-    """The four-stem excerpt with its true stems."""
-    truth = read_excerpt()
-    return with_stems("excerpt", np.sum(list(truth.values()), axis=0, dtype=np.float32), truth)
+@dataclass(frozen=True)
+class Material:
+    """A track: its blocks ``[2, n]`` at 44.1 kHz, and its true stems where they are known."""
+
+    name: str
+    blocks: Callable[[], Iterable[Samples]]
+    truth: Mapping[str, Samples] = field(default_factory=dict)
+
+    @classmethod
+    def of_stems(cls, name: str, truth: Mapping[str, Samples]) -> Material:
+        """A track that is the sum of its true stems."""
+        return cls(name, lambda: [np.sum(list(truth.values()), axis=0, dtype=np.float32)], truth)
 
 
-def song_track(song: Song) -> Track:
-    """A whole song, in blocks."""
-    return Track(song.name, SongStatistics.measure(song.blocks()), song.blocks)
+def materials(store: Path | None) -> Iterator[Material]:
+    """All tracks, the shortest first; the LMMS song only out of a store."""
+    yield Material.of_stems(EXCERPT, read_excerpt())
+    yield from (Material(song.name, song.blocks) for song in songs())
+    if store is not None:
+        yield Material.of_stems(LMMS, read_lmms(store))
 
 
-def golden_track(name: str) -> Track:
-    """The mix of a golden checkpoint."""
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return with_stems("golden", arrays["mix"], {})
+def read_lmms(store: Path) -> Mapping[str, Samples]:
+    """The true stems of the held-out LMMS song, ``[2, samples]``."""
+    sys.path.append(str(ROOT / "examples" / "train"))
+    from store import read_entries
+
+    found = next((entry for entry in read_entries(store, "held_out") if entry.name == LMMS), None)
+    if found is None:
+        raise SystemExit(f"{store} has no {LMMS}, expected what examples/train/lmms_songs.py writes there")
+    return {source: found.read(source) for source in found.stems}
+
+
+# --- what is there already
+
+
+def conditions(model: str) -> dict[str, object]:
+    """What a result depends on beside the track: another one makes it stale."""
+    return {"sha256": _sha256(MODELS[model]()), "converter": VERSION}
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """Entries by model and track, as they were measured."""
+    if not (RESULTS / f"{NAME}.json").exists():
+        return {}
+    return {model: dict(tracks) for model, tracks in figures_source.result(NAME)["models"].items()}
+
+
+def is_done(found: Mapping[str, Mapping[str, Any]], model: str, track: str) -> bool:
+    """Whether a track has been measured under the conditions of today."""
+    entry = found.get(model, {}).get(track)
+    return entry is not None and entry["conditions"] == conditions(model)
+
+
+# --- measuring
+
+
+class CommandLine:
+    """``mrsep-deploy`` with a registry and a cache of its own, in a folder that lasts as long as this script."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder, self.threads = folder, threads
+        self.exported: set[str] = set()
+
+    def call(self, *arguments: str) -> None:
+        """Runs a command; an exit code other than 0 ends this script."""
+        command = [sys.executable, "-m", "mrsep_deploy", *arguments]
+        env = {**os.environ, "MRSEP_DEPLOY_HOME": str(self.folder / "home")}
+        code = subprocess.run(command, env=env).returncode
+        if code:
+            raise SystemExit(f"mrsep-deploy {' '.join(arguments)} ended with {code}")
+
+    def separate(self, model: str, mix: Path, precision: str) -> tuple[Path, Mapping[str, Any]]:
+        """Returns the folder of the stems, and what the run's summary says of the track in numbers."""
+        source = MODELS[model]()
+        if source != shipped.BUNDLE and model not in self.exported:
+            self.call("export", str(source), "--name", model, "--quiet")
+            self.exported.add(model)
+        out, summary = self.folder / precision, self.folder / f"{precision}.json"
+        given = ("-n", model, "--engine", "ort", "--threads", str(self.threads), "--precision", precision)
+        written = ("--float32", "--clip-mode", "none", "--filename", "{stem}.{ext}", "-o", str(out))
+        self.call("run", str(mix), *given, *written, "--summary", str(summary), "--quiet")
+        (track,) = json.loads(summary.read_text(encoding="utf-8"))["tracks"]
+        return out / model, {name: value for name, value in track.items() if isinstance(value, (int, float))}
+
+
+def measured(model: str, material: Material, commands: CommandLine) -> dict[str, Any]:
+    """Separates a track in both precisions, and judges the stems."""
+    mix, made = commands.folder / f"{material.name}.wav", machine_info()
+    with soundfile.SoundFile(mix, "w", SAMPLE_RATE, 2, subtype="FLOAT") as file:
+        for block in material.blocks():
+            file.write(block.T)
+    exact, slow = commands.separate(model, mix, "fp32")
+    low, run = commands.separate(model, mix, "fp16")
+    power = _difference(mix, mix).signal
+    stems = {
+        path.stem: _judged(low / path.name, path, power, material.truth.get(path.stem))
+        for path in sorted(exact.glob("*.wav"))
+    }
+    frames = soundfile.info(mix).frames
+    mix.unlink()
+    return {
+        "conditions": conditions(model),
+        "machine": made,
+        "seconds": round(frames / SAMPLE_RATE, 2),
+        "runs": {"fp32": slow, "fp16": run},
+        "mix_dbfs": round(ratio_db(power, 2.0 * frames), 1),
+        "stems": stems,
+        "passes": all(stem["passes_by"] is not None for stem in stems.values()),
+    }
+
+
+def _judged(low: Path, exact: Path, mix: float, truth: Samples | None) -> dict[str, Any]:
+    """One stem in float16 against float32; ``mix`` is the energy of the track."""
+    found = _difference(low, exact)
+    count = found.elements
+    judgement = limit_for("float16").judge(Powers(found.signal / count, found.error / count, mix / count))
+    figures = {
+        "snr_db": finite(round(judgement.powers.snr, 2)),
+        "level_dbfs": finite(round(found.figures().level, 1)),
+        "below_mix_db": finite(round(judgement.powers.below_mix, 1)),
+        "passes_by": judgement.passes_by,
+    }
+    if truth is None or not truth.any():
+        return figures
+    before, after = (Deviation.between(soundfile.read(path)[0].T, truth).snr for path in (exact, low))
+    return {**figures, "sdr_db": round(before, 3), "sdr_change_db": round(after - before, 5)}
+
+
+def _difference(value: Path, reference: Path) -> Difference:
+    """Two sound files, block by block."""
+    found = Difference()
+    for first, second in zip(_blocks(value), _blocks(reference), strict=True):
+        found.add(first, second)
+    return found
+
+
+def _blocks(path: Path) -> Iterator[Samples]:
+    yield from soundfile.blocks(path, FRAMES, dtype="float32")
 
 
 # --- the script
@@ -83,99 +208,49 @@ def golden_track(name: str) -> Track:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    result: dict[str, object] = {"machine": machine_info()}
+    tracks = {material.name: material for material in materials(options.store)}
+    for name in options.track or ():
+        if name not in tracks:
+            raise SystemExit(f"there is no track {name!r}, expected one of {', '.join(tracks)}")
+    wanted = [(model, name) for model in options.model or MODELS for name in options.track or tracks]
+    found = known()
+    left = [each for each in wanted if options.again or not is_done(found, *each)]
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work)
-        if options.only_goldens:
-            known = figures_source.result("precision_trained")
-            measured = {"goldens_machine": result["machine"], "goldens": _goldens(folder, options.threads)}
-            print(write_result("precision_trained", {**known, **measured}))
-            return
-        pair = Pair(Bundle.open(export_trained(folder, "split")), folder / "low", options.threads)
-        result["excerpt"] = _measured(pair, excerpt_track())
-        chosen = [song for song in songs() if song.name in options.song] if options.song else []
-        result["songs"] = {song.name: _measured(pair, song_track(song)) for song in chosen}
-        if not options.no_goldens:
-            result["goldens"] = _goldens(folder, options.threads)
-    print(write_result("precision_trained", result))
+        commands = CommandLine(Path(work), options.threads)
+        while left and not options.left:
+            model, name = left[0]
+            entry = measured(model, tracks[name], commands)
+            found.setdefault(model, {})[name] = entry
+            write_result(NAME, {"models": {each: found[each] for each in MODELS if each in found}})
+            for line in _lines(model, name, entry):
+                print(line, flush=True)
+            left = left[1:]
+    print("left:", ", ".join(f"{name} by {model}" for model, name in left) or "nothing")
+    if options.store is None:
+        print(f"{LMMS}: only with --store STORE, which examples/train/lmms_songs.py renders")
 
 
-def _measured(pair: Pair, track: Track) -> dict[str, object]:
-    began = time.perf_counter()
-    found = pair.verify([track])
-    for stem in found.stems:
-        print(f"{track.name}: {_line(stem)}", flush=True)
-    rate = pair.bundle.manifest.model.sample_rate
-    return {
-        "how": found.note,
-        "seconds": round(track.statistics.frames / rate, 2),
-        "measured_in": round(time.perf_counter() - began, 1),
-        "snr": {stem.source: _snr(stem) for stem in found.stems},
-        "level_dbfs": {stem.source: round(stem.figures.level, 1) for stem in found.stems},
-        "sdr_change": {
-            stem.source: round(stem.sdr_change, 5) for stem in found.stems if stem.sdr_change is not None
-        },
-        "stages": _stages(found),
-        "passes": found.passes,
-    }
-
-
-def _goldens(folder: Path, threads: int) -> Mapping[str, object]:
-    """Every family: the worst stem on its golden mix and on the built-in signals."""
-    report = {}
-    for checkpoint in sorted(GOLDEN.glob("*.th")):
-        name = checkpoint.stem
-        bundle = export_model(load_model(checkpoint), name, folder / name)
-        tracks = [golden_track(name), *builtin_tracks(bundle.manifest)]
-        found = Pair(bundle, folder / f"{name}-low", threads).verify(tracks)
-        judged = [stem for stem in found.stems if stem.judged]
-        worst = {
-            track.name: _worst([stem for stem in judged if stem.track == track.name]) for track in tracks
-        }
-        print(f"{name}: {worst}", flush=True)
-        report[name] = {"worst_snr": worst, "stages": _stages(found), "passes": found.passes}
-    return report
-
-
-def _worst(stems: Sequence[StemResult]) -> float | None:
-    """The lowest SNR; None where no stem is loud enough, or all are equal."""
-    return finite(min((round(stem.figures.snr, 1) for stem in stems), default=None))
-
-
-def _stages(found: Verification) -> dict[str, float | None]:
-    """SNR in dB of every stage's worst output, on exact inputs."""
-    return {
-        stage.stage: finite(round(min(figures.snr for figures in stage.tensors.values()), 1))
-        for stage in found.stages
-    }
-
-
-def _snr(stem: StemResult) -> float | None:
-    return finite(round(stem.figures.snr, 2)) if stem.judged else None
-
-
-def _line(stem: StemResult) -> str:
-    change = "" if stem.sdr_change is None else f", SDR {stem.sdr:.2f} dB {stem.sdr_change:+.4f} dB"
-    quiet = "" if stem.judged else ", too quiet to judge"
-    return f"{stem.source:6} {stem.figures.snr:.1f} dB at {stem.figures.level:.1f} dBFS{quiet}{change}"
+def _lines(model: str, name: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    for source, stem in entry["stems"].items():
+        snr = "exact" if stem["snr_db"] is None else f"{stem['snr_db']:.1f} dB"
+        change = f", SDR {stem['sdr_change_db']:+.4f} dB" if "sdr_change_db" in stem else ""
+        yield (
+            f"{model}, {name}: {source} {snr} at {stem['level_dbfs']} dBFS, error {stem['below_mix_db']} dB below "
+            f"the mix: {f'passes by {way}' if (way := stem['passes_by']) else 'FAILS'}{change}"
+        )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--song", action="append", metavar="NAME", help=f"default: {', '.join(SONGS)}")
-    parser.add_argument("--no-songs", action="store_true", help="only the excerpt")
-    parser.add_argument("--no-goldens", action="store_true")
-    parser.add_argument("--only-goldens", action="store_true")
-    parser.add_argument("--threads", type=int, default=0, help="0 for all")
-    options = parser.parse_args(arguments)
-    options.song = [] if options.no_songs else options.song or list(SONGS)
-    known = [song.name for song in songs()] if options.song else []
-    for name in options.song:
-        if name not in known:
-            parser.error(f"there is no song {name!r}, expected one of {', '.join(known)}")
-    return options
+    parser.add_argument("--model", action="append", choices=list(MODELS), help="default: all")
+    parser.add_argument("--track", action="append", metavar="NAME", help="default: all")
+    parser.add_argument("--store", type=Path, help="where examples/train/lmms_songs.py has written its songs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="also what has been measured already")
+    parser.add_argument("--left", action="store_true", help="only print what has not been measured")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

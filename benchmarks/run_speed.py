@@ -145,7 +145,7 @@ def outside(row: Row, graphs: Sequence[Any]) -> dict[str, float]:
 
 
 def worst_snr(row: Row) -> float | None:
-    """SNR in dB of the worst stem that is loud enough to be judged."""
+    """SNR in dB of the worst stem that does not pass by the mix."""
     if row.parity is None or row.parity.worst is None:
         return None
     return round(row.parity.snr[row.parity.worst], 1)

@@ -23,7 +23,7 @@ import figures_source
 import numpy as np
 from figures_shipped import TITLES
 from machine_info import ROOT, machine_info, write_result
-from precision_trained import Pair, excerpt_track
+from precision_goldens import Pair, excerpt_track
 
 from mrsep_deploy.bundle import Bundle, shipped
 from mrsep_deploy.export.load import load_model

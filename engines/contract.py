@@ -8,11 +8,12 @@ runner(tensors)                          fills the stage's outputs from its inpu
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
@@ -21,7 +22,7 @@ from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device, DeviceKind, Runner, Stream
 from mrsep_deploy.engines.cache import CachedEngine, EngineCache
 from mrsep_deploy.errors import EngineError, UsageError
-from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.names import Accumulation, Precision
 from mrsep_deploy.process.libraries import library
 from mrsep_deploy.process.machine import cpu_budget
 
@@ -51,6 +52,7 @@ class EngineOptions:
         threads: threads one stage may use; 0 for all this process may use.
         checkpoint: for the torch engine, where the checkpoint lies if it has moved since the export.
         precision: of the graphs' arithmetic.
+        accumulation: of products in float16, where an engine emulates them.
         device: index of the GPU, for engines on CUDA.
     """
 
@@ -58,6 +60,7 @@ class EngineOptions:
     checkpoint: Path | None = None
     precision: Precision = "fp32"
     device: int = 0
+    accumulation: Accumulation = "float32"
 
     @property
     def budget(self) -> int:
@@ -73,6 +76,9 @@ class Preference:
     reason: str
 
 
+Kind = TypeVar("Kind", bound="Engine")
+
+
 class Engine(abc.ABC):
     """Base of all engines.
 
@@ -85,6 +91,7 @@ class Engine(abc.ABC):
         graph_transforms: spectrograms, inverses and sums run as graphs on the engine's device too;
             otherwise the host computes them.
         precisions: what it can compute in.
+        accumulations: what it can emulate products of float16 to accumulate in.
         emulation: how it computes graphs of lower precision, where that is not their own arithmetic; for
             people, empty where it is.
         uncapturable: why its runs cannot be captured in a CUDA graph; empty where they can.
@@ -101,16 +108,23 @@ class Engine(abc.ABC):
     measured: ClassVar[bool] = False
     graph_transforms: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
-    emulation: ClassVar[str] = ""
+    accumulations: ClassVar[tuple[Accumulation, ...]] = ("float32",)
+    emulation: str = ""
     uncapturable: ClassVar[str] = ""
     caches: ClassVar[bool] = False
 
     def __init__(self, options: EngineOptions) -> None:
-        """Raises UsageError for a precision that the engine does not have."""
+        """Raises UsageError for a precision, or an accumulation, that the engine does not have."""
         if options.precision not in self.precisions:
             known = ", ".join(self.precisions)
             raise UsageError(f"engine {self.name} has no precision {options.precision}", f"Choose {known}.")
+        if options.accumulation not in self.accumulations:
+            raise UsageError(
+                f"engine {self.name} emulates no accumulation in {options.accumulation}",
+                "Choose --engine ort.",
+            )
         self.options = options
+        self._owner: Engine | None = None
         self.cache: EngineCache | None = EngineCache() if self.caches else None
 
     @classmethod
@@ -125,11 +139,20 @@ class Engine(abc.ABC):
     @functools.cached_property
     def device(self) -> Device:
         """Where runners compute; opened at the first use."""
+        if self._owner is not None:
+            return self._owner.device
         return CpuDevice() if self.runs_on == "cpu" else open_cuda(self.options.device)
+
+    def at_precision(self: Kind, precision: Precision) -> Kind:
+        """The same engine for graphs of another precision: on this one's device, which only this one closes."""
+        other = copy.copy(self)
+        vars(other).pop("device", None)
+        other.options, other._owner = replace(self.options, precision=precision), self
+        return other
 
     def close(self) -> None:
         """Close the device, if it was ever opened. Idempotent."""
-        if "device" in vars(self):
+        if "device" in vars(self) and self._owner is None:
             self.device.close()
 
     @abc.abstractmethod

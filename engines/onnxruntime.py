@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import BATCH, Stage
 from mrsep_deploy.devices.interface import DeviceTensor, Runner, Stream, Tensors, TensorView
-from mrsep_deploy.engines.contract import Engine, Preference
+from mrsep_deploy.engines.contract import Engine, EngineOptions, Preference
 from mrsep_deploy.errors import EngineError, first_line
-from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.names import ACCUMULATIONS, Accumulation, Precision
 from mrsep_deploy.precision.requested import require_onnx
 from mrsep_deploy.process.interrupts import aside
 from mrsep_deploy.process.libraries import library
@@ -26,7 +26,8 @@ class OnnxRuntimeEngine(Engine):
     """Runs graphs with ``onnxruntime``'s CPU provider, writing straight into the given buffers.
 
     Graphs of lower precision run as ``rounded_graph`` writes them, in float32 with every rounding a GPU
-    makes: left to itself, ONNX Runtime rounds only where a chain of operators ends.
+    makes, those of accumulation in float16 included where it is asked for: left to itself, ONNX Runtime
+    rounds only where a chain of operators ends.
     """
 
     name: ClassVar[str] = "ort"
@@ -36,7 +37,20 @@ class OnnxRuntimeEngine(Engine):
     preference: ClassVar[Preference] = Preference(5, "no faster engine is installed")
     measured: ClassVar[bool] = True
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
-    emulation: ClassVar[str] = "in float32, rounded after every operator as on a GPU"
+    accumulations: ClassVar[tuple[Accumulation, ...]] = ACCUMULATIONS
+    emulation: str = (
+        "in float32, rounded after every operator as on a GPU that accumulates in float32: what is expected"
+    )
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        if options.accumulation == "float16" and options.precision == "fp16":
+            self.emulation = (
+                "in float32, rounded after every operator and within every product as on a GPU that accumulates in "
+                "float16: the worst case"
+            )
+        elif options.accumulation == "float16" and options.precision == "bf16":
+            self.emulation += " and, because no GPU accumulates bfloat16 in 16 bits, the worst case"
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return OrtRunner(self.session(bundle, stage, threads), stage)
@@ -57,7 +71,7 @@ class OnnxRuntimeEngine(Engine):
             EngineError: ONNX Runtime cannot load it, or put it elsewhere.
         """
         ort = library("onnxruntime")
-        graph = _graph(bundle, stage)
+        graph = _graph(bundle, stage, self.options.accumulation)
         _share_arena()
         options = self.session_options(stage, threads)
         options.add_free_dimension_override_by_name(BATCH, bundle.manifest.batch)
@@ -92,14 +106,14 @@ class OnnxRuntimeEngine(Engine):
         return options
 
 
-def _graph(bundle: Bundle, stage: Stage) -> str | bytes:
+def _graph(bundle: Bundle, stage: Stage, accumulation: Accumulation) -> str | bytes:
     """The file to load, or what takes its place where the graph is of lower precision."""
     if bundle.manifest.precision == "float32" or stage.kind != "graph":
         return str(bundle.graph_path(stage))
     require_onnx(f"running {bundle.manifest.precision} graphs on a CPU")
     from mrsep_deploy.precision.emulate import rounded_graph
 
-    return rounded_graph(bundle.graph_bytes(stage))
+    return rounded_graph(bundle.graph_bytes(stage), accumulation)
 
 
 _arena = threading.Lock()

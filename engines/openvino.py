@@ -47,7 +47,7 @@ class OpenVinoEngine(Engine):
     caches: ClassVar[bool] = True
     cache: EngineCache
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
-    emulation: ClassVar[str] = "in float32 with rounded weights, so with less error than on a GPU"
+    emulation: str = "in float32 with rounded weights, so with less error than on a GPU"
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return self.prepare_lanes(bundle, stage, threads, [stream])[0]

@@ -23,7 +23,7 @@ from mrsep_deploy.export.families import family_of
 from mrsep_deploy.export.graphs.trace import OPSET, export_graph
 from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.load import LoadedModel
-from mrsep_deploy.export.probe import probe_signal
+from mrsep_deploy.measuring.probe import probe_signal
 
 Progress = Callable[[str, int, int], None]
 """Called with what happens now, how many steps are done and how many there are."""

@@ -78,6 +78,28 @@ def saturating_gain(graph: GraphProto) -> None:
     insert(graph, position(graph, value) + 1, [before])
 
 
+def overflowing_divisor(graph: GraphProto) -> None:
+    """A divisor of linear attention is ``LOUD**2`` as large, and so is what comes out; powers of two round nothing.
+
+    In float16 it is infinite and the quotient zero, so that every number that leaves the stage is finite.
+    """
+    division = next(each for each in graph.node if each.op_type == "Div")
+    constant(graph, "planted.loud", np.array(LOUD, np.float32))
+    at, divisor, quotient = position(graph, division), division.input[1], division.output[0]
+    redirect(graph, quotient, "planted.restored")
+    division.input[1] = "planted.divisor"
+    after = [
+        helper.make_node("Mul", [quotient, "planted.loud"], ["planted.louder"], "planted/Louder"),
+        helper.make_node("Mul", ["planted.louder", "planted.loud"], ["planted.restored"], "planted/Restored"),
+    ]
+    before = [
+        helper.make_node("Mul", [divisor, "planted.loud"], ["planted.sum"], "planted/Sum"),
+        helper.make_node("Mul", ["planted.sum", "planted.loud"], ["planted.divisor"], "planted/Divisor"),
+    ]
+    insert(graph, at + 1, after)
+    insert(graph, at, before)
+
+
 # --- editing graphs
 
 

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import assets
 import parity_trained
-import precision_trained
+import precision_goldens
 
 # Deleted when the tests end.
 _folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-trained-")
@@ -54,5 +54,5 @@ def excerpt_in_float16() -> Verification:
     """The trained model by the default plan, on the excerpt, against float32."""
     bundle = Bundle.open(trained_bundle("split"))
     with tempfile.TemporaryDirectory(dir=_folder.name) as work:
-        pair = precision_trained.Pair(bundle, Path(work) / "low", 0)
-        return pair.verify([precision_trained.excerpt_track()])
+        pair = precision_goldens.Pair(bundle, Path(work) / "low", 0)
+        return pair.verify([precision_goldens.excerpt_track()])

@@ -20,7 +20,7 @@ from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.load import LoadedModel, reload, untrained_model
-from mrsep_deploy.export.probe import probe_signal
+from mrsep_deploy.measuring.probe import probe_signal
 
 UNTRAINED = ("htdemucs_n", "mrhdemucs")
 LAYOUTS: tuple[Layout, ...] = ("split", "whole")

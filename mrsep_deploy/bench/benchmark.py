@@ -32,7 +32,7 @@ class Settings:
         audio: music to run on; None for something made up.
         lengths: songs to separate whole, in seconds, besides single batches of segments.
         timeline: also look who runs when.
-        limit: the least SNR of an audible stem in dB; None for that of each precision.
+        limit: the least SNR in dB of a stem that does not pass by the mix; None for that of each precision.
     """
 
     rounds: int = 10

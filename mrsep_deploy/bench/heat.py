@@ -36,7 +36,7 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
         entry: the bundle and its contenders.
         workloads: what they run; everybody is checked on the first one, of segments.
         folder: for files; exists.
-        limit: the least SNR of an audible stem in dB; None for that of each precision.
+        limit: the least SNR in dB of a stem that does not pass by the mix; None for that of each precision.
 
     Attributes:
         races: one a workload.
@@ -105,7 +105,9 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
             source: Deviation.between(single[:, index], exact[:, index]).snr
             for index, source in enumerate(self.manifest.model.sources)
         }
-        self._references[segments.name] = Reference("PyTorch in float64", exact, True, snr, segments.scale)
+        self._references[segments.name] = Reference(
+            "PyTorch in float64", exact, True, snr, segments.power(), segments.scale
+        )
         return ""
 
     def open(self, contender: Contender) -> None:
@@ -145,7 +147,9 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
             check = Check.read(self.manifest.checks, "whole")
             known = {} if check is None else dict.fromkeys(sources, check.pytorch.snr)
             yardstick = known if segments is None else segments.yardstick
-            self._references[workload.name] = Reference(row.label, stems, False, yardstick, workload.scale)
+            self._references[workload.name] = Reference(
+                row.label, stems, False, yardstick, workload.power(), workload.scale
+            )
         ran = self.entry.bundle_of(row.contender).manifest
         limit = limit_for(ran.precision if row.contender.engine else "float32", self.limit)
         row.parity = compare(stems, self._references[workload.name], sources, limit)

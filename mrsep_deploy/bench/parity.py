@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.files.strict_json import finite
-from mrsep_deploy.measuring.deviation import Deviation, level_db
-from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, LOSS_FACTOR, Limit, worst_stem
+from mrsep_deploy.measuring.limits import LOSS_FACTOR, Judgement, Limit, Powers, worst_stem
 
 Stems = NDArray[Any]
 
@@ -32,12 +31,14 @@ class Reference:
     Attributes:
         yardstick: SNR in dB by source of PyTorch's own float32; empty where it is not known.
         scale: what a sample of 1 means in full scale.
+        mix: mean square of the mix, relative to full scale.
     """
 
     title: str
     stems: Stems
     exact: bool
     yardstick: Mapping[str, float]
+    mix: float
     scale: float = 1.0
 
 
@@ -47,21 +48,32 @@ class Parity:
 
     Attributes:
         reference: what that is.
-        snr: of each stem; minus infinity where there is no number in it.
-        limit: the least that passes; None for a stem too quiet to be judged.
+        judgements: of each stem; its error is infinite where there is no number in it.
         mark: what is wrong, for a cell of a table: ``wrong stems: 38.5 dB, limit 60``; empty if nothing is.
         where: which stem that is, or what else there is to say of it.
     """
 
     reference: str
-    snr: Mapping[str, float]
-    limit: Mapping[str, float | None]
+    judgements: Mapping[str, Judgement]
     mark: str = ""
     where: str = ""
 
     @property
     def passes(self) -> bool:
         return not self.mark
+
+    @property
+    def snr(self) -> Mapping[str, float]:
+        """SNR in dB of each stem."""
+        return {name: each.powers.snr for name, each in self.judgements.items()}
+
+    @property
+    def limit(self) -> Mapping[str, float | None]:
+        """The least SNR of each stem; None where it does not count, as the stem passes by the mix, or in silence."""
+        return {
+            name: each.least if each.passes_by in ("SNR", None) else None
+            for name, each in self.judgements.items()
+        }
 
     @property
     def worst(self) -> str | None:
@@ -74,38 +86,52 @@ class Parity:
         return f"{self.mark} ({self.where})" if self.mark else ""
 
     def plain(self) -> dict[str, object]:
-        """Returns the fields as JSON has them."""
+        """Returns the figures as JSON has them."""
+        below = {name: each.powers.below_mix for name, each in self.judgements.items()}
         return {
             "reference": self.reference,
             "snr_db": {name: finite(value) for name, value in self.snr.items()},
             "exact": [name for name, value in self.snr.items() if value == math.inf],
-            "limit_db": dict(self.limit),
+            "limit_db": {name: finite(value) for name, value in self.limit.items()},
+            "below_mix_db": {name: finite(value) for name, value in below.items()},
+            "passes_by": {name: each.passes_by for name, each in self.judgements.items()},
             "passes": self.passes,
             "reason": self.reason,
         }
 
 
 def compare(stems: Stems, reference: Reference, sources: Sequence[str], limit: Limit) -> Parity:
-    """Judge every stem of a contender, ``[..., S, C, n]``, by a reference on the same mix and its precision's limit."""
+    """Judges every stem of a contender, ``[..., S, C, n]``, by a reference on the same mix and a limit."""
     if stems.shape != reference.stems.shape:
         mark = f"{WRONG}: shape {list(stems.shape)}, expected {list(reference.stems.shape)}"
-        return Parity(reference.title, {}, {}, mark, f"against {reference.title}")
-    snr: dict[str, float] = {}
-    limits: dict[str, float | None] = {}
+        return Parity(reference.title, {}, mark, f"against {reference.title}")
+    judgements: dict[str, Judgement] = {}
     for index, name in enumerate(sources):
         exact = reference.stems[..., index, :, :]
-        snr[name] = Deviation.between(stems[..., index, :, :], exact).snr
-        audible = level_db(exact) + 20 * math.log10(reference.scale) >= AUDIBLE_DBFS
-        limits[name] = allowed(limit, reference, reference.yardstick.get(name)) if audible else None
+        powers = _powers(stems[..., index, :, :], exact, reference)
+        judgements[name] = limit.judge(powers, allowed(limit, reference, reference.yardstick.get(name)))
     if not np.isfinite(stems).all():
-        return Parity(reference.title, snr, limits, f"{WRONG}: no finite numbers", "some values at least")
-    below = [name for name, least in limits.items() if least is not None and snr[name] < least]
-    if not below:
-        return Parity(reference.title, snr, limits)
-    worst = min(below, key=lambda name: snr[name])
-    least = f"{limits[worst]:.1f}".removesuffix(".0")
-    mark = f"{WRONG}: {snr[worst]:.1f} dB, limit {least}"
-    return Parity(reference.title, snr, limits, mark, f"{worst}, against {reference.title}")
+        return Parity(reference.title, judgements, f"{WRONG}: no finite numbers", "some values at least")
+    failed = {name: each for name, each in judgements.items() if each.passes_by is None}
+    if not failed:
+        return Parity(reference.title, judgements)
+    worst = min(failed, key=lambda name: failed[name].powers.snr)
+    found = failed[worst]
+    least = f"{found.least:.1f}".removesuffix(".0")
+    mark = f"{WRONG}: {found.powers.snr:.1f} dB, limit {least}"
+    below = f"its error {found.powers.below_mix:.1f} dB below the mix, limit {found.below_mix:g}"
+    return Parity(reference.title, judgements, mark, f"{worst}, against {reference.title}, {below}")
+
+
+def _powers(stem: Stems, exact: Stems, reference: Reference) -> Powers:
+    """Of one stem ``[..., C, n]``, in full scale."""
+    right = exact.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        signal, error = (float(np.mean(np.square(each))) for each in (right, stem.astype(np.float64) - right))
+    full_scale = reference.scale**2
+    return Powers(
+        signal * full_scale, error * full_scale if math.isfinite(error) else math.inf, reference.mix
+    )
 
 
 def allowed(limit: Limit, reference: Reference, yardstick: float | None) -> float:

@@ -153,7 +153,7 @@ def short_ratio(found: Mapping[str, float] | None) -> str:
 
 
 def _worst_stem(row: Plain) -> tuple[str, float, float] | None:
-    """Returns the worst stem that is judged: its name, SNR and limit."""
+    """Returns the worst stem whose SNR counts: its name, SNR and limit."""
     parity = row["parity"]
     if parity is None:
         return None
@@ -189,6 +189,19 @@ def race_remarks(race: Plain, rows: Sequence[Plain]) -> Iterator[str]:
     missing = {f"{meter['source']}: {meter['reason']}" for meter in meters if meter["reason"]}
     if missing:
         yield f"Energy not available ({'; '.join(sorted(missing))})."
+    for row in rows:
+        yield from _by_mix(row)
+
+
+def _by_mix(row: Plain) -> Iterator[str]:
+    """Says which stems of a row pass by the mix, with both figures."""
+    parity = row["parity"] or {}
+    for stem, way in parity.get("passes_by", {}).items():
+        if way == "mix":
+            yield (
+                f"{stem} of {row['label']} passes by the mix: its error is {parity['below_mix_db'][stem]:.1f} dB below "
+                f"that, its SNR {decibels(parity['snr_db'][stem])} dB."
+            )
 
 
 def _faulty(runs: Mapping[str, tuple[float | None, Plain | None]]) -> Iterator[str]:

@@ -33,7 +33,9 @@
                     all of the process), device_bytes (taken on a GPU); null where nothing tells
         energy      by meter (cpu, gpu): source, joules of every round, median, reason if there are none
         parity      reference, snr_db by source, exact (sources that are equal bit for bit), limit_db by source
-                    (null: too quiet to be judged), passes, reason; null where stems were not compared
+                    (null: its SNR does not count), below_mix_db by source (how far below the mix its error lies),
+                    passes_by by source (SNR, mix, silence; null: it fails), passes, reason; null where stems were
+                    not compared. Results of earlier versions lack below_mix_db and passes_by
         timeline    of segments, for contenders that keep one: events (segment, stage, branch, stream, start, end in
                     seconds), seconds, outside_stages (share of the time), shares (of the time, by stage)
     profiles        from --profile, mrsep_deploy.bench.profile; else an empty list

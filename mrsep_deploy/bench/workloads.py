@@ -43,6 +43,11 @@ class Workload:
     def song(self) -> bool:
         return self.name != SEGMENTS
 
+    def power(self) -> float:
+        """The mean square of the first item, in full scale; stems are compared on that one."""
+        first = np.load(self.path, mmap_mode="r")[0]
+        return float(np.mean(np.square(first, dtype=np.float64))) * self.scale**2
+
 
 def make_workloads(
     manifest: Manifest, audio: Path | None, lengths: Sequence[float], folder: Path
@@ -62,7 +67,7 @@ def make_workloads(
     if audio is not None:
         music = _read(audio, manifest, max(lengths, default=0.0))
     else:
-        from mrsep_deploy.export.probe import probe_signal
+        from mrsep_deploy.measuring.probe import probe_signal
 
         music = probe_signal(model.audio_channels, 2 * model.segment_samples, model.sample_rate)
     made = [_segments(manifest, music, folder / "segments.npy")]

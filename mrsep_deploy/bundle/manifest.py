@@ -174,7 +174,10 @@ class Application:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step. ``branch`` names the branch it belongs to, or is ``shared``."""
+    """One step. ``branch`` names the branch it belongs to, or is ``shared``.
+
+    ``twin`` is the same graph in float32, which a bundle of lower precision has beside its own (see ``Gate``).
+    """
 
     name: Name
     kind: StageKind
@@ -184,6 +187,7 @@ class Stage:
     file: Name | None = None
     parameters: Count = 0
     macs: Count = 0
+    twin: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,23 @@ class FusionShares:
     weights: Annotated[tuple[Shares, ...], Meta(min_length=1, max_length=64)]
 
 
+@dataclass(frozen=True)
+class Gate:
+    """Which segments run in float32 where all others run in lower precision: those it would lose.
+
+    A model scales a segment by its spread. Where a segment is almost silent but for a brief sound, the sound is scaled
+    up far beyond what the model was trained on, and rounding errors with it.
+
+    Attributes:
+        crest: largest crest factor of a segment's mix that runs in lower precision (see ``separation.gate``).
+        tried, missed: segments below it on which a calibration has tried it, and how many of them failed.
+    """
+
+    crest: Annotated[float, Meta(ge=0, le=1e9)]
+    tried: Count = 0
+    missed: Count = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything a bundle says of itself, at the batch it is opened at.
@@ -235,6 +256,7 @@ class Manifest:
         tensors: their first dimension is the batch, which is no part of the bundle.
         float32: what the model's family adds to the rules of lower precision: by rule, by stage, patterns of the names
             of the nodes that stay in float32. A general rule has no patterns: the family expects it to match there.
+        gates: by element type of lower precision, what a calibration has found for it.
     """
 
     name: Name
@@ -245,6 +267,7 @@ class Manifest:
     float32: Mapping[Name, Annotated[Mapping[Name, Patterns], Meta(max_length=64)]] = field(
         default_factory=dict
     )
+    gates: Annotated[Mapping[Name, Gate], Meta(max_length=8)] = field(default_factory=dict)
     application: Application = Application()
     branches: Annotated[tuple[Branch, ...], Meta(min_length=1, max_length=16)]
     tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=1024)]

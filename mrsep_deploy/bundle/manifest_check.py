@@ -137,6 +137,8 @@ def _check_stage(manifest: Manifest, stage: Stage) -> None:
     branches = {branch.name: branch for branch in manifest.branches}
     if stage.file not in manifest.files and (stage.kind == "graph" or stage.file is not None):
         _refuse(f"{where} has the file {stage.file!r}, expected one listed in manifest.files")
+    if stage.twin is not None and (stage.twin not in manifest.files or stage.kind != "graph"):
+        _refuse(f"{where} has the twin {stage.twin!r}, expected one listed in manifest.files, of a graph")
     if stage.kind in ("graph", "sum"):
         if stage.branch not in branches and stage.branch != SHARED:
             _refuse(f"{where} belongs to branch {stage.branch!r}, expected {SHARED!r} or a listed branch")

@@ -31,9 +31,9 @@ from mrsep_deploy.files.strict_json import parse, pretty, raised_as, shown
 from mrsep_deploy.files.typed_json import exactly
 
 _OPTIONAL = {
-    Manifest: ("float32",),
+    Manifest: ("float32", "gates"),
     Branch: ("transform",),
-    Stage: ("file", "parameters", "macs"),
+    Stage: ("file", "parameters", "macs", "twin"),
     Transform: ("delay",),
     Application: ("context",),
 }

@@ -16,9 +16,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from mrsep_deploy.bundle.manifest import MAX_BATCH, FileInfo, Stage
+from mrsep_deploy.bundle.manifest import MAX_BATCH, FileInfo, Manifest, Stage
 from mrsep_deploy.bundle.manifest_check import FIX, MANIFEST_FILE
 from mrsep_deploy.bundle.manifest_json import from_json
 from mrsep_deploy.bundle.onnx_scan import check_self_contained
@@ -53,6 +54,7 @@ class Bundle:
         self._files = files
         self._checked: set[str] = set()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._source: Bundle | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -84,9 +86,33 @@ class Bundle:
         """
         if not 1 <= batch <= MAX_BATCH:
             raise UsageError(f"a batch of {batch} segments was asked for, 1 to {MAX_BATCH} are possible")
+        return self._as(self.manifest.at_batch(batch))
+
+    def _as(self, manifest: Manifest) -> Bundle:
         other = copy.copy(self)
-        other.manifest = self.manifest.at_batch(batch)
+        other.manifest = manifest
         return other
+
+    def made_from(self, source: Bundle) -> Bundle:
+        """The same bundle, which knows the float32 bundle that it was made from."""
+        other = self._as(self.manifest)
+        other._source = source
+        return other
+
+    @property
+    def twin(self) -> Bundle | None:
+        """The same model in float32, for a bundle of lower precision: what it was made from, or what it holds.
+
+        None for a float32 bundle, and where neither is there.
+        """
+        manifest = self.manifest
+        if self._source is not None:
+            return self._source.at_batch(manifest.batch)
+        if any(stage.twin is None for stage in manifest.graph_stages):
+            return None
+        stages = (replace(stage, file=stage.twin or stage.file, twin=None) for stage in manifest.stages)
+        tensors = (replace(tensor, dtype="float32") for tensor in manifest.tensors)
+        return self._as(replace(manifest, precision="float32", stages=tuple(stages), tensors=tuple(tensors)))
 
     def graph_bytes(self, stage: Stage) -> bytes:
         """The ONNX graph of a stage of kind ``graph``, checked against the manifest.
@@ -136,7 +162,9 @@ class Bundle:
         found = hashlib.sha256(data).hexdigest()
         if found != info.sha256:
             raise BundleError(f"{name} has sha256 {found}, expected {info.sha256}", FIX)
-        if name not in self._checked and any(stage.file == name for stage in self.manifest.stages):
+        if name not in self._checked and any(
+            name in (stage.file, stage.twin) for stage in self.manifest.stages
+        ):
             check_self_contained(data, name)
         self._checked.add(name)
         return data

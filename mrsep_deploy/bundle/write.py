@@ -45,6 +45,24 @@ def write_bundle(
     return Bundle.open(place, verify=False)
 
 
+def rewrite_bundle(bundle: Bundle, manifest: Manifest, more: Mapping[str, bytes] | None = None) -> Bundle:
+    """Write a bundle's folder anew, with another manifest, and files beyond those it has or in their place.
+
+    Raises:
+        UsageError: the bundle is an archive.
+        OutputError: it cannot be written; nothing has changed then.
+    """
+    require_folder(bundle)
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    return write_bundle(bundle.path, manifest, {**files, **(more or {})}, overwrite=True)
+
+
+def require_folder(bundle: Bundle) -> None:
+    """Raise ``UsageError`` for an archive, which cannot be added to."""
+    if bundle.path.suffix.lower() == ARCHIVE_SUFFIX and bundle.path.is_file():
+        raise UsageError(f"{bundle.path} is an archive, expected a folder to store it in", "Unpack it first.")
+
+
 def check_bundle_place(directory: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Raise ``OutputError``, as ``write_bundle`` would, if it may not take this place."""
     place = Path(os.path.abspath(directory))

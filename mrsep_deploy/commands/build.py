@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.bundle.manifest import Stage
     from mrsep_deploy.engines.cache import CachedEngine
     from mrsep_deploy.engines.contract import BuildingEngine
     from mrsep_deploy.precision.names import AskedPrecision
@@ -46,6 +47,7 @@ class Asked:
     engine: str = option("What to build for.", type=click.Choice(ENGINE_NAMES), required=True)
     precision: AskedPrecision | None = options.precision()
     plan: Path | None = options.plan()
+    gate: float | None = options.gate()
     batch: int | None = options.batch()
     targets: tuple[str, ...] = option(
         "trt-rtx: GPUs to build for, as sm_86,sm_89.  [default: the one here]",
@@ -90,7 +92,8 @@ def build(asked: Asked) -> None:
     """Build a bundle's engines ahead of time.
 
     Running builds what is missing, too; this does it before the first song, or on another machine. Engines
-    are kept in the engine cache, where run finds the one built last. Files in DIR can be copied into the
+    are kept in the engine cache, where run finds the one built last. For lower precision those in float32 are built,
+    too, which some segments run on, unless --gate is off. Files in DIR can be copied into the
     cache of the machine that runs them: mrsep-deploy cache list says where it is.
 
     For ort and openvino a short measurement finds what is fastest here, branches or segments side by side
@@ -151,7 +154,7 @@ def _build_and_tell(bundle: Bundle, engine: BuildingEngine, asked: Asked) -> Non
 
 
 def _build(engine: BuildingEngine, bundle: Bundle, asked: Asked) -> dict[str, CachedEngine]:
-    """The engines of every stage that has a graph, by its name, ``jobs`` at a time; the first error ends it."""
+    """The engines of every graph and its twin in float32, by name, ``jobs`` at a time; the first error ends it."""
     from concurrent.futures import ThreadPoolExecutor
 
     from mrsep_deploy.engines.cache import EngineCache
@@ -169,19 +172,26 @@ def _build(engine: BuildingEngine, bundle: Bundle, asked: Asked) -> dict[str, Ca
             err=True,
         )
 
-    def one(stage: Stage) -> CachedEngine:
-        report(stage.name, "building")
-        done = engine.build(bundle, stage, how)
-        report(stage.name, "cached" if done.from_cache else f"built in {done.seconds:.1f} s")
+    work = {stage.name: functools.partial(engine.build, bundle, stage, how) for stage in stages}
+    twin = bundle.twin if asked.gate != math.inf else None
+    if twin is not None:
+        exact = engine.at_precision("fp32")
+        for stage in twin.manifest.graph_stages:
+            work[f"{stage.name} in float32"] = functools.partial(exact.build, twin, stage, how)
+
+    def one(name: str) -> CachedEngine:
+        report(name, "building")
+        done = work[name]()
+        report(name, "cached" if done.from_cache else f"built in {done.seconds:.1f} s")
         return done
 
-    bars = _bars([stage.name for stage in stages], asked.quiet)
+    bars = _bars(list(work), asked.quiet)
     if asked.jobs == 1:
         with bars as report:
-            return {stage.name: one(stage) for stage in stages}
+            return {name: one(name) for name in work}
     # An interrupt that fell into the start of the pool's threads would be waited for without end.
     with bars as report, protected(), ThreadPoolExecutor(asked.jobs) as pool:
-        futures = {stage.name: pool.submit(one, stage) for stage in stages}
+        futures = {name: pool.submit(one, name) for name in work}
         try:
             with breakable():
                 return {name: future.result() for name, future in futures.items()}

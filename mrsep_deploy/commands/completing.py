@@ -42,6 +42,11 @@ def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
     return [*files(ctx, parameter, incomplete), *names(ctx, parameter, incomplete)]
 
 
+def gates(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The word that stands for no gate; the others are numbers."""
+    return _beginning(incomplete, lambda: ["off"])
+
+
 def _beginning(incomplete: str, known: Callable[[], list[str]]) -> list[CompletionItem]:
     from mrsep_deploy.errors import MrsepError
 

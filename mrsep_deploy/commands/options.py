@@ -179,10 +179,34 @@ def limit() -> Any:
         return value
 
     return option(
-        "Least SNR of an audible stem.  [default: 100 for fp32, 60 for fp16, 42 for bf16]",
+        "Least SNR of a stem; its error also passes 25 dB farther than that below the mix.  [default: 100 for fp32, "
+        "60 for fp16, 42 for bf16]",
         type=float,
         metavar="DB",
         callback=decibels,
+    )
+
+
+def gate(default: str = "what verify --calibrate-gate found, or 7.5") -> Any:
+    """``--gate CREST|off``; infinite for off. ``default`` says what holds without it."""
+
+    def crest(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+        if text is None or text == "off":
+            return None if text is None else math.inf
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise click.BadParameter(f"{text!r} is neither off nor a crest factor, such as 7.5")
+        return value
+
+    return option(
+        "Lower precision: segments with a higher crest factor (almost silent but for a brief sound) run in "
+        f"float32.  [default: {default}]",
+        metavar="CREST|off",
+        callback=crest,
+        shell_complete=completing.gates,
     )
 
 

@@ -219,7 +219,7 @@ def _separator(options: RunOptions, model: _Model, wanted: set[int]) -> Separato
     from mrsep_deploy.separation.bag import Bag, BagSeparator
     from mrsep_deploy.separation.separator import Separator
 
-    names = "engine threads overlap segment shifts seed device mode batch checkpoint precision plan"
+    names = "engine threads overlap segment shifts seed device mode batch checkpoint precision plan gate"
     given: dict[str, Any] = {name: getattr(options, name) for name in names.split()}
     given |= {"lanes": options.lanes or 0, "trace": options.timeline is not None}
     if isinstance(model.opened, Bag):
@@ -235,6 +235,8 @@ def _settings(options: RunOptions, digest: str, writing: WriteOptions) -> dict[s
         "model": digest,
         "precision": options.precision,
         "plan": None if options.plan is None else read_plan(options.plan).to_json(),
+        # left out where it is not given, as older journals have it
+        **({} if options.gate is None else {"gate": str(options.gate)}),
         "shifts": options.shifts,
         "seed": options.seed,
         "overlap": options.overlap,

@@ -119,6 +119,7 @@ class RunOptions:
     threads: int = options.threads(help="CPU threads of the engine; 0 for all.  [default: 0]")
     precision: AskedPrecision | None = options.precision()
     plan: Path | None = options.plan()
+    gate: float | None = options.gate()
     checkpoint: Path | None = options.checkpoint(
         help="For --engine torch: the checkpoint, if it moved since the export."
     )

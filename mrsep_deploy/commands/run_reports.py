@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,9 @@ def introduce(name: str, separator: Separator, why: str, limits: Sequence[str]) 
     lines = [f"{model} on {engine.title} {found.version}, {found.device}{reason}{measured}", *limits]
     if manifest.precision != "float32":
         emulated = f", emulated: {engine.title} computes it {engine.emulation}" if engine.emulation else ""
-        lines.append(f"Precision: {manifest.precision}{emulated}.")
+        crest = separator.gate
+        gate = f"; segments of a crest factor above {crest:g} in float32" if math.isfinite(crest) else ""
+        lines.append(f"Precision: {manifest.precision}{emulated}{gate}.")
     if not manifest.model.trained:
         untrained = "its weights are random, and its stems are no separation of the song"
         lines.append(f"This model is untrained: {untrained}.")

@@ -13,12 +13,13 @@ from mrsep_deploy.commands import completing, options
 from mrsep_deploy.commands.options import argument, flag, option, picked, takes
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES
 from mrsep_deploy.errors import FAILED, UsageError
+from mrsep_deploy.precision.names import ACCUMULATIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.precision.names import AskedPrecision
+    from mrsep_deploy.precision.names import Accumulation, AskedPrecision
     from mrsep_deploy.verification.job import Job, Request
     from mrsep_deploy.verification.results import Verification
 
@@ -38,6 +39,12 @@ class VerifyOptions:
     plan: Path | None = options.report_file(
         "Precision plan to derive it by.  [default: the rules for this family]"
     )
+    accumulation: Accumulation = option(
+        "Of products in float16, as ort emulates them: float32 is expected of GPUs, float16 the worst that their "
+        "tensor cores may do.",
+        default="float32",
+        type=click.Choice(ACCUMULATIONS),
+    )
     against: Path | None = option(
         "The reference.  [default: PyTorch in float64; with --precision or --plan the float32 bundle]",
         type=options.PATH,
@@ -51,6 +58,7 @@ class VerifyOptions:
         metavar="FILE",
     )
     limit: float | None = options.limit()
+    gate: float | None = options.gate("off with --bisect, else what --calibrate-gate found, or 7.5")
     bisect: bool = flag("If it fails, find the nodes that have to be float32, and write a plan.")
     output: Path | None = option(
         "For --bisect: where the plan goes.  [default: MODEL.plan.json]", type=options.FILE, metavar="PLAN"
@@ -58,6 +66,10 @@ class VerifyOptions:
     calibrate: bool = flag(
         "Instead: measure the range of every tensor in float32, store it in the bundle, and tell what would "
         "break in fp16."
+    )
+    calibrate_gate: bool = flag(
+        "Instead: find the crest factor above which segments have to run in float32, on made-up segments and "
+        "--audio, and store it in the bundle."
     )
     threads: int = options.threads()
     html_file: Path | None = options.html()
@@ -72,8 +84,10 @@ class VerifyOptions:
 Examples:
   mrsep-deploy verify htdemucs
   mrsep-deploy verify htdemucs --precision fp16 --audio song.flac --html report.html
+  mrsep-deploy verify htdemucs --precision fp16 --accumulation float16
   mrsep-deploy verify htdemucs --precision fp16 --bisect --output plan.json
   mrsep-deploy verify htdemucs --calibrate --audio song.flac
+  mrsep-deploy verify htdemucs --calibrate-gate --audio song.flac --audio other.flac
 \b
 Exit codes: 0 passed, 1 failed, 2 wrong usage.
 """,
@@ -83,15 +97,24 @@ def verify(asked: VerifyOptions) -> None:
     """Compare what an engine computes with what the model should.
 
     Every stage by itself on the reference's inputs, and every stem from end to end: SNR, SI-SDR, the worst
-    sample, NaN and infinities, and for audio with true stems the change in SDR. Without a model: the one that
-    run takes.
+    sample, NaN and infinities, and for audio with true stems the change in SDR. A stem passes if its SNR reaches
+    the limit, or if its error lies 25 dB farther than that below the mix. Without a model: the one that run takes.
     """
-    if asked.bisect and (asked.calibrate or (asked.plan is None and asked.precision in (None, "fp32"))):
-        raise click.UsageError("--bisect needs --precision fp16 or bf16, or --plan FILE, and no --calibrate.")
+    instead = "--calibrate-gate" if asked.calibrate_gate else "--calibrate" if asked.calibrate else ""
+    if asked.calibrate and asked.calibrate_gate:
+        raise click.UsageError("--calibrate and --calibrate-gate are two things; run one after the other.")
+    if asked.bisect and (instead or (asked.plan is None and asked.precision in (None, "fp32"))):
+        raise click.UsageError(
+            f"--bisect needs --precision fp16 or bf16, or --plan FILE, and no {instead or '--calibrate'}."
+        )
     if asked.output is not None and not asked.bisect:
         raise click.UsageError("--output is where --bisect writes its plan; give --bisect, too.")
-    if asked.html_file is not None and asked.calibrate:
-        raise click.UsageError("--calibrate has no report; leave out --html.")
+    if asked.html_file is not None and instead:
+        raise click.UsageError(f"{instead} has no report; leave out --html.")
+    if asked.accumulation != "float32" and instead:
+        raise click.UsageError(f"{instead} takes accumulation in float32; leave out --accumulation.")
+    if asked.gate is not None and instead:
+        raise click.UsageError(f"{instead} measures without a gate; leave out --gate.")
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands import output_files as kinds
@@ -99,8 +122,8 @@ def verify(asked: VerifyOptions) -> None:
 
     bundle = Bundle.open(resolve(asked.model))
     request = picked(Request, asked, bundle=bundle, excerpt=asked.html_file is not None)
-    if asked.calibrate:
-        _calibrate(request, asked)
+    if instead:
+        (_calibrate if asked.calibrate else _calibrate_gate)(request, asked)
         return
     plan_file = _plan_file(bundle, asked.output) if asked.bisect else None
     reports = [("--output", plan_file, kinds.PLAN), ("--html", asked.html_file, kinds.PAGE)]
@@ -170,8 +193,9 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
     from mrsep_deploy.precision.requested import require_onnx
 
     require_onnx("calibrating")
+    from mrsep_deploy.bundle import require_folder
     from mrsep_deploy.precision.plan import default_plan
-    from mrsep_deploy.precision.ranges import load, require_folder, store
+    from mrsep_deploy.precision.ranges import load, store
     from mrsep_deploy.terminal.progress import print_result, remark, step_progress
     from mrsep_deploy.verification.calibration import measure
     from mrsep_deploy.verification.hazard_report import prediction, print_prediction
@@ -192,5 +216,38 @@ def _calibrate(request: Request, asked: VerifyOptions) -> None:
     def show(screen: Console) -> None:
         print_prediction(screen, found)
         click.echo(f"ranges stored in {bundle.path}")
+
+    print_result(asked.as_json, lambda: found, show, asked.quiet)
+
+
+def _calibrate_gate(request: Request, asked: VerifyOptions) -> None:
+    from mrsep_deploy.precision.requested import require_onnx
+
+    require_onnx("calibrating")
+    from mrsep_deploy.bundle import require_folder
+    from mrsep_deploy.precision.plan import default_plan
+    from mrsep_deploy.terminal.progress import print_result, remark, step_progress
+    from mrsep_deploy.verification.gate_calibration import calibrate_gate, print_gate, store_gate
+    from mrsep_deploy.verification.job import requested_plan
+    from mrsep_deploy.verification.tracks import read_tracks
+
+    bundle = request.bundle
+    if bundle.manifest.precision != "float32":
+        raise UsageError(
+            f"{bundle.manifest.name} is of precision {bundle.manifest.precision}, a gate is calibrated against float32",
+            "Give the float32 bundle; what is converted or exported from it has its gate.",
+        )
+    plan = requested_plan(request) or default_plan("float16", bundle.manifest.float32)
+    tracks = read_tracks(request.audio, bundle.manifest)
+    remark(*(line for track in tracks for line in track.remarks), quiet=asked.quiet)
+    require_folder(bundle)
+    with step_progress(asked.quiet or asked.as_json) as progress:
+        calibration = calibrate_gate(bundle, plan, tracks, asked.limit, request.threads, progress)
+    bundle = store_gate(bundle, calibration)
+    found = calibration.plain()
+
+    def show(screen: Console) -> None:
+        print_gate(screen, found)
+        click.echo(f"gate stored in {bundle.path}")
 
     print_result(asked.as_json, lambda: found, show, asked.quiet)

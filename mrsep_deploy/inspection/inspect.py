@@ -16,9 +16,19 @@ from pathlib import Path
 from typing import Literal
 
 from mrsep_deploy.bundle import ARCHIVE_SUFFIX, Bundle
-from mrsep_deploy.bundle.manifest import Branch, FusionShares, Layout, ModelInfo, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest import (
+    Branch,
+    FusionShares,
+    Gate,
+    Layout,
+    Manifest,
+    ModelInfo,
+    Stage,
+    TensorSpec,
+)
 from mrsep_deploy.bundle.provenance import Check, Provenance
 from mrsep_deploy.bundle.registry import resolve
+from mrsep_deploy.separation.gate import gate_of
 
 CHECKPOINT_SUFFIXES = (".th", ".pt", ".pth", ".ckpt", ".safetensors", ".yaml", ".yml")
 
@@ -103,6 +113,7 @@ class Inspection:
         precision: the element type of the graphs.
         whole, whole_device: the check of the whole path, mix to stems, with the transforms of the host and
             with the graphs that take their place on a device.
+        gates: which segments run in float32, by element type of lower precision (see ``separation.gate``).
         digest, opset, files: of a bundle only; sizes of files are bytes.
     """
 
@@ -119,6 +130,7 @@ class Inspection:
     precision: str = "float32"
     whole: Check | None = None
     whole_device: Check | None = None
+    gates: Mapping[str, Gate] = field(default_factory=dict)
     digest: str | None = None
     opset: int | None = None
     files: Mapping[str, int] = field(default_factory=dict)
@@ -165,10 +177,18 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         precision=manifest.precision,
         whole=Check.read(manifest.checks, "whole"),
         whole_device=Check.read(manifest.checks, "whole_device"),
+        gates=_gates(manifest),
         digest=bundle.digest,
         opset=manifest.opset,
         files={name: info.bytes for name, info in manifest.files.items()},
     )
+
+
+def _gates(manifest: Manifest) -> Mapping[str, Gate]:
+    """What calibrations have found; of a bundle of lower precision, its own, which may be the default."""
+    if manifest.precision == "float32":
+        return manifest.gates
+    return {manifest.precision: gate_of(manifest)}
 
 
 def is_checkpoint(value: str | os.PathLike[str]) -> bool:

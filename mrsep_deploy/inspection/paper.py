@@ -18,12 +18,12 @@ from rich.console import Console
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.families import FAMILIES
 from mrsep_deploy.export.families.family import PaperModel, PaperTable
-from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.files.parts import write_file
 from mrsep_deploy.files.reading import read_start
 from mrsep_deploy.files.strict_json import MAX_BYTES, parse, raised_as
 from mrsep_deploy.files.typed_json import typed
 from mrsep_deploy.inspection.complexity import configuration_cost
+from mrsep_deploy.measuring.probe import probe_signal
 from mrsep_deploy.measuring.rounds import clocked, race
 from mrsep_deploy.process.machine import cpu_budget, cpu_model
 from mrsep_deploy.separation.separator import Separator

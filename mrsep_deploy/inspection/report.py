@@ -9,7 +9,7 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
 
-from mrsep_deploy.bundle.manifest import TensorSpec
+from mrsep_deploy.bundle.manifest import Gate, TensorSpec
 from mrsep_deploy.bundle.provenance import Check
 from mrsep_deploy.files.strict_json import plain
 from mrsep_deploy.inspection.inspect import FusionReport, Inspection, StageReport
@@ -38,7 +38,7 @@ def print_inspection(screen: Console, found: Inspection) -> None:
 
 
 COPIED = (
-    "kind", "name", "digest", "layout", "batch", "precision", "opset", "macs", "branches", "files",
+    "kind", "name", "digest", "layout", "batch", "precision", "opset", "macs", "branches", "files", "gates",
 )  # fmt: skip
 
 
@@ -91,6 +91,11 @@ def _plain_check(check: Check | None) -> dict[str, float] | None:
     }
 
 
+def _gate(gate: Gate) -> str:
+    found = f"{gate.missed} of {gate.tried} segments below it failed" if gate.tried else "not calibrated"
+    return f"segments of a crest factor above {gate.crest:g} run in float32 ({found})"
+
+
 def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     model, origin = found.model, found.provenance
     segment = float(model.segment)
@@ -106,6 +111,8 @@ def _fact_rows(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "graphs", f"{found.precision}, opset {found.opset}, {found.layout}, batch {found.batch}"
         size = file_size(sum(found.files.values()))
         yield "files", f"{len(found.files)}, {size}, hashes as in the manifest"
+        for precision, gate in found.gates.items():
+            yield f"{precision} gate", _gate(gate)
     if origin.checkpoint:
         if found.kind == "bundle":
             yield "checkpoint", origin.checkpoint

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mrsep_deploy.evaluation.report import UNTRAINED
 from mrsep_deploy.pages.blocks import Key, Mark, Page, Pictures, Plain, Plot, Section, Strip, Text, Verdict
 from mrsep_deploy.pages.page import day, fusion_blocks
 from mrsep_deploy.pages.scales import Scale
 from mrsep_deploy.terminal.tables import decibels
-from mrsep_deploy.verification.report import limit_lines, snr, stage_table, stem_table, worst_output
+from mrsep_deploy.verification.report import (
+    below_mix,
+    limit_lines,
+    snr,
+    stage_table,
+    stem_table,
+    worst_output,
+)
 
 SHOWN = 12
 """Failures that are said at the top; the tables have all."""
@@ -54,21 +61,34 @@ def _verdict(result: Plain) -> Verdict:
         more = [f"... and {len(failures) - SHOWN} more."] if len(failures) > SHOWN else []
         said = f"Failed: {len(failures)} figures are outside their limits."
         return Verdict(subject, said, "bad", [*failures[:SHOWN], *more])
-    judged = [stem for stem in result["stems"] if stem["judged"]]
-    finite = [stem for stem in judged if stem["snr_db"] is not None]
-    details = [f"{len(judged)} of {len(result['stems'])} stems are loud enough to be judged."]
-    if not judged:
-        return Verdict(subject, "Passed; nothing was loud enough.", "good", details)
+    stems = result["stems"]
+    finite = [stem for stem in stems if stem["margin_db"] is not None]
     if not finite:
-        return Verdict(subject, "Passed: every stem is exactly that of the reference.", "good", details)
-    closest = min(finite, key=lambda stem: float(stem["snr_db"] - stem["limit_db"]))
-    ratio, limit = closest["snr_db"], closest["limit_db"]
-    said = f"Passed: the stem closest to its limit has {ratio:.1f} dB SNR, {ratio - limit:.1f} dB above it."
-    details.insert(0, f"That is {closest['source']} of {closest['track']}; its limit is {limit:.1f} dB.")
-    changes = [stem["sdr_change_db"] for stem in judged if stem["sdr_change_db"] is not None]
+        return Verdict(subject, "Passed: every stem is exactly that of the reference.", "good")
+    closest = min(finite, key=lambda stem: float(stem["margin_db"]))
+    said = f"Passed: the error of the stem closest to its limit may be {closest['margin_db']:.1f} dB larger."
+    details = [f"That is {_both_ways(closest, result)}.", _passed_by(stems)]
+    by_snr = [stem for stem in stems if stem["passes_by"] == "SNR"]
+    changes = [stem["sdr_change_db"] for stem in by_snr if stem["sdr_change_db"] is not None]
     if changes:
         details.append(f"Against the true stems the SDR changes by {max(changes, key=abs):+.4f} dB at most.")
     return Verdict(subject, said, "good", details)
+
+
+def _both_ways(stem: Plain, result: Plain) -> str:
+    """The errors of a stem with both limits."""
+    limit = -math.inf if stem["limit_db"] is None else stem["limit_db"]
+    return (
+        f"{stem['source']} of {stem['track']}: SNR {_snr(stem)}, limit {decibels(limit)} dB; its error is "
+        f"{decibels(below_mix(stem))} dB below the mix, limit {result['limits']['below_mix_db']:.1f} dB"
+    )
+
+
+def _passed_by(stems: Sequence[Plain]) -> str:
+    """How many stems pass by what."""
+    counts = [sum(stem["passes_by"] == way for stem in stems) for way in ("SNR", "mix", "silence")]
+    said = zip(counts, ("by their SNR", "by the mix", "in silence"), strict=True)
+    return f"Stems that pass {', '.join(f'{how}: {count}' for count, how in said if count)}, of {len(stems)}."
 
 
 def _after(result: Plain) -> Iterator[Verdict]:
@@ -90,27 +110,31 @@ def _snr(figures: Plain) -> str:
     return f"{value:.1f} dB"
 
 
+def _counts(stem: Plain) -> bool:
+    """Whether the SNR of a stem counts: it passes by that, or fails."""
+    return stem["passes_by"] in ("SNR", None)
+
+
 def _stems(result: Plain) -> Plot:
     stems = result["stems"]
-    limits = [stem["limit_db"] for stem in stems if stem["judged"]]
+    limits = [stem["limit_db"] for stem in stems if _counts(stem)]
     yardsticks = [stem["pytorch_float32_snr_db"] for stem in stems]
     measured = [stem["snr_db"] for stem in stems]
     scale = Scale.over([v for v in (*measured, *limits, *yardsticks) if v is not None])
     strips = []
     for stem in stems:
-        marks, said = [], f"{stem['source']} of {stem['track']}: {_snr(stem)}"
-        if stem["judged"]:
+        marks, said = [], _both_ways(stem, result)
+        if _counts(stem) and stem["limit_db"] is not None:
             marks.append(Mark("limit", scale.at(stem["limit_db"]), colour=6))
-            said += f", limit {stem['limit_db']:.1f} dB"
         if stem["pytorch_float32_snr_db"] is not None:
             marks.append(Mark("limit", scale.at(stem["pytorch_float32_snr_db"]), colour=-1))
             said += f", PyTorch's own float32 {stem['pytorch_float32_snr_db']:.1f} dB"
-        colour = -1 if not stem["judged"] else 0 if stem["passes"] else 6
+        colour = 6 if not stem["passes"] else 0 if _counts(stem) else -1
         marks.append(Mark("dot", scale.at(snr(stem)), colour=colour))
-        note = "failed" if not stem["passes"] else "" if stem["judged"] else "quiet"
+        note = "failed" if not stem["passes"] else "" if _counts(stem) else f"by {stem['passes_by']}"
         strips.append(Strip(stem["source"], marks, _snr(stem), said, note, group=stem["track"]))
     keys = [Key("dot", "the engine", 0), Key("dot", "the engine, below its limit", 6)]
-    keys += [Key("dot", "too quiet to be judged", -1), Key("limit", "limit", 6)]
+    keys += [Key("dot", "passes by the mix, or in silence", -1), Key("limit", "limit", 6)]
     if any(value is not None for value in yardsticks):
         keys.append(Key("limit", "PyTorch's own float32", -1))
     return Plot(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,18 @@ from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.precision.convert_graph import BFLOAT16_OPSET, StageGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.convert_graph import StageGraph, TypedGraph, typed_graph
+from mrsep_deploy.precision.hazards import stage_hazards
 from mrsep_deploy.precision.names import Low
+from mrsep_deploy.precision.opset import BFLOAT16_OPSET
 from mrsep_deploy.precision.plan import PrecisionPlan, check_plan
+from mrsep_deploy.precision.proof import prove
+from mrsep_deploy.precision.proof_record import Hazard, read_proof
+from mrsep_deploy.precision.ranges import load
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 5
 """Of the conversion: bundles in the cache that another version made are not taken."""
 
 
@@ -73,33 +79,51 @@ def low_tensors(manifest: Manifest, precision: Low) -> frozenset[str]:
     return frozenset(written & read - {name for stage in others for name in stage.inputs})
 
 
-def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwrite: bool = False) -> Bundle:
+def convert_bundle(
+    bundle: Bundle,
+    plan: PrecisionPlan,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    twins: bool = True,
+    proved: bool = True,
+) -> Bundle:
     """Writes a float32 bundle in lower precision.
 
     Spectrograms, inverses and all else that is no graph of the network stays float32, and so does every
     tensor such a stage reads or writes. ``provenance`` says what it was made from and how, and what each
-    graph costs.
+    graph costs; ``checks`` what it loses on the probe (:mod:`~mrsep_deploy.precision.proof`).
 
     Args:
         bundle: in float32.
         plan: what stays in float32.
         target: the folder to be.
         overwrite: whether a bundle there may be replaced.
+        twins: keep the float32 graphs beside those of lower precision, for the segments that these would lose.
+        proved: run it on the probe; not for a search that judges the bundle itself, and keeps none that fails.
 
     Returns:
-        The new bundle, of the same name; equal ones are equal byte for byte.
+        The new bundle, of the same name; equal ones are equal byte for byte, if they are made on the same machine.
 
     Raises:
-        BundleError, UsageError: as for :func:`convert_report`.
+        BundleError: as for :func:`convert_report`, or a tensor is not finite on the probe.
+        UsageError: as for :func:`convert_report`.
         OutputError: the place is taken or cannot be written.
     """
     check_bundle_place(target, overwrite=overwrite)
     typed = convert_report(bundle, plan)
     manifest = bundle.manifest
     files = {stage.file: bundle.graph_bytes(stage) for stage in manifest.stages if stage.file is not None}
-    for stage in manifest.graph_stages:
-        assert stage.file is not None
-        files[stage.file] = typed[stage.name].data
+    stages = []
+    for stage in manifest.stages:
+        if stage.name in typed:
+            assert stage.file is not None
+            twin = f"{Path(stage.file).stem}.float32.onnx" if twins else None
+            if twin is not None:
+                files[twin] = files[stage.file]
+            files[stage.file] = typed[stage.name].data
+            stage = replace(stage, twin=twin)
+        stages.append(stage)
     low = low_tensors(manifest, plan.precision)
     made_from = {
         "source": bundle.digest,
@@ -115,10 +139,31 @@ def convert_bundle(bundle: Bundle, plan: PrecisionPlan, target: Path, *, overwri
             replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
             for tensor in manifest.tensors
         ),
+        stages=tuple(stages),
         checks={},  # they are of the float32 graphs
         provenance={**manifest.provenance, "precision": made_from},
     )
+    if proved:
+        found = _known_hazards(bundle, typed, plan)
+        converted = replace(converted, checks=prove(bundle, typed, converted, found).to_json())
+    _warn(converted, plan)
     return write_bundle(target, converted, files, overwrite=overwrite)
+
+
+def _known_hazards(bundle: Bundle, typed: Mapping[str, TypedGraph], plan: PrecisionPlan) -> Iterator[Hazard]:
+    """Constants that are lost, and overflow by the ranges that the bundle holds, if it was calibrated."""
+    calibration = load(bundle)
+    ranges = {} if calibration is None else calibration.ranges
+    for graph in typed.values():
+        for hazard in stage_hazards(graph.source, plan.precision, graph.low, ranges):
+            if hazard.kind in ("overflow", "near overflow", "constant"):
+                yield hazard
+
+
+def _warn(manifest: Manifest, plan: PrecisionPlan) -> None:
+    proof = read_proof(manifest)
+    for line in () if proof is None else proof.warnings(plan.precision):
+        log.warning("%s in %s: %s; verify --bisect says what to keep", manifest.name, plan.precision, line)
 
 
 def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
@@ -136,6 +181,9 @@ def derived_bundle(bundle: Bundle, plan: PrecisionPlan) -> Bundle:
     with FileLock(folder / f"{name}.lock"):
         if place.exists():
             with suppress(BundleError):
-                return Bundle.open(place).at_batch(bundle.manifest.batch)
+                found = Bundle.open(place).at_batch(bundle.manifest.batch).made_from(bundle)
+                _warn(found.manifest, plan)
+                return found
             shutil.rmtree(place, ignore_errors=True)  # damaged
-        return convert_bundle(bundle, plan, place, overwrite=True).at_batch(bundle.manifest.batch)
+        made = convert_bundle(bundle, plan, place, overwrite=True, twins=False)
+        return made.at_batch(bundle.manifest.batch).made_from(bundle)

@@ -25,13 +25,10 @@ from mrsep_deploy.precision.graph import (
 )
 from mrsep_deploy.precision.node_types import FLOAT, Types, node_types
 from mrsep_deploy.precision.numbers import ELEMENT_TYPES, rounded
+from mrsep_deploy.precision.opset import relabel
 from mrsep_deploy.precision.plan import PrecisionPlan, matching_nodes
 from mrsep_deploy.precision.rules import StageRules, flushed, kept_by_rules
 from mrsep_deploy.precision.work import bytes_moved, node_macs
-
-BFLOAT16_OPSET, BFLOAT16_IR = 22, 10
-"""The first opset, and the format it is written in, whose convolutions take bfloat16. None of the operators
-that exported graphs use means anything else in it than in opset 20."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,14 @@ class TypedGraph:
     """A graph in lower precision.
 
     Attributes:
+        source: the float32 graph that it was made from.
         data: the ONNX model.
         low, kept: names of the nodes that compute in lower precision and in float32, in the graph's order.
         cost: what it costs beside the float32 graph.
         unmatched: rules of the plan that the model's family expects to match in this stage, and that match nothing.
     """
 
+    source: StageGraph
     data: bytes
     low: tuple[str, ...]
     kept: tuple[str, ...]
@@ -111,7 +110,7 @@ def typed_graph(
         once for each tensor and type, none casts another's result, and constants are converted, not cast.
 
     Raises:
-        BundleError: the result is no valid graph.
+        BundleError: the result is no valid graph, or bfloat16's opset may change what an operator means.
         UsageError: the plan names nodes that are not there.
     """
     kept, unmatched = kept_by_rules(graph.model.graph, plan, graph.rules)
@@ -122,8 +121,7 @@ def typed_graph(
     converter = _Converter(model.graph, plan, types)
     converter.convert(*borders)
     if plan.precision == "bfloat16":
-        model.opset_imports[""] = BFLOAT16_OPSET
-        model.ir_version = max(model.ir_version, BFLOAT16_IR)
+        relabel(model, graph.stage)
     data = serialised(model)
     try:
         onnx.checker.check_model(data, full_check=True)
@@ -146,7 +144,7 @@ def typed_graph(
         original_bytes_moved=graph.bytes_moved,
         flushed=converter.flushed,
     )
-    return TypedGraph(data, low, in_float32, cost, unmatched)
+    return TypedGraph(graph, data, low, in_float32, cost, unmatched)
 
 
 def _border(ends: Sequence[ir.Value], types: Mapping[str, str]) -> Types:

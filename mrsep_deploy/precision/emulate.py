@@ -4,7 +4,8 @@ CPU libraries have few float16 kernels. ONNX Runtime puts casts around an operat
 those that meet between two, so that whole chains of operators round once, at their end; OpenVINO makes
 float32 of all of it. Either would show less error than a GPU makes. Here every rounding is written
 down as a cast to the lower type and one back, which neither of them removes: what is computed is what
-a GPU computes that multiplies in lower precision and accumulates in float32, as tensor cores do.
+a GPU computes that multiplies in lower precision and accumulates in float32, as tensor cores can. With
+accumulation in float16 it is the worst that they may do (:mod:`~mrsep_deploy.precision.accumulate`).
 """
 
 from __future__ import annotations
@@ -13,21 +14,30 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from mrsep_deploy.precision.graph import MOVEMENT, cast, inferred, numbers_of, serialised, values
+from mrsep_deploy.precision.accumulate import accumulate_in_float16
+from mrsep_deploy.precision.graph import MOVEMENT, PRODUCTS, cast, inferred, numbers_of, serialised, values
+from mrsep_deploy.precision.names import Accumulation
 from mrsep_deploy.precision.node_types import FLOAT
 from mrsep_deploy.precision.numbers import LOW_TYPES
 
 
-def rounded_graph(data: bytes) -> bytes:
+def rounded_graph(data: bytes, accumulation: Accumulation = "float32") -> bytes:
     """Returns the same function with all arithmetic in float32 and a pair of casts for every rounding.
 
     Args:
         data: a graph as ``typed_graph`` gives it; inputs and outputs keep their types.
+        accumulation: of products in float16; those in bfloat16 accumulate in float32 on every GPU.
     """
+    return serialised(rounded_model(data, accumulation))
+
+
+def rounded_model(data: bytes, accumulation: Accumulation = "float32") -> ir.Model:
+    """:func:`rounded_graph`, not yet written; a rounding is a cast to the lower type."""
     model = inferred(onnx.load_model_from_string(data))
     graph = model.graph
     low = {value: value.dtype for value in values(graph) if value.dtype in LOW_TYPES}
     nodes = list(graph)
+    products: list[ir.Node] = []
     for each in nodes:
         if each.op_type == "Cast" and each.inputs[0] in low:
             # what is to become float32 will be float32 already
@@ -46,7 +56,11 @@ def rounded_graph(data: bytes) -> bytes:
             graph.insert_after(node, _widened(value))
         else:
             graph.insert_after(node, _rounded(graph, value, kind))
-    return serialised(model)
+            if node.op_type in PRODUCTS and kind == ir.DataType.FLOAT16 and accumulation == "float16":
+                products.append(node)
+    for node in products:
+        accumulate_in_float16(graph, node)
+    return model
 
 
 def _rounded(graph: ir.Graph, value: ir.Value, kind: ir.DataType) -> list[ir.Node]:

@@ -120,10 +120,11 @@ def cast(value: ir.Value, kind: ir.DataType, name: str) -> ir.Node:
     return ir.node("Cast", [value], {"to": kind}, outputs=[result], name=f"{name}/Cast")
 
 
-def serialised(model: ir.Model) -> bytes:
-    """Writes a model for any batch, without the shapes in between, which engines infer."""
+def serialised(model: ir.Model, batch: str | None = BATCH) -> bytes:
+    """Writes a model for any batch, or for one, without the shapes in between, which engines infer."""
     written = ir.to_proto(model)
-    set_batch(written, BATCH)
+    if batch is not None:
+        set_batch(written, batch)
     del written.graph.value_info[:]
     return bytes(written.SerializeToString(deterministic=True))
 

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "bf16"]
 AskedPrecision = Literal["fp32", "fp16", "bf16", "mixed"]
 Low = Literal["float16", "bfloat16"]
+Accumulation = Literal["float32", "float16"]
+"""In what products of float16 add up, where a CPU emulates them."""
 
 ASKED: tuple[AskedPrecision, ...] = ("fp32", "fp16", "bf16", "mixed")
+ACCUMULATIONS: tuple[Accumulation, ...] = ("float32", "float16")
 ELEMENTS: Mapping[str, Low] = {"fp16": "float16", "bf16": "bfloat16"}
 """Element types of what is asked for below float32."""
 ARITHMETIC: Mapping[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 
-from mrsep_deploy.bundle import ARCHIVE_SUFFIX, RANGES_FILE, Bundle, write_bundle
-from mrsep_deploy.errors import BundleError, UsageError
+from mrsep_deploy.bundle import RANGES_FILE, Bundle, rewrite_bundle
+from mrsep_deploy.errors import BundleError
 from mrsep_deploy.files.strict_json import pretty, raised_as
 from mrsep_deploy.files.typed_json import document
 
@@ -70,18 +70,7 @@ def store(bundle: Bundle, calibration: Calibration) -> Bundle:
         UsageError: the bundle is an archive.
         OutputError: it cannot be written; nothing has changed then.
     """
-    require_folder(bundle)
-    files = {stage.file: bundle.graph_bytes(stage) for stage in bundle.manifest.stages if stage.file}
-    files[RANGES_FILE] = to_json(calibration)
-    return write_bundle(bundle.path, replace(bundle.manifest, files={}), files, overwrite=True)
-
-
-def require_folder(bundle: Bundle) -> None:
-    """Raises ``UsageError`` for an archive, which cannot be added to."""
-    if bundle.path.suffix.lower() == ARCHIVE_SUFFIX and bundle.path.is_file():
-        raise UsageError(
-            f"{bundle.path} is an archive, expected a folder to store the ranges in", "Unpack it first."
-        )
+    return rewrite_bundle(bundle, bundle.manifest, {RANGES_FILE: to_json(calibration)})
 
 
 def load(bundle: Bundle) -> Calibration | None:

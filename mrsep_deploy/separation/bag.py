@@ -166,9 +166,10 @@ class BagSeparator:
 
     def _separate(self, song: Song) -> Iterator[Float32]:
         copies = itertools.tee(song.blocks, len(self.separators))
+        songs = [Song(song.statistics, blocks) for blocks in copies]
         running = [
-            stems_of(separator.separate_songs([Song(song.statistics, blocks)]))
-            for separator, blocks in zip(self.separators, copies, strict=True)
+            stems_of(separator.separate_songs([each]))
+            for separator, each in zip(self.separators, songs, strict=True)
         ]
         held = [BlockQueue() for _ in running]
         left = song.statistics.frames
@@ -187,6 +188,8 @@ class BagSeparator:
             yield total
         for stems in running:
             next(stems, None)  # its own end
+        song.segments = sum(each.segments for each in songs)
+        song.in_float32 = sum(each.in_float32 for each in songs)
 
     def close(self) -> None:
         """Close every separator. Idempotent."""

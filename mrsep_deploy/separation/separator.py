@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import random
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,12 @@ from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import in_precision
 from mrsep_deploy.process.interrupts import breakable
-from mrsep_deploy.runtime.plan import run_plan
+from mrsep_deploy.runtime.plan import RunPlan, run_plan
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import Scheduler
+from mrsep_deploy.separation.gate import GatedRuns, gate_of
 from mrsep_deploy.separation.segments import SongStatistics, stride_of
-from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream, draw_leads, stems_of
+from mrsep_deploy.separation.stream import Cutting, Runs, Separated, Song, SongStream, draw_leads, stems_of
 
 _first_process: list[int] = []
 """The process in which music was separated first, if any has been: an inherited list tells a fork from it."""
@@ -64,6 +67,8 @@ class Separator:
         precision: one of ``mrsep_deploy.precision.names.ASKED``, by default the bundle's own. A float32 bundle is
             converted, once, and kept in the cache (``bundle`` then is that one).
         plan: for ``mixed``, the file of a plan.
+        gate: crest factor above which segments run in float32 where the bundle is of lower precision; infinite for
+            none. By default what a calibration has found (see ``mrsep_deploy.separation.gate``).
         trace: note who runs when; ``scheduler.trace`` then tells where the last segment's time went.
 
     Raises:
@@ -87,6 +92,7 @@ class Separator:
         checkpoint: Path | None = None,
         precision: AskedPrecision | None = None,
         plan: Path | None = None,
+        gate: float | None = None,
         trace: bool = False,
     ) -> None:
         if threads < 0:
@@ -125,7 +131,14 @@ class Separator:
         except BaseException:
             self.engine.close()
             raise
-        self._closing = weakref.finalize(self, _close, self.scheduler, self.engine, os.getpid())
+        schedulers = [self.scheduler]
+        self._runs: Runs = self.scheduler
+        self.gate = gate_of(self.manifest).crest if gate is None else gate
+        if self.manifest.precision != "float32" and math.isfinite(self.gate):
+            twin = self.bundle.twin
+            make = None if twin is None else functools.partial(_open_twin, twin, self.engine, how, schedulers)
+            self._runs = GatedRuns(self.scheduler, self.gate, make)
+        self._closing = weakref.finalize(self, _close, schedulers, self.engine, os.getpid())
         self._closing.atexit = False  # the system takes everything back faster
 
     def run_segments(self, segments: Float32) -> Float32:
@@ -216,7 +229,7 @@ class Separator:
         See ``SongStream.run``. :func:`~mrsep_deploy.separation.stream.stems_of` takes the stems of a single song.
         """
         cutting = Cutting(self.segment_samples, self.stride, self.leads, self.manifest.application)
-        stream = SongStream(self.scheduler, self.manifest.model, self.manifest.batch, cutting)
+        stream = SongStream(self._runs, self.manifest.model, self.manifest.batch, cutting)
         with self._occupancy.taken():
             yield from stream.run(songs)
 
@@ -232,15 +245,22 @@ class Separator:
         self.close()
 
 
-def _close(scheduler: Scheduler, engine: Engine, process: int) -> None:
+def _open_twin(twin: Bundle, engine: Engine, how: RunPlan, schedulers: list[Scheduler]) -> Scheduler:
+    """What runs segments in float32 beside the engine's lower precision; closed with the ``schedulers``."""
+    scheduler = Scheduler(twin, engine.at_precision("fp32"), how.mode, how.lanes)
+    schedulers.append(scheduler)
+    return scheduler
+
+
+def _close(schedulers: Sequence[Scheduler], engine: Engine, process: int) -> None:
     """Let go of everything. In a process that was forked off, the threads to be ended are not there."""
     if os.getpid() != process:
-        _inherited.append((scheduler, engine))
+        _inherited.append((schedulers, engine))
         return
-    try:
-        scheduler.close()
-    finally:
-        engine.close()
+    with contextlib.ExitStack() as every:
+        every.callback(engine.close)
+        for scheduler in schedulers:
+            every.callback(scheduler.close)
 
 
 class _Occupancy:

@@ -32,10 +32,17 @@ from mrsep_deploy.separation.segments import (
 
 @dataclass(eq=False)
 class Song:
-    """A song to be separated: its statistics, and its blocks ``[C, n]``, which are read once."""
+    """A song to be separated: its statistics, and its blocks ``[C, n]``, which are read once.
+
+    Attributes:
+        segments, in_float32: how many have been computed so far, and how many of them in float32 where the others
+            are of lower precision (see ``separation.gate``).
+    """
 
     statistics: SongStatistics
     blocks: Iterable[Float32]
+    segments: int = 0
+    in_float32: int = 0
 
 
 @dataclass(frozen=True)
@@ -309,5 +316,8 @@ class SongStream:
             for group in lost:
                 yield from self._submit(group)
             return
+        song = oldest.under_way.song
+        song.segments += len(oldest.members)
+        song.in_float32 += getattr(oldest.ticket, "in_float32", 0)  # only a gate's tickets say so
         oldest.under_way.open_groups -= 1
         yield from oldest.under_way.collect(oldest.members, outputs)

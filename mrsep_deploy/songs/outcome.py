@@ -26,6 +26,8 @@ class Outcome:
         remarks: how what was separated differs from what is in the file, and stems from what is in their files;
             see ``AudioSource`` and ``SongWriter``.
         gains: what its outputs were multiplied by to keep them from clipping, in dB by their names.
+        segments, in_float32: how many were computed, and how many of them in float32 where the others were of lower
+            precision.
     """
 
     track: Track
@@ -36,6 +38,8 @@ class Outcome:
     error: Exception | None = None
     remarks: tuple[str, ...] = ()
     gains: Mapping[str, float] = field(default_factory=dict)
+    segments: int = 0
+    in_float32: int = 0
 
     @property
     def speed(self) -> float:
@@ -68,6 +72,7 @@ class Outcome:
         if self.status == "done":
             tree |= {"seconds": round(self.seconds, 3), "elapsed": round(self.elapsed, 3)}
             tree["gains_db"] = dict(self.gains)
+            tree |= {"segments": self.segments, "segments_in_float32": self.in_float32}
         if self.remarks:
             tree["remarks"] = list(self.remarks)
         if self.error is not None:
@@ -98,6 +103,16 @@ class Summary:
         return sum(outcome.seconds for outcome in self.of("done"))
 
     @property
+    def segments(self) -> int:
+        """Computed, of all songs that are done."""
+        return sum(outcome.segments for outcome in self.of("done"))
+
+    @property
+    def in_float32(self) -> int:
+        """Of those, the ones that ran in float32 where the others were of lower precision."""
+        return sum(outcome.in_float32 for outcome in self.of("done"))
+
+    @property
     def exit_code(self) -> int:
         failed = len(self.of("failed"))
         if not failed:
@@ -111,10 +126,21 @@ class Summary:
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 3),
             "elapsed": round(self.elapsed, 3),
+            "segments": self.segments,
+            "segments_in_float32": self.in_float32,
             "tracks": [outcome.as_json() for outcome in self.outcomes],
         }
 
     def __str__(self) -> str:
         counts = [f"{len(self.of(s))} {s}" for s in ("done", "skipped", "failed", "unfinished") if self.of(s)]
         speed = f", {self.seconds / self.elapsed:.2f} x realtime" if self.elapsed and self.seconds else ""
-        return f"{', '.join(counts) or 'nothing to do'}: {self.seconds:.1f} s of music in {self.elapsed:.1f} s{speed}"
+        gated = f", {in_float32(self)}" if self.in_float32 else ""
+        found = (
+            f"{', '.join(counts) or 'nothing to do'}: {self.seconds:.1f} s of music in {self.elapsed:.1f} s"
+        )
+        return f"{found}{speed}{gated}"
+
+
+def in_float32(found: Outcome | Summary) -> str:
+    """For people: how many segments ran in float32."""
+    return f"{found.in_float32} of {found.segments} segments in float32"

@@ -37,6 +37,7 @@ class _Active:
 
     Attributes:
         mix: samples that have no stems yet, where an output is made of them.
+        song: as the separator knows it.
     """
 
     loaded: LoadedSong
@@ -47,6 +48,7 @@ class _Active:
     failed: Exception | None = None
     files: list[Future[None]] = field(default_factory=list)
     unfinished: int = 0
+    song: Song = field(init=False)
 
     @property
     def whole(self) -> bool:
@@ -174,9 +176,9 @@ class Catalogue:
             raise
         mix = BlockQueue() if any(output.from_mix for output in self.options.outputs) else None
         active = _Active(loaded, writer, mix, time.perf_counter())
-        song = Song(loaded.statistics, _blocks(active))
-        self._active[song] = active
-        return song
+        active.song = Song(loaded.statistics, _blocks(active))
+        self._active[active.song] = active
+        return active.song
 
     # --- stems out
 
@@ -249,6 +251,8 @@ class Catalogue:
             elapsed=time.perf_counter() - active.began,
             remarks=(*loaded.source.remarks, *filter(None, [writer.remark])),
             gains={name: stem.decibels for name, stem in writer.finished.items()},
+            segments=active.song.segments,
+            in_float32=active.song.in_float32,
         )
 
     def _give_up(self, active: _Active, error: Exception) -> None:

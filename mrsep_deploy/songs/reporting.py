@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrsep_deploy.errors import one_line
-from mrsep_deploy.songs.outcome import Outcome, Summary
+from mrsep_deploy.songs.outcome import Outcome, Summary, in_float32
 from mrsep_deploy.songs.tracks import Track
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Bars(Quiet):
         if outcome.status == "done":
             what = f"{outcome.seconds:.1f} s in {outcome.elapsed:.1f} s, {outcome.speed:.2f} x realtime"
             what += f", {outcome.gain} to keep from clipping" if outcome.gain else ""
+            what += f", {in_float32(outcome)}" if outcome.in_float32 else ""
         elif outcome.status == "skipped":
             what = "done already"
         else:

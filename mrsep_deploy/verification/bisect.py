@@ -66,7 +66,10 @@ class Group:
         return float(self.excess.max())
 
     def alone(self, limit: float) -> float:
-        """Returns the SNR in dB of the worst stem, about, if only these nodes are of low precision."""
+        """Returns the SNR in dB of the worst stem, about, if only these nodes are of low precision.
+
+        An error that passes by the mix is compared with the mix less what lies between both limits.
+        """
         return limit + ratio_db(1.0, self.worst)
 
 
@@ -109,7 +112,7 @@ def bisect(
         engine: what runs the low-precision stages, and builds them outside of the user's engine cache; their
             surroundings run on ONNX Runtime in float32.
         plan: where to start from.
-        probes: the segments to meet the limit on, of a verification of that plan.
+        probes: the segments to meet the limit on, of a verification of that plan without a gate.
         progress: called before every measurement.
 
     Raises:
@@ -118,7 +121,8 @@ def bisect(
     """
     if not probes:
         raise UsageError(
-            "there are no segments to bisect on", "Verify on audio or the built-in signals first."
+            "there are no segments to bisect on: none was given, or all ran in float32 because of the gate",
+            "Give longer audio, or --gate off.",
         )
     with contextlib.ExitStack() as stack:
         surroundings = choose("ort", EngineOptions(engine.options.threads)).engine
@@ -242,7 +246,7 @@ class _Search:
         self.progress("the whole model", self.measurements, MEASUREMENTS)
         self.proofs += 1
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
-            low = convert_bundle(self.bundle, self._with(kept), Path(work) / "bundle")
+            low = convert_bundle(self.bundle, self._with(kept), Path(work) / "bundle", proved=False)
             with Chain(low, self.engine) as chain:
                 stems = [chain.run(probe.batch.mix)[STEMS] for probe in self.probes]
         return float(self._ratios(stems).max())

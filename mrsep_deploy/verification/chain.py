@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import MIX, Stage
+from mrsep_deploy.bundle.manifest import MIX, STEMS, Stage
 from mrsep_deploy.devices.interface import TensorView
 from mrsep_deploy.engines.contract import Engine
 from mrsep_deploy.runtime.runners import named, prepare_runners
 from mrsep_deploy.runtime.schedule import MAIN, make_schedule
+from mrsep_deploy.separation.gate import Rows, broken, fragile
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -97,6 +99,10 @@ class Chain:
             known.update(self.stage(stage.name, known))
         return known
 
+    def stems(self, mix: Array) -> Array:
+        """Returns the stems ``[B, S, C, L]`` of segments ``[B, C, L]``."""
+        return self.run(mix)[STEMS]
+
     def close(self) -> None:
         """Closes sessions and memory. Idempotent."""
         self.runners = {}
@@ -107,3 +113,45 @@ class Chain:
 
     def __exit__(self, *_raised: object) -> None:
         self.close()
+
+
+class GatedChain:
+    """Stems as a separator computes them: segments that lower precision would lose run in float32.
+
+    Args:
+        chain: runs the bundle.
+        bundle, engine: what it runs, and what runs it.
+        crest: see ``Gate``; infinite for a float32 bundle.
+        stack: closes what runs segments in float32, which is opened when it is first needed.
+    """
+
+    def __init__(
+        self, chain: Chain, bundle: Bundle, engine: Engine, crest: float, stack: contextlib.ExitStack
+    ) -> None:
+        self.chain, self.engine, self.stack = chain, engine, stack
+        self.source = bundle.twin
+        self.crest = math.inf if self.source is None else crest
+        self.twin: Chain | None = None
+
+    def fragile(self, mix: Array) -> Rows:
+        """Which segments of a batch ``[B, C, L]`` never run in lower precision."""
+        return fragile(mix, self.crest)
+
+    def stems(self, mix: Array) -> tuple[Array, Rows]:
+        """Returns the stems ``[B, S, C, L]`` of segments ``[B, C, L]``, and which of them ran in float32."""
+        rows = self.fragile(mix)
+        if rows.all():
+            return self.in_float32(mix), rows
+        stems = self.chain.stems(mix)
+        if math.isfinite(self.crest):
+            rows |= broken(stems)
+        if rows.any():
+            stems[rows] = self.in_float32(mix)[rows]
+        return stems, rows
+
+    def in_float32(self, mix: Array) -> Array:
+        """Returns the stems of all segments of a batch in float32."""
+        if self.twin is None:
+            assert self.source is not None
+            self.twin = self.stack.enter_context(Chain(self.source, self.engine.at_precision("fp32")))
+        return self.twin.stems(mix)

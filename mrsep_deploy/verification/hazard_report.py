@@ -12,8 +12,9 @@ from rich.console import Console
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.precision.hazards import KINDS, predict
+from mrsep_deploy.precision.hazards import predict
 from mrsep_deploy.precision.plan import PrecisionPlan
+from mrsep_deploy.precision.proof_record import KINDS
 from mrsep_deploy.precision.ranges import Calibration
 from mrsep_deploy.terminal.tables import table
 

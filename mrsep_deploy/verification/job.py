@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from mrsep_deploy.engines import AUTO
 from mrsep_deploy.engines.choice import choose
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.precision.names import ARITHMETIC, AskedPrecision, arithmetic
+from mrsep_deploy.precision.names import ARITHMETIC, Accumulation, AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import chosen_plan, require_onnx
 from mrsep_deploy.verification.reference import (
     BundleReference,
@@ -45,7 +47,11 @@ class Request:
         against: the reference: a checkpoint, or a float32 bundle.
         audio: files to listen to; none for the built-in signals.
         limit: the least SNR in dB, or None for that of the precision.
+        gate: crest factor above which segments run in float32; None for the bundle's, or with ``bisect`` for none, as
+            segments in float32 tell nothing of nodes in lower precision.
         threads: CPU threads, 0 for all.
+        accumulation: of products in float16, emulated on a CPU: float32 is expected, float16 the worst case.
+        bisect: search for a plan if it fails, so that conversions which would be refused are judged, too.
         excerpt: also keep the stem the candidate did worst on, to be looked at.
     """
 
@@ -56,8 +62,11 @@ class Request:
     against: Path | None = None
     audio: Sequence[Path] = ()
     limit: float | None = None
+    gate: float | None = None
     threads: int = 0
+    bisect: bool = False
     excerpt: bool = False
+    accumulation: Accumulation = "float32"
 
 
 @dataclass(frozen=True)
@@ -73,14 +82,22 @@ class Job:
     def verify(self, progress: Progress, plan: PrecisionPlan | None = None) -> Verification:
         """Verifies the bundle, or the one derived from it by ``plan``, by default the request's own."""
         asked, plan = self.request, plan or self.plan
-        candidate = asked.bundle
-        if plan is not None:
-            from mrsep_deploy.precision.convert_bundle import derived_bundle
+        with contextlib.ExitStack() as stack:
+            candidate = asked.bundle if plan is None else self._candidate(plan, stack)
+            gate = math.inf if asked.bisect and asked.gate is None else asked.gate
+            how = (asked.limit, progress, asked.excerpt, gate)
+            return verify(candidate, self.engine, self.reference, self.tracks, *how)
 
-            candidate = derived_bundle(candidate, plan)
-        return verify(
-            candidate, self.engine, self.reference, self.tracks, asked.limit, progress, asked.excerpt
-        )
+    def _candidate(self, plan: PrecisionPlan, stack: contextlib.ExitStack) -> Bundle:
+        """Returns the bundle derived by a plan: the cache's, or for a search one that nothing is refused in."""
+        from mrsep_deploy.precision.convert_bundle import convert_bundle, derived_bundle
+
+        bundle = self.request.bundle
+        if not self.request.bisect:
+            return derived_bundle(bundle, plan)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mrsep-deploy-verify-"))
+        made = convert_bundle(bundle, plan, Path(folder) / "bundle", twins=False, proved=False)
+        return made.at_batch(bundle.manifest.batch).made_from(bundle)
 
     def bisect(self, found: Verification, progress: Progress) -> tuple[list[Bisection], Verification]:
         """Searches for nodes to keep in float32 until a verification passes.
@@ -120,7 +137,14 @@ def opened(request: Request) -> Iterator[Job]:
         candidate = manifest if plan is None else replace(manifest, precision=plan.precision)
         is_bundle = against is not None and (against.is_dir() or against.suffix.lower() == ARCHIVE_SUFFIX)
         checkpoint = None if is_bundle else against
-        options = EngineOptions(request.threads, checkpoint, precision=arithmetic(candidate))
+        if candidate.precision == "float32" and request.accumulation != "float32":
+            raise UsageError(
+                f"accumulation in {request.accumulation} was asked for with float32 graphs, which have none",
+                "Give --precision fp16, or leave out --accumulation.",
+            )
+        options = EngineOptions(
+            request.threads, checkpoint, arithmetic(candidate), accumulation=request.accumulation
+        )
         default = AUTO if candidate.precision == "float32" else "ort"
         engine = choose(request.engine or default, options).engine
         stack.callback(engine.close)

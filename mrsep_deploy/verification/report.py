@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB
+from mrsep_deploy.measuring.limits import BELOW_MIX_DB, FLOAT16_DB, ROUNDED_DBFS, SDR_CHANGE_DB, SILENT_DBFS
 from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.terminal.tables import NOTHING, Table, decibels, optional, print_table
 from mrsep_deploy.verification.figures import Figures
@@ -23,18 +23,37 @@ if TYPE_CHECKING:
 Plain = Mapping[str, Any]
 
 RENAMED = {"snr": "snr_db", "si_sdr": "si_sdr_db", "level": "level_db"}
-COPIED = ("model", "digest", "precision", "engine", "note", "reference", "segments", "failures", "passes")
+COPIED = (
+    "model",
+    "digest",
+    "precision",
+    "engine",
+    "note",
+    "reference",
+    "segments",
+    "gate",
+    "failures",
+    "passes",
+)
 
 STAGE_NOTE = "Each stage on the reference's inputs: the error is its own. Worst: index in the tensor."
-STEM_NOTE = "End to end. Worst: largest error in sample values, and where."
+STEM_NOTE = (
+    "End to end, dB. Below mix: the mix over the error. Worst: largest error in sample values, and where."
+)
 
 
 def to_plain(found: Verification) -> dict[str, Any]:
-    """Returns everything in a verification, numbers unrounded; dB that are infinite (equal, or silent) are None."""
+    """Returns everything in a verification, numbers unrounded; dB that are infinite (equal, or silent) are None.
+
+    ``passes_by`` of a stem is ``SNR``, ``mix``, ``silence`` or None (:mod:`mrsep_deploy.measuring.limits`), and
+    ``margin_db`` how much larger its error may be.
+    """
     limits = {
         "snr_db": found.limit.decibels,
         "reason": found.limit.reason,
-        "audible_dbfs": AUDIBLE_DBFS,
+        "below_mix_db": found.limit.below_mix,
+        "silent_mix_dbfs": SILENT_DBFS,
+        "error_in_silence_dbfs": ROUNDED_DBFS,
         "sdr_change_db": SDR_CHANGE_DB,
     }
     stages = {
@@ -65,11 +84,13 @@ def _plain_stem(stem: StemResult) -> dict[str, object]:
         "source": stem.source,
         **_plain_figures(stem.figures),
         "worst_seconds": stem.seconds,
-        "limit_db": stem.limit,
+        "below_mix_db": stem.judgement.powers.below_mix,
+        "limit_db": stem.judgement.least,
+        "margin_db": stem.judgement.margin,
         "pytorch_float32_snr_db": stem.yardstick,
         "sdr_db": stem.sdr,
         "sdr_change_db": stem.sdr_change,
-        "judged": stem.judged,
+        "passes_by": stem.judgement.passes_by,
         "passes": not stem.failures,
     }
 
@@ -128,13 +149,13 @@ def _print_verdict(screen: Console, found: Plain) -> None:
 
 
 def limit_lines(found: Plain) -> list[str]:
-    """Returns every limit with its reason."""
+    """Returns every limit with its reason, and how many segments ran in float32."""
     limits = found["limits"]
-    audible = f"{limits['audible_dbfs']:g} dBFS"
     lines = [
-        f"Limit {limits['snr_db']:g} dB SNR for every stem above {audible}: {limits['reason']}.",
-        f"Stems below {audible} are reported, not judged: what is 60 dB below full scale nobody hears beside the "
-        "others.",
+        f"Limit {limits['snr_db']:g} dB SNR: {limits['reason']}.",
+        f"A stem also passes if its error is {limits['below_mix_db']:g} dB below the mix: {_why_below(limits)}.",
+        f"In a mix below {limits['silent_mix_dbfs']:g} dBFS, an error below {limits['error_in_silence_dbfs']:.0f} dBFS "
+        "passes: rounding to 16 bits costs as much.",
         "No NaN and no infinity anywhere: nothing downstream recovers from them.",
     ]
     if _has_truth(found):
@@ -142,7 +163,23 @@ def limit_lines(found: Plain) -> list[str]:
         lines.append(
             f"Limit {change:g} dB change in SDR: half of the last digit that separation is reported with."
         )
+    if gate := found.get("gate"):
+        lines.append(
+            f"{gate['in_float32']} of {gate['segments']} segments ran in float32: {found['precision']} loses those "
+            f"of a crest factor above {gate['crest']:g}."
+        )
+        if gate["in_float32"] == gate["segments"]:
+            lines.append(
+                f"So the stems prove nothing of {found['precision']}: give --gate off, or other audio."
+            )
     return lines
+
+
+def _why_below(limits: Plain) -> str:
+    """Returns the reason of the limit below the mix."""
+    if limits["below_mix_db"] == FLOAT16_DB + BELOW_MIX_DB:
+        return "16 bits of a song of usual loudness do not hold it"
+    return f"{BELOW_MIX_DB:g} dB beyond the limit of its SNR, as for float16, where 16 bits do not hold the error"
 
 
 def _has_truth(found: Plain) -> bool:
@@ -155,6 +192,13 @@ def snr(figures: Plain) -> float:
         return float(figures["snr_db"])
     finite = not (figures["nan"] or figures["inf"])
     return math.inf if finite and figures["worst"] == 0 else -math.inf
+
+
+def below_mix(stem: Plain) -> float:
+    """Returns how far the error lies below the mix in dB; JSON has None for the infinite."""
+    known = stem["below_mix_db"]
+    unknown = math.inf if snr(stem) == math.inf else -math.inf
+    return unknown if known is None else float(known)
 
 
 def worst_output(tensors: Mapping[str, Plain]) -> tuple[str, Plain]:
@@ -184,7 +228,7 @@ def stage_table(found: Plain) -> Table:
 
 def stem_table(found: Plain) -> Table:
     """Returns the figures of every stem of every track."""
-    columns = ["track", "stem", "level", "SNR", "limit", "SI-SDR", "worst", "at", "NaN", "Inf"]
+    columns = ["track", "stem", "level", "SNR", "limit", "below mix", "SI-SDR", "worst", "at", "NaN", "Inf"]
     columns += ["SDR", "change"] if _has_truth(found) else []
     rows = []
     for stem in found["stems"]:
@@ -194,7 +238,8 @@ def stem_table(found: Plain) -> Table:
             stem["source"],
             decibels(-math.inf if stem["level_db"] is None else stem["level_db"]),
             ratio,
-            optional(stem["limit_db"] if stem["judged"] else None, "{:.1f}"),
+            decibels(-math.inf if stem["limit_db"] is None else stem["limit_db"]),
+            decibels(below_mix(stem)),
             si_sdr,
             optional(stem["worst"], "{:.1e}"),
             f"{stem['worst_seconds']:.3f} s",
@@ -203,11 +248,10 @@ def stem_table(found: Plain) -> Table:
         ]
         if _has_truth(found):
             cells += [optional(stem["sdr_db"], "{:.2f}"), optional(stem["sdr_change_db"], "{:+.4f}")]
-        passed = "" if stem["judged"] else "quiet"
-        rows.append([*cells, passed if stem["passes"] else "failed"])
+        rows.append([*cells, stem["passes_by"] if stem["passes"] else "failed"])
     failed = [number for number, stem in enumerate(found["stems"]) if not stem["passes"]]
     words = (0, 1, len(columns))
-    return Table("Stems", [*columns, ""], rows, text_columns=words, note=STEM_NOTE, bad=failed)
+    return Table("Stems", [*columns, "passes by"], rows, text_columns=words, note=STEM_NOTE, bad=failed)
 
 
 def print_bisections(screen: Console, searches: Sequence[Bisection], limit: float, after: Plain) -> None:
@@ -224,8 +268,8 @@ def print_bisections(screen: Console, searches: Sequence[Bisection], limit: floa
                 rows.append([group.stage, nodes, decibels(group.alone(limit))])
             _print_titled(screen, Table(title, ("stage", "nodes", "alone"), rows, text_columns=(0, 1)))
         screen.print(
-            "SNR of the worst stem with only these nodes in low precision; "
-            f"{search.measurements} groups of nodes were measured.",
+            "SNR of the worst stem with only these nodes in low precision, against the stem or, where that is louder, "
+            f"the mix less {BELOW_MIX_DB:g} dB; {search.measurements} groups of nodes were measured.",
             style="dim",
             soft_wrap=True,
         )

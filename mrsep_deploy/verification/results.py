@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.measuring.limits import AUDIBLE_DBFS, SDR_CHANGE_DB, Limit
+from mrsep_deploy.measuring.deviation import ratio_db
+from mrsep_deploy.measuring.limits import ROUNDED_DBFS, SDR_CHANGE_DB, Judgement, Limit
+from mrsep_deploy.terminal.tables import decibels
 from mrsep_deploy.verification.figures import Figures
 from mrsep_deploy.verification.tracks import Batch, Span
 
@@ -39,7 +41,7 @@ class StemResult:
 
     Attributes:
         yardstick: SNR in dB of PyTorch's own float32, where it was measured.
-        limit: the least SNR in dB.
+        judgement: whether it passes, and by what.
         sdr: of the reference against the true stem in dB, where that is known.
         sdr_change: that of the candidate less that of the reference, in dB.
         seconds: where the worst sample is.
@@ -49,15 +51,15 @@ class StemResult:
     source: str
     figures: Figures
     yardstick: float | None
-    limit: float
+    judgement: Judgement
     sdr: float | None
     sdr_change: float | None
     seconds: float
 
     @property
-    def judged(self) -> bool:
-        """Loud enough for its SNR to matter."""
-        return self.figures.level > AUDIBLE_DBFS
+    def counts(self) -> bool:
+        """Whether its SNR counts: it does not where the stem passes by the mix, or in silence."""
+        return self.judgement.passes_by in ("SNR", None)
 
     @property
     def failures(self) -> list[str]:
@@ -65,13 +67,24 @@ class StemResult:
         where, found = f"{self.source} of {self.track}", []
         if not self.figures.finite:
             found.append(f"{where}: {self.figures.nonfinite}")
-        elif self.judged and self.figures.snr < self.limit:
-            found.append(f"{where}: {self.figures.snr:.1f} dB, expected at least {self.limit:.1f} dB")
-        if self.judged and self.sdr_change is not None and not abs(self.sdr_change) <= SDR_CHANGE_DB:
+        elif self.judgement.passes_by is None:
+            found.append(f"{where}: {_missed(self.judgement)}")
+        if self.counts and self.sdr_change is not None and not abs(self.sdr_change) <= SDR_CHANGE_DB:
             found.append(
                 f"{where}: SDR changed by {self.sdr_change:+.4f} dB, expected at most {SDR_CHANGE_DB:g} dB"
             )
         return found
+
+
+def _missed(judgement: Judgement) -> str:
+    """Both limits that a stem misses, in words."""
+    powers = judgement.powers
+    snr = f"{decibels(powers.snr)} dB, expected at least {judgement.least:.1f} dB"
+    if judgement.in_silence:
+        level = decibels(ratio_db(powers.error, 1.0))
+        return f"{snr}; in silence its error is at {level} dBFS, expected at most {ROUNDED_DBFS:.0f} dBFS"
+    below = f"{decibels(powers.below_mix)} dB below the mix, expected at least {judgement.below_mix:.1f} dB"
+    return f"{snr}; its error is {below}"
 
 
 @dataclass(frozen=True)
@@ -79,8 +92,8 @@ class Probe:
     """Segments on which a candidate did badly, kept to find out why.
 
     Attributes:
-        allowed: error energy of every source that meets the limit, as much as its track allows so many
-            samples of mean level; infinite where the source is not judged.
+        allowed: error energy of every source that passes, as much as its track allows so many samples of mean
+            level.
         excess: largest error energy found over what is allowed.
     """
 
@@ -95,9 +108,8 @@ class Probe:
 
 
 def excess(energies: NDArray[np.float64], allowed: NDArray[np.float64]) -> float:
-    """The largest error energy over what is allowed; what is not finite is infinite even if unjudged."""
-    with np.errstate(invalid="ignore"):  # infinity over infinity, which the condition has taken care of
-        return float(np.where(np.isinf(energies), np.inf, energies / allowed).max())
+    """The largest error energy over what is allowed; what is not finite is infinite."""
+    return float((energies / allowed).max())
 
 
 def error_energies(stems: NDArray[Any], exact: NDArray[Any], spans: Sequence[Span]) -> NDArray[np.float64]:
@@ -128,6 +140,15 @@ class Excerpt:
 
 
 @dataclass(frozen=True)
+class GateUse:
+    """Which segments ran in float32: those of a crest factor above ``crest``, and those with NaN or infinity."""
+
+    crest: float
+    segments: int
+    in_float32: int
+
+
+@dataclass(frozen=True)
 class Verification:
     """Everything that was found.
 
@@ -135,6 +156,7 @@ class Verification:
         engine, reference: titles of what ran it, and of what it was compared with.
         note: what the figures stand for where they do not stand for themselves; may be empty.
         segments: batches of segments that ran, end to end.
+        gate: of lower precision; None in float32, and where it was off or the bundle has no float32 graphs.
         probes: the segments it did worst on, the worst first.
         excerpt: the stem it did worst on, where it was asked for.
     """
@@ -149,6 +171,7 @@ class Verification:
     stages: tuple[StageResult, ...]
     stems: tuple[StemResult, ...]
     segments: int
+    gate: GateUse | None = None
     probes: tuple[Probe, ...] = ()
     excerpt: Excerpt | None = None
 

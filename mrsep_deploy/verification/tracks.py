@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mrsep_deploy.audio.read import AudioSource
 from mrsep_deploy.bundle.manifest import Manifest, ModelInfo
-from mrsep_deploy.export.probe import probe_signal
+from mrsep_deploy.measuring.probe import probe_signal
 from mrsep_deploy.separation.segments import (
     Segment,
     SongStatistics,
@@ -55,6 +55,14 @@ class Track:
     blocks: Callable[[], Iterable[Float32]]
     truth: Mapping[str, Float32] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+
+    def power(self) -> float:
+        """Returns the mean square of all samples and channels of the mix, relative to full scale."""
+        energy, count = 0.0, 0
+        for block in self.blocks():
+            energy += float(np.square(block, dtype=np.float64).sum())
+            count += block.size
+        return energy / max(count, 1)
 
 
 def builtin_tracks(manifest: Manifest) -> list[Track]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +14,13 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import STEMS, Manifest
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.measuring.limits import Limit, limit_for
+from mrsep_deploy.measuring.limits import Limit, Powers, limit_for
+from mrsep_deploy.separation.gate import Rows, gate_of
 from mrsep_deploy.separation.segments import OverlapAdd
-from mrsep_deploy.verification.chain import Chain
+from mrsep_deploy.verification.chain import Chain, GatedChain
 from mrsep_deploy.verification.figures import Difference
 from mrsep_deploy.verification.reference import Reference
-from mrsep_deploy.verification.results import StageResult, StemResult, Verification
+from mrsep_deploy.verification.results import GateUse, StageResult, StemResult, Verification
 from mrsep_deploy.verification.tracks import Batch, Progress, Track, batches, count_batches, silent
 from mrsep_deploy.verification.worst import ExcerptKeeper, ProbeKeeper
 
@@ -32,6 +35,7 @@ def verify(
     limit: float | None = None,
     progress: Progress = silent,
     excerpt: bool = False,
+    gate: float | None = None,
 ) -> Verification:
     """Compares a bundle with its reference.
 
@@ -40,9 +44,12 @@ def verify(
         engine: what runs it; the caller closes its device.
         reference: what is right.
         tracks: what to listen to.
-        limit: the least SNR in dB of every audible stem; by default that of the bundle's precision.
+        limit: the least SNR in dB of every stem that does not pass by the mix; by default that of the bundle's
+            precision.
         progress: called before every batch of segments.
         excerpt: also keep the stem it did worst on, by candidate and reference, to be looked at.
+        gate: crest factor above which segments run in float32 where the bundle is of lower precision; by default the
+            bundle's (see ``separation.gate``).
 
     Raises:
         EngineError: a stage cannot be prepared or fails.
@@ -62,7 +69,11 @@ def verify(
     probes = ProbeKeeper(manifest.model.audio_channels)
     titles = (f"{manifest.precision} on {engine.title}", reference.title)
     keeper = ExcerptKeeper(manifest.model, titles) if excerpt else None
-    with Chain(candidate, engine) as chain:
+    crest = math.inf if not low else gate_of(manifest).crest if gate is None else gate
+    segments = in_float32 = 0
+    with contextlib.ExitStack() as stack:
+        chain = stack.enter_context(Chain(candidate, engine))
+        gated = GatedChain(chain, candidate, engine, crest, stack)
         for track in tracks:
             song = _Song(track, manifest, bound, keeper)
             for batch in batches(track, manifest):
@@ -70,11 +81,15 @@ def verify(
                 done += 1
                 exact = reference.tensors(batch.mix)
                 if batch.isolated:
-                    _compare_stages(stages, chain, exact, len(batch.segments))
-                heard = [chain.run(batch.mix)[STEMS], exact[STEMS]]
+                    _compare_stages(stages, chain, exact, ~gated.fragile(batch.mix)[: len(batch.segments)])
+                found, rows = gated.stems(batch.mix)
+                segments += len(batch.segments)
+                in_float32 += int(rows[: len(batch.segments)].sum())
+                heard = [found, exact[STEMS]]
                 yardstick = reference.yardstick(batch.mix) if not low and limit is None else None
                 song.add(batch, heard if yardstick is None else [*heard, yardstick])
-                probes.note(batch, *heard)
+                if not rows.any():  # in float32 a segment tells nothing of nodes in lower precision
+                    probes.note(batch, found, exact[STEMS])
             results = song.results()
             stems += results
             probes.settle(track, results)
@@ -96,18 +111,21 @@ def verify(
         ),
         stems=tuple(stems),
         segments=done,
+        gate=GateUse(gated.crest, segments, in_float32) if math.isfinite(gated.crest) else None,
         probes=probes.worst(),
         excerpt=None if keeper is None else keeper.worst,
     )
 
 
 def _compare_stages(
-    stages: Mapping[str, Mapping[str, Difference]], chain: Chain, exact: Mapping[str, Array], count: int
+    stages: Mapping[str, Mapping[str, Difference]], chain: Chain, exact: Mapping[str, Array], rows: Rows
 ) -> None:
-    """Runs every stage on the reference's inputs, and compares the first ``count`` items of its outputs."""
+    """Runs every stage on the reference's inputs, and compares those items of its outputs that ``rows`` names."""
+    if not rows.any():
+        return
     for stage, differences in stages.items():
         for name, value in chain.stage(stage, exact).items():
-            differences[name].add(value[:count], exact[name][:count])
+            differences[name].add(value[: len(rows)][rows], exact[name][: len(rows)][rows])
 
 
 class _Song:
@@ -118,6 +136,7 @@ class _Song:
         self.model, self.application = manifest.model, manifest.application
         self.adders: list[OverlapAdd] = []
         self.position = 0
+        self.mix_power = track.power()
         # by source and by what is compared
         self.found: defaultdict[tuple[str, str], Difference] = defaultdict(Difference)
 
@@ -157,7 +176,8 @@ class _Song:
         return [self._result(source) for source in self.model.sources]
 
     def _result(self, source: str) -> StemResult:
-        figures = self.found[source, "candidate"].figures()
+        difference = self.found[source, "candidate"]
+        figures, count = difference.figures(), max(difference.elements, 1)
         measured = self.found.get((source, "yardstick"))
         yardstick = None if measured is None else measured.figures().snr
         before, after = (self.found[source, f"{name}'s SDR"] for name in ("reference", "candidate"))
@@ -169,7 +189,10 @@ class _Song:
             source=source,
             figures=figures,
             yardstick=yardstick,
-            limit=self.limit.for_stem(yardstick),
+            judgement=self.limit.judge(
+                Powers(difference.signal / count, difference.error / count, self.mix_power),
+                self.limit.for_stem(yardstick),
+            ),
             sdr=sdr,
             sdr_change=None if sdr is None else after.figures().snr - sdr,
             seconds=figures.worst_at[-1] / self.model.sample_rate,

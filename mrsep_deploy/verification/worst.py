@@ -32,15 +32,12 @@ class ProbeKeeper:
         self.heard = [self.heard[index] for index in sorted(set(worst))]
 
     def settle(self, track: Track, results: list[StemResult]) -> None:
-        """Ends a track: its stems' levels say how much error each allows."""
-        powers = np.array([10 ** (result.figures.level / 10) for result in results])
-        powers /= track.statistics.scale**2
-        judged = np.array([result.judged for result in results])
-        limits = np.array([10 ** (-result.limit / 10) for result in results])
+        """Ends a track: how its stems were judged says how much error each allows."""
+        # as the model gives them: the song's level is taken out
+        powers = np.array([result.judgement.allowed for result in results]) / track.statistics.scale**2
         probes = []
         for batch, energies in self.heard:
-            values = self.channels * sum(end - start for start, end in batch.spans)
-            allowed = np.where(judged, powers * limits * values, np.inf)
+            allowed = powers * self.channels * sum(end - start for start, end in batch.spans)
             probes.append(Probe(track.name, batch, allowed, excess(energies, allowed)))
         self.found.append(_ranked(probes))
         self.heard = []
@@ -75,7 +72,7 @@ class ExcerptKeeper:
 
     def settle(self, results: list[StemResult]) -> None:
         """Ends a track: its stems' figures say which of them is worth keeping."""
-        margins = [_margin(result) for result in results]
+        margins = [result.judgement.margin for result in results]
         index = int(np.argmin(margins))
         if self._blocks and (self.worst is None or margins[index] < self._margin):
             self._margin = margins[index]
@@ -87,8 +84,6 @@ class ExcerptKeeper:
             np.concatenate([stems[index] for stems in blocks]) for blocks in zip(*self._blocks, strict=True)
         )
         why = "Of all stems the closest to its limit."
-        if not result.judged:
-            why = "All stems are too quiet to be judged."
         if not self._room:
             why += f" Its first {SECONDS:g} s."
         place = (result.track, result.source, self.sample_rate)
@@ -97,10 +92,3 @@ class ExcerptKeeper:
 
 def _mono(stems: NDArray[np.floating]) -> Mono:
     return np.asarray(stems.mean(axis=1), np.float32)
-
-
-def _margin(result: StemResult) -> float:
-    """Returns dB above the limit; what is not judged comes after all that is."""
-    if not result.figures.finite:
-        return -np.inf
-    return result.figures.snr - result.limit if result.judged else np.inf

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -359,7 +360,8 @@ def test_wrong_and_broken_contenders_are_rows_that_say_why(tmp_path: Path, plant
         "Chatty": "ok",
         "Nowhere": "failed",
     }
-    assert rows["Wrong"].reason.endswith("dB, limit 100 (other, against right)")
+    why = r"wrong stems: [\d.]+ dB, limit 100 \(other, against right, its error [\d.]+ dB below the mix, limit 125\)"
+    assert re.fullmatch(why, rows["Wrong"].reason)
     assert rows["Wrong"].parity is not None
     assert not rows["Wrong"].parity.passes
     assert "no finite numbers" in rows["NotFinite"].reason
@@ -390,7 +392,7 @@ def test_songs_put_together_otherwise(tmp_path: Path) -> None:
     """Of a song the first contender's stems are the reference, and one that cuts it elsewhere is not like it."""
     found = raced(tmp_path, [ours(tmp_path, "a"), ours(tmp_path, "b", overlap=0.6)], lengths=(0.1,))
     assert [row.status for row in found.rows] == ["ok", "ok", "ok", "failed"]
-    assert found.rows[3].reason.endswith("against a)")
+    assert re.search(r"against a, its error [\d.]+ dB below the mix, limit 125\)$", found.rows[3].reason)
     assert len(found.rows[3].seconds) == 3
 
 

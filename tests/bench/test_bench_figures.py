@@ -316,7 +316,8 @@ def stems(noise: float = 0.0) -> np.ndarray[Any, Any]:
 
 
 def reference(**changes: Any) -> Reference:
-    return Reference(**{"title": "exact", "stems": stems(), "exact": True, "yardstick": {}, **changes})
+    given = {"title": "exact", "stems": stems(), "exact": True, "yardstick": {}, "mix": 2.0}
+    return Reference(**{**given, **changes})
 
 
 def test_parity_by_stem() -> None:
@@ -327,25 +328,33 @@ def test_parity_by_stem() -> None:
     wrong[:, 1] *= 1.001
     found = compare(wrong, reference(), SOURCES, limit_for("float32"))
     assert not found.passes
-    assert found.reason == "wrong stems: 60.0 dB, limit 100 (bass, against exact)"
+    below = "its error 63.0 dB below the mix, limit 125"
+    assert found.reason == f"wrong stems: 60.0 dB, limit 100 (bass, against exact, {below})"
     assert compare(wrong, reference(), SOURCES, limit_for("bfloat16")).passes
     assert compare(wrong[..., :-1], reference(), SOURCES, limit_for("float32")).reason.startswith(
         "wrong stems: shape "
     )
 
 
-def test_a_quiet_stem_is_reported_and_not_judged() -> None:
+def test_a_quiet_stem_passes_by_the_mix() -> None:
     quiet = stems()
-    quiet[:, 1] *= 1e-5
+    quiet[:, 1] *= 1e-6
     wrong = quiet.copy()
     wrong[:, 1] *= 1.1
     found = compare(wrong, reference(stems=quiet), SOURCES, limit_for("float32"))
     assert found.passes
+    assert found.worst == "drums"
     assert (found.limit["drums"], found.limit["bass"]) == (100.0, None)
     assert found.snr["bass"] == pytest.approx(20)
     plain = json.loads(json.dumps(found.plain(), allow_nan=False))
     assert plain["exact"] == ["drums"]
     assert plain["snr_db"]["drums"] is None
+    assert plain["passes_by"] == {"drums": "SNR", "bass": "mix"}
+    assert plain["below_mix_db"]["bass"] == pytest.approx(143, abs=1)
+    # of a quieter mix, or a louder error, it does not
+    assert not compare(wrong, reference(stems=quiet, mix=0.02), SOURCES, limit_for("float32")).passes
+    wrong[:, 1] = 20 * quiet[:, 1]
+    assert not compare(wrong, reference(stems=quiet), SOURCES, limit_for("float32")).passes
     wrong[0, 1, 0, 0] = np.inf
     assert not compare(wrong, reference(stems=quiet), SOURCES, limit_for("float32")).passes
 

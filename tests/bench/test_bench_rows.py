@@ -24,6 +24,7 @@ from mrsep_deploy.bench.contenders import OURS, Contender
 from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.report import print_result, profile_part, to_csv, to_json, to_markdown
 from mrsep_deploy.commands import main
+from mrsep_deploy.measuring.limits import WORST_STEM, Limit, Powers
 from mrsep_deploy.pages.bench_page import bench_page, race_verdict
 from mrsep_deploy.pages.page import render
 from mrsep_deploy.precision.plan import PrecisionPlan, write_plan
@@ -116,19 +117,26 @@ def test_where_every_row_is_wrong_the_times_are_there_and_nobody_won(
 
 
 def test_the_worst_stem_is_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the worst of those loud enough to be judged: a quiet stem that is farther off stands nowhere."""
+    """It is the worst of those that do not pass by the mix: such a stem stands in a line of its own."""
     found = measured(tmp_path, monkeypatch, "right")
     parity = found.rows[0].parity
     assert parity is not None
     loud, quiet = SOURCES[:2]
-    snr, limit = {loud: 102.6, quiet: 93.8}, {loud: 100.0, quiet: None}
-    found.rows[0].parity = replace(parity, snr=snr, limit=limit)
+    # the mix at 0 dBFS, errors of 102.6 and 140 dB below that
+    limit, error, inaudible = Limit(100.0, ""), 10**-10.26, 1e-14
+    judgements = {loud: Powers(1.0, error, 1.0), quiet: Powers(10**9.38 * inaudible, inaudible, 1.0)}
+    found.rows[0].parity = replace(
+        parity, judgements={name: limit.judge(powers) for name, powers in judgements.items()}
+    )
     assert found.rows[0].parity.worst == loud
     page = render(bench_page(found.plain()))
     for text in (shown(found), to_markdown(found), page.split("All figures</h3>")[1].split("</figure>")[0]):
         assert f"102.6 dB, {loud}" in text
-        assert "93.8" not in text
-    assert "SNR: of the worst stem above -60 dBFS" in shown(found)
+        assert f"93.8 dB, {quiet}" not in text
+    said = f"{quiet} of right passes by the mix: its error is 140.0 dB below that, its SNR 93.8 dB."
+    assert said in shown(found)
+    assert said in to_markdown(found)
+    assert f"SNR: {WORST_STEM}, in dB" in shown(found)
     (line,) = csv.DictReader(io.StringIO(to_csv(found)))
     assert line["worst_snr_db"] == "102.6"
 

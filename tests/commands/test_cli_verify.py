@@ -100,12 +100,14 @@ def test_saturation_fails_and_bisection_writes_a_plan(verify: Verify, tmp_path: 
     write_plan(PrecisionPlan("float16", ()), "bare.json")
     failed = verify(bundle.path, "--plan", "bare.json", "--limit", "40")
     assert failed.exit_code == 1
-    assert "stage branch.time" in failed.output
-    assert "infinite values" in failed.output
-    assert "No GPU has run this" in failed.output
+    assert "stage branch.time leaves the range of float16 at the node repeat/Gain" in failed.output
+    assert "verify --bisect" in failed.output
     assert not Path("saturating.plan.json").exists()
     found = verify(bundle.path, "--plan", "bare.json", "--limit", "40", "--bisect")
     assert found.exit_code == 0, found.output
+    assert "infinite values" in found.output
+    assert "No GPU has run this" in found.output
+    assert "segments ran in float32" not in found.output
     assert "repeat/Gain" in found.output
     plan = read_plan("saturating.plan.json")
     assert set(plan.keep) == {"branch.time"}
@@ -123,9 +125,97 @@ def test_bisection_as_json(verify: Verify, tmp_path: Path) -> None:
     found = json.loads(verify(*arguments, "--json").stdout)
     assert found["passes"] is False
     assert found["with_plan"]["passes"] is True
+    assert (found["gate"], found["with_plan"]["gate"]) == (None, None)
+    assert [stem["track"] for stem in found["stems"] if not stem["passes"]]
     (search,) = found["bisection"]
     assert search["proved"] is True
     assert search["stages"][0]["stage"] == "branch.time"
+
+
+def test_a_gate_that_leaves_nothing_to_bisect_on(verify: Verify, tmp_path: Path) -> None:
+    """One that is given holds for a bisection as well; silence is not above it, but infinite by the gain."""
+    bundle = saturating(tmp_path)
+    write_plan(PrecisionPlan("float16", ()), "bare.json")
+    given = (bundle.path, "--plan", "bare.json", "--bisect")
+    done = verify(*given, "--gate", "1")
+    assert done.exit_code == 2
+    assert "all ran in float32 because of the gate" in done.output
+    assert "--gate off" in done.output
+    assert not Path("saturating.plan.json").exists()
+
+
+# --- accumulation
+
+
+def cancelling(folder: Path) -> Bundle:
+    """The tiny bundle, its waveform summed over 64 channels whose weights almost cancel: 80,000 times it in between."""
+    manifest = tiny_manifest(name="cancelling")
+
+    def change(graph: GraphProto) -> None:
+        output = graph.output[0].name
+        for node in graph.node:
+            node.output[:] = ["inner" if name == output else name for name in node.output]
+        spread = np.tile(np.eye(manifest.tensor(output).shape[1]), (16, 1))
+        collect = 1e4 * spread.T
+        collect[:, 32:] *= -1
+        collect[:, :4] += 8 * np.eye(4)
+        for name, value in (("spread", spread), ("collect", collect)):
+            graph.initializer.append(numpy_helper.from_array(value[..., None].astype(np.float32), name))
+        graph.initializer.append(numpy_helper.from_array(np.array(1 / 8, np.float32), "eighth"))
+        graph.node.extend(
+            [
+                helper.make_node("Conv", ["inner", "spread"], ["many"], "repeat/Spread"),
+                helper.make_node("Conv", ["many", "collect"], ["few"], "repeat/Collect"),
+                helper.make_node("Mul", ["few", "eighth"], [output], "repeat/Scale"),
+            ]
+        )
+
+    return changed_bundle(folder / "cancelling", manifest, change)
+
+
+def test_sums_in_float16_are_asked_for_and_named(verify: Verify, tmp_path: Path) -> None:
+    bundle = cancelling(tmp_path)
+    common = (bundle.path, "--precision", "fp16", "--limit", "40", "--gate", "off")
+    expected = verify(*common)
+    assert expected.exit_code == 0, expected.output
+    assert "accumulates in float32: what is expected" in " ".join(expected.output.split())
+    worst = verify(*common, "--accumulation", "float16", "--bisect")
+    assert worst.exit_code == 0, worst.output
+    said = " ".join(worst.output.split())
+    assert "accumulates in float16: the worst case" in said
+    assert "stage branch.time" in said
+    assert "NaN" in said
+    assert read_plan("cancelling.plan.json").keep["branch.time"] == ("repeat/Collect",)
+
+
+def test_bfloat16_has_no_worse_case(verify: Verify, bundle: Bundle) -> None:
+    common = (bundle.path, "--precision", "bf16", "--json", "--gate", "off")
+    expected, worst = (
+        json.loads(verify(*common, "--accumulation", kind).stdout) for kind in ("float32", "float16")
+    )
+    assert "no GPU accumulates bfloat16 in 16 bits" in worst["note"]
+    assert worst["stems"] == expected["stems"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "accumulation in float16 was asked for with float32 graphs"),
+        (
+            ("--precision", "fp16", "--engine", "openvino"),
+            "engine openvino emulates no accumulation in float16",
+        ),
+        (("--calibrate",), "--calibrate takes accumulation in float32"),
+    ],
+)
+def test_where_there_is_no_such_accumulation(
+    verify: Verify, bundle: Bundle, more: tuple[str, ...], message: str
+) -> None:
+    if "openvino" in more:
+        pytest.importorskip("openvino")
+    done = verify(bundle.path, "--accumulation", "float16", *more)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
 # --- calibration
@@ -176,6 +266,8 @@ def test_prediction_and_calibration_agree_on_names(tmp_path: Path) -> None:
         (("--bisect",), "--bisect needs"),
         (("--bisect", "--precision", "fp32"), "--bisect needs"),
         (("--output", "plan.json"), "--output is where --bisect writes"),
+        (("--calibrate", "--gate", "off"), "--calibrate measures without a gate"),
+        (("--calibrate-gate", "--gate", "9"), "--calibrate-gate measures without a gate"),
         (("--plan", "missing.json"), "missing.json cannot be read"),
         (("--precision", "int8"), "Invalid value for '--precision'"),
     ],

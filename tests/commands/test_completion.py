@@ -21,6 +21,7 @@ from mrsep_deploy.files import paths
 
 VARIABLE = "_MRSEP_DEPLOY_COMPLETE"
 FILE, FOLDER, NAME, MODEL = "file", "folder", "name", "name or file"
+GATE = "off or a number"
 NOTHING = "nothing"
 
 OFFERED = {
@@ -32,6 +33,7 @@ OFFERED = {
     "run device": NOTHING,
     "run out": FOLDER,
     "run filename": NOTHING,
+    "run gate": GATE,
     "run stems": NOTHING,
     "run two_stems": NOTHING,
     "run sample_rate": NOTHING,
@@ -44,6 +46,7 @@ OFFERED = {
     "complexity nfft": NOTHING,
     "complexity arguments": NOTHING,
     "verify model": MODEL,
+    "verify gate": GATE,
     "bench models": MODEL,
     "bench engines": NOTHING,
     "bench precisions": NOTHING,
@@ -58,6 +61,7 @@ OFFERED = {
     "eval engines": NOTHING,
     "build model": MODEL,
     "build targets": NOTHING,
+    "build gate": GATE,
 }
 """Every argument and option that takes text, and those whose type would let files be offered in a folder's place.
 
@@ -132,10 +136,11 @@ def test_what_is_offered(what: str) -> None:
         NAME: removable if what == "models remove names" else names,
         # The kind comes first: bash takes what follows, and files where nothing does.
         MODEL: [("file", ""), *names],
+        GATE: [("plain", "off")],
         NOTHING: [],
     }
     assert offered(before, "") == expected[kind]
-    started = {FILE: [("file", "mi")], FOLDER: [("dir", "mi")], NAME: removable, NOTHING: []}
+    started = {FILE: [("file", "mi")], FOLDER: [("dir", "mi")], NAME: removable, GATE: [], NOTHING: []}
     started[MODEL] = [("file", "mi"), ("plain", "mine")]
     assert offered(before, "mi") == started[kind]
 
@@ -151,6 +156,11 @@ def test_all_songs_and_all_models_are_completed_not_the_first_alone(home: Path) 
     assert offered(["run", "one.wav", "-q"], "tw") == [("file", "tw")]
     assert offered(["models", "remove", "other"], "m") == [("plain", "mine")]
     assert offered(["bench", "mine"], "mrsep") == [("file", "mrsep"), ("plain", shipped.NAME)]
+
+
+def test_what_a_gate_begins_with() -> None:
+    assert offered(["run", "--gate"], "o") == [("plain", "off")]
+    assert offered(["run", "--gate"], "7") == []
 
 
 def test_names_where_the_registry_is_damaged(home: Path) -> None:

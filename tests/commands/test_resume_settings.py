@@ -26,6 +26,7 @@ DECIDE: dict[str, tuple[list[str], list[str]]] = {
     "segment": ([], ["--segment", "2"]),
     "precision": ([], ["--precision", "fp16"]),
     "plan": (["--precision", "mixed"], ["--plan", "plan.json"]),
+    "gate": (["--precision", "fp16"], ["--gate", "off"]),
     "stems": ([], ["--stems", "drums"]),
     "two_stems": ([], ["--two-stems", "drums"]),
     "other_method": (["--two-stems", "drums"], ["--other-method", "minus"]),

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from mrsep_deploy.export.families.demucs.attention import LinearAttention, SoftmaxAttention
 from mrsep_deploy.export.families.demucs.layers import DConv
-from mrsep_deploy.export.families.demucs.rewrite_attention import SeparateAttention
+from mrsep_deploy.export.families.demucs.rewrite_attention import MeanAttention, SeparateAttention
 from mrsep_deploy.export.families.demucs.rewrite_layers import (
     DConv2d,
     GroupedNorm,
@@ -230,6 +230,18 @@ def test_softmax_attention_against_torchs_own(cross: bool) -> None:
     expected = reference.double()(query, memory, memory, need_weights=True)[0]
     assert relative(separate(query, memory), expected) < 1e-12
     assert relative(attention.double()(query, memory), expected) < 1e-12
+
+
+@pytest.mark.parametrize("tokens", [64, 4000])
+@pytest.mark.parametrize("cross", [False, True])
+def test_linear_attention_by_means(tokens: int, cross: bool) -> None:
+    """The same function, and no sum grows with the tokens: what is divided stays far below float16's 65,504."""
+    attention = LinearAttention(192, 8).double()
+    randomise(attention)
+    memory = torch.randn(2, tokens, 192, dtype=torch.float64)
+    query = torch.randn(2, 50, 192, dtype=torch.float64) if cross else memory
+    means = MeanAttention(attention)
+    assert relative(means(query, memory), attention(query, memory)) < 1e-12
 
 
 def test_linear_attention_is_a_weighted_mean() -> None:

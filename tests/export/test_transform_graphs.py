@@ -25,8 +25,8 @@ from mrsep_deploy.bundle.manifest import Branch, Stage, StageKind, TensorSpec
 from mrsep_deploy.export.families.staged import analysis, synthesis, total
 from mrsep_deploy.export.graphs.dft import LARGEST_FIRST, Factors, factorise
 from mrsep_deploy.export.graphs.transforms import transform_graph
-from mrsep_deploy.export.probe import probe_signal
 from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.measuring.probe import probe_signal
 from mrsep_deploy.precision.graph import set_batch
 from mrsep_deploy.transforms.host import host_runner
 from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS

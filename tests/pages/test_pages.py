@@ -26,6 +26,7 @@ from goldens import Export
 
 from mrsep_deploy import errors
 from mrsep_deploy.commands import main
+from mrsep_deploy.measuring.limits import Powers, limit_for
 from mrsep_deploy.pages import scales, spectrograms
 from mrsep_deploy.pages.bench_page import bench_page, race_verdict, warnings
 from mrsep_deploy.pages.page import render
@@ -403,12 +404,13 @@ def test_an_excerpt_is_the_start_of_the_stem_that_did_worst() -> None:
     model = SimpleNamespace(sample_rate=rate)
     keeper = ExcerptKeeper(model, ("engine", "PyTorch"))  # type: ignore[arg-type]
 
+    limit = limit_for("float16")
+
     def settle(track: str, *snr: float) -> None:
         keeper.settle(
             [
                 SimpleNamespace(
-                    track=track, source=source, limit=60.0, judged=True,
-                    figures=SimpleNamespace(snr=value, finite=True),
+                    track=track, source=source, judgement=limit.judge(Powers(1.0, 10 ** (-value / 10), 1.0)),
                 )
                 for source, value in zip(("drums", "bass"), snr, strict=True)
             ]  # type: ignore[arg-type]

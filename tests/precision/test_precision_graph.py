@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, defs, helper, numpy_helper
 
 from mrsep_deploy.errors import BundleError, UsageError
 from mrsep_deploy.precision.convert_graph import StageGraph, TypedGraph, typed_graph
 from mrsep_deploy.precision.emulate import rounded_graph
+from mrsep_deploy.precision.opset import BFLOAT16_OPSET, WIDENED
 from mrsep_deploy.precision.plan import GENERAL, PrecisionPlan, default_plan
 from mrsep_deploy.precision.rules import RULES, StageRules
 
@@ -277,6 +278,33 @@ def test_onnx_runtime_left_to_itself_does_not_round_between_operators(kinds: tup
     made = typed(chain(*kinds), BARE, low_border=True).data
     value = samples(1, np.float16)[0]
     assert np.mean(run(made, value)[0] != one_by_one(made, value)) > 0.05
+
+
+def test_bfloat16_refuses_operators_that_its_opset_may_change() -> None:
+    """Which windows of AveragePool count at the end changed between 19 and 22."""
+    assert defs.get_schema("AveragePool", 20).doc != defs.get_schema("AveragePool", 22).doc
+    maker = Maker()
+    data = maker.graph(["x"], [maker.node("AveragePool", "x", kernel_shape=[1, 1])])
+    typed_graph(StageGraph(data, "stage"), PrecisionPlan("float16", ()))
+    with pytest.raises(BundleError, match=r"stage stage has an operator AveragePool of opset 20 at the node"):
+        typed_graph(StageGraph(data, "stage"), PrecisionPlan("bfloat16", ()))
+
+
+def test_operators_of_bfloat16s_opset_take_what_they_took() -> None:
+    """What is listed as only widened has the same attributes, and no input less, in ONNX's own definitions."""
+    for operator, since in WIDENED.items():
+        old, new = (defs.get_schema(operator, version) for version in (since, BFLOAT16_OPSET))
+        assert old.since_version == since, operator
+        assert set(old.attributes) <= set(new.attributes), operator
+        kept = {name: each for name, each in new.attributes.items() if name not in old.attributes}
+        assert not any(each.required for each in kept.values()), operator
+        given = [(each.name, each.option) for each in old.inputs]
+        assert [(each.name, each.option) for each in new.inputs][: len(given)] == given, operator
+        assert set(old.type_constraints[0].allowed_type_strs) <= set(
+            new.type_constraints[0].allowed_type_strs
+        ), operator
+        for name, each in old.attributes.items():
+            assert each.default_value == new.attributes[name].default_value, operator
 
 
 def test_bfloat16_is_rounded_too() -> None:

@@ -187,11 +187,11 @@ def test_an_interrupted_build_by_many_jobs_ends() -> None:
     done = python(
         "from types import SimpleNamespace as Given\n"
         "from mrsep_deploy.commands.build import _build\n"
-        "bundle = Given(manifest=Given(stages=[Given(name=name, file=name) for name in 'abc']))\n"
+        "bundle = Given(manifest=Given(stages=[Given(name=name, file=name) for name in 'abc']), twin=None)\n"
         "engine = Given(build=lambda *_: time.sleep(60))\n"
         "threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
         "interrupts.raise_from_now_on()\n"
-        "_build(engine, bundle, Given(workspace=None, output=None, quiet=True, jobs=2))\n",
+        "_build(engine, bundle, Given(workspace=None, output=None, quiet=True, jobs=2, gate=None))\n",
         timeout=90,
     )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -14,8 +14,9 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import RANGES_FILE, Bundle, write_bundle
 from mrsep_deploy.errors import BundleError, ExportError, UsageError
-from mrsep_deploy.precision.hazards import Hazard, predict
+from mrsep_deploy.precision.hazards import predict
 from mrsep_deploy.precision.plan import PrecisionPlan
+from mrsep_deploy.precision.proof_record import Hazard
 from mrsep_deploy.precision.ranges import Calibration, Range, from_json, load, store, to_json
 from mrsep_deploy.verification.calibration import STEP, measure
 from mrsep_deploy.verification.tracks import Track, builtin_tracks, with_stems

@@ -24,6 +24,7 @@ from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.verification.chain import Chain
 from mrsep_deploy.verification.figures import Difference, Figures
 from mrsep_deploy.verification.reference import BundleReference, require_same_stages
+from mrsep_deploy.verification.report import stem_table, to_plain
 from mrsep_deploy.verification.results import Verification
 from mrsep_deploy.verification.tracks import Track, builtin_tracks, read_tracks, with_stems
 from mrsep_deploy.verification.verify import verify
@@ -210,19 +211,76 @@ def test_the_worst_segments_are_kept(bundle: Bundle, music: Float32, tmp_path: P
     assert math.isinf(found.probes[0].ratio(exact * np.nan, exact))
 
 
-def test_nan_fails_even_where_nothing_is_judged(bundle: Bundle, tmp_path: Path) -> None:
+def test_nan_fails_even_in_silence(bundle: Bundle, tmp_path: Path) -> None:
     silence = track(np.zeros((CHANNELS, SAMPLES), np.float32))
     found = verified(changed(tmp_path, "branch.time", math.nan), bundle, [silence])
-    assert not any(stem.judged for stem in found.stems)
     assert any(failure.startswith("stage branch.time:") for failure in found.failures)
     assert any(failure.startswith("drums of song:") for failure in found.failures)
 
 
-def test_quiet_stems_are_reported_not_judged(bundle: Bundle, tmp_path: Path) -> None:
-    quiet = track(np.random.RandomState(0).standard_normal((CHANNELS, SAMPLES)).astype(np.float32) * 1e-5)
-    found = verified(changed(tmp_path, "branch.time", 0.3), bundle, [quiet])
+def test_in_silence_an_error_passes_that_16_bits_do_not_hold(bundle: Bundle, tmp_path: Path) -> None:
+    noise = np.random.RandomState(0).standard_normal((CHANNELS, SAMPLES)).astype(np.float32)
+    other = changed(tmp_path, "branch.time", 0.3)
+    found = verified(other, bundle, [track(noise * 1e-6)])
     assert found.passes
     assert all(stem.figures.snr < 60 for stem in found.stems)
+    assert {stem.judgement.passes_by for stem in found.stems} == {"silence"}
+    # the same at -66 dBFS is still silence, but its error is not
+    found = verified(other, bundle, [track(noise * 5e-4)])
+    assert all("in silence its error is at" in failure for failure in found.failures)
+    assert len(found.failures) == len(SOURCES)
+
+
+def levelled(place: Path, drums: float, other: float) -> Bundle:
+    """A bundle whose stems are the mix times a gain each, given in dB."""
+    manifest = tiny_manifest()
+    gains = {"16": (0.0, 0.0), "time": (10 ** (drums / 20), 10 ** (other / 20))}
+    files = {}
+    for stage in manifest.graph_stages:
+        model = onnx.load_from_string(tiny_files(manifest)[str(stage.file)])
+        target = manifest.tensor(stage.outputs[0])
+        copies = target.shape[1] // len(SOURCES)
+        factors = np.repeat(gains[stage.branch], copies).reshape(-1, *[1] * (len(target.shape) - 2))
+        model.graph.node[1].op_type = "Mul"
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(factors.astype(np.float32), "offset"))
+        files[str(stage.file)] = model.SerializeToString()
+    return write_bundle(place, manifest, files, overwrite=False)
+
+
+def test_a_nearly_empty_stem_passes_by_the_mix_and_a_loud_one_does_not(tmp_path: Path) -> None:
+    """The stem at -70 dBFS with an error at -110 dBFS, below a mix at -15 dBFS; no probe is beyond what is allowed."""
+    noise = np.random.RandomState(0).standard_normal(SAMPLES * 5 // 2)
+    # channels that are opposite have no mean, in the spectrogram neither
+    song = track((np.array([noise, -noise]) * 10 ** (-15 / 20)).astype(np.float32))
+    exact = levelled(tmp_path / "exact", 0, -55)
+    apart = 20 * math.log10(1 + 10 ** (-40 / 20))
+    found = verified(levelled(tmp_path / "quiet", 0, -55 + apart), exact, [song])
+    assert found.passes
+    drums, other = found.stems
+    assert (drums.judgement.passes_by, other.judgement.passes_by) == ("SNR", "mix")
+    assert other.figures.snr == pytest.approx(40, abs=0.1)
+    assert other.judgement.powers.below_mix == pytest.approx(95, abs=0.1)
+    assert other.figures.level == pytest.approx(-70, abs=0.5)
+    assert found.probes[0].excess < 1
+    shown = to_plain(found)["stems"][1]
+    assert (shown["passes_by"], shown["limit_db"]) == ("mix", 60)
+    assert shown["margin_db"] == pytest.approx(10, abs=0.1)
+    assert stem_table(to_plain(found)).rows[1][-1] == "mix"
+
+    apart = 20 * math.log10(1 + 10 ** (-50 / 20))
+    found = verified(levelled(tmp_path / "loud", apart, -55), exact, [song])
+    (failure,) = found.failures
+    assert failure == (
+        "drums of song: 50.0 dB, expected at least 60.0 dB; its error is 50.0 dB below the mix, expected at least "
+        "85.0 dB"
+    )
+    assert found.probes[0].excess == pytest.approx(10, rel=0.9)
+    assert stem_table(to_plain(found)).rows[0][-1] == "failed"
+
+
+def test_the_level_of_the_mix_is_that_of_all_its_samples(music: Float32) -> None:
+    song = replace(track(music), blocks=lambda: [music[:, :30], music[:, 30:]])
+    assert song.power() == pytest.approx(float(np.square(music, dtype=np.float64).mean()))
 
 
 def test_change_in_sdr(bundle: Bundle, music: Float32, tmp_path: Path) -> None:

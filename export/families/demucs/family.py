@@ -32,7 +32,7 @@ class Demucs(Family):
         "crop": "the crop after a transposed convolution as its padding",
         "embedding": "the frequency embedding with its gain and scale as one constant",
         "positions": "the positions of the transformer's tokens as constants, time and frequency apart",
-        "attention": "queries, keys and values from three linear layers, layer scales folded into linear layers",
+        "attention": "queries, keys, values by linear layers, sums over tokens as means, layer scales folded",
         "shares": "the softmaxed weights of the resolutions in the bottleneck as numbers",
         "fusion": "the convolution that fuses the resolutions as matrix products over blocks of time",
     }

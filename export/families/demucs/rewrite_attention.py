@@ -6,8 +6,6 @@ float64 and rounded to float32 once.
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,19 +57,48 @@ class SeparateAttention(nn.Module):
         return y
 
 
+class MeanAttention(nn.Module):
+    """:class:`LinearAttention` with both of its sums over the ``N`` tokens divided by ``N``.
+
+    ``phi(q) (phi(k)^T v) / (phi(q) (phi(k)^T 1) + eps)`` stays the same when numerator and divisor are divided by one
+    number. Sums over a few thousand tokens leave float16's range, means do not. ``SCALE`` of the division is folded
+    into the weights of ``v``, so that the product ``phi(k)^T v`` stays small too; a power of two, it rounds nothing.
+    """
+
+    SCALE = 64.0
+
+    def __init__(self, attention: LinearAttention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        self.q, self.k, self.proj = attention.q, attention.k, attention.proj
+        self.v = _linear(attention.v.weight / self.SCALE, attention.v.bias / self.SCALE)
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        tokens = memory.shape[1]
+        q = F.elu(split_heads(self.q(query), self.heads)) + 1
+        k = F.elu(split_heads(self.k(memory), self.heads)) + 1
+        v = split_heads(self.v(memory), self.heads)
+        summary = (k.transpose(-1, -2) @ v) * (self.SCALE / tokens)
+        out = (q @ summary) / (q @ k.mean(dim=-2)[..., None] + LinearAttention.eps / tokens)
+        y: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return y
+
+
 def fold_attention(layer: TransformerLayer) -> None:
-    """Separate the projections of ``layer``, and fold its layer scales into the linear layers before them.
+    """Rewrite the attention of ``layer``, and fold its layer scales into the linear layers before them.
 
     A layer scale multiplies the output of a linear layer, ``out_proj`` or ``proj`` of the attention
     (``gamma_1``) and ``linear2`` (``gamma_2``), so it scales that layer's rows and bias.
     """
     name = "cross_attn" if layer.cross else "self_attn"
     attention: nn.Module = getattr(layer, name)
-    if isinstance(attention, SoftmaxAttention):
+    if isinstance(attention, LinearAttention):
+        attention = MeanAttention(attention)
+        attention.proj = _scaled(attention.proj, layer.gamma_1)
+    elif isinstance(attention, SoftmaxAttention):
         attention = SeparateAttention(attention)
-        setattr(layer, name, attention)
-    last = "proj" if isinstance(attention, LinearAttention) else "out_proj"
-    setattr(attention, last, _scaled(cast(nn.Linear, getattr(attention, last)), layer.gamma_1))
+        attention.out_proj = _scaled(attention.out_proj, layer.gamma_1)
+    setattr(layer, name, attention)
     layer.linear2 = _scaled(layer.linear2, layer.gamma_2)
     layer.gamma_1, layer.gamma_2 = nn.Identity(), nn.Identity()
 

@@ -1,4 +1,4 @@
-"""A signal to check exports on: deterministic, music-like in level, spectrum and dynamics."""
+"""A signal to check graphs on: deterministic, music-like in level, spectrum and dynamics."""
 
 from __future__ import annotations
 
