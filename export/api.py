@@ -44,6 +44,7 @@ def export(
     plan: Path | None = None,
     without: Collection[str] = (),
     licence: Licence | None = None,
+    segment: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -61,6 +62,7 @@ def export(
         plan: for ``mixed``, the file of a plan.
         without: rewrites to leave out, by name.
         licence: of the weights, as their author states it; None for what is known of published checkpoints.
+        segment: seconds of a segment, for models that take any.
         overwrite: whether a bundle at ``output`` may be replaced.
         progress: called with what happens now, how many steps are done and how many there are.
 
@@ -83,7 +85,7 @@ def export(
     registry.check_free(name, target)
     check_bundle_place(target, overwrite=overwrite)
     lower = chosen_plan(precision, plan) is not None
-    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint, segment)
     if licence is None:
         licence = known_licence(loaded)
     options = ExportOptions(layout, tuple(without), licence)

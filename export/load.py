@@ -15,8 +15,8 @@ from torch import nn
 
 from mrsep_deploy.bundle import shipped
 from mrsep_deploy.bundle.manifest import FusionShares, Layout, ModelInfo
-from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.checkpoint.bags import bag_models
+from mrsep_deploy.errors import CheckpointError, UsageError
+from mrsep_deploy.export.checkpoint.bags import bag_models, bag_segment
 from mrsep_deploy.export.checkpoint.read import read_checkpoint, require_fit
 from mrsep_deploy.export.families import family_of, known_classes
 from mrsep_deploy.export.families.family import Audio
@@ -72,13 +72,18 @@ class LoadedModel:
         return family_of(self.variant).shares(self.model)
 
 
-def load_model(path: str | os.PathLike[str]) -> LoadedModel:
+def load_model(path: str | os.PathLike[str], segment: float | None = None) -> LoadedModel:
     """Read a checkpoint (``.th``, ``.safetensors``, or a bag of one model, ``.yaml``).
+
+    Args:
+        path: the file.
+        segment: seconds of a segment; by default the bag's, if it has some and the family takes any, or the model's.
 
     Raises:
         CheckpointError: it cannot be read, is not of a supported family, or does not fit its class.
+        UsageError: models of its family take segments of their own length only.
     """
-    path = Path(path)
+    path, asked = Path(path), segment
     if path.suffix.lower() in (".yaml", ".yml"):
         models = bag_models(path)
         if len(models) != 1:
@@ -87,12 +92,19 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
                 "Export them one by one, each by the name it has there, and run them together with "
                 f"run -n {path}: {', '.join(map(str, models))}.",
             )
+        segment = bag_segment(path) if segment is None else segment
         (path,) = models
     classes = known_classes()
     checkpoint = read_checkpoint(path, classes)
     variant = classes[checkpoint.klass]
     family = family_of(variant)
-    config, ignored = family.config(variant, checkpoint.args, checkpoint.kwargs)
+    if asked is not None and not family.any_segment:
+        raise UsageError(
+            f"segments of {asked:g} s were asked for; those of {variant} have the length it was trained with",
+            "Leave out --segment; run --segment makes segments shorter.",
+        )
+    changed = {} if segment is None or not family.any_segment else {"segment": segment}
+    config, ignored = family.config(variant, checkpoint.args, {**checkpoint.kwargs, **changed})
     model = meta_model(variant, config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
     state = require_fit(expected, checkpoint, ignore=family.ignored_state)
@@ -104,6 +116,7 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
         "sha256": checkpoint.sha256,
         "klass": checkpoint.klass,
         "storage": list(checkpoint.storage_dtypes),
+        **changed,
     }
     return LoadedModel(variant, config, model, {"checkpoint": origin}, True, tuple(ignored))
 
@@ -186,7 +199,8 @@ def reload(origin: Mapping[str, object], checkpoint: Path | None = None) -> Load
             f"the checkpoint this bundle was exported from is not at {path}",
             "Give its place with --checkpoint FILE.",
         )
-    loaded = load_model(path)
+    segment = recorded.get("segment")
+    loaded = load_model(path, segment if isinstance(segment, float) else None)
     found = loaded.origin["checkpoint"]
     if isinstance(found, Mapping) and found["sha256"] != recorded["sha256"]:
         raise CheckpointError(

@@ -39,6 +39,16 @@ def bag_models(path: Path) -> tuple[Path, ...]:
         return tuple(_model_file(path.parent, signature) for signature in signatures)
 
 
+def bag_segment(path: Path) -> float | None:
+    """The seconds of a segment that a bag asks for, if it does.
+
+    Raises:
+        CheckpointError: the file is no bag.
+    """
+    with about(path), raised_as(CheckpointError):
+        return read_bag_file(path).segment
+
+
 def _model_file(folder: Path, signature: str) -> Path:
     """Returns the one file in ``folder`` that has this signature."""
     try:

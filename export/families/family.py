@@ -71,6 +71,7 @@ class Family(abc.ABC):
         variants: names of its models, as ``--untrained`` takes them.
         classes: qualified names of model classes in checkpoints, each with its variant.
         ignored_state: names of training state that checkpoints carry and models have no place for.
+        any_segment: whether a trained model can be exported for segments of another length than its own.
         rewrites: exact rewrites that :meth:`rewrite` knows, each with what it does.
     """
 
@@ -78,6 +79,7 @@ class Family(abc.ABC):
     variants: ClassVar[tuple[str, ...]]
     classes: ClassVar[Mapping[str, str]] = {}
     ignored_state: ClassVar[tuple[str, ...]] = ()
+    any_segment: ClassVar[bool] = False
     rewrites: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod

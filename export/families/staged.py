@@ -20,6 +20,9 @@ from mrsep_deploy.export.families.transforms import analyse, synthesise
 from mrsep_deploy.transforms.spectrogram import NORMALISE_EPS
 
 SHARED = "shared"
+Owned = list[nn.Module | nn.Parameter]
+Compute = Callable[..., tuple[Tensor, ...]]
+"""From a model and a stage's inputs to a tuple of the stage's outputs."""
 
 
 def run(stages: Iterable[StageSource], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,7 +157,27 @@ def whole(stages: Sequence[StageSource], model: nn.Module) -> list[StageSource]:
     return [*before, StageSource(core, _Joined(model, joined, inputs, outputs)), *stages[last:]]
 
 
-# --- the modules of stages that no family makes itself
+# --- the modules of stages
+
+
+class Part(nn.Module):
+    """One graph stage of a model.
+
+    It holds the whole model, so that names in the graph are the published ones and rewriting the model
+    rewrites its parts.
+
+    Args:
+        model: the model it is cut from.
+        compute: what it computes.
+        owned: modules and parameters of the model that it computes with.
+    """
+
+    def __init__(self, model: nn.Module, compute: Compute, owned: Owned) -> None:
+        super().__init__()
+        self.model, self.compute, self.owned = model, compute, owned
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.compute(self.model, *inputs)
 
 
 class _Joined(nn.Module):

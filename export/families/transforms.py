@@ -52,7 +52,7 @@ def synthesise(x: Tensor, transform: Transform, length: int) -> Tensor:
     n_fft, hop = transform.n_fft, transform.hop
     total = F.fold(pieces, (1, transform.span), (1, n_fft), stride=(1, hop)).flatten(1)
     weights = torch.from_numpy(envelope(transform)[:length]).to(x)
-    y = total[:, transform.offset : transform.offset + length] / weights
+    y = total[:, transform.lead : transform.lead + length] / weights
     return y.view(*other, c2 // 2, length)
 
 

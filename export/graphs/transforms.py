@@ -306,7 +306,7 @@ def _overlap_add(graph: GraphBuilder, transform: Transform, x: str, signal: Tens
         shifted = [graph.pad(piece, (0, i, 0), (0, overlap - 1 - i, 0)) for i, piece in enumerate(pieces)]
         total = graph.added(shifted)
     total = graph.reshape(total, hops * hop)
-    total = graph.slice(total, 1, transform.offset, transform.offset + samples)
+    total = graph.slice(total, 1, transform.lead, transform.lead + samples)
     if not dft.divided(transform):
         inverse = graph.constant((1 / envelope(transform)[:samples]).astype(np.float32), "1/envelope")
         total = graph.op("Mul", total, inverse)

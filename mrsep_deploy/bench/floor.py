@@ -118,7 +118,7 @@ def floor_of_row(row: Row, race: Race, bundle: Bundle, result: Result) -> Mappin
         return None
     manifest, macs, runs = bundle.manifest, result.models[race.model]["macs"], 1
     if race.workload != SEGMENTS:
-        stride = stride_of(manifest.model.segment_samples, row.contender.overlap)
+        stride = stride_of(manifest.kept_samples, row.contender.overlap)
         samples = round(race.audio_seconds * manifest.model.sample_rate)
         runs = math.ceil(math.ceil(samples / stride) / manifest.batch)
     assert isinstance(macs, int)

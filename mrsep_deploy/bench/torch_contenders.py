@@ -85,8 +85,8 @@ class TorchEager(Opened):
     def song(self, mix: Float32) -> NDArray[Any]:
         """As :meth:`mrsep_deploy.separation.separator.Separator.separate` has it, around the whole module."""
         model, application = self.manifest.model, self.manifest.application
-        stride = stride_of(model.segment_samples, self.contender.overlap)
-        cutting = Cutting(model.segment_samples, stride, application=application)
+        samples = self.manifest.kept_samples
+        cutting = Cutting(samples, stride_of(samples, self.contender.overlap), application=application)
         stream = SongStream(_Direct(self.segments), model, self.manifest.batch, cutting)
         song = Song(SongStatistics.measure([mix]), [mix])
         return np.concatenate(list(stems_of(stream.run([song]))), axis=-1)

@@ -88,7 +88,9 @@ class Transform:
         window: a periodic Hann window of ``n_fft`` samples.
         scale: spectra are multiplied by ``1 / sqrt(n_fft)``, or as they are.
         padding: what lies before and behind the segment: its reflection, or zeros.
-        envelope: synthesis divides by the squared windows of the frames there are, or of an ``endless`` row of them.
+        envelope: synthesis divides by the squared windows of the frames there are, of these ``extended`` by two at
+            each end, or of an ``endless`` row of them.
+        delay: samples by which the synthesis gives everything later than the analysis took it.
     """
 
     n_fft: Annotated[int, Meta(ge=2, le=MAX_WINDOW)]
@@ -100,7 +102,8 @@ class Transform:
     window: Literal["hann"] = "hann"
     scale: Literal["orthonormal", "none"] = "orthonormal"
     padding: Literal["reflect", "zeros"] = "reflect"
-    envelope: Literal["endless", "frames"] = "endless"
+    envelope: Literal["endless", "frames", "extended"] = "endless"
+    delay: Annotated[int, Meta(ge=0, le=MAX_WINDOW)] = 0
 
     @property
     def nyquist(self) -> bool:
@@ -111,6 +114,11 @@ class Transform:
     def overlap(self) -> int:
         """How many hops a frame covers, the last one perhaps in part."""
         return -(-self.n_fft // self.hop)
+
+    @property
+    def lead(self) -> int:
+        """Samples by which frame 0 begins before the segment in the synthesis."""
+        return self.offset - self.delay
 
     @property
     def span(self) -> int:
@@ -153,6 +161,7 @@ class Application:
             (if it is longer than twice that).
         last: a segment that reaches beyond the end is ``centred`` in what comes before it, or ``filled`` up with
             its own reflection (if it has more than half of its samples) or zeros.
+        context: samples that the model takes beyond a segment, half of them from before it.
     """
 
     normalise: Literal["song", "none"] = "song"
@@ -161,6 +170,7 @@ class Application:
     overlap: Annotated[float, Meta(ge=0, le=0.99)] = 0.25
     edges: Literal["context", "reflected"] = "context"
     last: Last = "centred"
+    context: Annotated[int, Meta(ge=0, le=MAX_SAMPLES)] = 0
 
 
 @dataclass(frozen=True)
@@ -287,6 +297,11 @@ class Manifest:
     def batch(self) -> int:
         """Segments in one run."""
         return self.tensors[0].shape[0]
+
+    @property
+    def kept_samples(self) -> int:
+        """Samples of a segment's stems that count: what the model takes, less its context."""
+        return self.model.segment_samples - self.application.context
 
     @property
     def graph_stages(self) -> tuple[Stage, ...]:

@@ -39,12 +39,15 @@ def check(manifest: Manifest) -> None:
     """Raise ``BundleError`` for the first rule the manifest breaks."""
     check_model(manifest.model)
     application, samples = manifest.application, manifest.model.segment_samples
+    if application.context >= samples:
+        _refuse(f"application.context is {application.context}, expected less than {samples} samples")
+    samples -= application.context
     least, most = (1, samples // 2) if application.weights == "linear" else (0, 0)
     if not least <= application.fade <= most:
         _refuse(f"application.fade is {application.fade}, expected {least} to {most} samples")
     _check_distinct("branches", [branch.name for branch in manifest.branches])
     for branch in manifest.branches:
-        _check_branch(branch, len(manifest.model.sources), samples)
+        _check_branch(branch, len(manifest.model.sources), manifest.model.segment_samples)
     _check_fusion(manifest)
     for index, tensor in enumerate(manifest.tensors):
         if tensor.elements > MAX_SAMPLES:
@@ -99,6 +102,8 @@ def _check_transform(where: str, transform: Transform, samples: int) -> None:
     least = 0 if transform.envelope == "endless" else 1
     if not least <= transform.offset < n_fft:
         _refuse(f"{where} has offset {transform.offset}, expected {least} to {n_fft - 1}")
+    if transform.delay and not (transform.envelope == "extended" and transform.delay <= transform.offset):
+        _refuse(f"{where} has a delay of {transform.delay} and an envelope of {transform.envelope!r} frames")
     extended = transform.offset + samples + transform.after
     if not transform.offset + samples <= transform.span <= extended or transform.after > n_fft + hop:
         _refuse(

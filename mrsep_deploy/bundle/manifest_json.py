@@ -14,7 +14,17 @@ from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from mrsep_deploy.bundle.manifest import BATCH, FORMAT, FORMAT_VERSION, Branch, Manifest, ModelInfo, Stage
+from mrsep_deploy.bundle.manifest import (
+    BATCH,
+    FORMAT,
+    FORMAT_VERSION,
+    Application,
+    Branch,
+    Manifest,
+    ModelInfo,
+    Stage,
+    Transform,
+)
 from mrsep_deploy.bundle.manifest_check import FIX, check, check_model
 from mrsep_deploy.errors import BundleError
 from mrsep_deploy.files.strict_json import parse, pretty, raised_as, shown
@@ -24,6 +34,8 @@ _OPTIONAL = {
     Manifest: ("float32", "gates", "licence"),
     Branch: ("transform",),
     Stage: ("file", "parameters", "macs", "twin"),
+    Transform: ("delay",),
+    Application: ("context",),
 }
 """Fields that are left out where they are empty."""
 

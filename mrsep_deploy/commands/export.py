@@ -68,6 +68,11 @@ class ExportOptions:
     )
     source: str | None = option("Where that is stated: an address or a file.", metavar="TEXT")
     commercial: bool = flag("It allows commercial use. Known for SPDX identifiers.")
+    segment: float | None = option(
+        "Seconds of a segment, for HDemucs and Demucs.  [default: the model's own, or the bag's]",
+        type=click.FloatRange(0.1, 600),
+        metavar="SECONDS",
+    )
     quiet: bool = options.quiet()
     as_json: bool = flag("Print the result as JSON.", "--json")
 
@@ -92,6 +97,8 @@ def export(asked: ExportOptions) -> None:
     """
     if (asked.checkpoint is None) == (asked.untrained is None):
         raise click.UsageError("Give a CHECKPOINT, or --untrained FAMILY.")
+    if asked.untrained is not None and asked.segment is not None:
+        raise click.UsageError("--segment is for a CHECKPOINT; give --set segment=SECONDS.")
     if asked.untrained is None and (asked.arguments or asked.seed is not None):
         raise click.UsageError(
             "--set and --seed need --untrained FAMILY; a checkpoint has its own arguments."
@@ -112,7 +119,7 @@ def export(asked: ExportOptions) -> None:
         check_archive_place(asked.archive, overwrite=asked.overwrite)
         refuse_inputs("--zip", asked.archive, given_files(asked.checkpoint, asked.plan))
     with step_progress(asked.quiet) as progress:
-        names = "name layout precision plan without overwrite"
+        names = "name layout precision plan without segment overwrite"
         how: dict[str, Any] = {name: getattr(asked, name) for name in names.split()}
         if asked.licence is not None:
             how["licence"] = stated(asked.licence, asked.source or "", asked.commercial or None)

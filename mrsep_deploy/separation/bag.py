@@ -110,6 +110,19 @@ def _place(path: Path, name: str) -> Path:
         ) from error
 
 
+def _require_segment(bag: Bag, bundles: Iterable[Bundle]) -> None:
+    """Raises ``UsageError`` if a model takes shorter segments than the bag asks for."""
+    for bundle in bundles:
+        manifest = bundle.manifest
+        longest = manifest.kept_samples / manifest.model.sample_rate
+        if bag.segment is not None and bag.segment > longest:
+            raise UsageError(
+                f"the bag {bag.name} asks for segments of {bag.segment:g} s, its model {manifest.name} takes "
+                f"{longest:g} s at most",
+                f"Export the model with --segment {bag.segment:g}, or give --segment {longest:g} here.",
+            )
+
+
 class BagSeparator:
     """Separates songs with all models of a bag, side by side through the song, in flat memory.
 
@@ -134,6 +147,7 @@ class BagSeparator:
         used = [n for n, row in enumerate(bag.weights) if any(row[k] for k in wanted)]
         if options.get("segment") is None:
             options["segment"] = bag.segment
+            _require_segment(bag, [bag.bundles[n] for n in used])
         self._weights = np.array([bag.weights[n] for n in used], np.float32)
         totals = self._weights.sum(axis=0)
         self._weights /= np.where(totals > 0, totals, 1)

@@ -116,37 +116,39 @@ def reflected(blocks: Iterable[Float32], border: int) -> Iterator[Float32]:
 
 
 def cut_segments(
-    blocks: Iterable[Float32], segment: int, stride: int, last: Last = "centred"
+    blocks: Iterable[Float32], segment: int, stride: int, last: Last = "centred", context: int = 0
 ) -> Iterator[Segment]:
     """Cut a stream of blocks ``[C, n]`` into segments, holding about two segments in memory.
 
     Args:
-        segment, stride: samples of a model input, and between the starts of two.
+        segment, stride: samples of a segment, and between the starts of two.
         last: what becomes of a segment that reaches beyond the end (see ``Application``).
+        context: samples around a segment that a model input has besides, half of them before it.
     """
+    whole = segment + context
     source = iter(blocks)
     held = BlockQueue()
     origin = start = 0
     while True:
-        while origin + len(held) < start + segment and (block := next(source, None)) is not None:
+        while origin + len(held) < start + whole and (block := next(source, None)) is not None:
             held.push(block)
         end = origin + len(held)
         if end <= start:
             return
         length = min(segment, end - start)
-        cut = 0 if last == "filled" else (segment - length) // 2
+        cut = context // 2 if last == "filled" else (whole - length) // 2
         first = start - cut
-        lo, hi = max(first, 0), min(first + segment, end)
+        lo, hi = max(first, 0), min(first + whole, end)
         # Context before the song's first sample and after its last does not exist.
         samples = np.pad(
             held.first(hi - origin)[:, lo - origin :],
-            [(0, 0), (lo - first, first + segment - hi)],
+            [(0, 0), (lo - first, first + whole - hi)],
             mode="reflect" if last == "filled" and 2 * length > segment else "constant",
         )
         yield Segment(start, length, cut, samples)
         start += stride
-        # A last, short segment reaches back by up to half a segment for context.
-        keep = max(origin, start - segment)
+        # A last, short segment reaches back by up to half a model input for context.
+        keep = max(origin, start - whole)
         held.drop(keep - origin)
         origin = keep
 

@@ -108,11 +108,12 @@ class Separator:
         self.sources, self.audio_channels = model.sources, model.audio_channels
         self.sample_rate = model.sample_rate
         self.overlap = self.manifest.application.overlap if overlap is None else overlap
-        longest = float(model.segment)
+        most = self.manifest.kept_samples
+        longest = most / model.sample_rate
         if segment is not None and not 0 < segment <= longest:
             raise UsageError(f"segment is {segment:g} s; give more than 0 and at most {longest:g}")
-        asked = model.segment_samples if segment is None else int(segment * model.sample_rate)
-        self.segment_samples = min(asked, model.segment_samples)
+        asked = most if segment is None else int(segment * model.sample_rate)
+        self.segment_samples = min(asked, most)
         self.stride = stride_of(self.segment_samples, self.overlap)
         self.leads = draw_leads(shifts, self.sample_rate, random.Random(seed))
         kind, index = parse_device(device)

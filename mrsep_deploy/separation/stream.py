@@ -186,7 +186,9 @@ class _UnderWay:
         for take, blocks in enumerate(copies):
             silence = np.zeros((self._channels, cutting.leads[take]), np.float32)
             whole = reflected(itertools.chain([silence], blocks), self._borders[take])
-            running[take] = cut_segments(whole, cutting.segment, cutting.stride, cutting.application.last)
+            running[take] = cut_segments(
+                whole, cutting.segment, cutting.stride, cutting.application.last, cutting.application.context
+            )
         while running:
             for take, segments in list(running.items()):
                 segment = next(segments, None)
@@ -293,7 +295,7 @@ class SongStream:
         model = self._model
         mix = np.zeros((len(group.members), model.audio_channels, model.segment_samples), np.float32)
         for row, (_, segment) in zip(mix, group.members, strict=True):
-            row[:, : self._cutting.segment] = segment.samples
+            row[:, : segment.samples.shape[1]] = segment.samples
         try:
             group.ticket = self._scheduler.submit(mix)
         except Exception as error:

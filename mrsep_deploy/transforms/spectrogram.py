@@ -47,13 +47,13 @@ def envelope(transform: Transform) -> Float64:
     """Overlapped squared windows from where the segment begins to the end of the last frame."""
     squared = hann(transform.n_fft) ** 2
     # Frames that are not there, of which an endless row has some before and some behind, overlapping those.
-    around = transform.overlap if transform.envelope == "endless" else 0
+    around = {"endless": transform.overlap, "extended": 2, "frames": 0}[transform.envelope]
     hop, frames = transform.hop, transform.frames + 2 * around
     total = np.zeros(hop * (frames - 1) + transform.n_fft)
     for frame in range(frames):
         total[frame * hop : frame * hop + transform.n_fft] += squared
-    start = around * hop + transform.offset
-    return total[start : start + transform.span - transform.offset]
+    start = around * hop + transform.lead
+    return total[start : start + transform.span - transform.lead]
 
 
 def extend(x: Float32, transform: Transform) -> Float32:
@@ -117,7 +117,7 @@ def synthesise(
     """
     count = len(x)
     n_fft, hop, frames, overlap = transform.n_fft, transform.hop, transform.frames, transform.overlap
-    bins, offset = transform.bins, transform.offset
+    bins, lead = transform.bins, transform.lead
     window, gain = _synthesis_windows(transform)
     signals = np.empty((count, length), np.float32) if out is None else out
     ones = _response_to_ones(transform) if affine is not None else None
@@ -136,7 +136,7 @@ def synthesise(
                 part = pieces[:, piece * hop : (piece + 1) * hop]
                 total[t + piece : t + piece + n, : part.shape[1]] += part
         signal = signals[index]
-        np.multiply(total.reshape(-1)[offset : offset + length], gain[:length], out=signal)
+        np.multiply(total.reshape(-1)[lead : lead + length], gain[:length], out=signal)
         if affine is not None and ones is not None:
             scale, shift = affine[index]
             signal *= np.float32(scale)
@@ -159,7 +159,7 @@ def _response_to_ones(transform: Transform) -> Float32:
     """Synthesis of a spectrogram whose real and imaginary parts are all one."""
     ones = np.ones((1, 2, transform.bins, transform.frames), np.float32)
     with np.errstate(invalid="ignore"):
-        response: Float32 = synthesise(ones, transform, transform.span - transform.offset)[0]
+        response: Float32 = synthesise(ones, transform, transform.span - transform.lead)[0]
     return response
 
 

@@ -74,7 +74,7 @@ def builtin_tracks(manifest: Manifest) -> list[Track]:
     """
     # Anything longer than a stride is cut into two segments.
     model = manifest.model
-    samples = stride_of(model.segment_samples, manifest.application.overlap)
+    samples = stride_of(manifest.kept_samples, manifest.application.overlap)
     music = probe_signal(model.audio_channels, samples, model.sample_rate)
     loud = music * np.float32(LOUD_GAIN)
     silence = np.zeros_like(music)
@@ -147,18 +147,19 @@ class Batch:
 
 def count_batches(track: Track, manifest: Manifest) -> int:
     """Returns how many batches a track has."""
-    stride = stride_of(manifest.model.segment_samples, manifest.application.overlap)
+    stride = stride_of(manifest.kept_samples, manifest.application.overlap)
     return math.ceil(math.ceil(track.statistics.frames / stride) / manifest.batch)
 
 
 def batches(track: Track, manifest: Manifest) -> Iterator[Batch]:
     """Yields the batches of a track, normalised as the model takes it."""
-    samples, application = manifest.model.segment_samples, manifest.application
+    samples, application = manifest.kept_samples, manifest.application
     count = count_batches(track, manifest)
     # evenly from the first to the last
     isolated = set(np.linspace(0, count - 1, min(count, ISOLATED)).round().astype(int).tolist())
     song = track.statistics.normalised(track.blocks())
-    segments = cut_segments(song, samples, stride_of(samples, application.overlap), application.last)
+    stride = stride_of(samples, application.overlap)
+    segments = cut_segments(song, samples, stride, application.last, application.context)
     for index, group in enumerate(grouped(segments, manifest.batch)):
         mix = np.zeros((manifest.batch, *group[0].samples.shape), np.float32)
         for item, segment in zip(mix, group, strict=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Callable
 from contextlib import suppress
@@ -120,6 +121,18 @@ def test_rules_of_the_family_survive_the_file() -> None:
     assert '"float32":' not in to_json(tiny_manifest())
 
 
+def test_what_few_models_need_is_left_out_elsewhere() -> None:
+    """A context around segments, and a synthesis that is late: fields without them are what they were."""
+    plain = tiny_manifest()
+    assert not {"context", "delay"} & set(re.findall(r'"(\w+)":', to_json(plain)))
+    (first, *others), offset = plain.branches, plain.branches[0].transform.offset  # type: ignore[union-attr]
+    assert first.transform is not None
+    late = replace(first, transform=replace(first.transform, envelope="extended", delay=offset))
+    manifest = replace(plain, branches=(late, *others), application=replace(plain.application, context=16))
+    assert from_json(to_json(manifest)) == manifest
+    assert (manifest.kept_samples, manifest.branches[0].transform.lead) == (48, 0)  # type: ignore[union-attr]
+
+
 def changed(change: Callable[[Any], None]) -> str:
     tree = json.loads(to_json(tiny_manifest()))
     change(tree)
@@ -220,6 +233,10 @@ REFUSED = [
     (put("branches", 0, "transform", "scale", 1), "transform.scale is 1, expected one of orthonormal, none"),
     (put("branches", 0, "transform", "padding", ""), "expected one of reflect, zeros"),
     (put("branches", 0, "transform", "envelope", None), "expected one of endless, frames"),
+    (put("branches", 0, "transform", "delay", 4), "has a delay of 4 and an envelope of 'endless' frames"),
+    (put("branches", 0, "transform", "delay", -1), "transform.delay is -1"),
+    (put("application", "context", 64), "application.context is 64, expected less than 64 samples"),
+    (put("application", "context", -1), "application.context is -1"),
     (put("branches", 0, "normalise", False), "has 1 inputs and 2 outputs, expected 1 outputs and one other"),
     (put("branches", 0, "normalise", 1), "normalise is 1, expected true or false"),
     (put("branches", 0, "name", "shared"), "branch 'shared'"),

@@ -89,7 +89,7 @@ def test_arguments_of_other_families_are_unknown(family: str, name: str) -> None
         parse(family, **{name: 1})
 
 
-@pytest.mark.parametrize("family", ["demucs", "hdemucs", "HTDemucs", ""])
+@pytest.mark.parametrize("family", ["demucs", "HDemucs", "HTDemucs", ""])
 def test_unknown_families(family: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be exported") as caught:
         family_of(family)

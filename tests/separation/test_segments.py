@@ -184,6 +184,22 @@ def test_the_last_segment_has_real_context_before_it_and_zeros_after() -> None:
     assert not last.samples[:, 200:].any()
 
 
+@pytest.mark.parametrize("context", [0, 1, 7, 60, 150])
+@pytest.mark.parametrize("length", [1, 60, 99, 100, 101, 250, 751])
+def test_context_is_that_of_demucs(length: int, context: int) -> None:
+    """Demucs gives models whose layers need more samples than a segment has the song around it."""
+    torch = pytest.importorskip("torch")
+    chunk = pytest.importorskip("demucs.apply").TensorChunk
+    mix = noise(2, length)
+    parts = list(cut_segments(blocks_of(mix, [13]), 100, 75, "centred", context))
+    assert [part.start for part in parts] == list(range(0, length, 75))
+    for part in parts:
+        expected = chunk(torch.from_numpy(mix)[None], part.start, 100).padded(100 + context)[0].numpy()
+        assert np.array_equal(part.samples, expected)
+        inside = part.samples[:, part.cut : part.cut + part.length]
+        assert np.array_equal(inside, mix[:, part.start : part.start + 100])
+
+
 def test_a_song_of_one_sample() -> None:
     (part,) = cut_segments([np.full((2, 1), 0.5, np.float32)], 10, 7)
     assert (part.start, part.length, part.cut) == (0, 1, 4)

@@ -22,7 +22,6 @@ class Demucs(Family):
     variants: ClassVar[tuple[str, ...]] = VARIANTS
     classes: ClassVar[Mapping[str, str]] = {
         "demucs.htdemucs.HTDemucs": "htdemucs",
-        "demucs.hdemucs.HDemucs": "hdemucs",  # read, so that the error names it
         **{f"demucs.htdemucs_{x}.HTDemucs_{x}": f"htdemucs_{x}" for x in ("n", "nf", "nn", "2nn", "dnf")},
         "mrsep_deploy.export.models.MRHDemucs": "mrhdemucs",
     }

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mrsep_deploy.export.families.demucs.config import ModelConfig
+from mrsep_deploy.export.families.demucs.layer_config import LayerConfig
+from mrsep_deploy.export.families.demucs.sequence import BiLSTM, LocalAttention
+
+LONGEST = 200
+"""Frames that an LSTM in a :class:`DConv` runs over at once (the published value)."""
 
 
 class LayerScale(nn.Module):
@@ -34,21 +38,27 @@ class DConv(nn.Module):
     """Residual branch of dilated convolutions along time, for ``[B, C, T]`` or every bin of ``[B, C, F, T]``.
 
     Each layer computes ``x + s GLU(GN(W2 GELU(GN(W1 x))))`` with ``W1`` a convolution of kernel 3 and
-    dilation ``2^d`` into ``C / compress`` channels, ``W2`` pointwise, ``GN`` group norm of one group.
+    dilation ``2^d`` into ``C / compress`` channels, ``W2`` pointwise, ``GN`` group norm of one group. An LSTM and a
+    local attention follow the ``GELU`` where they are asked for.
     """
 
-    def __init__(self, channels: int, depth: int, compress: float) -> None:
+    def __init__(
+        self, channels: int, depth: int, compress: float, lstm: bool = False, attention: bool = False
+    ) -> None:
         super().__init__()
         hidden = int(channels / compress)
         self.layers = nn.ModuleList()
         for d in range(abs(depth)):
             # A negative depth is the published way to ask for no dilation.
             dilation = 2**d if depth > 0 else 1
+            inner: list[nn.Module] = [BiLSTM(hidden, 2, longest=LONGEST, residual=True)] if lstm else []
+            inner += [LocalAttention(hidden)] if attention else []
             self.layers.append(
                 nn.Sequential(
                     nn.Conv1d(channels, hidden, 3, dilation=dilation, padding=dilation),
                     nn.GroupNorm(1, hidden),
                     nn.GELU(),
+                    *inner,
                     nn.Conv1d(hidden, 2 * channels, 1),
                     nn.GroupNorm(1, 2 * channels),
                     nn.GLU(1),
@@ -69,7 +79,9 @@ class LayerShape:
     """What distinguishes one encoder/decoder layer pair from the others.
 
     ``frequency`` tells whether the strided axis is frequency; ``pad`` is the padding of that axis on
-    each side; ``empty`` marks the innermost waveform layer of a merging model, a lone convolution.
+    each side; ``empty`` marks the innermost waveform layer of a merging model, a lone convolution. ``lstm`` and
+    ``attention`` say what the layer's DConv has besides convolutions, ``across`` whether the decoder's GLU sees
+    neighbouring bins.
     """
 
     inner: int
@@ -82,6 +94,9 @@ class LayerShape:
     norm: bool
     last: bool
     empty: bool = False
+    lstm: bool = False
+    attention: bool = False
+    across: bool = True
 
     def axes(self, strided: int, other: int) -> tuple[int, ...]:
         """A kernel, stride or padding: along the strided axis, and along time where that is frequency."""
@@ -114,18 +129,19 @@ class _Layer(nn.Module):
         self.rewrite: nn.Module | None = None
         self.glu: nn.Module | None = None
 
-    def _norm(self, channels: int, config: ModelConfig) -> nn.Module:
+    def _norm(self, channels: int, config: LayerConfig) -> nn.Module:
         return nn.GroupNorm(config.norm_groups, channels) if self.shape.norm else nn.Identity()
 
-    def _add_inside(self, config: ModelConfig, context: int, dconv: bool) -> None:
-        channels = self.shape.inner
+    def _add_inside(self, config: LayerConfig, context: int, dconv: bool) -> None:
+        channels, shape = self.shape.inner, self.shape
         if config.rewrite:
-            conv: Any = nn.Conv2d if self.shape.frequency else nn.Conv1d
-            self.rewrite = conv(channels, 2 * channels, 1 + 2 * context, 1, context)
+            conv: Any = nn.Conv2d if shape.frequency else nn.Conv1d
+            pad = shape.axes(context if shape.across else 0, context)
+            self.rewrite = conv(channels, 2 * channels, [1 + 2 * p for p in pad], 1, pad)
             self.add_module(self.glu_norm, self._norm(2 * channels, config))
         self.dconv: nn.Module = nn.Identity()
         if dconv:
-            self.dconv = DConv(channels, config.dconv_depth, config.dconv_comp)
+            self.dconv = DConv(channels, config.dconv_depth, config.dconv_comp, shape.lstm, shape.attention)
 
     def _gated(self, x: Tensor) -> Tensor:
         if self.rewrite is not None:
@@ -139,7 +155,7 @@ class EncoderLayer(_Layer):
 
     glu_norm = "norm2"
 
-    def __init__(self, shape: LayerShape, config: ModelConfig) -> None:
+    def __init__(self, shape: LayerShape, config: LayerConfig) -> None:
         super().__init__(shape)
         conv: Any = nn.Conv2d if shape.frequency else nn.Conv1d
         sizes = shape.axes(shape.kernel, 1), shape.axes(shape.stride, 1), shape.axes(shape.pad, 0)
@@ -171,7 +187,7 @@ class DecoderLayer(_Layer):
 
     glu_norm = "norm1"
 
-    def __init__(self, shape: LayerShape, config: ModelConfig) -> None:
+    def __init__(self, shape: LayerShape, config: LayerConfig) -> None:
         super().__init__(shape)
         conv: Any = nn.ConvTranspose2d if shape.frequency else nn.ConvTranspose1d
         sizes = shape.axes(shape.kernel, 1), shape.axes(shape.stride, 1)
@@ -193,16 +209,23 @@ class DecoderLayer(_Layer):
             The layer's output, and the features just before its transposed convolution (where a
             merging model's waveform decoder sets out).
         """
+        x = self.inside(x, skip)
+        return self.outside(x, length), x
+
+    def inside(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """The layer up to its transposed convolution."""
         if self.shape.frequency and x.dim() == 3:
             x = x[:, :, None]
-        if not self.shape.empty:
-            x = self.dconv(self._gated(x if skip is None else x + skip))
+        return x if self.shape.empty else self.dconv(self._gated(x if skip is None else x + skip))
+
+    def outside(self, x: Tensor, length: int) -> Tensor:
+        """The transposed convolution, the crop of its output and the activation."""
         y: Tensor = self.norm2(self.conv_tr(x))
         if self.shape.frequency:
             y = y[..., self.crop : -self.crop, :] if self.crop else y
         elif self.crop or y.shape[-1] != length:
             y = y[..., self.crop : self.crop + length]
-        return (y if self.shape.last else F.gelu(y)), x
+        return y if self.shape.last else F.gelu(y)
 
 
 class FrequencyEmbedding(nn.Module):

@@ -60,7 +60,7 @@ class SeparationModel(nn.Module):
     def _embedding(self, n_fft: int) -> FrequencyEmbedding:
         config = self.config
         bins = n_fft // 2 // self.plan.spectrogram[0].stride
-        if config.family == "htdemucs" and n_fft // 2 <= config.kernel_size:
+        if config.merges and n_fft // 2 <= config.kernel_size:
             bins = 1
         return FrequencyEmbedding(bins, self.plan.spectrogram[0].inner, config.emb_scale)
 

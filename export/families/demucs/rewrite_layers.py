@@ -115,6 +115,22 @@ class NormedHalf(nn.Module):
         return y
 
 
+class PerBin(nn.Module):
+    """A module of ``[B, C, T]`` on every bin of ``[B, C, F, T]``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, f, t = x.shape
+        if f == 1:
+            one: Tensor = self.module(x.squeeze(2))
+            return one.unsqueeze(2)
+        y: Tensor = self.module(x.permute(0, 2, 1, 3).flatten(0, 1))
+        return y.view(b, f, c, t).permute(0, 2, 1, 3)
+
+
 class DConvLayer(nn.Module):
     """One DConv layer on ``[B, C, F, T]``, with the second norm folded into its pointwise convolution.
 
@@ -135,16 +151,18 @@ class DConvLayer(nn.Module):
     constant, and opposite to the rest of the sum, so that rounding ``g r`` would leave an error as large as the sum.
     Here the convolution holds only what moves, and float32 costs nothing in the shift.
 
+    An LSTM or an attention of the layer, ``inner``, is part of what makes ``g``, and stays as it is.
     The two halves of the GLU are two convolutions, and the layer scale is folded into the first half.
     """
 
     def __init__(self, layer: nn.Sequential) -> None:
         super().__init__()
         parts: Any = layer
-        conv1, norm1, _gelu, conv2, norm2, _glu, scale = parts
+        conv1, norm1, _gelu, *inner, conv2, norm2, _glu, scale = parts
         padding, dilation = int(conv1.padding[0]), conv1.dilation[0]
         self.conv = _conv(conv1.weight, conv1.bias, padding=padding, dilation=dilation)
         self.norm = SteppedNorm(norm1.weight.view(-1, 1, 1), norm1.bias.view(-1, 1, 1), norm1.eps, (3, 1))
+        self.inner = nn.ModuleList(PerBin(module) for module in inner)
         weight, bias = conv2.weight[:, :, 0].double(), conv2.bias.double()
         # offsets and root are divided by this, so that sums of their squares are means over channels
         size = len(weight) ** 0.5
@@ -163,6 +181,8 @@ class DConvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         g = F.gelu(self.norm(self.conv(x)))
+        for module in self.inner:
+            g = module(g)
         mean = mean_in_steps(g, 3)
         centred = g - mean
         spread = self.root(centred)
@@ -269,8 +289,8 @@ def rewrite_layer(layer: EncoderLayer | DecoderLayer, enabled: Collection[str]) 
         layer.dconv = DConv2d(dconv)
     elif isinstance(dconv, DConv):
         for inner in dconv.layers:
-            for index in (1, 4):
-                cast(nn.Sequential, inner)[index] = spelled_norm(cast(nn.Sequential, inner)[index])
+            for index, module in enumerate(cast(nn.Sequential, inner)):
+                cast(nn.Sequential, inner)[index] = spelled_norm(module)
     if isinstance(layer, DecoderLayer):
         # The order in which graphs store parameters; kept, so that a checkpoint gives the same bytes as ever.
         for name in ("norm2", "conv_tr", "glu", "dconv"):

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import reduce
 
 from mrsep_deploy.errors import CheckpointError
-from mrsep_deploy.export.families.demucs.config import ModelConfig, layer_channels
+from mrsep_deploy.export.families.demucs.config import ModelConfig
+from mrsep_deploy.export.families.demucs.layer_config import HEADS, MAX_WIDTH, LayerConfig, layer_channels
 from mrsep_deploy.export.families.demucs.layers import LayerShape
-
-MAX_WIDTH = 32768
-"""Channels of the widest layer that is taken for meant (the widest published has 1024)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class LayerPlan:
         return bins[1:]
 
 
-def plan_layers(config: ModelConfig) -> LayerPlan:
+def plan_layers(config: LayerConfig) -> LayerPlan:
     """Derive the layers.
 
     Raises:
@@ -52,8 +50,9 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
     pad = config.kernel_size // 4
     for index in range(config.depth):
         norm = index >= config.norm_starts
-        frequency = bins > 1 or config.family != "htdemucs"
-        merging = config.family == "htdemucs" and frequency and bins <= config.kernel_size
+        inside = {"lstm": index >= config.recurrent_from, "attention": index >= config.attentive_from}
+        frequency = bins > 1 or not config.merges
+        merging = config.merges and frequency and bins <= config.kernel_size
         if merging:
             merge = index
             # Both branches take the wider one's channels, and grow from there.
@@ -65,11 +64,15 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
             kernel = bins
         elif not frequency:
             kernel, stride = 2 * config.time_stride, config.time_stride
-        outer = (2 * config.audio_channels, 2 * per_source) if index == 0 else (inner[index - 1],) * 2
+        outer = (
+            (config.numbers * config.audio_channels, config.numbers * per_source)
+            if index == 0
+            else (inner[index - 1],) * 2
+        )
         spectrogram.append(
             LayerShape(
                 inner[index], *outer, kernel=kernel, stride=stride, pad=0 if merging else kernel // 4,
-                frequency=frequency, norm=norm, last=index == 0,
+                frequency=frequency, norm=norm, last=index == 0, across=index >= config.banded_layers, **inside,
             )
         )  # fmt: skip
         if config.waveform and frequency:
@@ -77,14 +80,16 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
             waveform.append(
                 LayerShape(
                     inner_time[index], *outer_t, kernel=config.kernel_size, stride=config.stride, pad=pad,
-                    frequency=False, norm=norm, last=index == 0, empty=merging,
+                    frequency=False, norm=norm, last=index == 0, empty=merging, **inside,
                 )
             )  # fmt: skip
         if frequency:
             bins = 1 if merging else bins // config.stride
     plan = LayerPlan(tuple(spectrogram), tuple(waveform), merge)
-    for check in (_check_channels, _check_bins, _check_lengths, _check_bottleneck):
+    for check in (_check_channels, _check_bins, _check_lengths):
         check(config, plan)
+    if isinstance(config, ModelConfig):
+        _check_bottleneck(config, plan)
     return plan
 
 
@@ -97,7 +102,7 @@ def bottleneck_size(config: ModelConfig, plan: LayerPlan) -> tuple[int, int, int
     return bins, frames, samples if plan.waveform else 0
 
 
-def _check_channels(config: ModelConfig, plan: LayerPlan) -> None:
+def _check_channels(config: LayerConfig, plan: LayerPlan) -> None:
     dconv = config.dconv_mode and config.dconv_depth
     for shape in (*plan.spectrogram, *plan.waveform):
         hidden = shape.inner / config.dconv_comp if dconv else 1
@@ -105,6 +110,10 @@ def _check_channels(config: ModelConfig, plan: LayerPlan) -> None:
             raise CheckpointError(
                 f"channels, growth, depth and dconv_comp give a layer of {shape.inner} channels and "
                 f"{hidden:g} in its DConv, expected 1 to {MAX_WIDTH} of each"
+            )
+        if dconv and shape.attention and not shape.empty and int(hidden) % HEADS:
+            raise CheckpointError(
+                f"the {int(hidden)} channels in a DConv do not divide into the {HEADS} heads of its attention"
             )
     for shape in (*plan.spectrogram, *plan.waveform):
         if shape.norm and (shape.inner % config.norm_groups or shape.outer_out % config.norm_groups):
@@ -114,7 +123,7 @@ def _check_channels(config: ModelConfig, plan: LayerPlan) -> None:
             )
 
 
-def _check_bins(config: ModelConfig, plan: LayerPlan) -> None:
+def _check_bins(config: LayerConfig, plan: LayerPlan) -> None:
     for n_fft in config.nfft_list:
         bins = n_fft // 2
         for index, shape in enumerate(plan.spectrogram):
@@ -140,7 +149,7 @@ def _check_bins(config: ModelConfig, plan: LayerPlan) -> None:
             bins = reduced
 
 
-def _check_lengths(config: ModelConfig, plan: LayerPlan) -> None:
+def _check_lengths(config: LayerConfig, plan: LayerPlan) -> None:
     """Every layer along time must give back as many samples, or frames, as it got."""
     frames = -(-config.segment_samples // config.hops[0])
     inner = tuple(s for s in plan.spectrogram if not s.frequency)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
 from mrsep_deploy.bundle.manifest import STEMS, Branch, Transform
 from mrsep_deploy.export.families.demucs.config import ModelConfig
@@ -13,6 +12,9 @@ from mrsep_deploy.export.families.demucs.model import SeparationModel
 from mrsep_deploy.export.families.family import StageSource
 from mrsep_deploy.export.families.staged import (
     SHARED,
+    Compute,
+    Owned,
+    Part,
     analysis,
     features,
     graph,
@@ -23,9 +25,6 @@ from mrsep_deploy.export.families.staged import (
 )
 
 TIME = "time"
-Owned = list[nn.Module | nn.Parameter]
-Compute = Callable[..., tuple[Tensor, ...]]
-"""From a model and a stage's inputs to a tuple of the stage's outputs."""
 
 
 def make_branches(config: ModelConfig, gains: Sequence[Sequence[float]] = ()) -> tuple[Branch, ...]:
@@ -66,26 +65,6 @@ def branch_names(nfft_list: tuple[int, ...]) -> list[str]:
         repeat = nfft_list[:index].count(n_fft)
         names.append(f"{n_fft}-{repeat + 1}" if repeat else str(n_fft))
     return names
-
-
-class Part(nn.Module):
-    """One graph stage of a model.
-
-    It holds the whole model, so that names in the graph are the published ones and rewriting the model
-    rewrites its parts.
-
-    Args:
-        model: the model it is cut from.
-        compute: what it computes.
-        owned: modules and parameters of the model that it computes with.
-    """
-
-    def __init__(self, model: SeparationModel, compute: Compute, owned: Owned) -> None:
-        super().__init__()
-        self.model, self.compute, self.owned = model, compute, owned
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.compute(self.model, *inputs)
 
 
 def split(model: SeparationModel, branches: Sequence[Branch]) -> list[StageSource]:

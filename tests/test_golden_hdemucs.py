@@ -1,0 +1,151 @@
+"""Whole songs of HDemucs and Demucs are those of the package demucs in float64, alone and as a bag of four kinds.
+
+demucs runs these models at whatever length a segment has; a bundle has one. Only the last segment of a song is
+shorter: a bundle takes it in the song around it, as demucs does with models of a fixed length, and so does the
+reference here. What comes before that segment is compared with the golden songs as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.bundle.manifest import Layout
+from mrsep_deploy.export.exporter import ExportOptions, export_model
+from mrsep_deploy.export.load import load_model
+from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.separation.bag import Bag, BagSeparator
+from mrsep_deploy.separation.separator import Separator
+from mrsep_deploy.separation.stream import Song, SongStatistics, stems_of
+
+pytest.importorskip("demucs", reason="the published reference; pip install demucs==4.1.0")
+pytestmark = pytest.mark.slow
+
+FOLDER = Path(__file__).parent / "golden" / "hdemucs"
+RUNS: dict[str, list[tuple[Layout, str, int]]] = {
+    "hdemucs": [("split", "ort", 1), ("split", "openvino", 4), ("whole", "ort", 4)],
+    "hdemucs_old": [("split", "ort", 4), ("split", "openvino", 1)],
+    "hdemucs_multi": [("split", "ort", 1), ("split", "openvino", 4)],
+    "demucs": [("split", "ort", 1), ("split", "openvino", 4), ("whole", "openvino", 1)],
+}
+CASES = [(name, *run) for name, runs in RUNS.items() for run in runs]
+Export = Callable[[str, Layout], Bundle]
+Array = NDArray[Any]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """A function that gives the bundle of a golden checkpoint."""
+    made: dict[tuple[str, Layout], Bundle] = {}
+    folder = tmp_path_factory.mktemp("hdemucs")
+
+    def bundle(name: str, layout: Layout) -> Bundle:
+        if (name, layout) not in made:
+            loaded = load_model(FOLDER / f"{name}.th")
+            made[name, layout] = export_model(
+                loaded, name, folder / f"{name}-{layout}", ExportOptions(layout)
+            )
+        return made[name, layout]
+
+    return bundle
+
+
+def golden(name: str) -> tuple[Array, Array, float]:
+    """Mix ``[C, L]``, stems ``[S, C, L]`` and overlap."""
+    with np.load(FOLDER / f"song_{name}.npz") as arrays:
+        return arrays["mix"], arrays["stems"], float(arrays["overlap"])
+
+
+def published(name: str, dtype: torch.dtype) -> torch.nn.Module:
+    """The published model, which takes every segment at the length of a whole one."""
+    package = torch.load(FOLDER / f"{name}.th", "cpu", weights_only=False)
+    model = package["klass"](*package["args"], **package["kwargs"])
+    model.load_state_dict({key: value.float() for key, value in package["state"].items()})
+    length = int(model.segment * model.samplerate)
+    whole = model.valid_length(length) if hasattr(model, "valid_length") else length
+    model.valid_length = lambda _length: whole
+    result: torch.nn.Module = model.to(dtype).eval()
+    return result
+
+
+def separated(models: Sequence[str], mix: Array, overlap: float, dtype: torch.dtype) -> Array:
+    """What demucs makes of a song with a model, or a bag of several, ``[S, C, L]``."""
+    from demucs.apply import BagOfModels, apply_model
+
+    torch.set_default_dtype(dtype)  # of the windows that the published code makes
+    try:
+        bag = BagOfModels([published(name, dtype) for name in models])
+        song = torch.from_numpy(mix).to(dtype)
+        mean, std = song.mean(0).mean(), song.mean(0).std() + 1e-8
+        stems = apply_model(bag, ((song - mean) / std)[None], shifts=0, overlap=overlap)[0]
+        found: Array = (stems * std + mean).double().numpy()
+        return found
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def limit(found: Array, exact: Array) -> float:
+    """1e-5, or three times what PyTorch's own float32 loses where that is more: phases of what is almost silent do."""
+    return max(1e-5, 3 * Deviation.between(found, exact).relative)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Callable[[tuple[str, ...]], tuple[Array, float]]:
+    """A function that gives the exact stems for models, and what of them may be lost."""
+    known: dict[tuple[str, ...], tuple[Array, float]] = {}
+
+    def exact(names: tuple[str, ...]) -> tuple[Array, float]:
+        if names not in known:
+            mix, _, overlap = golden(names[0])
+            stems, single = (
+                separated(names, mix, overlap, dtype) for dtype in (torch.float64, torch.float32)
+            )
+            known[names] = stems, limit(single, stems)
+        return known[names]
+
+    return exact
+
+
+@pytest.mark.parametrize(("name", "layout", "engine", "batch"), CASES)
+def test_song(
+    export: Export, reference: Callable[..., Any], name: str, layout: Layout, engine: str, batch: int
+) -> None:
+    mix, stems, overlap = golden(name)
+    exact, allowed = reference((name,))
+    bundle = export(name, layout).at_batch(batch)
+    with Separator(bundle, engine=engine, threads=1, overlap=overlap) as separator:
+        found = np.stack(list(separator.separate(mix).values()))
+        stride = separator.stride
+    assert Deviation.between(found, exact).relative <= allowed
+    last = (mix.shape[1] - 1) // stride * stride
+    assert last > mix.shape[1] // 2
+    assert Deviation.between(found[..., :last], stems[..., :last]).relative <= allowed
+
+
+def test_a_bag_of_all_kinds(export: Export, reference: Callable[..., Any]) -> None:
+    names = tuple(RUNS)
+    mix, _, overlap = golden(names[0])
+    exact, allowed = reference(names)
+    weights = ((1.0,) * 2,) * len(names)
+    bag = Bag("all", tuple(export(name, "split") for name in names), weights)
+    with BagSeparator(bag, range(2), engine="ort", threads=1, overlap=overlap) as separator:
+        song = Song(SongStatistics.measure([mix]), [mix])
+        found = np.concatenate(list(stems_of(separator.separate_songs([song]))), axis=-1)
+    assert Deviation.between(found, exact).relative <= allowed
