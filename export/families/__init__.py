@@ -9,8 +9,9 @@ from __future__ import annotations
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.families.demucs.family import Demucs
 from mrsep_deploy.export.families.family import Family
+from mrsep_deploy.export.families.roformer.family import RoFormer
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Demucs(),)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (Demucs(), RoFormer())}
 
 
 def variants() -> tuple[str, ...]:
