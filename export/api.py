@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,8 @@ def export(
     precision: AskedPrecision = "fp32",
     plan: Path | None = None,
     without: Collection[str] = (),
+    config: str | os.PathLike[str] | None = None,
+    arguments: Mapping[str, object] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -48,7 +50,7 @@ def export(
         bundle = mrsep_deploy.export("955717e8-8726e21a.th", name="htdemucs")
 
     Args:
-        checkpoint: a file (``.th``, ``.safetensors``, a ``.yaml`` bag of one), or a model already loaded.
+        checkpoint: a file (``.th``, ``.ckpt``, ``.safetensors``, a ``.yaml`` bag of one), or a model already loaded.
         output: the bundle's folder; by default one of this program's own, found again by ``name``.
         name: the name to register; by default the checkpoint's stem.
         layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
@@ -56,6 +58,8 @@ def export(
             are checked against PyTorch first and not kept.
         plan: for ``mixed``, the file of a plan.
         without: rewrites to leave out, by name.
+        config: the configuration of a file that holds a bare state dict; by default the ``.yaml`` beside it.
+        arguments: constructor arguments in place of the configuration's.
         overwrite: whether a bundle at ``output`` may be replaced.
         progress: called with what happens now, how many steps are done and how many there are.
 
@@ -79,7 +83,7 @@ def export(
     registry.check_free(name, target)
     check_bundle_place(target, overwrite=overwrite)
     lower = chosen_plan(precision, plan) is not None
-    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint, config, arguments)
     report = progress or (lambda _what, _done, _total: None)
     if not lower:
         bundle = export_model(loaded, name, target, options, overwrite=overwrite, progress=report)

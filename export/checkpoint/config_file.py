@@ -55,7 +55,9 @@ def read_config(path: Path) -> ConfigFile:
         sections = plain_dict(_parsed(data), "the configuration")
         if not isinstance(sections.get("model"), dict):
             keys = ", ".join(shown(key, 40) for key in list(sections)[:6]) or "nothing"
-            raise CheckpointError(f"it has no section model (it has {keys}), expected {', '.join(SECTIONS)}", FIX)
+            raise CheckpointError(
+                f"it has no section model (it has {keys}), expected {', '.join(SECTIONS)}", FIX
+            )
         found = (plain_dict(sections.get(name) or {}, f"the section {name}") for name in SECTIONS)
         return ConfigFile(*found)
 
@@ -71,13 +73,16 @@ def _parsed(data: bytes) -> Any:
                 raise yaml.YAMLError("merge keys (<<) are not read")
 
     Loader.add_constructor(
-        "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
+        "tag:yaml.org,2002:python/tuple",
+        lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
     )
     try:
-        return yaml.load(data, Loader)  # noqa: S506  # it is a SafeLoader
+        return yaml.load(data, Loader)  # a SafeLoader
     # PyYAML lets through whatever making a date or a number of a text raises.
     except Exception as error:
         problem = getattr(error, "problem", None) or error
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise CheckpointError(f"it is not YAML of plain values{where}: {shown(problem, 200)}", AGAIN) from error
+        raise CheckpointError(
+            f"it is not YAML of plain values{where}: {shown(problem, 200)}", AGAIN
+        ) from error

@@ -58,9 +58,7 @@ class Checkpoint:
     storage_dtypes: tuple[str, ...]
 
 
-def read_checkpoint(
-    path: str | os.PathLike[str], classes: Collection[str], bare: bool = False
-) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str], bare: bool = False) -> Checkpoint:
     """Read a package: an archive or an older file of ``torch.save``, or a safetensors file.
 
     What kind of file it is, its first bytes tell, not its name. Takes as much memory as the parameters take

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mrsep_deploy.bundle.manifest import Application, Branch, FusionShares, Stage
-
 from mrsep_deploy.export.checkpoint.config_file import ConfigFile
 
 if TYPE_CHECKING:
@@ -95,9 +94,7 @@ class Family(abc.ABC):
             CheckpointError: an argument is unknown or impossible; the message names it.
         """
 
-    def from_file(
-        self, file: ConfigFile, names: Collection[str]
-    ) -> tuple[str, dict[str, object]] | None:
+    def from_file(self, file: ConfigFile, names: Collection[str]) -> tuple[str, dict[str, object]] | None:
         """The variant and the constructor arguments of a bare state dict, or None where it is not of this family.
 
         Args:
@@ -111,6 +108,7 @@ class Family(abc.ABC):
 
     def check_state(self, config: Any, state: Mapping[str, Tensor]) -> None:
         """Raises ``CheckpointError`` for values in a state dict that no model of this structure has."""
+        return
 
     @abc.abstractmethod
     def model(self, config: Any) -> nn.Module:

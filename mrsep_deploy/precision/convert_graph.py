@@ -122,7 +122,7 @@ def typed_graph(
     converter = _Converter(model.graph, plan, types)
     converter.convert(*borders)
     if plan.precision == "bfloat16":
-        model.opset_imports[""] = BFLOAT16_OPSET
+        model.opset_imports[""] = max(model.opset_imports[""], BFLOAT16_OPSET)
         model.ir_version = max(model.ir_version, BFLOAT16_IR)
     data = serialised(model)
     try:

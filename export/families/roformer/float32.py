@@ -1,8 +1,8 @@
 """What lower precision leaves in float32 of this family's models, beyond the general rules of precision.
 
-    rotation  queries and keys while they are rotated: a rounded angle would be another place
-    last      the last layer of every mask and its gate: nothing that comes after evens their roundings out
-    product   the complex product of mask and spectrogram, and the mean of overlapping masks before it
+rotation  queries and keys while they are rotated: a rounded angle would be another place
+last      the last layer of every mask and its gate: nothing that comes after evens their roundings out
+product   the complex product of mask and spectrogram, and the mean of overlapping masks before it
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Shapes: ``N`` items, ``T`` tokens, ``D`` width of a token, ``H`` heads of ``d`` 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +28,9 @@ def unit(x: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """``gamma`` times :func:`unit`."""
 
+    untrained = 1.0
+    """What models without trained weights have for ``gamma``."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim))
@@ -43,7 +47,8 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, dim_head: int) -> None:
         super().__init__()
-        self.freqs = nn.Parameter(ROTATION_BASE ** (-torch.arange(0, dim_head, 2) / dim_head))
+        self.untrained = ROTATION_BASE ** (-np.arange(0, dim_head, 2) / dim_head)
+        self.freqs = nn.Parameter(torch.from_numpy(self.untrained).float())
 
     def tables(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines ``[T, d/2]`` in float64: an angle of hundreds of radians has few digits in float32."""
@@ -95,7 +100,12 @@ class FeedForward(nn.Module):
         inner = 4 * dim
         # places of the published sequence, whose dropouts do nothing here
         self.net = nn.Sequential(
-            RMSNorm(dim), nn.Linear(dim, inner), nn.GELU(), nn.Identity(), nn.Linear(inner, dim), nn.Identity()
+            RMSNorm(dim),
+            nn.Linear(dim, inner),
+            nn.GELU(),
+            nn.Identity(),
+            nn.Linear(inner, dim),
+            nn.Identity(),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: ``B`` items, ``C`` audio channels, ``F`` bins, ``T`` frames, ``K`` bands
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class MaskEstimator(nn.Module):
         self.to_freqs = nn.ModuleList()
         for band in config.bands:
             sizes = [config.dim, *[hidden] * (layers - 1), 4 * self.channels * band.width]
-            linear = [nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+            linear = [nn.Linear(*pair) for pair in pairwise(sizes)]
             inner = [part for layer in linear[:-1] for part in (layer, nn.Tanh())]
             self.to_freqs.append(nn.Sequential(nn.Sequential(*inner, linear[-1]), nn.GLU(dim=-1)))
 

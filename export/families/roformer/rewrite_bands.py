@@ -117,7 +117,9 @@ class GroupedMasks(nn.Module):
         layers = [[x for x in masks.to_freqs[index][0] if isinstance(x, nn.Linear)] for index in order]  # type: ignore[index, union-attr]
         self.order = Gather(order, 1, len(order))
         inner = (list(each) for each in zip(*(networks[:-1] for networks in layers), strict=True))
-        self.inner = nn.ModuleList(Linears([x.weight for x in each], [x.bias for x in each]) for each in inner)
+        self.inner = nn.ModuleList(
+            Linears([x.weight for x in each], [x.bias for x in each]) for each in inner
+        )
         self.counts = [len(group) for group in groups]
         last = iter(networks[-1] for networks in layers)
         self.ends = nn.ModuleList(

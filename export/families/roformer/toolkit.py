@@ -65,7 +65,11 @@ def _song(file: ConfigFile) -> dict[str, object]:
     chunk = file.inference.get("chunk_size") or file.audio.get("chunk_size")
     if chunk is None:
         raise CheckpointError("the configuration has neither inference.chunk_size nor audio.chunk_size", FIX)
-    found = {"sources": sources, "target": file.training.get("target_instrument") or None, "chunk_size": chunk}
+    found = {
+        "sources": sources,
+        "target": file.training.get("target_instrument") or None,
+        "chunk_size": chunk,
+    }
     more = {
         "sample_rate": file.audio.get("sample_rate"),
         "num_overlap": file.inference.get("num_overlap"),
