@@ -77,7 +77,11 @@ def _parsed(data: bytes) -> Any:
         lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
     )
     try:
-        return yaml.load(data, Loader)  # a SafeLoader
+        loader = Loader(data)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     # PyYAML lets through whatever making a date or a number of a text raises.
     except Exception as error:
         problem = getattr(error, "problem", None) or error

@@ -94,6 +94,10 @@ def export(asked: ExportOptions) -> None:
         raise click.UsageError("Give a CHECKPOINT, or --untrained FAMILY.")
     if asked.untrained is None and asked.seed is not None:
         raise click.UsageError("--seed needs --untrained FAMILY; a checkpoint has its own weights.")
+    if asked.untrained is None and asked.config is None and asked.arguments:
+        raise click.UsageError(
+            "--set needs --untrained FAMILY, or the --config FILE of a checkpoint; a package has its own arguments."
+        )
     if asked.untrained is not None and asked.config is not None:
         raise click.UsageError("--config needs a CHECKPOINT; --untrained FAMILY takes --set KEY=VALUE.")
     from mrsep_deploy.bundle import check_archive_place, write_archive

@@ -78,6 +78,12 @@ def test_the_family_and_the_layers_of_masks_come_from_the_checkpoint() -> None:
         ({"instruments": ["a", "b"], "target_instrument": "b"}, 2, ("b", "a"), (1,)),
         ({"instruments": ["a", "b"], "target_instrument": None}, 2, ("a", "b"), (0, 1)),
         ({"instruments": ["a", "b"]}, 2, ("a", "b"), (0, 1)),
+        (
+            {"instruments": ["No Reverb", "rest"], "target_instrument": "No Reverb"},
+            1,
+            ("No_Reverb", "rest"),
+            (0,),
+        ),
     ],
 )
 def test_stems(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from mrsep_deploy.bundle.manifest import Application, Branch, Stage
+from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.checkpoint.config_file import ConfigFile
 from mrsep_deploy.export.families.family import Audio, Family, StageSource
 from mrsep_deploy.export.families.roformer.config import BS, MEL, RoformerConfig, parse_config
@@ -84,6 +85,11 @@ class RoFormer(Family):
         from mrsep_deploy.export.families.roformer.float32 import float32_nodes
 
         return float32_nodes(model, stages)
+
+    def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:
+        if len(n_fft) > 1:
+            raise UsageError(f"{variant} has one spectrogram, --nfft names {len(n_fft)}.")
+        return {"stft_n_fft": n_fft[0]}
 
 
 def overlap_of(segment: int, chunks: int) -> float:

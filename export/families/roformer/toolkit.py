@@ -78,6 +78,11 @@ def _song(file: ConfigFile) -> dict[str, object]:
     return {**found, **{name: value for name, value in more.items() if value is not None}}
 
 
+def _named(stem: object) -> object:
+    """A stem's name as a file can have it: spaces and the like become ``_``."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", stem) if isinstance(stem, str) else stem
+
+
 def _require_supported(names: Collection[str]) -> None:
     for pattern, what in UNSUPPORTED.items():
         found = next((name for name in names if re.search(pattern, name)), None)
