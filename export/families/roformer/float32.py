@@ -14,6 +14,13 @@ from mrsep_deploy.export.families.roformer.model import Roformer
 from mrsep_deploy.export.families.roformer.rewrite_bands import GroupedMasks
 from mrsep_deploy.export.families.roformer.stages import BANDS, BLOCKS, MASKS
 
+MEANS = tuple(
+    f"mask_estimators.{number}/{operator}*"
+    for number in ("[0-9]", "[0-9][0-9]")
+    for operator in ("Add", "Mul")
+)
+"""Nodes of the mean of overlapping masks, in the module of a mask itself."""
+
 Patterns = dict[str, dict[str, tuple[str, ...]]]
 """Patterns of node names by rule and by stage."""
 
@@ -21,9 +28,9 @@ Patterns = dict[str, dict[str, tuple[str, ...]]]
 def float32_nodes(model: Roformer, stages: Sequence[Stage]) -> Patterns:
     """Returns what stays in float32 of a model as it is exported, in these stages."""
     found: Patterns = {rule: {} for rule in ("norms", "rotation", "last", "product")}
-    last = f"*.to_freqs.*.0.{2 * (model.config.mask_layers - 1)}/*", "*.to_freqs.*.1/*"
+    last: tuple[str, ...] = f"*.to_freqs.*.0.{2 * (model.config.mask_layers - 1)}/*", "*.to_freqs.*.1/*"
     if any(isinstance(module, GroupedMasks) for module in model.mask_estimators):
-        last = "*.ends.*", "mask_estimators.*/*"
+        last = ("*.ends.*",)
     for stage in stages:
         if stage.name in (BANDS, BLOCKS, "core"):
             found["norms"][stage.name] = ()
@@ -31,5 +38,5 @@ def float32_nodes(model: Roformer, stages: Sequence[Stage]) -> Patterns:
             found["rotation"][stage.name] = ("*.rotary_embed/*",)
         if stage.name in (MASKS, "core"):
             found["last"][stage.name] = last
-            found["product"][stage.name] = ("product/*",)
+            found["product"][stage.name] = ("product/*", *MEANS)
     return found
