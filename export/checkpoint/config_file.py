@@ -72,10 +72,10 @@ def _parsed(data: bytes) -> Any:
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
                 raise yaml.YAMLError("merge keys (<<) are not read")
 
-    Loader.add_constructor(
-        "tag:yaml.org,2002:python/tuple",
-        lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
-    )
+    def as_tuple(loader: Loader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+        return tuple(loader.construct_sequence(node, deep=True))
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", as_tuple)
     try:
         loader = Loader(data)
         try:

@@ -206,8 +206,9 @@ class _Arguments:
 
     def names(self, name: str) -> tuple[str, ...]:
         def fits(value: object) -> bool:
-            texts = isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
-            return texts and 1 <= len(set(value)) == len(value) <= 64  # type: ignore[arg-type]
+            if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+                return False
+            return 1 <= len(set(value)) == len(value) <= 64
 
         return tuple(self._value(name, (), fits, "a list of 1 to 64 different names"))
 

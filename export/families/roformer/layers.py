@@ -22,7 +22,8 @@ def unit(x: Tensor) -> Tensor:
     One factor a vector, which is then broadcast: ``normalize`` would be exported with an Expand to the size of ``x``.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * (x.shape[-1] ** 0.5 / length.clamp(min=LEAST_NORM))
+    factor: Tensor = x.shape[-1] ** 0.5 / length.clamp(min=LEAST_NORM)
+    return x * factor
 
 
 class RMSNorm(nn.Module):
@@ -83,7 +84,7 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """``[N, T, H d]`` -> ``[N, H, T, d]``."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
     def gated(self, found: Tensor, gates: Tensor) -> Tensor:
         """Heads ``[N, H, T, d]`` and their gates ``[N, T, H]`` -> ``[N, T, D]``."""

@@ -81,7 +81,8 @@ class Roformer(nn.Module):
         """Tokens ``[B, K, T, D]`` -> the same: attention over the frames of a band, then over the bands of a frame."""
         _, k, t, _ = x.shape
         earlier: list[Tensor] = []
-        for time, frequency in self.layers:  # type: ignore[misc]  # each is a ModuleList of two
+        for block in self.layers:
+            time, frequency = block.children()
             if self.config.skip_connection:
                 x = sum(earlier, start=x)
             x = time(x.flatten(0, 1)).unflatten(0, (-1, k)).transpose(1, 2)
@@ -105,5 +106,5 @@ class ComplexProduct(nn.Module):
     """The product of ``[B, 2C, F, T]``, (real, imaginary) adjacent for each channel, in real arithmetic."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        (a, b), (c, d) = (each.unflatten(1, (-1, 2)).unbind(2) for each in (x, y))
+        (a, b), (c, d) = (torch.unflatten(each, 1, (-1, 2)).unbind(2) for each in (x, y))
         return torch.stack([a * c - b * d, a * d + b * c], dim=2).flatten(1, 2)

@@ -70,7 +70,7 @@ class ConstantAttention(nn.Module):
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
     """Rows ``[H d, D]`` with the even ones of each head before its odd ones."""
-    rows = weight.unflatten(0, (heads, -1))
+    rows = torch.unflatten(weight, 0, (heads, -1))
     return torch.cat([rows[:, ::2], rows[:, 1::2]], dim=1).flatten(0, 1)
 
 

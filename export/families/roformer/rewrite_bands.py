@@ -72,9 +72,9 @@ class GroupedBandSplit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Spectrogram ``[B, 2C, F, T]`` -> tokens ``[B, K, T, D]``."""
         x = self.bins(x)
-        parts = x.split([count * width for count, width in self.sizes], dim=2)
+        parts = torch.split(x, [count * width for count, width in self.sizes], dim=2)
         tokens = [
-            layer(unit(part.unflatten(2, size).permute(0, 2, 4, 3, 1).flatten(3)))
+            layer(unit(torch.unflatten(part, 2, size).permute(0, 2, 4, 3, 1).flatten(3)))
             for part, size, layer in zip(parts, self.sizes, self.groups, strict=True)
         ]
         joined: Tensor = self.back(torch.cat(tokens, dim=1))
@@ -84,8 +84,9 @@ class GroupedBandSplit(nn.Module):
 def _folded(split: BandSplit, group: Sequence[int]) -> Linears:
     weights, biases = [], []
     for index in group:
-        norm, linear = split.to_features[index]  # type: ignore[misc]  # a Sequential of two
+        norm, linear = split.to_features[index].children()
         assert isinstance(norm, RMSNorm)
+        assert isinstance(linear, nn.Linear)
         weights.append(linear.weight * norm.gamma)
         biases.append(linear.bias)
     return Linears(weights, biases)
@@ -104,7 +105,7 @@ class MaskEnd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, K, T, n]`` -> masks ``[B, 2C, K w, T]``."""
         mask: Tensor = self.value(x) * self.gate(x).sigmoid()
-        return mask.unflatten(-1, (self.width, -1)).permute(0, 4, 1, 3, 2).flatten(2, 3)
+        return torch.unflatten(mask, -1, (self.width, -1)).permute(0, 4, 1, 3, 2).flatten(2, 3)
 
 
 class GroupedMasks(nn.Module):
@@ -114,7 +115,7 @@ class GroupedMasks(nn.Module):
         super().__init__()
         groups = grouped(masks.bands)
         order = [index for group in groups for index in group]
-        layers = [[x for x in masks.to_freqs[index][0] if isinstance(x, nn.Linear)] for index in order]  # type: ignore[index, union-attr]
+        layers = [[x for x in masks.to_freqs[index][0] if isinstance(x, nn.Linear)] for index in order]  # type: ignore[index]
         self.order = Gather(order, 1, len(order))
         inner = (list(each) for each in zip(*(networks[:-1] for networks in layers), strict=True))
         self.inner = nn.ModuleList(
@@ -137,7 +138,7 @@ class GroupedMasks(nn.Module):
         x = self.order(x)
         for layer in self.inner:
             x = layer(x).tanh()
-        parts = zip(x.split(self.counts, dim=1), self.ends, strict=True)
+        parts = zip(torch.split(x, self.counts, dim=1), self.ends, strict=True)
         mask = torch.cat([end(part) for part, end in parts], dim=2)
         first: Tensor = self.first(mask)
         return (first + self.second(mask)) * 0.5 if self.overlap else first
