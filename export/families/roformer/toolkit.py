@@ -66,8 +66,8 @@ def _song(file: ConfigFile) -> dict[str, object]:
     if chunk is None:
         raise CheckpointError("the configuration has neither inference.chunk_size nor audio.chunk_size", FIX)
     found = {
-        "sources": sources,
-        "target": file.training.get("target_instrument") or None,
+        "sources": [_named(each) for each in sources] if isinstance(sources, (list, tuple)) else sources,
+        "target": _named(file.training.get("target_instrument") or None),
         "chunk_size": chunk,
     }
     more = {
