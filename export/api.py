@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ def export(
     without: Collection[str] = (),
     licence: Licence | None = None,
     segment: float | None = None,
+    config: str | os.PathLike[str] | None = None,
+    arguments: Mapping[str, object] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -53,7 +55,7 @@ def export(
         bundle = mrsep_deploy.export("955717e8-8726e21a.th", name="htdemucs")
 
     Args:
-        checkpoint: a file (``.th``, ``.safetensors``, a ``.yaml`` bag of one), or a model already loaded.
+        checkpoint: a file (``.th``, ``.ckpt``, ``.safetensors``, a ``.yaml`` bag of one), or a model already loaded.
         output: the bundle's folder; by default one of this program's own, found again by ``name``.
         name: the name to register; by default the checkpoint's stem.
         layout: ``split`` into stages, or one ``whole`` graph between spectrogram and inverse.
@@ -63,6 +65,8 @@ def export(
         without: rewrites to leave out, by name.
         licence: of the weights, as their author states it; None for what is known of published checkpoints.
         segment: seconds of a segment, for models that take any.
+        config: the configuration of a file that holds a bare state dict; by default the ``.yaml`` beside it.
+        arguments: constructor arguments in place of the configuration's.
         overwrite: whether a bundle at ``output`` may be replaced.
         progress: called with what happens now, how many steps are done and how many there are.
 
@@ -85,7 +89,11 @@ def export(
     registry.check_free(name, target)
     check_bundle_place(target, overwrite=overwrite)
     lower = chosen_plan(precision, plan) is not None
-    loaded = checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint, segment)
+    loaded = (
+        checkpoint
+        if isinstance(checkpoint, LoadedModel)
+        else load_model(checkpoint, config, arguments, segment)
+    )
     if licence is None:
         licence = known_licence(loaded)
     options = ExportOptions(layout, tuple(without), licence)

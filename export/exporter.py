@@ -21,7 +21,7 @@ from mrsep_deploy.errors import BundleError, CheckpointError
 from mrsep_deploy.export.check import Comparison, GraphChecker, StageCheck, require
 from mrsep_deploy.export.complexity import count_stages
 from mrsep_deploy.export.families import family_of
-from mrsep_deploy.export.graphs.trace import OPSET, export_graph
+from mrsep_deploy.export.graphs.trace import export_graph
 from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.load import LoadedModel
 from mrsep_deploy.measuring.probe import probe_signal
@@ -109,7 +109,7 @@ class _Export:
             inputs = [exact[name].float() for name in stage.inputs]
             if stage.kind == "graph":
                 names = stage.inputs, stage.outputs
-                files[file] = export_graph(exported.module, inputs, stage.name, names)
+                files[file] = export_graph(exported.module, inputs, stage.name, names, self.family.opset)
             else:
                 files[file] = transform_graph(stage, self.branches, tensors)
             found = checker.add(stage, files[file])
@@ -143,7 +143,7 @@ class _Export:
             tensors=tuple(tensors.values()),
             stages=tuple(stages),
             layout=self.options.layout,
-            opset=OPSET,
+            opset=self.family.opset,
             precision="float32",
             files={},
             application=self.loaded.audio.application,

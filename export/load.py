@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from mrsep_deploy.bundle import shipped
 from mrsep_deploy.bundle.manifest import FusionShares, Layout, ModelInfo
 from mrsep_deploy.errors import CheckpointError, UsageError
 from mrsep_deploy.export.checkpoint.bags import bag_models, bag_segment
-from mrsep_deploy.export.checkpoint.read import read_checkpoint, require_fit
-from mrsep_deploy.export.families import family_of, known_classes
+from mrsep_deploy.export.checkpoint.config_file import beside, read_config
+from mrsep_deploy.export.checkpoint.files import about
+from mrsep_deploy.export.checkpoint.read import Checkpoint, read_checkpoint, require_fit
+from mrsep_deploy.export.checkpoint.values import shown
+from mrsep_deploy.export.families import FAMILIES, family_of, known_classes, variants
 from mrsep_deploy.export.families.family import Audio
 from mrsep_deploy.export.families.staged import StagedModel, parameter_count
 
@@ -72,11 +75,19 @@ class LoadedModel:
         return family_of(self.variant).shares(self.model)
 
 
-def load_model(path: str | os.PathLike[str], segment: float | None = None) -> LoadedModel:
-    """Read a checkpoint (``.th``, ``.safetensors``, or a bag of one model, ``.yaml``).
+def load_model(
+    path: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    arguments: Mapping[str, object] | None = None,
+    segment: float | None = None,
+) -> LoadedModel:
+    """Read a checkpoint (``.th``, ``.ckpt``, ``.safetensors``, or a bag of one model, ``.yaml``).
 
     Args:
         path: the file.
+        config: what a state dict without a class is configured by (``export.checkpoint.config_file``); by default the
+            ``.yaml`` beside it of the same name, if there is one.
+        arguments: constructor arguments in place of those in ``config``.
         segment: seconds of a segment; by default the bag's, if it has some and the family takes any, or the model's.
 
     Raises:
@@ -94,30 +105,66 @@ def load_model(path: str | os.PathLike[str], segment: float | None = None) -> Lo
             )
         segment = bag_segment(path) if segment is None else segment
         (path,) = models
-    classes = known_classes()
-    checkpoint = read_checkpoint(path, classes)
-    variant = classes[checkpoint.klass]
-    family = family_of(variant)
-    if asked is not None and not family.any_segment:
+    place = beside(path) if config is None else Path(config)
+    checkpoint = read_checkpoint(path, known_classes(), bare=place is not None)
+    if not checkpoint.klass:
+        assert place is not None
+        variant, found = _from_file(place, checkpoint)
+        checkpoint, kwargs = replace(checkpoint, klass=variant), {**found, **(arguments or {})}
+    elif config is not None or arguments:
+        raise CheckpointError(
+            f"{path.name} holds a package of {checkpoint.klass}, which has its own arguments",
+            "Leave out --config and --set.",
+        )
+    else:
+        variant, kwargs = known_classes()[checkpoint.klass], dict(checkpoint.kwargs)
+    if family_of(variant).any_segment:
+        return _loaded(checkpoint, variant, kwargs, {} if segment is None else {"segment": segment})
+    if asked is not None:
         raise UsageError(
             f"segments of {asked:g} s were asked for; those of {variant} have the length it was trained with",
             "Leave out --segment; run --segment makes segments shorter.",
         )
-    changed = {} if segment is None or not family.any_segment else {"segment": segment}
-    config, ignored = family.config(variant, checkpoint.args, {**checkpoint.kwargs, **changed})
+    return _loaded(checkpoint, variant, kwargs, {})
+
+
+def _from_file(config: Path, checkpoint: Checkpoint) -> tuple[str, dict[str, object]]:
+    """The variant and the arguments of a bare state dict."""
+    file = read_config(config)
+    for family in FAMILIES.values():
+        with about(config):
+            found = family.from_file(file, checkpoint.state.keys())
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{checkpoint.path.name} holds parameters of no supported model, first {shown(next(iter(checkpoint.state)))}",
+        f"Supported are {', '.join(variants())}.",
+    )
+
+
+def _loaded(
+    checkpoint: Checkpoint, variant: str, kwargs: Mapping[str, object], changed: Mapping[str, object]
+) -> LoadedModel:
+    """The model of a variant, with the weights of a checkpoint; ``changed`` takes the place of its arguments."""
+    family = family_of(variant)
+    config, ignored = family.config(variant, checkpoint.args, {**kwargs, **changed})
     model = meta_model(variant, config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
     state = require_fit(expected, checkpoint, ignore=family.ignored_state)
+    with about(checkpoint.path):
+        family.check_state(config, state)
     # The tensors read become the parameters: no second copy of the weights.
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
-    origin = {
-        "path": str(path.resolve()),
+    origin: dict[str, object] = {
+        "path": str(checkpoint.path.resolve()),
         "sha256": checkpoint.sha256,
         "klass": checkpoint.klass,
         "storage": list(checkpoint.storage_dtypes),
         **changed,
     }
+    if checkpoint.klass == variant:  # no package: the file does not say what its model is made of
+        origin["kwargs"] = _plain(kwargs)
     return LoadedModel(variant, config, model, {"checkpoint": origin}, True, tuple(ignored))
 
 
@@ -199,8 +246,7 @@ def reload(origin: Mapping[str, object], checkpoint: Path | None = None) -> Load
             f"the checkpoint this bundle was exported from is not at {path}",
             "Give its place with --checkpoint FILE.",
         )
-    segment = recorded.get("segment")
-    loaded = load_model(path, segment if isinstance(segment, float) else None)
+    loaded = _recorded_model(path, recorded)
     found = loaded.origin["checkpoint"]
     if isinstance(found, Mapping) and found["sha256"] != recorded["sha256"]:
         raise CheckpointError(
@@ -209,3 +255,13 @@ def reload(origin: Mapping[str, object], checkpoint: Path | None = None) -> Load
             "Give the right file with --checkpoint FILE, or export again.",
         )
     return loaded
+
+
+def _recorded_model(path: Path, recorded: Mapping[str, object]) -> LoadedModel:
+    """The model of a checkpoint, a bare state dict by the arguments that were recorded at the export."""
+    variant, kwargs = recorded.get("klass"), recorded.get("kwargs")
+    if not isinstance(kwargs, Mapping) or variant not in variants():
+        segment = recorded.get("segment")
+        return load_model(path, segment=segment if isinstance(segment, float) else None)
+    checkpoint = read_checkpoint(path, known_classes(), bare=True)
+    return _loaded(replace(checkpoint, klass=str(variant)), str(variant), kwargs, {})

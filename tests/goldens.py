@@ -35,7 +35,8 @@ class Golden:
 
 
 def checkpoint(name: str) -> Path:
-    return FOLDER / f"{name}.th"
+    """A package, or a state dict with its configuration beside it."""
+    return next(path for suffix in (".th", ".ckpt") if (path := FOLDER / f"{name}{suffix}").exists())
 
 
 def golden(name: str) -> Golden:

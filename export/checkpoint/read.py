@@ -37,7 +37,7 @@ class Checkpoint:
     """A trained model as its package describes it.
 
     Attributes:
-        klass: qualified name of the class as in the file, one of those known.
+        klass: qualified name of the class as in the file, one of those known; empty for a bare state dict.
         args: positional constructor arguments.
         kwargs: named ones, in plain values; ``segment`` may be a ``Fraction``.
         state: parameters and buffers by name, on the CPU, contiguous, each with memory of its own; floating
@@ -58,7 +58,7 @@ class Checkpoint:
     storage_dtypes: tuple[str, ...]
 
 
-def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str]) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str], bare: bool = False) -> Checkpoint:
     """Read a package: an archive or an older file of ``torch.save``, or a safetensors file.
 
     What kind of file it is, its first bytes tell, not its name. Takes as much memory as the parameters take
@@ -67,6 +67,8 @@ def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str]) -> C
     Args:
         path: the file.
         classes: qualified names of the model classes that are known.
+        bare: a state dict without a class and arguments is read, too, alone or under one of its usual names
+            (``state_dict``, ``model``, ...); wrappers of the model (``module.``) are taken off its names.
 
     Raises:
         UnsafeCheckpointError: the file asks for code to be imported or called; the message says which.
@@ -81,7 +83,13 @@ def read_checkpoint(path: str | os.PathLike[str], classes: Collection[str]) -> C
         head = file.read(512)
         file.seek(0)
         refuse_other_files(head)
-        package = _package(path, classes, file, head, file_bytes)
+        package = _package(path, classes, file, head, file_bytes, bare)
+        state_dict = _bare_state(package.value) if bare else None
+        if state_dict is not None:
+            state, dtypes = package.tensors(state_dict)
+            wrapper = recipes.wrapper(state)
+            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+            return Checkpoint("", (), {}, state, {}, path, digest, tuple(sorted(dtypes)))
         root = _package_dict(package.value, path)
         named = root["klass"]
         klass = named.qualified if isinstance(named, Name) else named
@@ -129,15 +137,27 @@ def require_fit(
 
 
 def _package(
-    path: Path, classes: Collection[str], file: BufferedReader, head: bytes, file_bytes: int
+    path: Path, classes: Collection[str], file: BufferedReader, head: bytes, file_bytes: int, bare: bool
 ) -> Package:
     if looks_like_safetensors(head, file_bytes) or (path.suffix == ".safetensors" and head[:2] != b"PK"):
-        return read_safetensors(path, head, file_bytes)
+        return read_safetensors(path, head, file_bytes, bare)
     if head.startswith(b"PK\x03\x04"):
         return read_zip(file, file_bytes, classes)
     if head.startswith((b"\x80", b"c", b"(")):  # how the pickles of protocol 2 and 0 begin
         return read_legacy(file, file_bytes, classes)
     raise CheckpointError(f"truncated or not a torch package: it starts with {shown(head[:8])}", AGAIN)
+
+
+def _bare_state(value: object) -> object | None:
+    """The state dict that a file holds without a class: all of the file, or what lies in it under a usual name."""
+    if isinstance(value, list):  # the names in a safetensors file
+        return value
+    if not isinstance(value, dict) or "klass" in value:
+        return None
+    if is_state(value):
+        return value
+    states = states_in(value)
+    return next((states[name] for name in recipes.USUAL if name in states), None)
 
 
 def _package_dict(value: object, path: Path) -> dict[object, object]:

@@ -23,7 +23,7 @@ _PLACE = re.compile(r"[A-Za-z0-9_/.][A-Za-z0-9_/.+-]*")
 
 def of_a_state(names: Iterable[object], path: Path) -> str:
     """The line for a file that holds a state with these names, and nothing else."""
-    return ADVICE + _line(str(path), "c", _wrapper(names))
+    return ADVICE + _line(str(path), "c", wrapper(names))
 
 
 def of_a_training(states: Mapping[object, Iterable[object]], path: Path) -> str:
@@ -35,7 +35,7 @@ def of_a_training(states: Mapping[object, Iterable[object]], path: Path) -> str:
     """
     key = next((key for key in USUAL if key in states), next(iter(states)))
     word = key if isinstance(key, str) and _WORD.fullmatch(key) else "KEY"
-    return ADVICE + _line(str(path), f"c['{word}']", _wrapper(states[key]))
+    return ADVICE + _line(str(path), f"c['{word}']", wrapper(states[key]))
 
 
 def of_ones_own() -> str:
@@ -43,10 +43,10 @@ def of_ones_own() -> str:
     return ADVICE + _line("FILE", f"next(c[k] for k in {USUAL} if c.get(k))", "", objects=True)
 
 
-def _line(path: str, state: str, wrapper: str, objects: bool = False) -> str:
+def _line(path: str, state: str, prefix: str, objects: bool = False) -> str:
     place = path if _PLACE.fullmatch(path) else "FILE"
-    if wrapper:
-        state = f"{{k[{len(wrapper)}:]: v for k, v in {state}.items()}}"
+    if prefix:
+        state = f"{{k[{len(prefix)}:]: v for k, v in {state}.items()}}"
     return (
         f"python -c \"import sys, torch; c = torch.load(sys.argv[1], 'cpu', weights_only={not objects}); "
         "torch.save({'klass': 'demucs.htdemucs.HTDemucs', 'args': (), "
@@ -55,7 +55,7 @@ def _line(path: str, state: str, wrapper: str, objects: bool = False) -> str:
     )
 
 
-def _wrapper(names: Iterable[object]) -> str:
+def wrapper(names: Iterable[object]) -> str:
     """What a wrapper of the model puts before every name, such as ``module.``; else nothing."""
     parts = [str(name).partition(".") for name in names]
     nested = all(dot for _, dot, _ in parts) and len({first for first, _, _ in parts}) == 1

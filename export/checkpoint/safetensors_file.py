@@ -33,8 +33,10 @@ def looks_like_safetensors(head: bytes, file_bytes: int) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= file_bytes - 8
 
 
-def read_safetensors(path: Path, head: bytes, file_bytes: int) -> Package:
+def read_safetensors(path: Path, head: bytes, file_bytes: int, bare: bool = False) -> Package:
     """Read a package; ``head`` is how the file starts, at least its first 8 bytes.
+
+    With ``bare``, a file without a class gives a package whose value is the state alone: its names.
 
     Raises:
         CheckpointError: damaged, without klass, args and kwargs, quantised, or with values no model has.
@@ -44,7 +46,9 @@ def read_safetensors(path: Path, head: bytes, file_bytes: int) -> Package:
         raise CheckpointError(f"the header has {header:,} bytes, expected at most {MAX_HEADER:,}")
     with damage(_TORN, _ERRORS, 200), safe_open(str(path), framework="pt") as file:
         metadata, names = file.metadata() or {}, list(file.keys())
-    _check(metadata, names)
+    _check(metadata, names, bare)
+    if bare and "klass" not in metadata:
+        return Package(names, lambda _: _tensors(path, names))
     value = {key: _json(metadata[key], key) for key in ("args", "kwargs")}
     return Package({**value, "klass": metadata["klass"], "state": names}, lambda _: _tensors(path, names))
 
@@ -62,12 +66,12 @@ def _tensors(path: Path, names: Iterable[str]) -> tuple[dict[str, torch.Tensor],
     return tensors, {_DTYPES[dtype] for dtype in stored.values()}
 
 
-def _check(metadata: dict[str, str], names: list[str]) -> None:
+def _check(metadata: dict[str, str], names: list[str], bare: bool) -> None:
     if "structure" in metadata:
         raise CheckpointError("the weights are stored as DiffQ codes, expected plain tensors", DIFFQ_FIX)
     refuse_quantised(names)
     missing = [key for key in ("klass", "args", "kwargs") if key not in metadata]
-    if missing:
+    if missing and not (bare and "klass" in missing):
         raise CheckpointError(
             f"the metadata lacks {', '.join(missing)}: a bare state dict, expected a package",
             _FIX,

@@ -10,8 +10,9 @@ from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.families.demucs.family import Demucs
 from mrsep_deploy.export.families.family import Family
 from mrsep_deploy.export.families.hdemucs.family import HDemucs
+from mrsep_deploy.export.families.roformer.family import RoFormer
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Demucs(), HDemucs())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (Demucs(), HDemucs(), RoFormer())}
 
 
 def variants() -> tuple[str, ...]:

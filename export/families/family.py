@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mrsep_deploy.bundle.manifest import Application, Branch, FusionShares, Stage
+from mrsep_deploy.export.checkpoint.config_file import ConfigFile
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Family(abc.ABC):
         ignored_state: names of training state that checkpoints carry and models have no place for.
         any_segment: whether a trained model can be exported for segments of another length than its own.
         rewrites: exact rewrites that :meth:`rewrite` knows, each with what it does.
+        opset: of the graphs: 20 is read by ONNX Runtime, OpenVINO and TensorRT from 10.9; 23 has attention as one
+            operator, which TensorRT reads from 10.14.
     """
 
     name: ClassVar[str]
@@ -81,6 +84,7 @@ class Family(abc.ABC):
     ignored_state: ClassVar[tuple[str, ...]] = ()
     any_segment: ClassVar[bool] = False
     rewrites: ClassVar[Mapping[str, str]] = {}
+    opset: ClassVar[int] = 20
 
     @abc.abstractmethod
     def config(
@@ -91,6 +95,22 @@ class Family(abc.ABC):
         Raises:
             CheckpointError: an argument is unknown or impossible; the message names it.
         """
+
+    def from_file(self, file: ConfigFile, names: Collection[str]) -> tuple[str, dict[str, object]] | None:
+        """The variant and the constructor arguments of a bare state dict, or None where it is not of this family.
+
+        Args:
+            file: the configuration that came with it.
+            names: of its parameters.
+
+        Raises:
+            CheckpointError: it is of this family, but of a variant that is not supported, or the file lacks something.
+        """
+        return None
+
+    def check_state(self, config: Any, state: Mapping[str, Tensor]) -> None:
+        """Raises ``CheckpointError`` for values in a state dict that no model of this structure has."""
+        return
 
     @abc.abstractmethod
     def model(self, config: Any) -> nn.Module:

@@ -22,7 +22,11 @@ GroupNormalization (21), which TensorRT 10.16 has computed as instance norm."""
 
 
 def export_graph(
-    part: nn.Module, inputs: Sequence[Tensor], stage: str, names: tuple[Sequence[str], Sequence[str]]
+    part: nn.Module,
+    inputs: Sequence[Tensor],
+    stage: str,
+    names: tuple[Sequence[str], Sequence[str]],
+    opset: int = OPSET,
 ) -> bytes:
     """Export one part for any batch; all other shapes are static.
 
@@ -31,6 +35,7 @@ def export_graph(
         inputs: tensors of the shapes it will run at, for a batch of one.
         stage: its name, for the graph and for errors.
         names: of inputs and outputs.
+        opset: of the graph.
 
     Returns:
         A self-contained ONNX model, whose inputs and outputs have ``batch`` for their first dimension.
@@ -44,7 +49,7 @@ def export_graph(
                 part.eval(),
                 tuple(x.expand(TRACED, *x.shape[1:]) for x in inputs),  # takes no memory: the items are one
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=list(names[0]),
                 output_names=list(names[1]),
                 external_data=False,

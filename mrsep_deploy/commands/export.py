@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ExportOptions:
     checkpoint: Path | None = argument(required=False, type=options.PATH)
+    config: Path | None = option(
+        "Configuration of a CHECKPOINT that is a bare state dict.  [default: the .yaml beside it of its name]",
+        type=options.PATH,
+        metavar="FILE",
+    )
     name: str | None = option("Name of the model.  [default: the file's name]", "-n")
     output: Path | None = options.folder(
         "Folder of the bundle.  [default: one that is found by the name]", "-o"
@@ -52,7 +57,9 @@ class ExportOptions:
     seed: int | None = option(
         "For --untrained.  [default: 0]", type=click.IntRange(0, 2**32 - 1), metavar="N"
     )
-    arguments: dict[str, object] = constructor_arguments("For --untrained: a constructor argument.", "--set")
+    arguments: dict[str, object] = constructor_arguments(
+        "A constructor argument, for --untrained or in place of the configuration's.", "--set"
+    )
     without: tuple[str, ...] = one_of(
         rewrites,
         "Leave out an exact rewrite of the graphs: NAMES.",
@@ -83,6 +90,7 @@ class ExportOptions:
 Examples:
   mrsep-deploy export 955717e8-8726e21a.th --name htdemucs
   mrsep-deploy export model.th -o bundles/model --zip model.zip
+  mrsep-deploy export bs_roformer.ckpt --config bs_roformer.yaml --set zero_dc=false
   mrsep-deploy export --untrained htdemucs_n --seed 1 --set nfft_list=2048,4096
 """,
 )
@@ -90,21 +98,25 @@ Examples:
 def export(asked: ExportOptions) -> None:
     """Turn a trained checkpoint into a bundle.
 
-    Reads .th and .safetensors files of the Demucs family, and .yaml bags of one model, without running any
-    code in them. Every graph is compared with PyTorch before anything is written. The model exported last is
-    the one that run takes if none is named and none was chosen with models use. Needs the extra
-    mrsep-deploy[export].
+    Reads .th and .safetensors files of the Demucs family, .yaml bags of one model, and .ckpt files of BS-RoFormer
+    and Mel-Band RoFormer with their configuration, without running any code in them. Every graph is compared
+    with PyTorch before anything is written. The model exported last is the one that run takes if none is named
+    and none was chosen with models use. Needs the extra mrsep-deploy[export].
     """
     if (asked.checkpoint is None) == (asked.untrained is None):
         raise click.UsageError("Give a CHECKPOINT, or --untrained FAMILY.")
     if asked.untrained is not None and asked.segment is not None:
         raise click.UsageError("--segment is for a CHECKPOINT; give --set segment=SECONDS.")
-    if asked.untrained is None and (asked.arguments or asked.seed is not None):
+    if asked.untrained is None and asked.seed is not None:
+        raise click.UsageError("--seed needs --untrained FAMILY; a checkpoint has its own weights.")
+    if asked.untrained is None and asked.config is None and asked.arguments:
         raise click.UsageError(
-            "--set and --seed need --untrained FAMILY; a checkpoint has its own arguments."
+            "--set needs --untrained FAMILY, or the --config FILE of a checkpoint; a package has its own arguments."
         )
     if asked.licence is None and (asked.source is not None or asked.commercial):
         raise click.UsageError("--source and --commercial need --licence TEXT.")
+    if asked.untrained is not None and asked.config is not None:
+        raise click.UsageError("--config needs a CHECKPOINT; --untrained FAMILY takes --set KEY=VALUE.")
     from mrsep_deploy.bundle import check_archive_place, write_archive
     from mrsep_deploy.bundle.licence import stated
     from mrsep_deploy.export import api
@@ -117,7 +129,7 @@ def export(asked: ExportOptions) -> None:
     started = time.perf_counter()
     if asked.archive is not None:
         check_archive_place(asked.archive, overwrite=asked.overwrite)
-        refuse_inputs("--zip", asked.archive, given_files(asked.checkpoint, asked.plan))
+        refuse_inputs("--zip", asked.archive, given_files(asked.checkpoint, asked.config, asked.plan))
     with step_progress(asked.quiet) as progress:
         names = "name layout precision plan without segment overwrite"
         how: dict[str, Any] = {name: getattr(asked, name) for name in names.split()}
@@ -129,6 +141,8 @@ def export(asked: ExportOptions) -> None:
             from mrsep_deploy.export.load import untrained_model
 
             source = untrained_model(asked.untrained, asked.seed or 0, **asked.arguments)
+        else:
+            how |= {"config": asked.config, "arguments": asked.arguments}
         assert source is not None
         bundle = api.export(source, asked.output, progress=progress, **how)
         archive = asked.archive and write_archive(bundle, asked.archive, asked.overwrite)

@@ -134,7 +134,7 @@ def convert_bundle(
     converted = replace(
         manifest,
         precision=plan.precision,
-        opset=BFLOAT16_OPSET if plan.precision == "bfloat16" else manifest.opset,
+        opset=max(manifest.opset, BFLOAT16_OPSET) if plan.precision == "bfloat16" else manifest.opset,
         tensors=tuple(
             replace(tensor, dtype=plan.precision if tensor.name in low else tensor.dtype)
             for tensor in manifest.tensors

@@ -26,7 +26,7 @@ MOVEMENT = frozenset(
 ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Neg", "Abs", "Gelu", "Sigmoid", "Tanh", "Relu", "Elu", "Erf"))
 """Operators that compute each element on its own, without harm to its relative precision."""
 
-PRODUCTS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
+PRODUCTS = frozenset(("Attention", "Conv", "ConvTranspose", "MatMul", "Gemm"))
 """Where the arithmetic is."""
 
 

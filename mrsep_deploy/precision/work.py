@@ -30,6 +30,8 @@ def node_macs(node: ir.Node) -> int:
     if node.op_type == "Gemm":
         transposed = node.attributes.get_int("transA", 0)
         return elements(node.outputs[0]) * _shape(node, 0)[0 if transposed else -1]
+    if node.op_type == "Attention":  # queries and keys, scores and values
+        return (math.prod(_shape(node, 0)) + elements(node.outputs[0])) * _shape(node, 1)[-2]
     return 0
 
 

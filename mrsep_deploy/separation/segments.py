@@ -21,6 +21,9 @@ from mrsep_deploy.errors import UsageError
 SONG_EPS = 1e-8
 """Added to the song's standard deviation (the published value)."""
 
+LEAST_WEIGHT = 2.0**-40
+"""Of a sample at the end of a linear fade: far below a rounding of what another segment gives there."""
+
 
 @dataclass(frozen=True)
 class SongStatistics:
@@ -176,12 +179,15 @@ def triangle(segment: int) -> Float32:
 
 
 def weights_of(application: Application, segment: int) -> Float32:
-    """Weights of a segment's samples, all of them positive. Not to be written to."""
+    """Weights of a segment's samples, all of them positive. Not to be written to.
+
+    A linear fade goes from 0 to 1, both included, where 0 is so little that it counts only where no other segment does.
+    """
     if application.weights == "triangle":
         return triangle(segment)
     fade = min(application.fade, segment // 2)
     weights = np.ones(segment, np.float32)
-    weights[:fade] = np.arange(1, fade + 1) / (fade + 1)
+    weights[:fade] = np.maximum(np.linspace(0, 1, fade), LEAST_WEIGHT)
     weights[segment - fade :] = weights[:fade][::-1]
     return weights
 
@@ -189,13 +195,18 @@ def weights_of(application: Application, segment: int) -> Float32:
 class OverlapAdd:
     """Adds weighted outputs ``[S, C, n]`` and hands out what no later segment will touch.
 
-    Segments come in order of their start.
+    Segments come in order of their start. With linear fades the first one is not faded in. (The last one
+    fades out, but no other segment has anything there.)
     """
 
     def __init__(
         self, sources: int, channels: int, segment: int, application: Application | None = None
     ) -> None:
-        self.weights = weights_of(application or Application(), segment)
+        application = application or Application()
+        self.weights = self.first_weights = weights_of(application, segment)
+        if application.weights == "linear":
+            self.first_weights = self.weights.copy()
+            self.first_weights[: segment // 2] = 1
         self.total = np.zeros((sources, channels, segment), np.float32)
         self.weight_sum = np.zeros(segment, np.float32)
         self.position = 0
@@ -209,7 +220,7 @@ class OverlapAdd:
                 buffer[..., :-count] = buffer[..., count:].copy()
                 buffer[..., -count:] = 0
         length = output.shape[-1]
-        weights = self.weights[:length]
+        weights = (self.weights if start else self.first_weights)[:length]
         self.total[..., :length] += output * weights
         self.weight_sum[:length] += weights
         return finished

@@ -1,0 +1,1 @@
+"""BS-RoFormer and Mel-Band RoFormer: masks on a spectrogram from attention over time and over bands."""
