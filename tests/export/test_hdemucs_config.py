@@ -40,11 +40,11 @@ def test_segments_of_another_length(tmp_path: Path) -> None:
     """Asked for, or by the bag; the bundle's model is made again with the same."""
     file = GOLDEN / "hdemucs" / "hdemucs.th"
     assert load_model(file).info().segment == 1
-    longer = load_model(file, 1.5)
+    longer = load_model(file, segment=1.5)
     assert longer.info().segment == Fraction(3, 2)
     assert reload(longer.origin).info().segment == Fraction(3, 2)
     (tmp_path / "aaaa1111.th").symlink_to(file)
     (tmp_path / "bag.yaml").write_text("models: ['aaaa1111']\nsegment: 2\n")
     assert load_model(tmp_path / "bag.yaml").info().segment == 2
     with pytest.raises(UsageError, match="segments of 3 s were asked for; those of htdemucs have"):
-        load_model(GOLDEN / "htdemucs.th", 3)
+        load_model(GOLDEN / "htdemucs.th", segment=3)
