@@ -75,7 +75,6 @@ def fetch(asked: FetchOptions) -> None:
         downloading=functools.partial(byte_progress, asked.quiet),
         exporting=functools.partial(step_progress, asked.quiet),
     )
-    remark(*found.remarks, quiet=asked.quiet)
     print_result(asked.as_json, lambda: _plain(found), lambda screen: _print(screen, found), asked.quiet)
 
 
@@ -94,5 +93,4 @@ def _plain(found: Fetched) -> dict[str, object]:
         "was_there": found.was_there,
         "licence": asdict(found.licence),
         "models": [{"name": bundle.manifest.name, "digest": bundle.digest} for bundle in found.models],
-        "remarks": list(found.remarks),
     }

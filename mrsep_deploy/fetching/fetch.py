@@ -46,7 +46,6 @@ class Fetched:
         path: the folder of its bundle, or of the bag with the bundles of its models.
         models: the bundles.
         was_there: it had been fetched before, and nothing was done.
-        remarks: how it differs from what its authors publish.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Fetched:
     licence: Licence
     models: tuple[Bundle, ...]
     was_there: bool = False
-    remarks: tuple[str, ...] = ()
 
 
 def fetch(
@@ -103,6 +101,7 @@ def fetch(
     with downloading() as progress:
         files = download(published_name, model.files, mirror, progress)
     checkpoints = [path for path, file in zip(files, model.files, strict=True) if file in model.checkpoints]
+    config = next((path for path in files if path not in checkpoints), None)
     with exporting() as progress:
         if len(checkpoints) > 1:
             bundles = _export_bag(checkpoints, model, target, layout, overwrite, progress)
@@ -112,11 +111,13 @@ def fetch(
                 name=name,
                 layout=layout,
                 licence=licence,
+                config=config,
+                segment=model.segment,
                 overwrite=overwrite,
                 progress=progress,
             )
             bundles = (bundle,)
-    return Fetched(name, target, licence, bundles, remarks=tuple(_remarks(model, bundles)))
+    return Fetched(name, target, licence, bundles)
 
 
 def _require_family(name: str, model: PublishedModel) -> None:
@@ -175,7 +176,7 @@ def _export_bag(
             ) -> None:
                 progress(f"{which}: {what}", done, total)
 
-            loaded = load_model(checkpoint)
+            loaded = load_model(checkpoint, segment=model.segment)
             bundle = export_model(loaded, name, part / name, options, progress=report)
             digest.update(bundle.digest.encode())
     registry.register_place(target, digest.hexdigest(), target.name)
@@ -189,12 +190,3 @@ def _bag_text(names: Sequence[str], model: PublishedModel) -> bytes:
     if model.weights is not None:
         lines.append(f"weights = {[list(row) for row in model.weights]}")
     return ("\n".join(lines) + "\n").encode()
-
-
-def _remarks(model: PublishedModel, bundles: Sequence[Bundle]) -> list[str]:
-    """A bundle has one length of segment, that of its checkpoint; authors may ask for another."""
-    seconds = {float(bundle.manifest.model.segment) for bundle in bundles}
-    if model.segment is None or seconds == {model.segment}:
-        return []
-    made = ", ".join(f"{each:g} s" for each in sorted(seconds))
-    return [f"its authors run it in segments of {model.segment:g} s, the bundles have {made}"]

@@ -23,8 +23,8 @@ from mrsep_deploy.export.exporter import ExportOptions, export_model
 from mrsep_deploy.export.families import FAMILIES
 from mrsep_deploy.export.families.staged import StagedModel
 from mrsep_deploy.export.load import LoadedModel, load_model, reload, untrained_model
-from mrsep_deploy.measuring.probe import probe_signal
 from mrsep_deploy.measuring.deviation import Deviation
+from mrsep_deploy.measuring.probe import probe_signal
 from mrsep_deploy.separation.separator import Separator
 
 Array = NDArray[np.float32]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from mrsep_deploy.errors import DONE, FAILED, USAGE
 from mrsep_deploy.files import paths
 
 WEIGHTS = checkpoint("htdemucs").read_bytes()
+HDEMUCS = Path(__file__).parents[1] / "golden" / "hdemucs" / "hdemucs.th"
 WORDS = "For the tests"
 CODE = (
     "import sys; from pathlib import Path; from mrsep_deploy.bundle import published\n"
@@ -29,10 +31,14 @@ CODE = (
 """The program with another list of published models."""
 
 
-def entry(name: str, files: list[str], data: bytes, family: str = "htdemucs") -> str:
+def entry(name: str, files: list[str], data: bytes, family: str = "htdemucs", more: str = "") -> str:
+    return listed_model(name, dict.fromkeys(files, data), family, more)
+
+
+def listed_model(name: str, files: Mapping[str, bytes], family: str, more: str = "") -> str:
     lines = [f'[models.{name}]\ntitle = "A test"\nfamilies = ["{family}"]', 'sources = ["drums", "bass"]']
-    lines.append('licence = "own"')
-    for file in files:
+    lines += ['licence = "own"', more]
+    for file, data in files.items():
         sha256 = hashlib.sha256(data).hexdigest()
         lines.append(
             f'[[models.{name}.files]]\nname = "{file}"\naddress = "https://published.invalid/{file}"'
@@ -106,6 +112,26 @@ def test_a_model_is_fetched_exported_and_registered(tmp_path: Path) -> None:
     assert bundle.path.stat().st_mtime_ns == before
     code, _, err = invoke("fetch", "two", "--name", "one", "--from", "stick")
     assert (code, "the name one belongs to another model" in err) == (USAGE, True)
+
+
+@pytest.mark.slow
+def test_a_configuration_beside_the_weights_and_a_segment_of_the_authors(
+    listed: Path, tmp_path: Path
+) -> None:
+    small = checkpoint("roformer_small_bs")
+    files = {"weights.ckpt": small.read_bytes(), "settings.yaml": small.with_suffix(".yaml").read_bytes()}
+    long = {"long-0.th": HDEMUCS.read_bytes()}
+    with listed.open("a") as out:
+        out.write(listed_model("bare", files, "bs_roformer"))
+        out.write(listed_model("long", long, "hdemucs", "segment = 2.5"))
+    for name, data in {**files, **long}.items():
+        (tmp_path / "stick" / name).write_bytes(data)
+    for name in ("bare", "long"):
+        code, _, err = invoke("fetch", name, "--from", "stick", "-q")
+        assert (code, err) == (DONE, "")
+    bare, longer = (Bundle.open(registry.resolve(name)).manifest for name in ("bare", "long"))
+    assert bare.provenance["checkpoint"]["sha256"] == hashlib.sha256(files["weights.ckpt"]).hexdigest()  # type: ignore[index]
+    assert longer.model.segment == 2.5
 
 
 @pytest.mark.slow
