@@ -17,13 +17,12 @@ from figures_accumulation import accumulation
 from figures_benchmarking import benchmarking
 from figures_cpu import cpu
 from figures_shipped import card
-from figures_source import ENGINES, MODELS, machine, result
+from figures_source import ENGINES, MODELS, SOURCES, machine, result
 from machine_info import ROOT
 
 README = ROOT / "README.md"
 BEGIN = "<!-- figures: written by benchmarks/figures.py -->"
 END = "<!-- end of figures -->"
-SOURCES = ("drums", "bass", "other", "vocals")
 SONGS = {"chaos_god": "with vocals", "metal_madness": "without vocals"}
 
 

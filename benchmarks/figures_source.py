@@ -10,6 +10,7 @@ from machine_info import RESULTS
 
 Result = Mapping[str, Any]
 MODELS = {"trained": "HTDemucs, trained", "htdemucs_n": "HTDemucs_n, untrained"}
+SOURCES = ("drums", "bass", "other", "vocals")
 ENGINES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 
 

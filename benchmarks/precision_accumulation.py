@@ -17,28 +17,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import figures_source
-import numpy as np
-from assets import read_excerpt
-from machine_info import RESULTS, ROOT, machine_info, write_result
+from machine_info import RESULTS, machine_info, write_result
 from parity_trained import export_trained
+from precision_goldens import Pair, excerpt_track, golden_bundles, golden_track, stages
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.shipped import BUNDLE
-from mrsep_deploy.engines.choice import choose
-from mrsep_deploy.engines.contract import EngineOptions
-from mrsep_deploy.export.exporter import export_model
-from mrsep_deploy.export.load import load_model
 from mrsep_deploy.files.strict_json import finite
-from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.names import ACCUMULATIONS
-from mrsep_deploy.precision.plan import default_plan
-from mrsep_deploy.verification.reference import BundleReference
-from mrsep_deploy.verification.tracks import Track, with_stems
-from mrsep_deploy.verification.verify import verify
+from mrsep_deploy.verification.tracks import Track
 
 NAME = "precision_accumulation"
 PARTS = ("mrsep-small", "htdemucs", "goldens")
-GOLDEN = ROOT / "tests" / "golden"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,44 +40,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for part in options.parts or PARTS:
             machines[part] = machine_info()
             for name, bundle, track in _models(part, Path(work)):
-                measured[part][name] = _measured(bundle, track, Path(work) / f"{name}-low", options.threads)
+                measured[part][name] = _measured(
+                    bundle, track, Path(work) / f"{part}-{name}-low", options.threads
+                )
                 print(write_result(NAME, {"machines": machines, **measured}), flush=True)
 
 
 def _models(part: str, folder: Path) -> Iterator[tuple[str, Bundle, Track]]:
     """The models of a part, by name, each with what it is measured on."""
     if part == "goldens":
-        for checkpoint in sorted(GOLDEN.glob("*.th")):
-            name = checkpoint.stem
-            with np.load(GOLDEN / f"{name}.npz") as arrays:
-                track = with_stems("golden", arrays["mix"], {})
-            yield name, export_model(load_model(checkpoint), name, folder / name), track
+        for name, bundle in golden_bundles(folder):
+            yield name, bundle, golden_track(name)
         return
-    truth = read_excerpt()
-    track = with_stems("excerpt", np.sum(list(truth.values()), axis=0, dtype=np.float32), truth)
-    yield "excerpt", Bundle.open(BUNDLE if part == "mrsep-small" else export_trained(folder, "split")), track
+    yield (
+        "excerpt",
+        Bundle.open(BUNDLE if part == "mrsep-small" else export_trained(folder, "split")),
+        excerpt_track(),
+    )
 
 
 def _measured(bundle: Bundle, track: Track, folder: Path, threads: int) -> dict[str, object]:
     """By accumulation, what each emulation loses."""
-    low = convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), folder, overwrite=True)
+    pair = Pair(bundle, folder, threads)
     found: dict[str, object] = {}
     for accumulation in ACCUMULATIONS:
         began = time.perf_counter()
-        options = EngineOptions(threads, precision="fp16", accumulation=accumulation)
-        engine, reference = choose("ort", options).engine, BundleReference(bundle, threads)
-        try:
-            result = verify(low, engine, reference, [track])
-        finally:
-            reference.close()
-            engine.close()
-        stages = {
-            stage.stage: min(figures.snr for figures in stage.tensors.values()) for stage in result.stages
-        }
+        result = pair.verify([track], accumulation)
         found[accumulation] = {
             "how": result.note,
             "snr": {stem.source: finite(round(stem.figures.snr, 2)) for stem in result.stems},
-            "stages": {stage: finite(round(snr, 1)) for stage, snr in stages.items()},
+            "stages": stages(result),
             "measured_in": round(time.perf_counter() - began, 1),
         }
         print(bundle.manifest.name, accumulation, found[accumulation], flush=True)

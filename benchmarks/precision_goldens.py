@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from mrsep_deploy.export.exporter import export_model
 from mrsep_deploy.export.load import load_model
 from mrsep_deploy.files.strict_json import finite
 from mrsep_deploy.precision.convert_bundle import convert_bundle
+from mrsep_deploy.precision.names import Accumulation
 from mrsep_deploy.precision.plan import default_plan
 from mrsep_deploy.verification.reference import BundleReference
 from mrsep_deploy.verification.results import StemResult, Verification
@@ -44,9 +44,9 @@ class Pair:
         self.low = convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), folder)
         self.bundle, self.threads = bundle, threads
 
-    def verify(self, tracks: Sequence[Track]) -> Verification:
+    def verify(self, tracks: Sequence[Track], accumulation: Accumulation = "float32") -> Verification:
         """Both on the same tracks, the lower precision on all of their segments."""
-        options = replace(EngineOptions(self.threads), precision="fp16")
+        options = EngineOptions(self.threads, precision="fp16", accumulation=accumulation)
         engine, reference = choose("ort", options).engine, BundleReference(self.bundle, self.threads)
         try:
             return verify(self.low, engine, reference, tracks, gate=math.inf)
@@ -67,6 +67,13 @@ def golden_track(name: str) -> Track:
         return with_stems("golden", arrays["mix"], {})
 
 
+def golden_bundles(folder: Path) -> Iterator[tuple[str, Bundle]]:
+    """Every golden checkpoint, exported into a folder, by its name."""
+    for checkpoint in sorted(GOLDEN.glob("*.th")):
+        name = checkpoint.stem
+        yield name, export_model(load_model(checkpoint), name, folder / name)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,9 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _goldens(folder: Path, threads: int) -> Mapping[str, object]:
     """Every family: the worst stem on its golden mix and on the built-in signals."""
     report = {}
-    for checkpoint in sorted(GOLDEN.glob("*.th")):
-        name = checkpoint.stem
-        bundle = export_model(load_model(checkpoint), name, folder / name)
+    for name, bundle in golden_bundles(folder):
         tracks = [golden_track(name), *builtin_tracks(bundle.manifest)]
         found = Pair(bundle, folder / f"{name}-low", threads).verify(tracks)
         counting = [stem for stem in found.stems if stem.counts]
@@ -92,7 +97,7 @@ def _goldens(folder: Path, threads: int) -> Mapping[str, object]:
             track.name: _worst([stem for stem in counting if stem.track == track.name]) for track in tracks
         }
         print(f"{name}: {worst}", flush=True)
-        report[name] = {"worst_snr": worst, "stages": _stages(found), "passes": found.passes}
+        report[name] = {"worst_snr": worst, "stages": stages(found), "passes": found.passes}
     return report
 
 
@@ -101,7 +106,7 @@ def _worst(stems: Sequence[StemResult]) -> float | None:
     return finite(min((round(stem.figures.snr, 1) for stem in stems), default=None))
 
 
-def _stages(found: Verification) -> dict[str, float | None]:
+def stages(found: Verification) -> dict[str, float | None]:
     """SNR in dB of every stage's worst output, on exact inputs."""
     return {
         stage.stage: finite(round(min(figures.snr for figures in stage.tensors.values()), 1))

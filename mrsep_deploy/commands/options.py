@@ -187,7 +187,7 @@ def limit() -> Any:
     )
 
 
-def gate(default: str = "what verify --calibrate-gate found, or 7.5") -> Any:
+def gate(default: str = "what verify --calibrate-gate found, or 4") -> Any:
     """``--gate BURSTINESS|off``; infinite for off. ``default`` says what holds without it."""
 
     def burstiness(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:

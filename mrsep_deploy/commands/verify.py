@@ -58,7 +58,7 @@ class VerifyOptions:
         metavar="FILE",
     )
     limit: float | None = options.limit()
-    gate: float | None = options.gate("off with --bisect, else what --calibrate-gate found, or 7.5")
+    gate: float | None = options.gate("off with --bisect, else what --calibrate-gate found, or 4")
     bisect: bool = flag("If it fails, find the nodes that have to be float32, and write a plan.")
     output: Path | None = option(
         "For --bisect: where the plan goes.  [default: MODEL.plan.json]", type=options.FILE, metavar="PLAN"
