@@ -10,6 +10,7 @@ one place: with all of its blocks in float32 it is 63.0 dB, and with its band sp
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ KEPT = (".rotary_embed/", ".ends.", "product/", "/ReduceL2", "/Clip")
 
 
 def separated(bundle: Bundle, name: str, engine: str) -> dict[str, NDArray[np.float32]]:
-    with Separator(bundle, engine=engine, threads=1) as separator:
+    with Separator(bundle, engine=engine, threads=1, gate=math.inf) as separator:
         return separator.separate(golden(name).mix)
 
 
