@@ -16,7 +16,7 @@ WIDENED = {
     **dict.fromkeys(("Cos", "Sin"), 7),
     **dict.fromkeys(("Conv", "ConvTranspose"), 11),
     **dict.fromkeys(("Cast", "Constant", "Flatten", "Identity", "Pad"), 13),
-    **dict.fromkeys(("Reshape", "HardSwish"), 14),
+    **dict.fromkeys(("GRU", "HardSwish", "LSTM", "Reshape", "RNN"), 14),
     **dict.fromkeys(("Shape", "Squeeze", "Transpose", "Unsqueeze"), 13),
     **dict.fromkeys(("ConstantOfShape",), 9),
     **dict.fromkeys(("Mish",), 18),
