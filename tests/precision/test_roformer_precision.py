@@ -6,7 +6,8 @@ SNR of the worst stem on ONNX Runtime, which rounds more than OpenVINO, in dB:
     bfloat16    bs_roformer 43.3    mel_band_roformer_2 45.7    roformer_small_bs 41.8    roformer_small_mel 36.2
 
 The small ones are below what trained models reach: with tokens of 8 and of 4 numbers, few rounding errors average out.
-The loss of the last has no one place: with all of its blocks in float32 it is 63.0 dB, and with its band split in float32 instead it is 57.9.
+The loss of the last has no one place: in float16, with all of its blocks in float32 it is 63.0 dB, and with its band
+split in float32 instead it is 57.9.
 """
 
 from __future__ import annotations
