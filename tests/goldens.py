@@ -63,6 +63,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Export:
     def export(name: str, layout: Layout = "split") -> Bundle:
         key = f"{name}-{layout}"
         if key not in opened:
+            (folder / key).parent.mkdir(exist_ok=True)  # of a name with a folder before it
             with FileLock(folder / f"{key}.lock"):
                 if not (folder / key).exists():
                     _export(name, folder / key, layout)
@@ -76,4 +77,4 @@ def _export(name: str, target: Path, layout: Layout) -> None:
     from mrsep_deploy.export.exporter import ExportOptions, export_model
     from mrsep_deploy.export.load import load_model
 
-    export_model(load_model(checkpoint(name)), name, target, ExportOptions(layout))
+    export_model(load_model(checkpoint(name)), Path(name).name, target, ExportOptions(layout))

@@ -6,6 +6,7 @@ them. So what an engine is called (fp32, fp16) is checked against what its layer
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,13 +16,19 @@ from mrsep_deploy.engines.cache import NewEngine
 from mrsep_deploy.engines.contract import BuildOptions
 from mrsep_deploy.engines.tensorrt.library import Library, TimingCache
 from mrsep_deploy.errors import EngineError, UsageError, first_line
+from mrsep_deploy.precision.costs import read_costs
 from mrsep_deploy.precision.names import Precision
 from mrsep_deploy.precision.requested import require_onnx
+
+log = logging.getLogger(__name__)
 
 HEAVY_LAYERS = frozenset(
     ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION", "ATTENTION_INPUT")
 )
 """Layers that decide what precision an engine has: those where the arithmetic is."""
+
+NO_KERNEL = "is_decomposable"
+"""What Myelin's error says of an attention that no fused kernel takes, and that may not be taken apart either."""
 
 _TRANSPARENT = frozenset(("CONSTANT", "CAST", "IDENTITY", "SHUFFLE", "SHAPE"))
 
@@ -56,14 +63,22 @@ def build_plan(
     _parse(library, network, _at_batch(library, graph, manifest.batch, stage), stage)
     check_tensors(network_tensors(library, network), manifest, stage)
     layers = layer_types(library, network)
-    check_precision(layers, precision, stage)
+    check_precision(layers, precision, stage, kept=stage_is_kept(manifest, stage))
     config = builder.create_builder_config()
     _configure(library, config, options)
     if timing is not None:
         timing.load(config)
     serialized = builder.build_serialized_network(network, config)
+    reason = "" if serialized is not None else library.last_error()
+    if NO_KERNEL in reason and (count := allow_decomposing(library, network)):
+        log.warning(
+            "%s has no fused kernel for the attention of stage %s in its type and shape: %d of them write out their "
+            "scores, which takes memory and time (float32 has none at all, float16 and bfloat16 have)",
+            library.title, stage.name, count,
+        )  # fmt: skip
+        serialized = builder.build_serialized_network(network, config)
+        reason = "" if serialized is not None else library.last_error()
     if serialized is None:
-        reason = library.last_error()
         fix = "Give it more memory: --workspace MB" if options.workspace is not None else ""
         if "FP32 GEMM is not supported" in reason:
             # Turing's; of the graphs of a bundle every one with a matrix product in it is refused there
@@ -74,6 +89,16 @@ def build_plan(
     tensors = {name: manifest.tensor(name).dtype for name in (*stage.inputs, *stage.outputs)}
     about = {"model": manifest.name, "stage": stage.name, "layers": layers, "tensors": tensors}
     return NewEngine(bytes(serialized), about)
+
+
+def allow_decomposing(library: Library, network: Any) -> int:
+    """Lets every attention be taken apart into products and a softmax; returns how many there are."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    ends = [layer for layer in layers if layer.type.name == "ATTENTION_INPUT"]
+    for layer in ends:
+        layer.__class__ = library.module.IAttentionInputLayer  # get_layer knows their common class alone
+        layer.attention.decomposable = True
+    return len(ends)
 
 
 def _network(library: Library, builder: Any, stage: Stage) -> Any:
@@ -224,17 +249,26 @@ def layer_types(library: Library, network: Any) -> dict[str, int]:
     return dict(heavy or others)
 
 
-def check_precision(layers: Mapping[str, int], precision: Precision, stage: Stage) -> None:
+def stage_is_kept(manifest: Manifest, stage: Stage) -> bool:
+    """Whether a conversion left all of a stage's products in float32, as its rules or its plan said."""
+    cost = read_costs(manifest).get(stage.name)
+    return cost is not None and cost.kept_macs == cost.macs
+
+
+def check_precision(
+    layers: Mapping[str, int], precision: Precision, stage: Stage, kept: bool = False
+) -> None:
     """Raise ``EngineError`` unless layers compute in what the engine is called.
 
     An fp16 or bf16 engine may keep layers in float32, for range; an fp32 engine has none below it. Transforms
-    (all stages but the model's own graphs) are float32 in each, and so is a fusion of finished signals.
+    (all stages but the model's own graphs) are float32 in each, and so is a fusion of finished signals, and what a
+    conversion ``kept`` there (masks of one layer).
     """
     halves = layers.get("float16", 0) + layers.get("bfloat16", 0)
     found = ", ".join(f"{count} in {dtype}" for dtype, count in sorted(layers.items())) or "none"
     what = f"the graph of stage {stage.name} has"
     low = {"fp16": "float16", "bf16": "bfloat16"}.get(precision)
-    if low and stage.kind == "graph" and STEMS not in stage.outputs and not layers.get(low, 0):
+    if low and stage.kind == "graph" and STEMS not in stage.outputs and not layers.get(low, 0) and not kept:
         raise EngineError(
             f"{what} no {low} layers ({found}), so its engine would not be {precision}",
             "Choose --precision fp32.",

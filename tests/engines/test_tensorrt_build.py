@@ -20,6 +20,9 @@ from mrsep_deploy.engines.tensorrt.build import build_plan, check_precision, che
 from mrsep_deploy.engines.tensorrt.engine import TensorRtRtxEngine
 from mrsep_deploy.engines.tensorrt.library import RTX, Library, find_library
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
+from mrsep_deploy.precision.convert_bundle import convert_bundle
+from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.plan import PrecisionPlan, default_plan
 
 pytest.importorskip("tensorrt_rtx_bindings", reason='TensorRT for RTX is not installed: pip install ".[rtx]"')
 
@@ -127,6 +130,52 @@ def test_every_graph_of_the_goldens_builds(exports: Export, engine: TensorRtRtxE
         if stage.file is not None:
             built = engine.build(bundle, stage, SM_86)
             assert set(built.details["layers"]) == {"float32"}  # type: ignore[call-overload]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "name", ["roformer_small_mel", "hdemucs/hdemucs_old", "hdemucs/hdemucs_multi", "hdemucs/demucs"]
+)
+def test_other_families_build(exports: Export, tmp_path: Path, name: str, precision: Precision) -> None:
+    """Batched products of bands, rotations and attention; LSTMs, local attention, magnitudes and bands."""
+    bundle = exports(name)
+    if precision == "fp16":
+        bundle = convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), tmp_path / "half")
+    engine = TensorRtRtxEngine(EngineOptions(precision=precision))
+    for stage in bundle.manifest.graph_stages:
+        layers = engine.build(bundle, stage, SM_86).details["layers"]
+        assert ("float16" in layers) == (precision == "fp16")  # type: ignore[operator]
+
+
+# --- attention ---------------------------------------------------------------------------------------------
+
+
+def attention(dtype: int, tokens: int, width: int) -> bytes:
+    """Attention in 8 heads, as one operator of opset 23."""
+    ends = [helper.make_tensor_value_info(name, dtype, [2, 8, tokens, width]) for name in "qkvy"]
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], name="attention")
+    graph = helper.make_graph([node], "attention", ends[:3], ends[3:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fused"),
+    [(TensorProto.FLOAT16, True), (TensorProto.BFLOAT16, True), (TensorProto.FLOAT, False)],
+)
+def test_attention_is_one_kernel_in_half_precision(
+    library: Library, caplog: pytest.LogCaptureFixture, dtype: int, fused: bool
+) -> None:
+    """That of RoFormers: 8 heads of 64, 801 frames. It is taken apart where there is no kernel, which is said."""
+    name = helper.tensor_dtype_to_np_dtype(dtype).name
+    specs = tuple(TensorSpec(each, (2, 8, 801, 64), name) for each in "qkvy")
+    stage = Stage("blocks", "graph", "shared", ("q", "k", "v"), ("y",), "blocks.onnx")
+    manifest = replace(tiny_manifest(), tensors=specs, stages=(stage,), precision=name)
+    asked = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[name]
+    built = build_plan(library, attention(dtype, 801, 64), manifest, stage, asked, SM_86)  # type: ignore[arg-type]
+    assert built.details["layers"] == {name: 1}
+    assert fused != ("has no fused kernel for the attention of stage blocks" in caplog.text)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
@@ -263,6 +312,14 @@ def test_fp16_is_what_layers_compute_in_and_not_what_a_manifest_says(tmp_path: P
     label_only = bundle_with(tmp_path, convolution(manifest, "float32"), precision="float16")
     with pytest.raises(EngineError, match=r"branch\.16 has no float16 layers \(1 in float32\)"):
         engine.build(label_only, stage_of(label_only), SM_86)
+
+
+def test_a_plan_may_keep_a_whole_stage(tmp_path: Path) -> None:
+    """As the rules do with masks of one layer: its engine is float32 inside, and no label alone."""
+    plan = PrecisionPlan("float16", (), {STAGE: ("*",)})
+    kept = convert_bundle(tiny_bundle(tmp_path), plan, tmp_path / "kept")
+    built = TensorRtRtxEngine(EngineOptions(precision="fp16")).build(kept, stage_of(kept), SM_86)
+    assert built.details["layers"] == {"float32": 2}
 
 
 def test_fp32_with_float16_inside(engine: TensorRtRtxEngine, tmp_path: Path) -> None:
