@@ -22,6 +22,7 @@ def _paper() -> Iterator[str]:
     yield f"The paper's tables: one segment, batch 1, {machine(found)}."
     yield f"Seconds are medians of up to {found['rounds']} rounds (none begins after a minute), PyTorch eager and ONNX"
     yield "Runtime taking turns, weights untrained; a FLOP count is twice the MACs."
+    yield "Rows without seconds came later: times of one table are of one machine and one set of versions."
     yield "SDR needs trained models of every row, and stands there where results are supplied (`--sdr`)."
     for table in found["tables"]:
         yield from ("", f"### {table['title']}", "")
@@ -45,10 +46,15 @@ def _paper() -> Iterator[str]:
                 f"{row['macs'] / 1e9:.1f} G",
                 f"{row['parameters']:,}",
                 f"{row['activations'] / 1e6:.0f} M",
-                *(f"{row['seconds'][name]:.2f}" for name in RUNTIMES),
+                *(_seconds(row["seconds"].get(name)) for name in RUNTIMES),
                 *([sdr] if with_sdr else []),
             ]
             yield "| " + " | ".join(cells) + " |"
+
+
+def _seconds(found: float | None) -> str:
+    """Rows that came later have none until all are timed again, on one machine."""
+    return "–" if found is None else f"{found:.2f}"
 
 
 def _thrice() -> Iterator[str]:

@@ -40,9 +40,13 @@ class PaperModel:
     arguments: Mapping[str, object] = field(default_factory=dict)
 
 
+MODELS_TABLE = "Table 1: models"
+"""Every family may have rows in it."""
+
+
 @dataclass(frozen=True)
 class PaperTable:
-    """``rows`` are what stands in the first column, and the model."""
+    """``rows`` are what stands in the first column, and the model. Tables of one title are one table."""
 
     title: str
     column: str

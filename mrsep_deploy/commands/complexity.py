@@ -67,7 +67,8 @@ def complexity(asked: ComplexityOptions) -> None:
     not look inside its fused kernels on a CPU and shows 109.6 GMAC for the published HTDemucs, not 171.3. Needs
     the extra mrsep-deploy[export].
 
-    --paper prints four tables. 1: HTDemucs, _n, _nf and _nn with the published defaults. 2: HTDemucs_n with
+    --paper prints four tables. 1: HTDemucs, _n, _nf and _nn with the published defaults,
+    HDemucs, and BS-RoFormer of 12 layers of 512 for one source. 2: HTDemucs_n with
     2 (2048, 4096), 3 (2048 to 8192), 4 (1024 to 8192) and 5 (1024 to 16384) resolutions; the published defaults
     are powers of two around 4096, where the shared bottleneck works, and the even numbers keep that. 3: HTDemucs_n
     with 16, 24, 32 and 48 channels. 4: the five branches of _nf fused by weights, by a convolution, by a U-Net.

@@ -8,7 +8,7 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -48,7 +48,11 @@ FILL_SDR = 'SDR: --sdr FILE takes it from a file, {"htdemucs_n": dB, ...}; the k
 
 def paper_tables() -> tuple[PaperTable, ...]:
     """Returns the tables of all families."""
-    return tuple(table for family in FAMILIES.values() for table in family.paper_tables())
+    found: dict[str, PaperTable] = {}
+    for table in (table for family in FAMILIES.values() for table in family.paper_tables()):
+        before = found.get(table.title)
+        found[table.title] = replace(table, rows=before.rows + table.rows) if before else table
+    return tuple(found.values())
 
 
 def paper_models() -> dict[str, PaperModel]:
@@ -111,7 +115,7 @@ def print_paper(screen: Console, filled: Sequence[Mapping[str, Any]]) -> None:
         screen.print()
     segments = sorted({row["segment_seconds"] for row in every})
     screen.print(
-        f"For one segment of {' and '.join(f'{s:g}' for s in segments)} s, batch 1, four sources; "
+        f"For one segment of {' and '.join(f'{s:g}' for s in segments)} s, batch 1, four sources if a row names none; "
         "a FLOP count is twice the multiply-accumulates.",
         style="dim",
     )
@@ -224,8 +228,8 @@ def seconds_of(model: PaperModel) -> dict[str, float]:
     from mrsep_deploy.export.load import untrained_model
 
     loaded = untrained_model(model.family, SEED, **model.arguments)
-    config, threads, before = loaded.config, cpu_budget(), torch.get_num_threads()
-    mix = probe_signal(config.audio_channels, config.segment_samples, config.samplerate)[None]
+    audio, threads, before = loaded.audio, cpu_budget(), torch.get_num_threads()
+    mix = probe_signal(audio.channels, audio.segment_samples, audio.sample_rate)[None]
     tensor = torch.from_numpy(mix)
     with tempfile.TemporaryDirectory(prefix="mrsep-deploy-paper-") as folder:
         bundle = export_model(loaded, model.key, Path(folder) / "bundle", ExportOptions())

@@ -98,13 +98,14 @@ def measured(name: str) -> pytest.MarkDecorator:
 
 @measured("paper_tables")
 def test_the_papers_tables_are_complete() -> None:
-    """Four tables, every row with what is counted and what was measured."""
+    """Four tables, every row with what is counted, and all of the paper's own with what was measured."""
     tables = result("paper_tables")["tables"]
-    assert [len(table["rows"]) for table in tables] == [4, 4, 4, 3]
+    assert [len(table["rows"]) for table in tables] == [6, 4, 4, 3]
     for row in (row for table in tables for row in table["rows"]):
         assert row["flops"] == 2 * row["macs"] > 0
         assert row["parameters"] > 0
-        assert all(row["seconds"][runtime] > 0 for runtime in ("torch", "ort"))
+        if row["key"] not in ("hdemucs", "bs_roformer"):
+            assert all(row["seconds"][runtime] > 0 for runtime in ("torch", "ort"))
 
 
 @measured("paper_tables")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mrsep_deploy.export.families.family import PaperModel, PaperTable
+from mrsep_deploy.export.families.family import MODELS_TABLE, PaperModel, PaperTable
 
 RESOLUTIONS: Mapping[int, tuple[int, ...]] = {
     2: (2048, 4096),
@@ -62,7 +62,7 @@ def paper_tables() -> tuple[PaperTable, ...]:
         ("U-Net", PaperModel("fusion_unet", "htdemucs_dnf", _BRANCHES_OF_NF)),
     )
     return (
-        PaperTable("Table 1: models", "model", families),
+        PaperTable(MODELS_TABLE, "model", families),
         PaperTable("Table 2: HTDemucs_n, number of resolutions", "resolutions", resolutions),
         PaperTable("Table 3: HTDemucs_n, channels of the first layer", "channels", channels),
         PaperTable("Table 4: fusion of five spectrogram branches", "fusion", fusions),

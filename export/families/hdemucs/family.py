@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mrsep_deploy.bundle.manifest import Application, Branch, Stage
 from mrsep_deploy.errors import UsageError
-from mrsep_deploy.export.families.family import Audio, Family, StageSource
+from mrsep_deploy.export.families.family import (
+    MODELS_TABLE,
+    Audio,
+    Family,
+    PaperModel,
+    PaperTable,
+    StageSource,
+)
 from mrsep_deploy.export.families.hdemucs.config import (
     HYBRID,
     WAVEFORM,
@@ -92,6 +99,11 @@ class HDemucs(Family):
         from mrsep_deploy.export.families.hdemucs.float32 import float32_nodes
 
         return float32_nodes(model, stages)
+
+    def paper_tables(self) -> tuple[PaperTable, ...]:
+        """What the paper compares its models with, with the published defaults on the others' 10 s."""
+        model = PaperModel("hdemucs", HYBRID, {"segment": 10})
+        return (PaperTable(MODELS_TABLE, "model", (("HDemucs", model),)),)
 
     def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:
         if variant == WAVEFORM or len(n_fft) > 1:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 from mrsep_deploy.bundle.manifest import Application, Branch, Stage
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.export.checkpoint.config_file import ConfigFile
-from mrsep_deploy.export.families.family import Audio, Family, StageSource
+from mrsep_deploy.export.families.family import (
+    MODELS_TABLE,
+    Audio,
+    Family,
+    PaperModel,
+    PaperTable,
+    StageSource,
+)
 from mrsep_deploy.export.families.roformer.config import BS, MEL, RoformerConfig, parse_config
 
 if TYPE_CHECKING:
@@ -85,6 +92,19 @@ class RoFormer(Family):
         from mrsep_deploy.export.families.roformer.float32 import float32_nodes
 
         return float32_nodes(model, stages)
+
+    def paper_tables(self) -> tuple[PaperTable, ...]:
+        """What the paper compares its models with: the size that is most used, one source, the others' 10 s."""
+        arguments = {
+            "target": "vocals",
+            "sources": ["vocals", "other"],
+            "time_transformer_depth": 1,
+            "freq_transformer_depth": 1,
+            "stft_hop_length": 441,
+            "chunk_size": 441000,
+        }
+        model = PaperModel("bs_roformer", BS, arguments)
+        return (PaperTable(MODELS_TABLE, "model", (("BS-RoFormer, 512 x 12, vocals", model),)),)
 
     def windows(self, variant: str, n_fft: Sequence[int]) -> dict[str, object]:
         if len(n_fft) > 1:
