@@ -9,6 +9,7 @@
     ├── FormatError                  1   a JSON file that is damaged or of another version: registry, side-car
     ├── AudioError                   1   audio that cannot be read
     ├── OutputError                  1   a result that cannot be written
+    ├── FetchError                   1   a published file that cannot be had, or is another one
     ├── EvaluationError              1   separated music that cannot be scored
     └── EngineError                  1   an engine that failed while building or running a stage
         └── EngineUnavailableError   1   an engine that is not installed or finds no device

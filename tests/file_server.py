@@ -21,6 +21,7 @@ class Answer:
         ranges: whether parts are given.
         to: where it redirects.
         data: sent in place of the file.
+        length: whether its length is told.
     """
 
     status: int = 200
@@ -29,6 +30,7 @@ class Answer:
     ranges: bool = True
     to: str = ""
     data: bytes | None = None
+    length: bool = True
 
 
 @dataclass
@@ -67,12 +69,15 @@ def serving(**files: bytes) -> Iterator[FileServer]:
             found = re.fullmatch(r"bytes=(\d+)-", asked or "") if how.ranges else None
             start = int(found[1]) if found else 0
             if found and start >= len(data):
-                self._nothing(416, "")
+                self._nothing(416, "", f"bytes */{len(data)}")
                 return
             self.send_response(206 if found else how.status)
             if found:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start))
+            if how.length:
+                self.send_header("Content-Length", str(len(data) - start))
+            else:
+                self.send_header("Connection", "close")
             self.end_headers()
             ends = [len(data), *(each for each in (how.cut, how.stall) if each is not None)]
             self.wfile.write(data[start : min(ends)])
@@ -83,8 +88,10 @@ def serving(**files: bytes) -> Iterator[FileServer]:
             if min(ends) < len(data):
                 self.close_connection = True
 
-        def _nothing(self, status: int, to: str) -> None:
+        def _nothing(self, status: int, to: str, parts: str = "") -> None:
             self.send_response(status)
+            if parts:
+                self.send_header("Content-Range", parts)
             if to:
                 self.send_header("Location", to)
             self.send_header("Content-Length", "0")

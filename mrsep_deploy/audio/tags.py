@@ -65,7 +65,7 @@ def read_tags(path: Path) -> dict[str, str]:
 
 def _cleaned(found: Mapping[str, Any]) -> dict[str, str]:
     cleaned = {}
-    for name in NAMES.keys() - {SOFTWARE}:
+    for name in (name for name in NAMES if name != SOFTWARE):  # in order: compressed files hold it
         text = "".join(c for c in _repaired(str(found.get(name, ""))) if c.isprintable()).strip()
         if 0 < len(text) <= MAX_CHARACTERS:
             cleaned[name] = text

@@ -68,6 +68,12 @@ class Licence:
         return self.terms != NOT_STATED
 
     @property
+    def is_contradictory(self) -> bool:
+        """Whether commercial use is claimed for terms that are known to exclude it, or for none."""
+        excluded = not self.is_stated or not _KNOWN.get(self.terms.lower(), ("", True))[1]
+        return self.commercial and excluded
+
+    @property
     def _is_name(self) -> bool:
         return not self.is_stated or " " not in self.terms
 
@@ -107,9 +113,10 @@ def stated(terms: str, source: str = "", commercial: bool | None = None) -> Lice
         if not least <= len(text) <= MAX_CHARACTERS or not text.isprintable():
             raise UsageError(f"the licence is given as {shown(text)}, expected {_WORDS}", "Shorten it.")
     name, known = _KNOWN.get(terms.lower(), (terms, None))
-    if commercial and (known is False or name == NOT_STATED):
+    licence = Licence(name, source, bool(known if commercial is None else commercial))
+    if licence.is_contradictory:
         raise UsageError(f"the licence {name} does not allow commercial use", "Leave out --commercial.")
-    return Licence(name, source, bool(known if commercial is None else commercial))
+    return licence
 
 
 def of_all(licences: Iterable[Licence]) -> Licence:

@@ -38,6 +38,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 def check(manifest: Manifest) -> None:
     """Raise ``BundleError`` for the first rule the manifest breaks."""
     check_model(manifest.model)
+    if manifest.licence.is_contradictory:
+        _refuse(f"licence.commercial is true, expected false for the terms {shown(manifest.licence.terms)}")
     application, samples = manifest.application, manifest.model.segment_samples
     if application.context >= samples:
         _refuse(f"application.context is {application.context}, expected less than {samples} samples")

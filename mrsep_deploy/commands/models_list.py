@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def show(as_json: bool, everything: bool) -> None:
     from mrsep_deploy.terminal.progress import WIDE, print_result
 
     default = default_model()
-    here = [(model, _facts(model)) for model in list_models()]
+    here = [_opened(model) for model in list_models()]
     names = {model.name for model, _ in here}
     others = published().models if everything else {}
     licences = {name: published().licence(model) for name, model in others.items()}
@@ -85,14 +85,21 @@ def show(as_json: bool, everything: bool) -> None:
     print_result(as_json, plain, on_screen)
 
 
-def _facts(model: RegisteredModel) -> _Facts | None:
-    """None if it does not open."""
+def _opened(model: RegisteredModel) -> tuple[RegisteredModel, _Facts | None]:
+    """A model and its facts; a bag is damaged, too, if its models open one by one and do not fit together."""
+    from mrsep_deploy.errors import MrsepError
+
+    try:
+        return model, _facts(model) if model.status == "ok" else None
+    except MrsepError:
+        return replace(model, status="damaged"), None
+
+
+def _facts(model: RegisteredModel) -> _Facts:
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.bag_file import bag_in
     from mrsep_deploy.separation.bag import open_bag
 
-    if model.status != "ok":
-        return None
     bag_file = bag_in(model.path)
     if bag_file is not None:
         bag = open_bag(bag_file, verify=False)

@@ -25,7 +25,7 @@ from mrsep_deploy.commands.run_reports import (
     tell_plan,
     write_summary,
 )
-from mrsep_deploy.errors import FAILED, UsageError
+from mrsep_deploy.errors import FAILED, UsageError, one_line
 from mrsep_deploy.process.interrupts import breakable, last_words, protected
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _run(options: RunOptions, encoding: AnyEncoding, root: Path) -> None:
         require_commercial(model.name, model.licence)
     naming = Naming(root, model.name, encoding.suffix.lstrip("."), options.filename)
     outputs = options.outputs(model.info.sources)
-    made_by = f"mrsep-deploy {__version__}, model {model.name}, {model.licence.title}"
+    made_by = one_line(f"mrsep-deploy {__version__}, model {model.name}, {model.licence.title}")
     how = (options.clip_mode, options.sample_rate, options.tags, made_by)
     files = WriteOptions(naming, outputs, encoding, *how)
     require_distinct(naming, tracks, outputs)

@@ -14,12 +14,21 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from mrsep_deploy.bundle.published import PublishedFile
 from mrsep_deploy.errors import FetchError, OutputError, UsageError
-from mrsep_deploy.fetching.transfer import CHUNK, Tell, receive, require_requests, size_of
+from mrsep_deploy.fetching.transfer import (
+    CHUNK,
+    Tell,
+    discard,
+    receive,
+    require_requests,
+    shown,
+    size_of,
+)
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import explained, make_folder, sync_folder
 
@@ -38,10 +47,34 @@ def check_mirror(mirror: str | None) -> None:
         require_requests()
 
 
+@contextmanager
+def alone(model: str) -> Iterator[None]:
+    """Holds what keeps other processes from fetching a published model meanwhile.
+
+    Raises:
+        OutputError: another one is fetching it, or the folder cannot be written.
+    """
+    folder = make_folder(paths.cache_dir("downloads") / model, paths.SET_HOME)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0)
+    with explained(folder, paths.SET_HOME):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"another process is fetching {model} into {folder}", "Wait for it to end, and try again."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def download(
     model: str, files: Sequence[PublishedFile], mirror: str | None, progress: Progress
 ) -> tuple[Path, ...]:
     """Returns where the files of a published model lie on this disk, got if they are not there yet, and verified.
+
+    Whoever calls it is :func:`alone`.
 
     Args:
         model: its name, for the folder.
@@ -49,42 +82,25 @@ def download(
 
     Raises:
         FetchError: a file cannot be had, or is another than the published one.
-        OutputError: one cannot be written, the disk has no room for all, or another process is fetching them.
+        OutputError: one cannot be written, or the disk has no room for all.
         UsageError: as ``check_mirror``.
     """
     check_mirror(mirror)
     folder = make_folder(paths.cache_dir("downloads") / model, paths.SET_HOME)
     total, done, found = sum(file.bytes for file in files), 0, []
-    with _alone(folder):
-        missing = [file for file in files if not _is_there(folder / file.name, file)]
-        _require_space(folder, missing)
-        for file in files:
+    missing = [file for file in files if not _is_there(folder / file.name, file)]
+    _require_space(folder, missing)
+    for file in files:
 
-            def tell(count: int, before: int = done, name: str = file.name) -> None:
-                progress(name, before + count, total)
+        def tell(count: int, before: int = done, name: str = file.name) -> None:
+            progress(name, before + count, total)
 
-            if file in missing:
-                _get(file, folder / file.name, mirror, tell)
-            done += file.bytes
-            tell(file.bytes)
-            found.append(folder / file.name)
+        if file in missing:
+            _get(file, folder / file.name, mirror, tell)
+        done += file.bytes
+        tell(file.bytes)
+        found.append(folder / file.name)
     return tuple(found)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0)
-    with explained(folder, paths.SET_HOME):
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise OutputError(
-                f"another process is fetching into {folder}", "Wait for it to end, and try again."
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _require_space(folder: Path, missing: Sequence[PublishedFile]) -> None:
@@ -103,7 +119,7 @@ def _get(file: PublishedFile, target: Path, mirror: str | None, tell: Tell) -> N
     part = _part(target)
     if mirror is not None and not _is_address(mirror):
         origin = os.path.join(mirror, file.name)
-        _copy(Path(origin), part, tell)
+        _copy(Path(origin), part, file.bytes, tell)
     else:
         origin = file.address if mirror is None else f"{mirror.rstrip('/')}/{file.name}"
         went_on = size_of(part) > 0
@@ -117,7 +133,7 @@ def _get(file: PublishedFile, target: Path, mirror: str | None, tell: Tell) -> N
     if found != file.sha256:
         part.unlink()
         raise FetchError(
-            f"{origin} has sha256 {found[:16]}…, expected {file.sha256[:16]}…: it is damaged or another file",
+            f"{shown(origin)} has sha256 {found[:16]}…, expected {file.sha256[:16]}…: it is damaged or another file",
             "Nothing of it was kept or run. Try again; if it stays so, do not use what is there.",
         )
     with explained(target):
@@ -125,25 +141,46 @@ def _get(file: PublishedFile, target: Path, mirror: str | None, tell: Tell) -> N
         sync_folder(target.parent)
 
 
-def _copy(source: Path, part: Path, tell: Tell) -> None:
-    try:
-        file = open(source, "rb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise FetchError(
-            f"{source} cannot be read: {error.strerror or error}", "Put the file there, under this name."
-        ) from error
+def _copy(source: Path, part: Path, size: int, tell: Tell) -> None:
     done = 0
     try:
-        with file, explained(part), open(part, "wb") as copy:
-            while chunk := file.read(CHUNK):
-                copy.write(chunk)
-                done += len(chunk)
-                tell(done)
-            copy.flush()
-            os.fsync(copy.fileno())
+        with _read(source) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise FetchError(
+                    f"{source} has {found} bytes, expected {size}: it is damaged or another file",
+                    "Put the published file there.",
+                )
+            with explained(part), open(part, "wb") as copy:
+                while chunk := _chunk(file, source):
+                    copy.write(chunk)
+                    done += len(chunk)
+                    tell(done)
+                copy.flush()
+                os.fsync(copy.fileno())
     except OutputError:
-        part.unlink(missing_ok=True)
+        discard(part)
         raise
+
+
+def _read(source: Path) -> BinaryIO:
+    try:
+        return open(source, "rb")
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _chunk(file: BinaryIO, source: Path) -> bytes:
+    try:
+        return file.read(CHUNK)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Path, error: OSError) -> FetchError:
+    return FetchError(
+        f"{source} cannot be read: {error.strerror or error}", "Put the file there, under this name."
+    )
 
 
 def _is_there(target: Path, file: PublishedFile) -> bool:

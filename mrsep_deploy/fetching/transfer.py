@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 from mrsep_deploy import __version__
 from mrsep_deploy.errors import FetchError, OutputError
@@ -39,6 +41,7 @@ ELSEWHERE = "Check the connection, or get the file on another machine and give i
 AGAIN = "Give the same command again: it goes on where it stopped."
 
 _RANGE = re.compile(r"bytes (\d+)-")
+_TOTAL = re.compile(r"/(\d+)\s*$")
 _NO_SUCH_RANGE = 416
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers of a server that may be others in a moment."""
@@ -65,7 +68,7 @@ def receive(address: str, part: Path, size: int, tell: Tell) -> None:
             stays in ``part``, unless it is larger.
         OutputError: it cannot be written; nothing of it stays.
     """
-    most, failures = size_of(part), 0
+    most, failures, title = size_of(part), 0, shown(address)
     try:
         while size_of(part) < size:  # what is whole may still be another file: its hash tells
             why = _interruption(address, part, size, tell)
@@ -74,11 +77,12 @@ def receive(address: str, part: Path, size: int, tell: Tell) -> None:
             failures = 0 if size_of(part) > most else failures + 1
             most = max(most, size_of(part))
             if failures >= TRIES:
-                got = f" after {most} of {size} bytes" if most else ""
-                raise FetchError(f"{address} cannot be had{got}: {why}", AGAIN if most else ELSEWHERE)
+                kept = size_of(part)
+                got = f" after {kept} of {size} bytes" if kept else ""
+                raise FetchError(f"{title} cannot be had{got}: {why}", AGAIN if kept else ELSEWHERE)
             time.sleep(PAUSE * failures)
     except OutputError:
-        part.unlink(missing_ok=True)
+        discard(part)
         raise
 
 
@@ -102,22 +106,43 @@ def _attempt(address: str, part: Path, size: int, tell: Tell) -> None:
     timeouts = (CONNECT_SECONDS, READ_SECONDS)
     try:
         with requests.get(address, headers=headers, stream=True, timeout=timeouts) as answer:
-            _check(answer)
-            _store(answer, part, _start(answer, part), size, tell)
-    except (requests.TooManyRedirects, requests.exceptions.SSLError, ValueError) as error:
+            _check(answer, shown(address))
+            _require_size(answer, size, shown(address))
+            _store(answer, part, _start(answer, part), size, tell, shown(address))
+    except (requests.TooManyRedirects, ValueError) as error:
         # what requests says of addresses that are none is a ValueError, too
-        raise FetchError(f"{address} cannot be had: {_reason(error)}", ELSEWHERE) from error
+        raise FetchError(f"{shown(address)} cannot be had: {_reason(error)}", ELSEWHERE) from error
     except requests.RequestException as error:
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+            raise FetchError(f"{shown(address)} cannot be had: {_reason(error)}", ELSEWHERE) from error
         raise _Interrupted(_reason(error)) from error
 
 
-def _check(answer: requests.Response) -> None:
+def _check(answer: requests.Response, title: str) -> None:
+    """Refuses answers that say no, and ways that leave TLS behind."""
+    schemes = [urlsplit(each.url).scheme for each in (*answer.history, answer)]
+    if schemes != sorted(schemes):  # http comes before https
+        raise FetchError(f"{title} cannot be had: it leads from https to http", ELSEWHERE)
     said = f"the server answers {answer.status_code} {answer.reason}"
     if answer.status_code in _PASSING:
         raise _Interrupted(said)
     if not answer.ok and answer.status_code != _NO_SUCH_RANGE:
         raise FetchError(
-            f"{answer.url} cannot be had: {said}",
+            f"{title} cannot be had: {said}",
+            "Upgrade mrsep-deploy, which may know another address, or give a mirror: --from URL.",
+        )
+
+
+def _require_size(answer: requests.Response, size: int, title: str) -> None:
+    """Refuses another file by the size that the server states, before anything that has come is written over."""
+    if answer.status_code == 200:
+        encoded = "Content-Encoding" in answer.headers
+        stated = None if encoded else re.fullmatch(r"(\d+)", answer.headers.get("Content-Length", ""))
+    else:
+        stated = _TOTAL.search(answer.headers.get("Content-Range", ""))
+    if stated is not None and int(stated[1]) != size:
+        raise FetchError(
+            f"{title} has {stated[1]} bytes, expected {size}: it is another file",
             "Upgrade mrsep-deploy, which may know another address, or give a mirror: --from URL.",
         )
 
@@ -129,11 +154,11 @@ def _start(answer: requests.Response, part: Path) -> int:
     found = _RANGE.match(answer.headers.get("Content-Range", ""))
     if answer.status_code == 206 and found is not None and int(found[1]) <= size_of(part):
         return int(found[1])
-    part.unlink(missing_ok=True)
+    discard(part)
     raise _Interrupted("the server has no such part of the file")
 
 
-def _store(answer: requests.Response, part: Path, start: int, size: int, tell: Tell) -> None:
+def _store(answer: requests.Response, part: Path, start: int, size: int, tell: Tell, title: str) -> None:
     """Writes what the server sends behind the first ``start`` bytes of the part.
 
     Without a buffer: when the connection breaks, what has come is in the file.
@@ -157,13 +182,25 @@ def _store(answer: requests.Response, part: Path, start: int, size: int, tell: T
         with explained(part):
             os.fsync(file.fileno())
     if done > size:
-        part.unlink()
+        discard(part)
         raise FetchError(
-            f"{answer.url} has more than the {size} bytes that were expected: it is another file",
+            f"{title} has more than the {size} bytes that were expected: it is another file",
             "Nothing of it was kept. Upgrade mrsep-deploy, which may know another address.",
         )
     if done < size:
         raise _Interrupted("the connection ended early")
+
+
+def shown(address: str) -> str:
+    """An address for a message, without what it may hold of secrets: a password, a signature behind ``?``."""
+    parts = urlsplit(address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def discard(part: Path) -> None:
+    """Deletes a part, if that is possible: what is told is why, not that."""
+    with suppress(OSError):
+        part.unlink()
 
 
 def size_of(path: Path) -> int:
@@ -173,14 +210,21 @@ def size_of(path: Path) -> int:
     return 0
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what led to it; urllib3 keeps some of that beside Python's own chain."""
+    found: list[BaseException] = []
+    open_ends: list[object] = [error]
+    while open_ends:
+        each = open_ends.pop()
+        if isinstance(each, BaseException) and each not in found:
+            found.append(each)
+            open_ends += [*each.args, getattr(each, "reason", None), each.__context__, each.__cause__]
+    return found
+
+
 def _reason(error: BaseException) -> str:
     """What the innermost of an error's causes says: the outer ones repeat it in many words."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    for each in reversed(causes):
+    for each in reversed(_causes(error)):
         if isinstance(each, OSError) and each.strerror:
             return each.strerror
         if isinstance(each, TimeoutError):

@@ -6,11 +6,13 @@ import hashlib
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from file_server import Answer, FileServer, serving
@@ -19,7 +21,7 @@ from filelock import FileLock
 from mrsep_deploy.bundle.published import PublishedFile
 from mrsep_deploy.errors import FetchError, MrsepError, OutputError, UsageError
 from mrsep_deploy.fetching import transfer
-from mrsep_deploy.fetching.download import check_mirror, download
+from mrsep_deploy.fetching.download import alone, check_mirror, download
 from mrsep_deploy.files import paths
 
 SIZE = 1_000_000
@@ -125,10 +127,57 @@ def test_another_file_of_the_same_size_is_refused(server: FileServer) -> None:
 
 def test_another_size_is_refused(server: FileServer) -> None:
     server.usual = Answer(data=DATA + b"x")
-    assert "has more than the 1000000 bytes that were expected" in refused(server.address)
+    assert "has 1000001 bytes, expected 1000000: it is another file" in refused(server.address)
     assert left() == {}
     server.usual = Answer(data=DATA[:-1])
-    assert "the server has no such part of the file" in refused(server.address), "it is shorter there"
+    assert "has 999999 bytes, expected 1000000: it is another file" in refused(server.address)
+    server.usual = Answer(data=DATA + b"x", length=False)
+    assert "has more than the 1000000 bytes that were expected" in refused(server.address)
+    assert left() == {}
+
+
+def test_what_has_come_outlives_an_answer_of_another_kind(server: FileServer) -> None:
+    """A portal that answers everything with a page of its own, before and after."""
+    server.answers = [Answer(cut=CUT)]
+    server.usual = Answer(data=b"<html>Log in</html>", ranges=False)
+    assert "has 19 bytes, expected 1000000: it is another file" in refused(server.address)
+    assert left() == {"a.th.part": CUT}
+    server.usual = Answer()
+    assert got(server.address) == DATA
+    assert server.asked[-1] == ("a.th", "bytes=393216-")
+
+
+def test_no_secret_is_told(server: FileServer) -> None:
+    server.usual = Answer(status=403)
+    host = server.address.removeprefix("http://")
+    line = refused(f"http://user:SECRET@{host}")
+    assert "SECRET" not in line
+    assert transfer.shown(f"http://user:SECRET@{host}/a.th?signature=SECRET") == f"http://{host}/a.th"
+
+
+def test_no_way_from_https_to_http() -> None:
+    requests = pytest.importorskip("requests")
+    answer, before = requests.Response(), requests.Response()
+    answer.url, before.url = "http://example.org/a", "https://example.org/a"
+    answer.status_code, answer.history = 200, [before]
+    with pytest.raises(FetchError, match="leads from https to http"):
+        transfer._check(answer, "a")
+    answer.url, before.url = before.url, answer.url
+    transfer._check(answer, "a")
+
+
+def test_certificates_that_are_none_end_it_and_broken_handshakes_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = pytest.importorskip("requests")
+    for cause, kind in (
+        (ssl.SSLCertVerificationError(1, "self-signed certificate"), FetchError),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), transfer._Interrupted),
+    ):
+        error = requests.exceptions.SSLError(cause)
+        monkeypatch.setattr(requests, "get", Mock(side_effect=error))
+        with pytest.raises(kind):
+            transfer._attempt("https://example.org/a", Path("nowhere"), 1, lambda _: None)
 
 
 def test_a_server_that_stalls_is_given_up(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +228,8 @@ def test_a_folder_in_place_of_a_network(tmp_path: Path) -> None:
     folder.mkdir()
     assert "a.th cannot be read: No such file" in refused(str(folder))
     (folder / "a.th").write_bytes(DATA[:-1])
+    assert "has 999999 bytes, expected 1000000: it is damaged or another file" in refused(str(folder))
+    (folder / "a.th").write_bytes(bytes(SIZE))
     assert "it is damaged or another file" in refused(str(folder))
     assert left() == {}
     (folder / "a.th").write_bytes(DATA)
@@ -230,11 +281,14 @@ def test_a_disk_that_fills_up_leaves_nothing(server: FileServer, tmp_path: Path,
     assert left() == {}
 
 
-def test_two_at_once(server: FileServer, home: Path) -> None:
+def test_two_at_once(home: Path) -> None:
     home.parent.mkdir(parents=True)
-    with FileLock(home.with_name("model.lock")):
-        assert "another process is fetching into" in refused(server.address, OutputError)
-    assert server.asked == []
+    with (
+        FileLock(home.with_name("model.lock")),
+        pytest.raises(OutputError, match="another process is fetching model into"),
+        alone("model"),
+    ):
+        pytest.fail("two at once")
 
 
 def test_a_folder_that_cannot_be_written(server: FileServer, home: Path) -> None:

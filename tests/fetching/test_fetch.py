@@ -112,6 +112,8 @@ def test_a_model_is_fetched_exported_and_registered(tmp_path: Path) -> None:
     assert bundle.path.stat().st_mtime_ns == before
     code, _, err = invoke("fetch", "two", "--name", "one", "--from", "stick")
     assert (code, "the name one belongs to another model" in err) == (USAGE, True)
+    code, _, err = invoke("fetch", "one", "--from", "stick", "--layout", "whole")
+    assert (code, "one is there already with split, expected whole" in err) == (USAGE, True)
 
 
 @pytest.mark.slow
@@ -151,8 +153,32 @@ def test_several_checkpoints_become_one_model(tmp_path: Path) -> None:
     code, _, err = invoke("inspect", "two")
     assert (code, "this is a bag of several models, which only run takes" in err) == (FAILED, True)
     assert json.loads(invoke("fetch", "two", "--json")[1])["was_there"]
+    (place / BAG_FILE).write_text('models = ["aa", "bb"]\nweights = [[1, 0, 0], [0, 1, 1]]\n')
+    code, _, err = invoke("fetch", "two", "--from", "stick")
+    assert (code, "belongs to another model" in err) == (USAGE, True)
+    assert "damaged" in invoke("models", "list")[1], (
+        "weights of other sources; the list is shown all the same"
+    )
+    (place / "notes.txt").write_text("mine")
+    code, _, err = invoke("fetch", "two", "--from", "stick", "--overwrite")
+    assert (code, "notes.txt is a file" in err) == (FAILED, True)
     assert invoke("models", "remove", "two")[0] == DONE
     assert not place.exists()
+
+
+def test_a_place_that_is_taken_is_found_before_the_download() -> None:
+    for name in ("one", "two"):
+        (paths.models_dir() / name).mkdir(parents=True)
+        (paths.models_dir() / name / "notes.txt").write_text("mine")
+        code, _, err = invoke("fetch", name, "--from", "stick", "--overwrite")
+        assert (code, "notes.txt" in err or "other things in it" in err) == (FAILED, True)
+        assert not paths.cache_dir("downloads").exists()
+        assert (paths.models_dir() / name / "notes.txt").exists()
+    (paths.models_dir() / "two" / "notes.txt").unlink()
+    (paths.models_dir() / "two").rmdir()
+    (paths.models_dir() / "two").symlink_to(paths.models_dir() / "one")
+    code, _, err = invoke("fetch", "two", "--from", "stick", "--overwrite")
+    assert (code, "is no folder" in err) == (FAILED, True)
 
 
 def test_what_cannot_be_fetched(tmp_path: Path) -> None:
