@@ -119,7 +119,7 @@ def load_model(
     else:
         variant, kwargs = known_classes()[checkpoint.klass], dict(checkpoint.kwargs)
     if family_of(variant).any_segment:
-        return _loaded(checkpoint, variant, kwargs, {} if segment is None else {"segment": segment})
+        return _loaded(checkpoint, variant, kwargs, {} if segment is None else {"segment": float(segment)})
     if asked is not None:
         raise UsageError(
             f"segments of {asked:g} s were asked for; those of {variant} have the length it was trained with",

@@ -15,6 +15,9 @@ from pathlib import Path
 USUAL = ("best_state", "state", "state_dict", "model_state_dict", "model_state", "model")
 """Names that training programs give to a model's state, those of the best state first."""
 
+WITH_CONFIGURATION = (
+    "if it was published with a configuration, give that, too: --config FILE.yaml; otherwise "
+)
 ADVICE = "make a package of it, with the class and the arguments of your model in place of these: "
 
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,63}")
@@ -23,7 +26,7 @@ _PLACE = re.compile(r"[A-Za-z0-9_/.][A-Za-z0-9_/.+-]*")
 
 def of_a_state(names: Iterable[object], path: Path) -> str:
     """The line for a file that holds a state with these names, and nothing else."""
-    return ADVICE + _line(str(path), "c", wrapper(names))
+    return WITH_CONFIGURATION + ADVICE + _line(str(path), "c", wrapper(names))
 
 
 def of_a_training(states: Mapping[object, Iterable[object]], path: Path) -> str:

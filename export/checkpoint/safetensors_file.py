@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from mrsep_deploy.errors import CheckpointError
 from mrsep_deploy.export.checkpoint.allowed import DIFFQ_FIX, STORAGES
 from mrsep_deploy.export.checkpoint.files import damage
+from mrsep_deploy.export.checkpoint.recipes import WITH_CONFIGURATION
 from mrsep_deploy.export.checkpoint.storages import MAX_TENSORS, Package, finished, refuse_quantised
 from mrsep_deploy.export.checkpoint.values import MAX_WEIGHT, fraction, shown
 
@@ -74,7 +75,7 @@ def _check(metadata: dict[str, str], names: list[str], bare: bool) -> None:
     if missing and not (bare and "klass" in missing):
         raise CheckpointError(
             f"the metadata lacks {', '.join(missing)}: a bare state dict, expected a package",
-            _FIX,
+            WITH_CONFIGURATION + _FIX,
         )
     if len(names) > MAX_TENSORS:
         raise CheckpointError(f"the file has {len(names):,} tensors, expected at most {MAX_TENSORS:,}")

@@ -109,10 +109,6 @@ def export(asked: ExportOptions) -> None:
         raise click.UsageError("--segment is for a CHECKPOINT; give --set segment=SECONDS.")
     if asked.untrained is None and asked.seed is not None:
         raise click.UsageError("--seed needs --untrained FAMILY; a checkpoint has its own weights.")
-    if asked.untrained is None and asked.config is None and asked.arguments:
-        raise click.UsageError(
-            "--set needs --untrained FAMILY, or the --config FILE of a checkpoint; a package has its own arguments."
-        )
     if asked.licence is None and (asked.source is not None or asked.commercial):
         raise click.UsageError("--source and --commercial need --licence TEXT.")
     if asked.untrained is not None and asked.config is not None:

@@ -114,8 +114,9 @@ def _require_segment(bag: Bag, bundles: Iterable[Bundle]) -> None:
     """Raises ``UsageError`` if a model takes shorter segments than the bag asks for."""
     for bundle in bundles:
         manifest = bundle.manifest
-        longest = manifest.kept_samples / manifest.model.sample_rate
-        if bag.segment is not None and bag.segment > longest:
+        rate = manifest.model.sample_rate
+        longest = manifest.kept_samples / rate
+        if bag.segment is not None and int(bag.segment * rate) > manifest.kept_samples:
             raise UsageError(
                 f"the bag {bag.name} asks for segments of {bag.segment:g} s, its model {manifest.name} takes "
                 f"{longest:g} s at most",

@@ -59,6 +59,7 @@ HYBRIDS: dict[str, dict[str, object]] = {
     "magnitudes-old": {"cac": False, "hybrid_old": True, "audio_channels": 1},
     "bands": {"nfft": 256, "multi_freqs": [0.3, 0.6], "multi_freqs_depth": 1},
     "bands-twice": {"nfft": 1024, "multi_freqs": [0.1, 0.3], "depth": 5, "dconv_lstm": 4, "dconv_attn": 4},
+    "bands-halves": {"nfft": 4096, "multi_freqs": [0.25, 0.5], "depth": 6, "dconv_lstm": 5, "dconv_attn": 5},
     "bands-none": {"multi_freqs": [], "multi_freqs_depth": 2},
     "three-channels": {"audio_channels": 3},
     "one-source-mono": {"sources": SOURCES[:1], "audio_channels": 1},

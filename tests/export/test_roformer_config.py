@@ -15,7 +15,7 @@ from mrsep_deploy.export.checkpoint.read import read_checkpoint
 from mrsep_deploy.export.families.roformer.bands import Band, mel_bands, memberships, side_by_side
 from mrsep_deploy.export.families.roformer.config import BS, MEL, RoformerConfig, parse_config
 from mrsep_deploy.export.families.roformer.family import overlap_of
-from mrsep_deploy.export.families.roformer.toolkit import OURS, arguments
+from mrsep_deploy.export.families.roformer.toolkit import OURS, arguments, stem_names
 from mrsep_deploy.separation.segments import stride_of
 
 NAMES = (OURS, "final_norm.gamma", "mask_estimators.0.to_freqs.0.0.0.weight")
@@ -159,9 +159,16 @@ def test_impossible_arguments(model: dict[str, object], expected: str) -> None:
         ({"training": {}}, "no training.instruments"),
         (
             {"training": {"instruments": ["a", "a"]}},
-            "sources is a list, expected a list of 1 to 64 different",
+            "training.instruments is .*, expected a list of different names",
         ),
-        ({"training": {"instruments": ["a"], "target_instrument": "b"}}, "target is b, expected None or a"),
+        (
+            {"training": {"instruments": [True, False]}},
+            "training.instruments is .*, expected a list of different",
+        ),
+        (
+            {"training": {"instruments": ["a"], "target_instrument": "b"}},
+            "training.target_instrument is b, expected null or one of training.instruments: a",
+        ),
         ({"training": {"instruments": ["a", "b"]}}, "num_stems is 1 and there are 2 sources"),
         ({"audio": {}}, "neither inference.chunk_size nor audio.chunk_size"),
         ({"audio": {"chunk_size": 100}}, "chunk_size is 100"),
@@ -171,6 +178,12 @@ def test_impossible_arguments(model: dict[str, object], expected: str) -> None:
 def test_what_a_file_lacks(sections: dict[str, dict[str, object]], expected: str) -> None:
     with pytest.raises(CheckpointError, match=expected):
         parsed(file(**sections))
+
+
+def test_stems_are_called_as_files_can_be() -> None:
+    names = ["Lead Vocals", "人声", "вокал/2", "-x", "..", "lead vocals", "Lead/Vocals"]
+    expected = ["Lead_Vocals", "stem2", "_2", "x", "stem5", "lead_vocals", "stem7"]
+    assert list(stem_names(names).values()) == expected
 
 
 def test_the_model_needs_its_size() -> None:

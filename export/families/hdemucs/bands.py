@@ -49,7 +49,8 @@ def encoder_bands(bins: int, ratios: Sequence[float], shape: LayerShape) -> list
             band = Band(start, bins, below, shape.pad)
         else:
             height = round(bins * ratio) - start + below
-            steps = round((height - shape.kernel) / shape.stride)
+            # Demucs rounds this number of frames; where it is a half, one more or less is another even number.
+            steps = round((height - shape.kernel) / shape.stride + 1) - 1
             band = Band(start, start + steps * shape.stride + shape.kernel - below, below)
         held = band.stop - band.start + band.below + band.above
         if band.stop <= band.start or band.stop > bins or held < shape.kernel:

@@ -33,6 +33,8 @@ VARIANTS_OFF: Mapping[str, tuple[object, ...]] = {
     "use_pope": (False,),
     "num_residual_streams": (1,),
     "use_value_residual_learning": (False,),
+    "use_shared_bias": (False,),
+    "skip_final_norm": (False,),
     "stft_window_fn": (None,),
     "multi_stft_window_fn": (None,),
 }

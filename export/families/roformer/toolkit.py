@@ -21,6 +21,7 @@ UNSUPPORTED: Mapping[str, str] = {
     r"\.branch\.|hyper_conn|static_alpha|dynamic_alpha": "hyper-connections",
     r"value_residual": "value residuals",
     r"\.temperature$": "linear attention (linear_transformer_depth above 0)",
+    r"linear_62_bias|to_qkv\.bias": "shared biases (use_shared_bias)",
     r"pope": "PoPE instead of rotary embeddings",
     r"conv": "a conformer",
     r"segm": "segmentation mask heads",
@@ -59,15 +60,23 @@ def arguments(file: ConfigFile, names: Collection[str]) -> tuple[str, dict[str, 
 
 def _song(file: ConfigFile) -> dict[str, object]:
     """What the other sections say of songs; ``audio.hop_length`` and ``audio.dim_t`` say nothing."""
-    sources = file.training.get("instruments")
-    if not sources:
+    instruments = file.training.get("instruments")
+    if not instruments:
         raise CheckpointError("the configuration has no training.instruments, the names of the stems", FIX)
+    stems = stem_names(instruments)
+    target = file.training.get("target_instrument") or None
+    if target is not None and target not in stems:
+        raise CheckpointError(
+            f"training.target_instrument is {shown(target)}, expected null or one of training.instruments: "
+            f"{', '.join(map(shown, stems))}",
+            FIX,
+        )
     chunk = file.inference.get("chunk_size") or file.audio.get("chunk_size")
     if chunk is None:
         raise CheckpointError("the configuration has neither inference.chunk_size nor audio.chunk_size", FIX)
     found = {
-        "sources": [_named(each) for each in sources] if isinstance(sources, (list, tuple)) else sources,
-        "target": _named(file.training.get("target_instrument") or None),
+        "sources": list(stems.values()),
+        "target": None if target is None else stems[target],
         "chunk_size": chunk,
     }
     more = {
@@ -78,9 +87,25 @@ def _song(file: ConfigFile) -> dict[str, object]:
     return {**found, **{name: value for name, value in more.items() if value is not None}}
 
 
-def _named(stem: object) -> object:
-    """A stem's name as a file can have it: spaces and the like become ``_``."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", stem) if isinstance(stem, str) else stem
+def stem_names(instruments: object) -> dict[object, str]:
+    """What instruments are called as stems, which are files' names: ``_`` for spaces and the like, ``stem2`` for a
+    name of which nothing is left.
+
+    Raises:
+        CheckpointError: they are no list of different names.
+    """
+    texts = instruments if isinstance(instruments, (list, tuple)) else []
+    if not texts or not all(isinstance(each, str) for each in texts) or len(set(texts)) < len(texts):
+        raise CheckpointError(
+            f"training.instruments is {shown(instruments)}, expected a list of different names",
+            "Correct it; names that YAML takes for numbers or for yes and no belong in quotes.",
+        )
+    found: dict[object, str] = {}
+    for number, text in enumerate(texts, 1):
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip("-.")
+        plain = re.search(r"[A-Za-z0-9]", name) is not None
+        found[text] = name if plain and name not in found.values() else f"stem{number}"
+    return found
 
 
 def _require_supported(names: Collection[str]) -> None:
