@@ -96,6 +96,8 @@ def _precision() -> Iterator[str]:
         for name, track in tracks.items():
             yield from _in_float16(model, name, track)
     yield ""
+    yield from _made_up()
+    yield ""
     yield "| golden checkpoint in float16 | worst stem of its mix, dB | of all signals, dB |"
     yield "|---|---|---|"
     for name, golden in result("precision_goldens")["goldens"].items():
@@ -104,6 +106,32 @@ def _precision() -> Iterator[str]:
         yield f"| `{name}` | {snr['golden']:.1f} | {min(heard):.1f} |"
     yield ""
     yield from _published()
+
+
+def _made_up() -> Iterator[str]:
+    """How brief sounds in silence fare, with the gate and without."""
+    found = result("gate_made_up_trained")
+    low, high = found["crest_factors"]
+    count, passed = found["segments"], found["segments"] - found["in_float32"]
+    yield (
+        f"| htdemucs, {count} made-up segments (crest factors {low:.0f} to {high:.0f}), by burstiness "
+        f"| segments | worst stem, dB | with the gate at {found['gate']['burstiness']:g} |"
+    )
+    yield "|---|---|---|---|"
+    for row in found["rows"]:
+        name = f"above {row['above']:g}" if row["up_to"] is None else f"{row['above']:g} to {row['up_to']:g}"
+        all_gated = row["in_float32"] == row["segments"]
+        gated = "float32" if all_gated else _decibels(row["worst_snr_with_gate_db"])
+        yield f"| {name} | {row['segments']} | {_decibels(row['worst_snr_db'])} | {gated} |"
+    yield (
+        f"| fail, of those in float16 | | {found['failed_without_gate']} of {count} "
+        f"| {found['failed_with_gate']} of {passed} |"
+    )
+
+
+def _decibels(value: float | None) -> str:
+    """An SNR; of silence, which is exact, there is none."""
+    return "exact" if value is None else f"{value:.1f}"
 
 
 def _published() -> Iterator[str]:
