@@ -96,6 +96,8 @@ def _precision() -> Iterator[str]:
         for name, track in tracks.items():
             yield from _in_float16(model, name, track)
     yield ""
+    yield from _profile()
+    yield ""
     yield from _made_up()
     yield ""
     yield "| golden checkpoint in float16 | worst stem of its mix, dB | of all signals, dB |"
@@ -106,6 +108,31 @@ def _precision() -> Iterator[str]:
         yield f"| `{name}` | {snr['golden']:.1f} | {min(heard):.1f} |"
     yield ""
     yield from _published()
+
+
+def _profile() -> Iterator[str]:
+    """Where the stems that fail lose it, and how many segments would have to run in float32."""
+    stems = result("precision_profile")["stems"]
+    stages = list(stems[0]["worst"][0]["alone_below_mix_db"])
+    yield (
+        "| htdemucs, the segment with most error: dB below the mix | the stem | its error "
+        f"| {' | '.join(f'{stage} alone' for stage in stages)} |"
+    )
+    yield "|---|---|---|" + "---|" * len(stages)
+    for found in stems:
+        worst = found["worst"][0]
+        alone = " | ".join(f"{worst['alone_below_mix_db'][stage]:.0f}" for stage in stages)
+        yield (
+            f"| {found['song']}, {found['source']}, segment {worst['segment']} "
+            f"| {worst['stem_below_mix_db']:.0f} | {worst['below_mix_db']:.0f} | {alone} |"
+        )
+    yield ""
+    for found in stems:
+        redone, whole = found["with_those_in_float32"], found["in_float16"]
+        yield (
+            f"- {found['song']}, {found['source']}: {whole['snr_db']:.1f} dB; {redone['snr_db']:.1f} dB with the "
+            f"{found['failing_segments']} of {found['segments']} segments in float32 in which a stem fails by itself."
+        )
 
 
 def _made_up() -> Iterator[str]:
