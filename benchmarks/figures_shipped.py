@@ -81,5 +81,6 @@ def _songs_in_float16() -> Iterator[str]:
     snr, level, below = ([stem[key] for stem in vocals] for key in ("snr_db", "level_dbfs", "below_mix_db"))
     failed = sum(not track["passes"] for track in tracks.values())
     yield f"- The same on {len(stems)} whole songs: drums, bass and other {min(heard):.1f} dB or more;"
-    yield f"  vocals {min(snr):.1f} to {max(snr):.1f} dB, of stems at {min(level):.0f} to {max(level):.0f} dBFS, so that"
-    yield f"  their error lies {min(below):.0f} dB or more below the mix. {len(tracks) - failed} of {len(tracks)} tracks pass."
+    yield f"  vocals {min(snr):.1f} to {max(snr):.1f} dB, of stems at {min(level):.0f} to {max(level):.0f} dBFS,"
+    yield f"  so that their error lies {min(below):.0f} dB or more below the mix."
+    yield f"  {len(tracks) - failed} of these {len(tracks)} tracks pass."
