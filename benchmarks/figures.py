@@ -96,6 +96,10 @@ def _precision() -> Iterator[str]:
         for name, track in tracks.items():
             yield from _in_float16(model, name, track)
     yield ""
+    yield from _profile()
+    yield ""
+    yield from _made_up()
+    yield ""
     yield "| golden checkpoint in float16 | worst stem of its mix, dB | of all signals, dB |"
     yield "|---|---|---|"
     for name, golden in result("precision_goldens")["goldens"].items():
@@ -104,6 +108,57 @@ def _precision() -> Iterator[str]:
         yield f"| `{name}` | {snr['golden']:.1f} | {min(heard):.1f} |"
     yield ""
     yield from _published()
+
+
+def _profile() -> Iterator[str]:
+    """Where the stems that fail lose it, and how many segments would have to run in float32."""
+    stems = result("precision_profile")["stems"]
+    stages = list(stems[0]["worst"][0]["alone_below_mix_db"])
+    yield (
+        "| htdemucs, the segment with most error: dB below the mix | the stem | its error "
+        f"| {' | '.join(f'{stage} alone' for stage in stages)} |"
+    )
+    yield "|---|---|---|" + "---|" * len(stages)
+    for found in stems:
+        worst = found["worst"][0]
+        alone = " | ".join(f"{worst['alone_below_mix_db'][stage]:.0f}" for stage in stages)
+        yield (
+            f"| {found['song']}, {found['source']}, segment {worst['segment']} "
+            f"| {worst['stem_below_mix_db']:.0f} | {worst['below_mix_db']:.0f} | {alone} |"
+        )
+    yield ""
+    for found in stems:
+        redone, whole = found["with_those_in_float32"], found["in_float16"]
+        yield (
+            f"- {found['song']}, {found['source']}: {whole['snr_db']:.1f} dB; {redone['snr_db']:.1f} dB with the "
+            f"{found['failing_segments']} of {found['segments']} segments in float32 in which a stem fails by itself."
+        )
+
+
+def _made_up() -> Iterator[str]:
+    """How brief sounds in silence fare, with the gate and without."""
+    found = result("gate_made_up_trained")
+    low, high = found["crest_factors"]
+    count, passed = found["segments"], found["segments"] - found["in_float32"]
+    yield (
+        f"| htdemucs, {count} made-up segments (crest factors {low:.0f} to {high:.0f}), by burstiness "
+        f"| segments | worst stem, dB | with the gate at {found['gate']['burstiness']:g} |"
+    )
+    yield "|---|---|---|---|"
+    for row in found["rows"]:
+        name = f"above {row['above']:g}" if row["up_to"] is None else f"{row['above']:g} to {row['up_to']:g}"
+        all_gated = row["in_float32"] == row["segments"]
+        gated = "float32" if all_gated else _decibels(row["worst_snr_with_gate_db"])
+        yield f"| {name} | {row['segments']} | {_decibels(row['worst_snr_db'])} | {gated} |"
+    yield (
+        f"| fail, of those in float16 | | {found['failed_without_gate']} of {count} "
+        f"| {found['failed_with_gate']} of {passed} |"
+    )
+
+
+def _decibels(value: float | None) -> str:
+    """An SNR; of silence, which is exact, there is none."""
+    return "exact" if value is None else f"{value:.1f}"
 
 
 def _published() -> Iterator[str]:

@@ -6,7 +6,7 @@ BUNDLE is a float32 bundle whose gate has been calibrated (``verify --calibrate-
 HTDemucs, exported and calibrated here on the five songs. The segments are drawn with another seed than those of the
 calibration. Each runs on ONNX Runtime's CPU in float32 and in float16, rounded after every operator. Writes
 ``benchmarks/results/gate_made_up_NAME.json``: every segment's burstiness and the SNR of its worst stem, and
-whether the gate has it run in float32.
+whether the gate has it run in float32; and the least and highest crest factor (peak over standard deviation).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from assets import songs
 from machine_info import machine_info, write_result
 from parity_trained import export_trained
@@ -81,9 +82,11 @@ def main() -> None:
             bundle = store_gate(bundle, calibrate_gate(bundle, plan, music, threads=asked.threads))
         gate = bundle.manifest.gates["float16"]
         tried: list[Tried] = []
+        crests: list[float] = []
         with Trial(bundle, plan, threads=asked.threads) as trial:
             for each in made_up(bundle.manifest.model, music_from(music, bundle.manifest), asked.count, SEED):
                 tried.append(trial.made_up(each))
+                crests.append(float(np.abs(each.mix).max() / each.mix.std()))
                 print(
                     f"{len(tried)}/{asked.count} burstiness {tried[-1].burstiness:.1f}: {tried[-1].snr:.1f} dB",
                     flush=True,
@@ -96,10 +99,11 @@ def main() -> None:
         "gate": plain(gate),
         "limit_db": limit.decibels,
         "segments": len(tried),
+        "crest_factors": [min(crests), max(crests)],
         "in_float32": len(tried) - len(passed),
         "failed_without_gate": sum(not each.passes for each in tried),
         "failed_with_gate": sum(not each.passes for each in passed),
-        "rows": rows(tried, gate.burstiness),
+        "rows": plain(rows(tried, gate.burstiness)),
         "tried": plain(tried),
     }
     print(write_result(f"gate_made_up_{bundle.manifest.name}", result))

@@ -144,7 +144,8 @@ class Separator:
     def run_segments(self, segments: Float32) -> Float32:
         """One model call: segments ``[b, C, L]``, ``b`` at most the bundle's batch -> ``[b, S, C, L]``.
 
-        The result is a view that the next call but one overwrites.
+        The result is a view that the next call but one overwrites. There is no gate: all run in the precision
+        of the bundle.
         """
         with self._occupancy.taken():
             return self.scheduler.run(segments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,10 @@ def test_a_separator_in_float16(bundle: Bundle, engine: str) -> None:
     if not engine_class(engine).availability().works:
         pytest.skip(f"no {engine}")
     mix = np.random.default_rng(1).standard_normal((2, 4000)).astype(np.float32)
-    with Separator(bundle, engine=engine) as exact, Separator(bundle, engine=engine, precision="fp16") as low:
+    with (
+        Separator(bundle, engine=engine) as exact,
+        Separator(bundle, engine=engine, precision="fp16", gate=math.inf) as low,
+    ):
         assert low.manifest.precision == "float16"
         assert low.engine.options.precision == "fp16"
         expected, found = exact.separate(mix), low.separate(mix)
