@@ -41,6 +41,8 @@ CALLS = {
 NETWORK = {"socket", "urllib", "http", "ftplib", "smtplib", "requests", "httpx", "aiohttp"}
 FETCHING = Path("mrsep_deploy/fetching/transfer.py")
 """The one module that opens a connection, when ``fetch`` asks for it."""
+FOR_FETCHING = ("requests", "urllib.parse")
+"""The latter only reads addresses."""
 
 
 def wrong(path: Path) -> Iterator[str]:
@@ -51,7 +53,7 @@ def wrong(path: Path) -> Iterator[str]:
                 [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             )
             for name in names:
-                allowed = name == "requests" and path.as_posix().endswith(FETCHING.as_posix())
+                allowed = name in FOR_FETCHING and path.as_posix().endswith(FETCHING.as_posix())
                 if (
                     not allowed
                     and name.partition(".")[0] in MODULES | NETWORK
