@@ -94,7 +94,6 @@ def test_the_short_help_is_the_command_s_first_sentence(name: str) -> None:
         ["export"],
         ["export", "a.th", "--untrained", "htdemucs"],
         ["export", "a.th", "--seed", "1"],
-        ["export", "a.th", "--set", "channels=4"],
         ["export", "--untrained", "resnet"],
         ["export", "--untrained", "htdemucs", "--set", "channels"],
         ["export", "--untrained", "htdemucs", "--set", "seed=4"],
@@ -212,7 +211,7 @@ def test_models_before_any_export(home: Path) -> None:
     assert (code, err) == (errors.DONE, "")
     (line,) = (line for line in out.splitlines() if shipped.NAME in line)
     assert line.split()[0] == "*"
-    assert line.split()[-2:] == ["shipped", "ok"]
+    assert line.split()[-3:] == ["shipped", "MIT", "ok"]
     (listed,) = json.loads(invoke("models", "--json")[1])
     assert listed["shipped"]
     assert listed["trained"]

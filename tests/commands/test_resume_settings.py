@@ -51,6 +51,7 @@ DO_NOT = {
     "out": ["-o", "elsewhere"],  # the journal lies there
     "engine": ["--engine", "ort"],  # engines agree within their limits
     "device": ["-d", "cpu"],
+    "allow": ["--allow", "commercial"],  # it refuses a model or changes nothing
     "mode": ["--mode", "concurrent"],
     "lanes": ["--lanes", "2"],
     "batch": ["--batch", "2"],
