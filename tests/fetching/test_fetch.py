@@ -61,6 +61,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.write_text(own + "".join(models))
     monkeypatch.setattr(published, "FILE", place)
     monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     published.published.cache_clear()
     (tmp_path / "stick").mkdir()

@@ -558,10 +558,12 @@ def test_a_bar_shows_the_speed_of_its_own_song_from_its_own_begin(
 
 def test_the_first_line_says_which_model_and_why(tmp_path: Path, bundle: Bundle) -> None:
     song("s.wav")
-    assert run("s.wav").err.startswith("tiny, exported last (drums, other) on ")
+    assert run("s.wav").err.startswith("tiny, exported last (drums, other; licence not stated) on ")
     registry.use("tiny")
     registry.register(tiny_bundle(tmp_path / "bundles", "later"))
-    assert run("s.wav").err.startswith("tiny, the default, chosen with models use (drums, other) on ")
+    assert run("s.wav").err.startswith(
+        "tiny, the default, chosen with models use (drums, other; licence not stated) on "
+    )
     assert run("s.wav", "-n", "later").err.startswith("later (drums, other) on ")
     assert run("s.wav", "-n", bundle.path).err.startswith("tiny (drums, other) on ")
     for option in ("--quiet", "--json"):
