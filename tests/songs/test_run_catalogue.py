@@ -564,8 +564,8 @@ def test_the_first_line_says_which_model_and_why(tmp_path: Path, bundle: Bundle)
     assert run("s.wav").err.startswith(
         "tiny, the default, chosen with models use (drums, other; licence not stated) on "
     )
-    assert run("s.wav", "-n", "later").err.startswith("later (drums, other) on ")
-    assert run("s.wav", "-n", bundle.path).err.startswith("tiny (drums, other) on ")
+    assert run("s.wav", "-n", "later").err.startswith("later (drums, other; licence not stated) on ")
+    assert run("s.wav", "-n", bundle.path).err.startswith("tiny (drums, other; licence not stated) on ")
     for option in ("--quiet", "--json"):
         assert run("s.wav", option).err == ""
 
