@@ -11,7 +11,6 @@ many segments of the song those are. Writes ``benchmarks/results/precision_profi
 from __future__ import annotations
 
 import argparse
-import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,15 +26,13 @@ from parity_trained import export_trained
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import STEMS
-from mrsep_deploy.engines.choice import choose
-from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.measuring.deviation import ratio_db
 from mrsep_deploy.measuring.limits import Powers, limit_for
-from mrsep_deploy.precision.convert_bundle import VERSION, derived_bundle
+from mrsep_deploy.precision.convert_bundle import VERSION
 from mrsep_deploy.precision.plan import default_plan
 from mrsep_deploy.separation.gate import DEFAULT_BURSTINESS, burstiness_of
 from mrsep_deploy.separation.segments import SongStatistics, applied
-from mrsep_deploy.verification.chain import Chain
+from mrsep_deploy.verification.gate_calibration import Trial
 from mrsep_deploy.verification.tracks import Track, batches
 
 NAME = "precision_profile"
@@ -55,16 +52,12 @@ class Heard:
     errors: Array
 
 
-class Profile:
+class Profile(Trial):
     """The trained model in float32 and in float16, stage by stage."""
 
-    def __init__(self, bundle: Bundle, threads: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        super().__init__(bundle, default_plan("float16", bundle.manifest.float32), threads=threads)
         self.manifest = bundle.manifest
-        engine = choose("ort", EngineOptions(threads, precision="fp16")).engine
-        stack.callback(engine.close)
-        low = derived_bundle(bundle, default_plan("float16", bundle.manifest.float32))
-        self.low = stack.enter_context(Chain(low, engine))
-        self.high = stack.enter_context(Chain(bundle, engine.at_precision("fp32")))
 
     def heard(self, track: Track) -> Iterator[Heard]:
         """The segments of a song that the gate leaves in float16."""
@@ -161,19 +154,17 @@ def main() -> None:
     asked, machine = parser.parse_args(), machine_info()
     tracks = figures_source.result("precision_trained")["models"]["htdemucs"]
     found = []
-    with (
-        tempfile.TemporaryDirectory(prefix="mrsep-deploy-profile-") as folder,
-        contextlib.ExitStack() as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="mrsep-deploy-profile-") as folder:
         bundle = Bundle.open(asked.bundle or export_trained(Path(folder) / "trained", "split"))
-        profile = Profile(bundle, asked.threads, stack)
-        for song in songs():
-            statistics = applied(SongStatistics.measure(song.blocks()), bundle.manifest.application)
-            for source, stem in tracks[song.name]["stems"].items():
-                if stem["passes_by"] is None:
-                    entry = measured(profile, Track(song.name, statistics, song.blocks), source)
-                    found.append({"song": song.name, "source": source, **entry})
-                    print(found[-1], flush=True)
+        profile = Profile(bundle, asked.threads)
+        with profile:
+            for song in songs():
+                statistics = applied(SongStatistics.measure(song.blocks()), profile.application)
+                for source, stem in tracks[song.name]["stems"].items():
+                    if stem["passes_by"] is None:
+                        entry = measured(profile, Track(song.name, statistics, song.blocks), source)
+                        found.append({"song": song.name, "source": source, **entry})
+                        print(found[-1], flush=True)
     print(write_result(NAME, {"machine": machine, "conversion": VERSION, "stems": found}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from goldens import NAMES, SONGS, Export, checkpoint, golden
 from numpy.typing import NDArray
+from quiet_torch import quiet_torch
 
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.export.exporter import ExportOptions, export_model
@@ -18,17 +18,9 @@ from mrsep_deploy.export.load import LoadedModel, load_model, untrained_model
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.separation.separator import Separator
 
+__all__ = ["quiet_torch"]
+
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def limit(loaded: LoadedModel, mix: NDArray[np.float32]) -> float:

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from goldens import Export
 from numpy.typing import NDArray
+from quiet_torch import quiet
 
-from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Layout
-from mrsep_deploy.export.exporter import ExportOptions, export_model
-from mrsep_deploy.export.load import load_model
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.measuring.limits import limit_for
 from mrsep_deploy.precision.convert_bundle import convert_bundle, convert_report
@@ -42,35 +41,20 @@ RUNS: dict[str, list[tuple[Layout, str, int]]] = {
     "demucs": [("split", "ort", 1), ("split", "openvino", 4), ("whole", "openvino", 1)],
 }
 CASES = [(name, *run) for name, runs in RUNS.items() for run in runs]
-Export = Callable[[str, Layout], Bundle]
 Array = NDArray[Any]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
+    """For the references, too, which a module makes once."""
+    with quiet():
         yield
-    torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+@pytest.fixture
+def export(exports: Export) -> Export:
     """A function that gives the bundle of a golden checkpoint."""
-    made: dict[tuple[str, Layout], Bundle] = {}
-    folder = tmp_path_factory.mktemp("hdemucs")
-
-    def bundle(name: str, layout: Layout) -> Bundle:
-        if (name, layout) not in made:
-            loaded = load_model(FOLDER / f"{name}.th")
-            made[name, layout] = export_model(
-                loaded, name, folder / f"{name}-{layout}", ExportOptions(layout)
-            )
-        return made[name, layout]
-
-    return bundle
+    return lambda name, layout: exports(f"hdemucs/{name}", layout)
 
 
 def golden(name: str) -> tuple[Array, Array, float]:

@@ -68,16 +68,20 @@ def build_plan(
     _configure(library, config, options)
     if timing is not None:
         timing.load(config)
-    serialized = builder.build_serialized_network(network, config)
-    reason = "" if serialized is not None else library.last_error()
+
+    def built() -> tuple[Any, str]:
+        """The engine, or why there is none."""
+        found = builder.build_serialized_network(network, config)
+        return found, "" if found is not None else library.last_error()
+
+    serialized, reason = built()
     if NO_KERNEL in reason and (count := allow_decomposing(library, network)):
         log.warning(
             "%s has no fused kernel for the attention of stage %s in its type and shape: %d of them write out their "
             "scores, which takes memory and time (float32 has none at all, float16 and bfloat16 have)",
             library.title, stage.name, count,
         )  # fmt: skip
-        serialized = builder.build_serialized_network(network, config)
-        reason = "" if serialized is not None else library.last_error()
+        serialized, reason = built()
     if serialized is None:
         fix = "Give it more memory: --workspace MB" if options.workspace is not None else ""
         if "FP32 GEMM is not supported" in reason:

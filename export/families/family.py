@@ -138,6 +138,9 @@ class Family(abc.ABC):
         Args:
             enabled: names out of ``rewrites``; a family without any has nothing to replace.
         """
+        unknown = set(enabled) - set(self.rewrites)
+        if unknown:
+            raise ValueError(f"unknown rewrites {sorted(unknown)}, expected some of {sorted(self.rewrites)}")
         model.requires_grad_(False)
 
     def applicable(self, model: Any) -> tuple[str, ...]:

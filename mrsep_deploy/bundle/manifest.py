@@ -303,6 +303,10 @@ class Manifest:
         """Samples of a segment's stems that count: what the model takes, less its context."""
         return self.model.segment_samples - self.application.context
 
+    def takes_segment(self, seconds: float) -> bool:
+        """Whether segments may be so long: as long as what counts of one, whose seconds are rounded, or shorter."""
+        return 0 < seconds < (self.kept_samples + 1) / self.model.sample_rate
+
     @property
     def graph_stages(self) -> tuple[Stage, ...]:
         return tuple(stage for stage in self.stages if stage.kind == "graph")

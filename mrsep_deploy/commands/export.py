@@ -38,11 +38,7 @@ class ExportOptions:
     output: Path | None = options.folder(
         "Folder of the bundle.  [default: one that is found by the name]", "-o"
     )
-    layout: Layout = option(
-        "A graph for every stage, or one for the whole.",
-        type=click.Choice(["split", "whole"]),
-        default="split",
-    )
+    layout: Layout = options.layout()
     precision: AskedPrecision = options.precision(
         help="Of the bundle's graphs. run and build convert float32 ones when asked to.", default="fp32"
     )

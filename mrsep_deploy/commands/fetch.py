@@ -29,11 +29,7 @@ class FetchOptions:
         envvar="MRSEP_DEPLOY_FETCH_FROM",
         shell_complete=completing.folders,
     )
-    layout: Layout = option(
-        "A graph for every stage, or one for the whole.",
-        type=click.Choice(["split", "whole"]),
-        default="split",
-    )
+    layout: Layout = options.layout()
     overwrite: bool = flag("Make the model anew if it is there already.")
     quiet: bool = options.quiet()
     as_json: bool = flag("Print the result as JSON.", "--json")

@@ -137,6 +137,12 @@ def _without_folders(word: str) -> str:
 # --- options of several commands
 
 quiet = functools.partial(flag, "Print errors only.", "-q", "--quiet")
+layout = functools.partial(
+    option,
+    "A graph for every stage, or one for the whole.",
+    type=click.Choice(["split", "whole"]),
+    default="split",
+)
 report_file = functools.partial(option, type=FILE, metavar="FILE")
 model_name = functools.partial(option, metavar="NAME|PATH", shell_complete=completing.models)
 folder = functools.partial(option, type=PATH, metavar="DIR", shell_complete=completing.folders)

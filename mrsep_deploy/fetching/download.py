@@ -116,7 +116,7 @@ def _require_space(folder: Path, missing: Sequence[PublishedFile]) -> None:
 
 
 def _get(file: PublishedFile, target: Path, mirror: str | None, tell: Tell) -> None:
-    part = _part(target)
+    part, went_on = _part(target), False
     if mirror is not None and not _is_address(mirror):
         origin = os.path.join(mirror, file.name)
         _copy(Path(origin), part, file.bytes, tell)
@@ -124,12 +124,11 @@ def _get(file: PublishedFile, target: Path, mirror: str | None, tell: Tell) -> N
         origin = file.address if mirror is None else f"{mirror.rstrip('/')}/{file.name}"
         went_on = size_of(part) > 0
         receive(origin, part, file.bytes, tell)
-        if (
-            went_on and _hash(part) != file.sha256
-        ):  # what was there already may have been damaged: all of it again
-            part.unlink()
-            receive(origin, part, file.bytes, tell)
     found = _hash(part)
+    if found != file.sha256 and went_on:  # what was there already may have been damaged: all of it again
+        part.unlink()
+        receive(origin, part, file.bytes, tell)
+        found = _hash(part)
     if found != file.sha256:
         part.unlink()
         raise FetchError(

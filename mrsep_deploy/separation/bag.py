@@ -114,9 +114,8 @@ def _require_segment(bag: Bag, bundles: Iterable[Bundle]) -> None:
     """Raises ``UsageError`` if a model takes shorter segments than the bag asks for."""
     for bundle in bundles:
         manifest = bundle.manifest
-        rate = manifest.model.sample_rate
-        longest = manifest.kept_samples / rate
-        if bag.segment is not None and int(bag.segment * rate) > manifest.kept_samples:
+        if bag.segment is not None and not manifest.takes_segment(bag.segment):
+            longest = manifest.kept_samples / manifest.model.sample_rate
             raise UsageError(
                 f"the bag {bag.name} asks for segments of {bag.segment:g} s, its model {manifest.name} takes "
                 f"{longest:g} s at most",

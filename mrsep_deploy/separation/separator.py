@@ -110,7 +110,7 @@ class Separator:
         self.overlap = self.manifest.application.overlap if overlap is None else overlap
         most = self.manifest.kept_samples
         longest = most / model.sample_rate
-        if segment is not None and not 0 < segment < longest + 1 / model.sample_rate:  # seconds are rounded
+        if segment is not None and not self.manifest.takes_segment(segment):
             raise UsageError(f"segment is {segment:g} s; give more than 0 and at most {longest:g}")
         asked = most if segment is None else int(segment * model.sample_rate)
         self.segment_samples = min(asked, most)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import IO
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -55,34 +56,37 @@ def print_result(
         show(console())
 
 
-@contextmanager
-def step_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+Reporter = Callable[[str, int, int], None]
+"""Called with what happens now, how much is done, how much there is."""
+
+
+def step_progress(quiet: bool = False) -> AbstractContextManager[Reporter]:
     """A reporter of steps: call it with what happens now, how many are done, how many there are."""
-    screen = console(sys.stderr)
-    if quiet:
-        yield lambda _what, _done, _total: None
-    elif not screen.is_terminal:
-        yield lambda what, done, total: screen.print(f"{done}/{total} {what}", soft_wrap=True)
-    else:
-        text = TextColumn("{task.description}", markup=False)
-        columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), text)
-        with Progress(*columns, console=screen, transient=True) as bar:
-            task = bar.add_task("starting", total=None)
-            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+    def in_lines(screen: Console) -> Reporter:
+        return lambda what, done, total: screen.print(f"{done}/{total} {what}", soft_wrap=True)
+
+    return _progress(quiet, in_lines, MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def byte_progress(quiet: bool = False) -> AbstractContextManager[Reporter]:
+    """A reporter of bytes: call it with what is transferred now, how many bytes are done, how many there are."""
+    return _progress(quiet, _Tenths, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
 @contextmanager
-def byte_progress(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A reporter of bytes: call it with what is transferred now, how many bytes are done, how many there are."""
+def _progress(
+    quiet: bool, in_lines: Callable[[Console], Reporter], *columns: ProgressColumn
+) -> Iterator[Reporter]:
+    """A reporter that is a bar with these columns on a terminal, writes lines elsewhere, or says nothing."""
     screen = console(sys.stderr)
     if quiet:
         yield lambda _what, _done, _total: None
     elif not screen.is_terminal:
-        yield _Tenths(screen)
+        yield in_lines(screen)
     else:
         text = TextColumn("{task.description}", markup=False)
-        columns = (BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), text)
-        with Progress(*columns, console=screen, transient=True) as bar:
+        with Progress(BarColumn(24), *columns, text, console=screen, transient=True) as bar:
             task = bar.add_task("starting", total=None)
             yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 

@@ -64,9 +64,7 @@ class Demucs(Family):
     def rewrite(self, model: SeparationModel, enabled: Collection[str]) -> None:
         from mrsep_deploy.export.families.demucs.rewrites import rewrite
 
-        unknown = set(enabled) - set(self.rewrites)
-        if unknown:
-            raise ValueError(f"unknown rewrites {sorted(unknown)}, expected some of {sorted(self.rewrites)}")
+        super().rewrite(model, enabled)
         rewrite(model, enabled)
 
     def applicable(self, model: SeparationModel) -> tuple[str, ...]:

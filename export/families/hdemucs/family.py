@@ -82,9 +82,7 @@ class HDemucs(Family):
     def rewrite(self, model: Hybrid | Waveform, enabled: Collection[str]) -> None:
         from mrsep_deploy.export.families.hdemucs.rewrites import rewrite
 
-        unknown = set(enabled) - set(self.rewrites)
-        if unknown:
-            raise ValueError(f"unknown rewrites {sorted(unknown)}, expected some of {sorted(self.rewrites)}")
+        super().rewrite(model, enabled)
         rewrite(model, enabled)
 
     def applicable(self, model: Hybrid | Waveform) -> tuple[str, ...]:

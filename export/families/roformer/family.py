@@ -81,9 +81,7 @@ class RoFormer(Family):
     def rewrite(self, model: Roformer, enabled: Collection[str]) -> None:
         from mrsep_deploy.export.families.roformer.rewrites import rewrite
 
-        unknown = set(enabled) - set(self.rewrites)
-        if unknown:
-            raise ValueError(f"unknown rewrites {sorted(unknown)}, expected some of {sorted(self.rewrites)}")
+        super().rewrite(model, enabled)
         rewrite(model, enabled)
 
     def float32(

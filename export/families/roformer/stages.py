@@ -10,15 +10,22 @@ masks, not a stage of the host: on a device nothing leaves it for that, and on a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor, nn
+from collections.abc import Sequence
 
 from mrsep_deploy.bundle.manifest import Branch, Transform
 from mrsep_deploy.export.families.family import StageSource
 from mrsep_deploy.export.families.roformer.config import RoformerConfig
 from mrsep_deploy.export.families.roformer.model import Roformer
-from mrsep_deploy.export.families.staged import SHARED, analysis, features, graph, synthesis, tag, total
+from mrsep_deploy.export.families.staged import (
+    SHARED,
+    Part,
+    analysis,
+    features,
+    graph,
+    synthesis,
+    tag,
+    total,
+)
 
 TOKENS, ATTENDED = "tokens", "attended"
 
@@ -36,29 +43,14 @@ def make_branches(config: RoformerConfig) -> tuple[Branch, ...]:
     return (Branch(str(config.n_fft), (1.0,) * len(config.sources), transform, normalise=False),)
 
 
-class Part(nn.Module):
-    """One graph stage of a model.
-
-    It holds the whole model, so that names in the graph are the published ones and rewriting the model rewrites its
-    parts.
-    """
-
-    def __init__(self, model: Roformer, compute: Callable[..., Tensor], owned: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.compute = model, compute
-        self.owned = [part for name in owned if (part := getattr(model, name)) is not None]
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return (self.compute(self.model, *inputs),)
-
-
 def split(model: Roformer, branches: Sequence[Branch]) -> list[StageSource]:
     """The stages of ``model`` from ``mix`` to ``stems``."""
     (branch,) = branches
     spectrogram, estimate = features(branch), f"estimate_{tag(branch.name)}"
-    tokens = Part(model, lambda model, x: model.band_split(x), ["band_split"])
-    attention = Part(model, Roformer.attend, ["layers", "final_norm"])
-    masks = Part(model, Roformer.separate, ["mask_estimators"])
+    last = [] if model.final_norm is None else [model.final_norm]
+    tokens = Part(model, lambda model, x: (model.band_split(x),), [model.band_split])
+    attention = Part(model, lambda model, x: (model.attend(x),), [model.layers, *last])
+    masks = Part(model, lambda model, *x: (model.separate(*x),), [model.mask_estimators])
     return [
         *analysis(branches),
         graph(BANDS, branch.name, [spectrogram], [TOKENS], tokens),
