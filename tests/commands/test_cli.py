@@ -206,7 +206,8 @@ def invoke(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_models_before_any_export(home: Path) -> None:
+def test_models_before_any_export(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     code, out, err = invoke("models")
     assert (code, err) == (errors.DONE, "")
     (line,) = (line for line in out.splitlines() if shipped.NAME in line)
@@ -218,7 +219,8 @@ def test_models_before_any_export(home: Path) -> None:
     assert shipped.NAME in invoke("inspect")[1]
 
 
-def test_models_lists_what_there_is(home: Path, tmp_path: Path) -> None:
+def test_models_lists_what_there_is(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # else words are put below each other
     registry.register(tiny_bundle(paths.models_dir(), "good"))
     registry.register(tiny_bundle(tmp_path, "broken"))
     registry.register(tiny_bundle(tmp_path, "gone"))

@@ -123,7 +123,8 @@ def test_stems_say_what_made_them(research: Bundle, kind: str) -> None:
     assert b"licence" not in Path(f"bare/research/a/drums.{kind}").read_bytes()
 
 
-def test_models_and_inspect_show_it(free: Bundle, research: Bundle) -> None:
+def test_models_and_inspect_show_it(free: Bundle, research: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # else words are put below each other
     listed = invoke("models")[1].splitlines()
     for name, terms in (("research", "author's words"), ("free", "MIT"), (shipped.NAME, "MIT")):
         assert any(f" {name} " in f" {line} " and f" {terms} " in line for line in listed), name
