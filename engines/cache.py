@@ -113,10 +113,13 @@ class EngineCache:
             os.utime(self._file(key.name, "json"))  # pruning goes by the last use
         return CachedEngine(key, data, side_car.milliseconds / 1000, side_car.details, True)
 
-    def newest(self, accepts: Callable[[EngineKey], bool]) -> EngineKey | None:
-        """The key built last of those that ``accepts`` takes."""
-        fitting = [each for each in self.entries() if each.key and not each.problem and accepts(each.key)]
-        return max(fitting, key=lambda entry: (entry.created, entry.name)).key if fitting else None
+    def newest(
+        self, accepts: Callable[[EngineKey], bool], effort: Callable[[EngineKey], int] = lambda _key: 0
+    ) -> EngineKey | None:
+        """The key of most ``effort``, and among these the one built last, of those that ``accepts`` takes."""
+        found = ((each, each.key) for each in self.entries() if not each.problem)
+        fitting = [(effort(key), each.created, each.name, key) for each, key in found if key and accepts(key)]
+        return max(fitting, key=lambda each: each[:3])[3] if fitting else None
 
     def entries(self) -> list[Entry]:
         """Every engine and what is left of one, by the time of last use. Bytes are counted, not hashed."""

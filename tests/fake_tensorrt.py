@@ -8,6 +8,7 @@ addresses of host memory that ``FakeCuda`` hands out. ``fails`` names the calls 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from enum import Enum, IntEnum
 from types import ModuleType
@@ -95,8 +96,13 @@ class FakeTensorRt(ModuleType):
             self.NetworkDefinitionCreationFlag = Elsewhere
         self.ILogger = _Logger
         self.Builder: Callable[[Any], _Builder] = lambda logger: _Builder(self, logger)
-        self.OnnxParser: Callable[[Any, Any], _Parser] = lambda network, logger: _Parser(network)
+        self.OnnxParser: Callable[[Any, Any], _Parser] = lambda network, logger: _Parser(self, network)
         self.Runtime: Callable[[Any], _Runtime] = lambda logger: _Runtime(self, logger)
+
+    def null(self, what: str) -> None:
+        """Pybind's word for a constructor that made nothing, where ``fails`` names it."""
+        if what in self.fails:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def of(self, what: str) -> list[tuple[Any, ...]]:
         """The calls of one kind."""
@@ -157,7 +163,8 @@ class _Network:
 class _Parser:
     num_errors = 0
 
-    def __init__(self, network: _Network) -> None:
+    def __init__(self, library: FakeTensorRt, network: _Network) -> None:
+        library.null("parser")
         self.network = network
 
     def parse(self, graph: bytes) -> bool:
@@ -173,10 +180,12 @@ class _Parser:
 class _TimingCache:
     """Timings as text: every build adds a line."""
 
-    def __init__(self, data: bytes) -> None:
-        self.lines = set(data.splitlines())
+    def __init__(self, library: FakeTensorRt, data: bytes) -> None:
+        self.library, self.lines = library, set(data.splitlines())
 
     def combine(self, other: _TimingCache, _ignore: bool) -> bool:
+        if "combine" in self.library.fails:  # of another device
+            return False
         self.lines |= other.lines
         return True
 
@@ -188,7 +197,8 @@ class _Config:
     max_aux_streams = -1
     builder_optimization_level = 3
 
-    def __init__(self) -> None:
+    def __init__(self, library: FakeTensorRt) -> None:
+        self.library = library
         self.flags = {BuilderFlag.TF32}
         self.limits: dict[MemoryPoolType, int] = {}
         self.timing: _TimingCache | None = None
@@ -200,30 +210,37 @@ class _Config:
         self.limits[pool] = size
 
     def create_timing_cache(self, data: bytes) -> _TimingCache | None:
-        return None if data.startswith(b"damaged") else _TimingCache(data)
+        broken = data.startswith(b"damaged") or "timing cache" in self.library.fails
+        return None if broken else _TimingCache(self.library, data)
 
     def set_timing_cache(self, cache: _TimingCache, _ignore: bool) -> bool:
+        if "set timing" in self.library.fails:
+            return False
         self.timing = cache
         return True
 
     def get_timing_cache(self) -> _TimingCache | None:
-        return self.timing
+        return None if "get timing" in self.library.fails else self.timing
 
 
 class _Builder:
     def __init__(self, library: FakeTensorRt, logger: Any) -> None:
-        if "builder" in library.fails:
-            raise TypeError("pybind11::init(): factory function returned nullptr")
+        library.null("builder")
         self.library, self.logger = library, logger
 
     def create_network(self, flags: int) -> _Network:
         return _Network(flags)
 
-    def create_builder_config(self) -> _Config:
-        return _Config()
+    def create_builder_config(self) -> _Config | None:
+        return None if "config" in self.library.fails else _Config(self.library)
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         self.library.calls.append(("build", network, config))
+        if "build in a thread" in self.library.fails:  # kernels are compiled in threads of the library's own
+            worker = threading.Thread(target=self.logger.log, args=(Severity.ERROR, "no kernel fits"))
+            worker.start()
+            worker.join()
+            return None
         if "build" in self.library.fails:
             self.logger.log(Severity.WARNING, "not this")
             self.logger.log(Severity.ERROR, "Could not find any\nimplementation for node 3")
@@ -235,9 +252,14 @@ class _Builder:
 
 class _Runtime:
     def __init__(self, library: FakeTensorRt, logger: Any) -> None:
+        library.null("runtime")
         self.library, self.logger = library, logger
 
     def deserialize_cuda_engine(self, data: bytes) -> _Engine | None:
+        if "memory" in self.library.fails:
+            text = "[defaultAllocator.cpp::allocateAsync::48] Error Code 1: Cuda Runtime (out of memory)"
+            self.logger.log(Severity.ERROR, text)
+            return None
         if "deserialize" in self.library.fails:
             self.library.fails.discard("deserialize")
             self.logger.log(Severity.ERROR, "The engine plan file is not compatible")

@@ -54,17 +54,13 @@ def build_plan(
         EngineError: the parser or the builder refuses, or the result is not what the manifest or
             ``precision`` says; the message names the stage.
     """
-    library.last_error()  # forget what earlier stages left
-    try:
-        builder = library.module.Builder(library.logger)
-    except (TypeError, RuntimeError) as error:  # pybind's word for a null pointer
-        raise EngineError(f"{library.title} cannot make a builder: {library.last_error()}") from error
+    builder = library.made("a builder", lambda: library.module.Builder(library.logger))
     network = _network(library, builder, stage)
     _parse(library, network, _at_batch(library, graph, manifest.batch, stage), stage)
     check_tensors(network_tensors(library, network), manifest, stage)
     layers = layer_types(library, network)
     check_precision(layers, precision, stage, kept=stage_is_kept(manifest, stage))
-    config = builder.create_builder_config()
+    config = library.made("a builder's configuration", builder.create_builder_config)
     _configure(library, config, options)
     if timing is not None:
         timing.load(config)
@@ -133,7 +129,7 @@ def _at_batch(library: Library, graph: bytes, batch: int, stage: Stage) -> bytes
 
 
 def _parse(library: Library, network: Any, graph: bytes, stage: Stage) -> None:
-    parser = library.module.OnnxParser(network, library.logger)
+    parser = library.made("an ONNX parser", lambda: library.module.OnnxParser(network, library.logger))
     parsed = parser.parse(graph)
     if parsed and parser.num_errors == 0:
         return

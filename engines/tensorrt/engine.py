@@ -1,7 +1,7 @@
 """TensorRT (``trt``) and TensorRT for RTX (``trt-rtx``) on NVIDIA GPUs.
 
-A stage is built once and kept in the engine cache. Running takes the engine built last from a graph,
-whatever it was built with, so what ``mrsep-deploy build`` was asked for is what runs.
+A stage is built once and kept in the engine cache. Running takes the engine built last from a graph at the highest
+optimisation level, whatever else it was built with, so what ``mrsep-deploy build`` was asked for is what runs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.precision.names import Precision, arithmetic
 
 log = logging.getLogger(__name__)
+
+DEFAULT_LEVEL = 3
+"""The optimisation level of a build that names none (``IBuilderConfig::setBuilderOptimizationLevel``)."""
 
 
 class TensorRtEngine(BuildingEngine):
@@ -131,7 +134,7 @@ class TensorRtEngine(BuildingEngine):
         return key, replace(options, targets=targets)
 
     def _built_last(self, bundle: Bundle, stage: Stage) -> CachedEngine | None:
-        """The newest engine in the cache that runs this graph on this GPU, with whatever options."""
+        """The newest engine in the cache that runs this graph on this GPU, of the highest optimisation level."""
         wanted, _ = self._key(bundle, stage, BuildOptions())
 
         def serves(key: EngineKey) -> bool:
@@ -141,7 +144,11 @@ class TensorRtEngine(BuildingEngine):
                 and replace(key, target=wanted.target, options=wanted.options) == wanted
             )
 
-        key = self.cache.newest(serves)
+        def effort(key: EngineKey) -> int:
+            level = key.options.get("optimization_level")
+            return level if isinstance(level, int) else DEFAULT_LEVEL
+
+        key = self.cache.newest(serves, effort)
         return self.cache.find(key) if key else None
 
 

@@ -15,6 +15,8 @@ import logging
 import re
 import sys
 import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 from filelock import FileLock
 
 from mrsep_deploy.devices import cuda_status
-from mrsep_deploy.errors import EngineUnavailableError, OutputError, first_line
+from mrsep_deploy.errors import EngineError, EngineUnavailableError, OutputError, first_line
 from mrsep_deploy.files.parts import make_folder, write_file
 from mrsep_deploy.process.libraries import library
 
@@ -86,11 +88,23 @@ class Library:
         return _logger(self.module)
 
     def last_error(self) -> str:
-        """What the library said last of an error in this thread, and forget it."""
-        messages: list[str] = self.logger.errors.messages
-        last = messages[-1] if messages else "the library gave no reason"
-        messages.clear()
-        return last
+        """What the library said last of an error in this thread or in one of its own, and forget it."""
+        return self.logger.errors.take()
+
+    def made(self, what: str, make: Callable[[], Any]) -> Any:
+        """What a constructor or a factory of the library makes.
+
+        Raises:
+            EngineError: it made nothing: pybind raises for a null pointer of a constructor, others return None.
+        """
+        self.last_error()  # forget what came before
+        try:
+            found = make()
+        except (TypeError, RuntimeError) as error:
+            raise EngineError(f"{self.title} cannot make {what}: {self.last_error()}") from error
+        if found is None:
+            raise EngineError(f"{self.title} cannot make {what}: {self.last_error()}")
+        return found
 
     def capabilities(self) -> dict[str, Any]:
         """The compute capabilities it builds for by name, ``sm_86``; empty for TensorRT."""
@@ -129,11 +143,28 @@ def find_library(flavour: Flavour) -> Library:
     return found
 
 
-class _Errors(threading.local):
-    """Error messages by thread: stages may be built side by side."""
+class _Errors:
+    """Error messages: of each thread that asks for them, since stages may be built side by side, and of the others.
+
+    The library compiles kernels in threads of its own, which never ask.
+    """
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
+        self._own = threading.local()
+        self._others: deque[str] = deque(maxlen=1)
+
+    def add(self, message: str) -> None:
+        """Takes down what the library said in this thread."""
+        own = getattr(self._own, "messages", None)
+        (self._others if own is None else own).append(message)
+
+    def take(self) -> str:
+        """Returns the last message that this thread may be meant by; from here on it is one that asks."""
+        own: deque[str] | None = getattr(self._own, "messages", None)
+        found = [*self._others, *(own or ())]
+        self._own.messages = deque(maxlen=1)
+        self._others.clear()
+        return found[-1] if found else "the library gave no reason"
 
 
 @functools.cache
@@ -146,7 +177,7 @@ def _logger(module: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                self.errors.messages.append(" ".join(message.split()))
+                self.errors.add(" ".join(message.split()))
                 log.debug("%s", message)
 
     return Logger()
@@ -191,21 +222,32 @@ class TimingCache:
 
     def load(self, config: Any) -> None:
         """Let a build use the timings there are, and take down its own."""
-        config.set_timing_cache(self._on_disk(config), False)
+        found = self._on_disk(config)
+        if found is None or not config.set_timing_cache(found, False):
+            self._lost("the library takes none")
 
     def save(self, config: Any) -> None:
         """Add what a build measured to what is on the disk by now."""
         new = config.get_timing_cache()
+        if new is None:
+            self._lost("the library has none")
+            return
         try:
             make_folder(self.path.parent)
             with FileLock(f"{self.path}.lock"):
                 merged = self._on_disk(config)
-                merged.combine(new, False)
+                if merged is None or not merged.combine(new, False):
+                    self._lost("the library does not put them together")
+                    return
                 write_file(self.path, bytes(merged.serialize()))
         except (OutputError, OSError, NotImplementedError) as error:
-            log.warning("kernel timings are not kept for the next build: %s", error)
+            self._lost(str(error))
+
+    def _lost(self, why: str) -> None:
+        log.warning("kernel timings are not kept for the next build: %s", why)
 
     def _on_disk(self, config: Any) -> Any:
+        """What is on the disk, or an empty one; None where the library makes none at all."""
         try:
             data = self.path.read_bytes()
         except OSError:

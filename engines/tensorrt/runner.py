@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mrsep_deploy.bundle.manifest import Manifest, Stage
@@ -10,9 +11,12 @@ from mrsep_deploy.engines.tensorrt.build import check_tensors, engine_tensors
 from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.errors import EngineError
 
+NO_ROOM = re.compile(r"out of memory|outofmemory", re.IGNORECASE)
+"""What the library says where the GPU has no room: the engine's bytes are as good as they were."""
+
 
 class NotLoadable(EngineError):
-    """The library refuses the bytes of an engine."""
+    """The library refuses the bytes of an engine: another version's, or damaged."""
 
 
 class TensorRtRunner(Runner):
@@ -33,11 +37,17 @@ class TensorRtRunner(Runner):
     ) -> None:
         trt = library.module
         self._library, self._stage, self._stream = library, stage, stream
-        library.last_error()  # forget what earlier stages left
-        self._runtime: Any = trt.Runtime(library.logger)
+        what = f"a runtime for stage {stage.name}"
+        self._runtime: Any = library.made(what, lambda: trt.Runtime(library.logger))
         self._engine: Any = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise NotLoadable(f"{library.title} cannot load stage {stage.name}: {library.last_error()}")
+            reason = library.last_error()
+            message = f"{library.title} cannot load stage {stage.name}: {reason}"
+            if NO_ROOM.search(reason):
+                raise EngineError(
+                    message, "Free GPU memory (nvidia-smi shows who has it), or give a smaller --batch."
+                )
+            raise NotLoadable(message)
         check_tensors(engine_tensors(library, self._engine), manifest, stage)
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context: Any = self._engine.create_execution_context(strategy)

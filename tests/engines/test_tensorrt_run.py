@@ -289,6 +289,18 @@ def test_running_takes_what_was_built_last(
     assert len(library.of("build")) == 1
 
 
+def test_running_takes_no_engine_of_less_effort(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    """A quick build to try something leaves the good engine in use; 3 is the library's default."""
+    engine = make()
+    for level in (4, 0, None, 2):
+        engine.build(bundle, stage, BuildOptions(optimization_level=level))
+    last = engine._built_last(bundle, stage)
+    assert last is not None
+    assert last.key.options["optimization_level"] == 4
+
+
 def test_another_driver_device_or_library_builds_again(
     make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +328,24 @@ def test_a_cached_engine_that_does_not_load_is_built_anew(
     assert "plan file is not compatible" in caplog.text
 
 
+def test_a_gpu_without_room_is_no_stale_engine(
+    make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
+) -> None:
+    """Building again would take minutes, fail as well, and replace a good engine."""
+    make().build(bundle, stage, BuildOptions())
+    library.fails.add("memory")
+    with pytest.raises(EngineError, match=r"branch\.16: .*out of memory.*\. Free GPU memory"):
+        make().prepare(bundle, stage, 1, _Stream())
+    assert len(library.of("build")) == 1
+
+
+def test_no_runtime(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
+    library.fails.add("runtime")
+    with pytest.raises(EngineError, match=r"cannot make a runtime for stage branch\.16"):
+        make().prepare(bundle, stage, 1, _Stream())
+    assert len(library.of("build")) == 1
+
+
 def test_a_new_engine_that_does_not_load_is_an_error(
     make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage
 ) -> None:
@@ -331,6 +361,9 @@ def test_a_new_engine_that_does_not_load_is_an_error(
     [
         ("build", r"cannot build stage branch\.16: Could not find any implementation for node 3"),
         ("builder", "cannot make a builder"),
+        ("config", "cannot make a builder's configuration"),
+        ("parser", "cannot make an ONNX parser"),
+        ("build in a thread", r"cannot build stage branch\.16: no kernel fits"),
     ],
 )
 def test_a_build_that_fails(
@@ -375,6 +408,21 @@ def test_damaged_timings_cost_nothing_but_time(
     file.write_bytes(b"damaged")
     engine.build(bundle, stage, BuildOptions(), fresh=True)
     assert file.read_bytes() == b"kernel 2"
+
+
+@pytest.mark.parametrize("what", ["timing cache", "set timing", "get timing", "combine"])
+def test_a_library_without_timings_still_builds(
+    make: Make,
+    library: FakeTensorRt,
+    bundle: Bundle,
+    stage: Stage,
+    what: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A finished engine is not thrown away because its timings cannot be kept."""
+    library.fails.add(what)
+    assert make().build(bundle, stage, BuildOptions()).data
+    assert "kernel timings are not" in caplog.text
 
 
 def test_timings_that_cannot_be_kept(
