@@ -29,7 +29,9 @@ from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Stream
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.process.libraries import library
 
-INSTALL = 'pip install "mrsep-deploy[pycuda]" (it is compiled on the spot and needs nvcc), or use cuda-python.'
+INSTALL = (
+    'pip install "mrsep-deploy[pycuda]" (it is compiled on the spot and needs nvcc), or use cuda-python.'
+)
 
 CU_STREAM_NON_BLOCKING = 1  # pycuda exports no name for it
 
