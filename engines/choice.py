@@ -47,19 +47,21 @@ def choose(name: str, options: EngineOptions, kind: DeviceKind | None = None) ->
     """
     if name != AUTO:
         return Choice(_named(name, options, kind), "")
-    candidates = [each for each in preferred() if kind in (None, each.runs_on)]
+    order = [each for each in preferred() if kind in (None, each.runs_on)]
+    wanted = options.precision
+    candidates = [each for each in order if wanted in each.precisions and wanted not in each.only_named]
     for engine in candidates:
-        if engine.availability().works and options.precision in engine.precisions:
+        if engine.availability().works:
             asked = AUTO if kind is None else f"{AUTO} on {kind}"
             assert engine.preference is not None
             hint = "; see mrsep-deploy doctor" if engine is preferred()[-1] else ""
             return Choice(engine(options), f"{asked}: {engine.preference.reason}{hint}")
     # Message and fix are those of the engine that is easiest to install.
-    easiest = [each for each in candidates if options.precision in each.precisions][-1]
+    easiest = candidates[-1]
     found = easiest.availability()
     where = "here" if kind is None else f"here on {kind}"
     raise EngineUnavailableError(
-        f"no engine for {options.precision} works {where}; {easiest.name}: {found.reason}", found.fix
+        f"no engine for {wanted} works {where}; {easiest.name}: {found.reason}", found.fix
     )
 
 

@@ -91,6 +91,7 @@ class Engine(abc.ABC):
         graph_transforms: spectrograms, inverses and sums run as graphs on the engine's device too;
             otherwise the host computes them.
         precisions: what it can compute in.
+        only_named: those of them that ``auto`` does not take it for, because it emulates what a processor may have.
         accumulations: what it can emulate products of float16 to accumulate in.
         emulation: how it computes graphs of lower precision, where that is not their own arithmetic; for
             people, empty where it is.
@@ -108,6 +109,7 @@ class Engine(abc.ABC):
     measured: ClassVar[bool] = False
     graph_transforms: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    only_named: ClassVar[tuple[Precision, ...]] = ()
     accumulations: ClassVar[tuple[Accumulation, ...]] = ("float32",)
     emulation: str = ""
     uncapturable: ClassVar[str] = ""

@@ -37,6 +37,7 @@ class OnnxRuntimeEngine(Engine):
     preference: ClassVar[Preference] = Preference(5, "no faster engine is installed")
     measured: ClassVar[bool] = True
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
+    only_named: ClassVar[tuple[Precision, ...]] = ("bf16",)
     accumulations: ClassVar[tuple[Accumulation, ...]] = ACCUMULATIONS
     emulation: str = (
         "in float32, rounded after every operator as on a GPU that accumulates in float32: what is expected"

@@ -89,7 +89,7 @@ class Library:
 
     def last_error(self) -> str:
         """What the library said last of an error in this thread or in one of its own, and forget it."""
-        return self.logger.errors.take()
+        return str(self.logger.errors.take())
 
     def made(self, what: str, make: Callable[[], Any]) -> Any:
         """What a constructor or a factory of the library makes.

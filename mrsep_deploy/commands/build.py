@@ -48,6 +48,18 @@ class Asked:
     precision: AskedPrecision | None = options.precision()
     plan: Path | None = options.plan()
     gate: float | None = options.gate()
+    music: tuple[Path, ...] = option(
+        "openvino with --precision bf16: a song, or a folder with true stems, to choose the stages in bfloat16 by; "
+        "may be given more than once.",
+        multiple=True,
+        type=click.Path(path_type=Path, exists=True),
+        metavar="FILE|DIR",
+    )
+    limit: float | None = option(
+        "With --music: least SNR of every stem beside float32.  [default: 40]",
+        type=click.FloatRange(0, 200),
+        metavar="DB",
+    )
     batch: int | None = options.batch()
     targets: tuple[str, ...] = option(
         "trt-rtx: GPUs to build for, as sm_86,sm_89.  [default: the one here]",
@@ -83,6 +95,7 @@ class Asked:
 Examples:
   mrsep-deploy build htdemucs --engine trt
   mrsep-deploy build htdemucs --engine openvino --threads 4
+  mrsep-deploy build htdemucs --engine openvino --precision bf16 --music song.flac
   mrsep-deploy build htdemucs --engine trt-rtx --target sm_86,sm_89 --jobs 2
   mrsep-deploy build bundles/model --engine trt-rtx --target sm_120 --output engines
 """,
@@ -97,7 +110,9 @@ def build(asked: Asked) -> None:
     cache of the machine that runs them: mrsep-deploy cache list says where it is.
 
     For ort and openvino a short measurement finds what is fastest here, branches or segments side by side
-    or nothing of it, and run does it so from then on, unless it is given --mode or --lanes.
+    or nothing of it, and run does it so from then on, unless it is given --mode or --lanes. With --music, stages
+    are timed in bfloat16 and in float32, and run --precision bf16 takes the fastest choice that is proved
+    to keep every stem of these songs at --limit.
     """
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
@@ -124,14 +139,15 @@ def build(asked: Asked) -> None:
     elif not issubclass(kind, BuildingEngine):
         click.echo(f"Engine {asked.engine} has no build step: it takes a bundle's graphs as they are.")
         return
-    bundle = in_precision(Bundle.open(resolve(asked.model)), asked.precision, asked.plan)
+    named = Bundle.open(resolve(asked.model))
+    bundle = in_precision(named, asked.precision, asked.plan)
     if asked.batch is not None:
         bundle = bundle.at_batch(asked.batch)
     how = EngineOptions(asked.threads, precision=arithmetic(bundle.manifest))
     if issubclass(kind, BuildingEngine):
         _build_and_tell(bundle, kind(how), asked)
     else:
-        measure_plan(bundle, asked.engine, how, asked.quiet, asked.as_json)
+        measure_plan(named, bundle, how, asked)
 
 
 def _build_and_tell(bundle: Bundle, engine: BuildingEngine, asked: Asked) -> None:

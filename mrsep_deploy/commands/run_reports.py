@@ -48,7 +48,8 @@ def introduce(name: str, separator: Separator, licence: Licence, why: str, limit
     found = engine.availability()
     model = f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)}; {licence.title})"
     reason = f" ({separator.engine_reason})" if separator.engine_reason else ""
-    measured = f"; {plan.title}, as measured here" if plan.measured else ""
+    proved = f", {plan.snr:.1f} dB or more proved" if plan.snr is not None else ""
+    measured = f"; {plan.title}, as measured here{proved}" if plan.measured or plan.keep else ""
     lines = [f"{model} on {engine.title} {found.version}, {found.device}{reason}{measured}", *limits]
     if manifest.precision != "float32":
         emulated = f", emulated: {engine.title} computes it {engine.emulation}" if engine.emulation else ""

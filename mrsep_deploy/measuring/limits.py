@@ -39,6 +39,8 @@ SILENT_DBFS = -60.0
 ROUNDED_DBFS = 20 * math.log10(2**-15 / math.sqrt(12))
 """RMS of the error of rounding to 16 bits, -101 dBFS: a step over the root of 12."""
 SDR_CHANGE_DB = 0.005
+COARSE_SDR_CHANGE_DB = 0.02
+"""The same where the limit is below float16's: an error 40 dB below a stem moves an SDR of 15 dB by 0.014 dB."""
 WORST_STEM = "of the worst stem that does not pass by the mix"
 """How tables and pages describe the stem that :func:`worst_stem` returns."""
 
@@ -95,6 +97,11 @@ class Limit:
         """How far below the mix an error passes, in dB."""
         return self.decibels + BELOW_MIX_DB
 
+    @property
+    def sdr_change(self) -> float:
+        """How much the SDR of a stem that counts may change, in dB."""
+        return _sdr_change(self.decibels)
+
     def for_stem(self, yardstick: float | None = None) -> float:
         """The least SNR of one stem; ``yardstick`` is that of PyTorch's own float32 in dB, where it was measured."""
         if yardstick is None:
@@ -119,6 +126,11 @@ class Judgement:
     powers: Powers
     least: float
     below_mix: float
+
+    @property
+    def sdr_change(self) -> float:
+        """How much the SDR of a stem that counts may change, in dB."""
+        return _sdr_change(self.least)
 
     @property
     def in_silence(self) -> bool:
@@ -150,6 +162,10 @@ class Judgement:
     def margin(self) -> float:
         """How many dB larger its error may be; negative if it fails, infinite without error."""
         return ratio_db(self.allowed, self.powers.error)
+
+
+def _sdr_change(least: float) -> float:
+    return COARSE_SDR_CHANGE_DB if least < FLOAT16_DB else SDR_CHANGE_DB
 
 
 def _below(power: float, decibels: float) -> float:

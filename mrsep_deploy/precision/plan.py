@@ -39,6 +39,8 @@ _Pattern = Annotated[
     str, Meta(min_length=1, max_length=512, description="a name or a pattern of up to 512 characters")
 ]
 _Patterns = Annotated[tuple[_Pattern, ...], Meta(max_length=4096)]
+Kept = Annotated[Mapping[str, _Patterns], Meta(max_length=64)]
+"""By stage, names of nodes or patterns of names."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class PrecisionPlan:
 
     precision: Low
     rules: Annotated[tuple[Name, ...], Meta(max_length=64)]
-    keep: Annotated[Mapping[str, _Patterns], Meta(max_length=64)] = field(default_factory=dict)
+    keep: Kept = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Returns the plan as plain values."""

@@ -8,7 +8,8 @@ bits of its weights are gone.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,19 @@ def in_precision(bundle: Bundle, asked: AskedPrecision | None, plan: Path | None
     from mrsep_deploy.precision.convert_bundle import derived_bundle
 
     return derived_bundle(bundle, chosen)
+
+
+def keeping(bundle: Bundle, asked: AskedPrecision | None, keep: Mapping[str, tuple[str, ...]]) -> Bundle:
+    """Returns a float32 bundle in the precision that was asked for, with more in float32 than the rules keep.
+
+    Args:
+        keep: nodes, by stage, as a run plan holds them.
+    """
+    from mrsep_deploy.precision.convert_bundle import derived_bundle
+
+    plan = chosen_plan(asked, None, bundle.manifest.float32)
+    assert plan is not None
+    return derived_bundle(bundle, replace(plan, keep=keep))
 
 
 def chosen_plan(

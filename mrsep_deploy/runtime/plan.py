@@ -10,8 +10,9 @@ threads use it. NAME is the beginning of the sha256 of that key.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,7 @@ from mrsep_deploy.files.parts import explained, make_folder, write_file
 from mrsep_deploy.files.strict_json import shown, written
 from mrsep_deploy.files.typed_json import Name
 from mrsep_deploy.precision.names import Precision
+from mrsep_deploy.precision.plan import Kept
 from mrsep_deploy.process.machine import cpu_model
 from mrsep_deploy.runtime.schedule import MODES, Mode
 
@@ -44,21 +46,26 @@ class RunPlan:
         mode: how branches are scheduled within a segment.
         lanes: segments in parallel.
         precision: of the graphs' arithmetic.
+        keep: nodes that stay in float32 beyond the rules, by stage, as in a precision plan.
+        snr: in dB, of the worst stem that counts, which ``build`` has measured with them; None if it did not.
         measured: it is what ``build`` has found fastest here.
     """
 
     mode: Mode = "sequential"
     lanes: int = 1
     precision: Precision = "fp32"
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    snr: float | None = None
     measured: bool = False
 
     @property
     def title(self) -> str:
         """For people: ``sequential``, ``4 segments side by side``."""
         side_by_side = f"{self.lanes} segments side by side"
-        if self.lanes == 1:
-            return self.mode
-        return side_by_side if self.mode == "sequential" else f"{side_by_side}, {self.mode}"
+        how = self.mode if self.lanes == 1 else side_by_side
+        if self.lanes > 1 and self.mode != "sequential":
+            how = f"{side_by_side}, {self.mode}"
+        return f"{how}; {', '.join(self.keep)} in float32" if self.keep else how
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class _File(Keyed):
     mode: Mode
     lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
     precision: Precision
+    keep: Kept = field(default_factory=dict)
+    snr: float | None = None
 
 
 def run_plan(bundle: Bundle, engine: Engine, mode: Mode | None, lanes: int) -> RunPlan:
@@ -86,7 +95,10 @@ def run_plan(bundle: Bundle, engine: Engine, mode: Mode | None, lanes: int) -> R
             f"{lanes} segments side by side were asked for", f"Give 0 (measured) to {MAX_LANES}."
         )
     asked = RunPlan(mode or "sequential", lanes or 1, engine.options.precision)
-    return asked if mode or lanes else measured_plan(bundle, engine) or asked
+    measured = measured_plan(bundle, engine)
+    if measured is None or not (mode or lanes):
+        return measured or asked
+    return replace(asked, keep=measured.keep, snr=measured.snr)
 
 
 def measured_plan(bundle: Bundle, engine: Engine) -> RunPlan | None:
@@ -116,7 +128,9 @@ def keep_plan(bundle: Bundle, engine: Engine, plan: RunPlan) -> None:
         OutputError: the cache cannot be written.
     """
     key = _key(bundle, engine)
-    content = _File(key, bundle.manifest.name, plan.mode, plan.lanes, engine.options.precision)
+    content = _File(
+        key, bundle.manifest.name, plan.mode, plan.lanes, engine.options.precision, plan.keep, plan.snr
+    )
     folder = make_folder(plans_dir(), paths.SET_HOME)
     write_file(folder / f"{key.name}.json", written(HEADER, content))
 
@@ -162,7 +176,8 @@ def _read(path: Path) -> tuple[EngineKey, str, RunPlan]:
     if precision != key.precision:
         expected = f"the key's, {key.precision}"
         raise FormatError(f"{KIND}.precision is {shown(precision)}, expected {expected}", FIX)
-    return key, found.model, RunPlan(found.mode, found.lanes, precision, measured=True)
+    plan = RunPlan(found.mode, found.lanes, precision, found.keep, found.snr, measured=True)
+    return key, found.model, plan
 
 
 def _key(bundle: Bundle, engine: Engine) -> EngineKey:

@@ -22,7 +22,7 @@ from mrsep_deploy.engines.choice import choose, parse_device
 from mrsep_deploy.engines.contract import Engine, EngineOptions
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import AskedPrecision, arithmetic
-from mrsep_deploy.precision.requested import in_precision
+from mrsep_deploy.precision.requested import in_precision, keeping
 from mrsep_deploy.process.interrupts import breakable
 from mrsep_deploy.runtime.plan import RunPlan, run_plan
 from mrsep_deploy.runtime.schedule import Mode
@@ -127,6 +127,9 @@ class Separator:
         self.engine_name = self.engine.name
         try:
             self.run_plan = how = run_plan(self.bundle, self.engine, mode, lanes)
+            if how.keep and given.manifest.precision == "float32" and plan is None:
+                self.bundle = keeping(given, precision, how.keep).at_batch(self.manifest.batch)
+                self.manifest = self.bundle.manifest
             self.scheduler = Scheduler(self.bundle, self.engine, how.mode, how.lanes, trace)
         except BaseException:
             self.engine.close()

@@ -32,7 +32,7 @@ from mrsep_deploy.measuring.deviation import Deviation, ratio_db
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.convert_graph import StageGraph, typed_graph
 from mrsep_deploy.precision.plan import PrecisionPlan
-from mrsep_deploy.verification.chain import Chain
+from mrsep_deploy.verification.chain import Chain, behind
 from mrsep_deploy.verification.results import Probe
 from mrsep_deploy.verification.tracks import Progress, silent
 
@@ -99,13 +99,9 @@ class Bisection:
 
 
 def bisect(
-    bundle: Bundle,
-    engine: Engine,
-    plan: PrecisionPlan,
-    probes: Sequence[Probe],
-    progress: Progress = silent,
+    bundle: Bundle, engine: Engine, plan: PrecisionPlan, probes: Sequence[Probe], progress: Progress = silent
 ) -> Bisection:
-    """Finds the smallest set of nodes that have to be float32 for the limit to be met on every probe.
+    """Finds the fewest nodes that have to be float32 for the limit to be met on every probe.
 
     Args:
         bundle: in float32.
@@ -119,6 +115,22 @@ def bisect(
         EngineError: a typed stage cannot be prepared or fails.
         UsageError: there are no probes.
     """
+    with _opened(bundle, engine, plan, probes, progress) as search:
+        return search.run()
+
+
+def stage_costs(
+    bundle: Bundle, engine: Engine, plan: PrecisionPlan, probes: Sequence[Probe], progress: Progress = silent
+) -> list[Group]:
+    """What every stage costs the stems if only it is of low precision; see :func:`bisect`."""
+    with _opened(bundle, engine, plan, probes, progress) as search:
+        return search.whole_stages()
+
+
+@contextlib.contextmanager
+def _opened(
+    bundle: Bundle, engine: Engine, plan: PrecisionPlan, probes: Sequence[Probe], progress: Progress
+) -> Iterator[_Search]:
     if not probes:
         raise UsageError(
             "there are no segments to bisect on: none was given, or all ran in float32 because of the gate",
@@ -132,7 +144,7 @@ def bisect(
         stack.callback(setattr, engine, "cache", engine.cache)
         if engine.cache is not None:
             engine.cache = EngineCache(folder / "engines")
-        return _Search(bundle, engine, plan, probes, chain, folder, progress).run()
+        yield _Search(bundle, engine, plan, probes, chain, folder, progress)
 
 
 @dataclass
@@ -150,13 +162,17 @@ class _Search:
     def __post_init__(self) -> None:
         self.exact = [self.chain.run(probe.batch.mix) for probe in self.probes]
         # read once: a stage is converted for every group of nodes that is measured
-        stages = self.bundle.manifest.graph_stages
-        self.graphs = {stage.name: StageGraph.of(self.bundle, stage) for stage in stages}
+        self.graphs = {
+            each.name: StageGraph.of(self.bundle, each) for each in self.bundle.manifest.graph_stages
+        }
         self.factors: dict[tuple[str, str], Excess] = {}
 
-    def run(self) -> Bisection:
+    def whole_stages(self) -> list[Group]:
         low = {name: typed_graph(graph, self.plan).low for name, graph in self.graphs.items()}
-        groups = [self._measure(name, nodes) for name, nodes in low.items() if nodes]
+        return [self._measure(name, nodes) for name, nodes in low.items() if nodes]
+
+    def run(self) -> Bisection:
+        groups = self.whole_stages()
         whole = _ranked(groups)
         before = self._prove(())
         kept: list[Group] = []
@@ -194,7 +210,7 @@ class _Search:
             folder = Path(name)
             (folder / stage.file).write_bytes(data)
             # of the other stages only the description is there
-            only = Bundle(folder, to_json(changed).encode(), Folder(folder))
+            only = Bundle(folder, to_json(changed).encode(), Folder(folder)).made_from(self.bundle)
             with Chain(only, self.engine, stage.name) as chain:
                 yield chain
 
@@ -209,9 +225,9 @@ class _Search:
         if not errors.any():
             return errors
         # with everything behind the stage in float32
-        behind = _behind(stage, self.bundle.manifest.stages)
+        others = behind(stage, self.bundle.manifest.stages)
         stems = [
-            self.chain.resume({**exact, output: values[output]}, behind)[STEMS]
+            self.chain.resume({**exact, output: values[output]}, others)[STEMS]
             for values, exact in zip(found, self.exact, strict=True)
         ]
         measured = self._ratios(stems)
@@ -287,13 +303,3 @@ def _fewest(groups: Sequence[Group], target: float) -> list[Group]:
         if not total.max() <= target:
             return ranked[index:]
     return []
-
-
-def _behind(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages that depend on this one's outputs, in order."""
-    changed, found = set(stage.outputs), []
-    for other in stages:
-        if changed & set(other.inputs):
-            found.append(other)
-            changed |= set(other.outputs)
-    return found

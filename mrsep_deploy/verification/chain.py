@@ -115,6 +115,16 @@ class Chain:
         self.close()
 
 
+def behind(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that depend on this one's outputs, in order."""
+    changed, found = set(stage.outputs), []
+    for other in stages:
+        if changed & set(other.inputs):
+            found.append(other)
+            changed |= set(other.outputs)
+    return found
+
+
 class GatedChain:
     """Stems as a separator computes them: segments that lower precision would lose run in float32.
 

@@ -83,16 +83,18 @@ class Job:
         """Verifies the bundle, or the one derived from it by ``plan``, by default the request's own."""
         asked, plan = self.request, plan or self.plan
         with contextlib.ExitStack() as stack:
-            candidate = asked.bundle if plan is None else self._candidate(plan, stack)
+            candidate = asked.bundle if plan is None else self.candidate(stack, plan)
             gate = math.inf if asked.bisect and asked.gate is None else asked.gate
             how = (asked.limit, progress, asked.excerpt, gate)
             return verify(candidate, self.engine, self.reference, self.tracks, *how)
 
-    def _candidate(self, plan: PrecisionPlan, stack: contextlib.ExitStack) -> Bundle:
-        """Returns the bundle derived by a plan: the cache's, or for a search one that nothing is refused in."""
+    def candidate(self, stack: contextlib.ExitStack, plan: PrecisionPlan | None = None) -> Bundle:
+        """Returns the bundle derived by a plan, by default the request's own: the cache's, or for a search one that
+        nothing is refused in and that ``stack`` removes."""
         from mrsep_deploy.precision.convert_bundle import convert_bundle, derived_bundle
 
-        bundle = self.request.bundle
+        bundle, plan = self.request.bundle, plan or self.plan
+        assert plan is not None
         if not self.request.bisect:
             return derived_bundle(bundle, plan)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mrsep-deploy-verify-"))

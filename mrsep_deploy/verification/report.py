@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.files.strict_json import plain
-from mrsep_deploy.measuring.limits import BELOW_MIX_DB, FLOAT16_DB, ROUNDED_DBFS, SDR_CHANGE_DB, SILENT_DBFS
+from mrsep_deploy.measuring.limits import BELOW_MIX_DB, FLOAT16_DB, ROUNDED_DBFS, SILENT_DBFS
 from mrsep_deploy.measuring.surroundings import machine_info
 from mrsep_deploy.terminal.tables import NOTHING, Table, decibels, optional, print_table
 from mrsep_deploy.verification.figures import Figures
@@ -54,7 +54,7 @@ def to_plain(found: Verification) -> dict[str, Any]:
         "below_mix_db": found.limit.below_mix,
         "silent_mix_dbfs": SILENT_DBFS,
         "error_in_silence_dbfs": ROUNDED_DBFS,
-        "sdr_change_db": SDR_CHANGE_DB,
+        "sdr_change_db": found.limit.sdr_change,
     }
     stages = {
         stage.stage: {name: _plain_figures(figures) for name, figures in stage.tensors.items()}

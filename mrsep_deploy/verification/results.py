@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrsep_deploy.measuring.deviation import ratio_db
-from mrsep_deploy.measuring.limits import ROUNDED_DBFS, SDR_CHANGE_DB, Judgement, Limit
+from mrsep_deploy.measuring.limits import ROUNDED_DBFS, Judgement, Limit
 from mrsep_deploy.terminal.tables import decibels
 from mrsep_deploy.verification.figures import Figures
 from mrsep_deploy.verification.tracks import Batch, Span
@@ -69,10 +69,9 @@ class StemResult:
             found.append(f"{where}: {self.figures.nonfinite}")
         elif self.judgement.passes_by is None:
             found.append(f"{where}: {_missed(self.judgement)}")
-        if self.counts and self.sdr_change is not None and not abs(self.sdr_change) <= SDR_CHANGE_DB:
-            found.append(
-                f"{where}: SDR changed by {self.sdr_change:+.4f} dB, expected at most {SDR_CHANGE_DB:g} dB"
-            )
+        most = self.judgement.sdr_change
+        if self.counts and self.sdr_change is not None and not abs(self.sdr_change) <= most:
+            found.append(f"{where}: SDR changed by {self.sdr_change:+.4f} dB, expected at most {most:g} dB")
         return found
 
 
