@@ -116,7 +116,7 @@ def build(asked: Asked) -> None:
     """
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
-    from mrsep_deploy.commands.build_plan import measure_plan
+    from mrsep_deploy.commands.build_plan import PlanRequest, measure_plan
     from mrsep_deploy.engines.contract import BuildingEngine, EngineOptions
     from mrsep_deploy.precision.names import arithmetic
     from mrsep_deploy.precision.requested import in_precision
@@ -147,7 +147,7 @@ def build(asked: Asked) -> None:
     if issubclass(kind, BuildingEngine):
         _build_and_tell(bundle, kind(how), asked)
     else:
-        measure_plan(named, bundle, how, asked)
+        measure_plan(named, bundle, how, picked(PlanRequest, asked))
 
 
 def _build_and_tell(bundle: Bundle, engine: BuildingEngine, asked: Asked) -> None:

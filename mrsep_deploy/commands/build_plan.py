@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mrsep_deploy.bundle import Bundle
-    from mrsep_deploy.commands.build import Asked
     from mrsep_deploy.engines.contract import EngineOptions
+    from mrsep_deploy.precision.names import AskedPrecision
     from mrsep_deploy.separation.tuning import Trial
     from mrsep_deploy.terminal.progress import Reporter
     from mrsep_deploy.terminal.tables import Table
@@ -25,7 +26,25 @@ LIMIT = 40.0
 """Least SNR in dB of every stem beside float32, where none is asked for."""
 
 
-def measure_plan(given: Bundle, bundle: Bundle, options: EngineOptions, asked: Asked) -> None:
+@dataclass(frozen=True)
+class PlanRequest:
+    """What was asked for.
+
+    Attributes:
+        music: songs to choose stages of lower precision by; none for no choice.
+        limit: the SNR in dB that their stems are to keep.
+    """
+
+    engine: str
+    precision: AskedPrecision | None
+    threads: int
+    music: tuple[Path, ...]
+    limit: float | None
+    quiet: bool
+    as_json: bool
+
+
+def measure_plan(given: Bundle, bundle: Bundle, options: EngineOptions, asked: PlanRequest) -> None:
     """Measure, keep, and print.
 
     Args:
@@ -77,7 +96,7 @@ def measure_plan(given: Bundle, bundle: Bundle, options: EngineOptions, asked: A
     print_result(asked.as_json, plain, show, asked.quiet)
 
 
-def _chosen(given: Bundle, emulation: str, asked: Asked, report: Reporter) -> StagePlan | None:
+def _chosen(given: Bundle, emulation: str, asked: PlanRequest, report: Reporter) -> StagePlan | None:
     """Which stages are to be of lower precision, if songs were given to choose them by."""
     if not asked.music:
         if asked.limit is not None:

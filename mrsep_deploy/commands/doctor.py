@@ -28,8 +28,9 @@ Exit codes: 0 if at least one engine works, 1 if none does.
 def doctor(as_json: bool) -> None:
     """Show which engines work here, and what to do about the others.
 
-    For every engine: its version and device, or why it does not work and the line that changes that. Then
-    packages that do not go together, folders that cannot be written, and what else slows a run down.
+    For every engine: its version, what it computes in here and its device, or why it does not work and the line
+    that changes that. Then what the processor multiplies in, packages that do not go together, folders that cannot
+    be written, and what else slows a run down.
     """
     from mrsep_deploy.doctor.diagnosis import examine
     from mrsep_deploy.terminal.progress import print_result
@@ -47,12 +48,15 @@ def _show(screen: Console, found: Diagnosis) -> None:
     for engine in found.engines:
         state = engine.availability
         detail = state.device if state.works else ". ".join(filter(None, (state.reason, state.fix)))
-        rows.append([engine.name, "works" if state.works else NOTHING, state.version, detail])
-    columns = ("engine", "", "version", "device, or what is missing")
+        works = "works" if state.works else NOTHING
+        rows.append([engine.name, works, state.version, engine.described, detail])
+    columns = ("engine", "", "version", "computes in", "device, or what is missing")
     print_table(screen, Table("Engines", columns, rows, range(len(columns))))
     screen.print(
         f"\n--engine auto takes {found.auto}: {found.reason}" if found.auto else "\nNo engine works."
     )
+    if found.environment.instructions:
+        screen.print(f"\nThe processor has {', '.join(found.environment.instructions)}.", soft_wrap=True)
     if found.findings:
         rows = [[finding.level, finding.message, finding.fix] for finding in found.findings]
         screen.print()

@@ -7,6 +7,7 @@ True
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,17 +16,31 @@ from mrsep_deploy.doctor.conflicts import Finding, find_conflicts
 from mrsep_deploy.doctor.environment import Environment, look
 from mrsep_deploy.engines import ENGINE_NAMES, engine_class
 from mrsep_deploy.engines.choice import preferred
-from mrsep_deploy.engines.contract import Availability
+from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions
 from mrsep_deploy.files.strict_json import plain
+from mrsep_deploy.precision.names import Precision
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """The result of one engine's own check."""
+    """The result of one engine's own check.
+
+    Attributes:
+        precisions: what it computes in here, in the order of its own list.
+        emulated: those of them that are not its own arithmetic.
+    """
 
     name: str
     title: str
     availability: Availability
+    precisions: tuple[Precision, ...] = ()
+    emulated: tuple[Precision, ...] = ()
+
+    @property
+    def described(self) -> str:
+        """``fp32, bf16; emulated fp16``."""
+        own = ", ".join(each for each in self.precisions if each not in self.emulated)
+        return f"{own}; emulated {', '.join(self.emulated)}" if self.emulated else own
 
 
 @dataclass(frozen=True)
@@ -59,10 +74,22 @@ class Diagnosis:
             "auto": self.auto or None,
             "auto_reason": self.reason or None,
             "engines": [
-                {"name": each.name, "title": each.title, **vars(each.availability)} for each in self.engines
+                {
+                    "name": each.name,
+                    "title": each.title,
+                    **vars(each.availability),
+                    "precisions": each.precisions,
+                    "emulated": each.emulated,
+                }
+                for each in self.engines
             ],
             "findings": self.findings,
-            "machine": {"cores": env.cores, "budget": env.budget, "cuda_driver": env.driver or None},
+            "machine": {
+                "cores": env.cores,
+                "budget": env.budget,
+                "instructions": env.instructions,
+                "cuda_driver": env.driver or None,
+            },
             "folders": env.folders,
         }
         return cast("dict[str, Any]", plain(tree))
@@ -85,4 +112,20 @@ def _ask(name: str) -> EngineReport:
         found = engine.availability()
     except Exception as error:  # one broken library must not hide the others
         found = Availability(False, reason=f"its check failed with {type(error).__name__}: {error}")
-    return EngineReport(name, engine.title, found)
+    precisions, emulated = _precisions(engine) if found.works else ((), ())
+    return EngineReport(name, engine.title, found, precisions, emulated)
+
+
+def _precisions(engine: type[Engine]) -> tuple[tuple[Precision, ...], tuple[Precision, ...]]:
+    """What a working engine computes in on this machine, and what of it is an emulation."""
+    found: list[Precision] = []
+    emulated: list[Precision] = []
+    for precision in engine.precisions:
+        with contextlib.suppress(
+            Exception
+        ):  # this machine has none of it, or the library breaks: it is not listed
+            made = engine(EngineOptions(precision=precision))
+            found.append(precision)
+            if made.emulation and precision != "fp32":
+                emulated.append(precision)
+    return tuple(found), tuple(emulated)

@@ -21,7 +21,7 @@ from mrsep_deploy.devices import CUDA_VARIABLE
 from mrsep_deploy.errors import MrsepError
 from mrsep_deploy.files import paths
 from mrsep_deploy.process.libraries import library
-from mrsep_deploy.process.machine import cpu_budget
+from mrsep_deploy.process.machine import cpu_budget, cpu_instructions
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -55,6 +55,7 @@ class Environment:
         driver: newest CUDA version the NVIDIA driver supports; empty without one.
         cores: CPU cores of the machine, as libraries count them.
         budget: how many of them this process may use.
+        instructions: of the processor, those that decide how fast it multiplies: ``AVX512-BF16``.
         variables: those environment variables that matter and are set.
         folders: where models and caches go.
     """
@@ -66,6 +67,7 @@ class Environment:
     driver: str = ""
     cores: int = 1
     budget: int = 1
+    instructions: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[FolderState, ...] = ()
 
@@ -81,6 +83,7 @@ def look() -> Environment:
         driver=_driver(),
         cores=os.cpu_count() or 1,
         budget=cpu_budget(),
+        instructions=cpu_instructions(),
         variables={name: os.environ[name] for name in names if os.environ.get(name)},
         folders=(_folder("models", paths.models_dir), _folder("caches", lambda: paths.cache_dir("engines"))),
     )

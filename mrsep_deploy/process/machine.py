@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -40,6 +41,28 @@ def cpu_model() -> str:
     except OSError:  # not on Linux
         pass
     return platform.processor() or platform.machine()
+
+
+WIDE: Mapping[str, str] = {
+    "avx2": "AVX2",
+    "avx512f": "AVX512",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512_fp16": "AVX512-FP16",
+    "amx_bf16": "AMX-BF16",
+    "amx_fp16": "AMX-FP16",
+}
+"""Instructions that decide how fast a processor multiplies, by their names in ``/proc/cpuinfo``."""
+
+
+def cpu_instructions() -> tuple[str, ...]:
+    """Those of ``WIDE`` that the processor has, as far as the system tells."""
+    with contextlib.suppress(OSError):  # not on Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "flags":
+                flags = set(value.split())
+                return tuple(title for flag, title in WIDE.items() if flag in flags)
+    return ()
 
 
 def release_heap() -> None:

@@ -24,6 +24,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
         class Fake(Engine):
             title: ClassVar[str] = name
             precisions: ClassVar[tuple[Precision, ...]] = engine_class(name).precisions
+            only_named: ClassVar[tuple[Precision, ...]] = engine_class(name).only_named
             preference: ClassVar[Preference | None] = engine_class(name).preference
             runs_on: ClassVar[DeviceKind] = engine_class(name).runs_on
 
@@ -103,6 +104,16 @@ def test_half_precision_is_looked_for_where_there_is_some(monkeypatch: pytest.Mo
     only(monkeypatch, "torch", "ort-cuda")
     with pytest.raises(EngineUnavailableError, match="fp16"):
         choose(AUTO, EngineOptions(precision="fp16"))
+
+
+def test_bfloat16_is_emulated_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "ort", "openvino")
+    assert choose(AUTO, EngineOptions(precision="bf16")).engine.name == "openvino"
+    assert choose("ort", EngineOptions(precision="bf16")).engine.name == "ort"
+    only(monkeypatch, "ort")
+    with pytest.raises(EngineUnavailableError, match="no engine for bf16 works here; openvino: ") as caught:
+        choose(AUTO, EngineOptions(precision="bf16"))
+    assert caught.value.fix == "pip install openvino"
 
 
 @pytest.mark.parametrize("working", [(), ("torch",), ("torch", "ort-trt")])

@@ -16,8 +16,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import register
 from mrsep_deploy.commands import main
 from mrsep_deploy.engines import engine_class
-from mrsep_deploy.engines.contract import EngineOptions
-from mrsep_deploy.errors import EngineError, EngineUnavailableError, MrsepError, UsageError
+from mrsep_deploy.errors import EngineUnavailableError, MrsepError, UsageError
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.names import ASKED, AskedPrecision, arithmetic
 from mrsep_deploy.precision.plan import PrecisionPlan, default_plan, write_plan
@@ -133,16 +132,6 @@ def test_a_separator_in_float16(bundle: Bundle, engine: str) -> None:
 def test_engines_without_it_say_so(bundle: Bundle, engine: str) -> None:
     with pytest.raises(MrsepError, match=engine):
         Separator(bundle, engine=engine, precision="fp16")
-
-
-def test_openvino_is_given_no_bfloat16(bundle: Bundle) -> None:
-    low = in_precision(bundle, "bf16")
-    with pytest.raises(UsageError, match="openvino has no precision bf16"):
-        Separator(low, engine="openvino")
-    engine = engine_class("openvino")(EngineOptions())
-    with pytest.raises(EngineError, match="OpenVINO computes no bfloat16"):
-        engine.prepare(low, low.manifest.graph_stages[0], 1, engine.device.stream("test"))
-    engine.close()
 
 
 # --- the command line --------------------------------------------------------------------------------------

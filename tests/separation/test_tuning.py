@@ -60,6 +60,15 @@ def test_what_was_asked_for_outweighs_what_was_measured(bundle: Bundle) -> None:
     assert run_plan(bundle, ort(), None, 1) == RunPlan("sequential", 1)
 
 
+def test_nodes_that_build_keeps_in_float32_stay_so_in_any_mode(bundle: Bundle) -> None:
+    kept = {"branch.16": ("*",)}
+    keep_plan(bundle, ort(), RunPlan("concurrent", 2, keep=kept, snr=41.5))
+    assert run_plan(bundle, ort(), None, 0) == RunPlan("concurrent", 2, keep=kept, snr=41.5, measured=True)
+    assert run_plan(bundle, ort(), "sequential", 0) == RunPlan("sequential", 1, keep=kept, snr=41.5)
+    (stored,) = stored_plans()
+    assert stored.details["stage"].endswith("; branch.16 in float32")
+
+
 def test_another_number_of_threads_was_not_measured(bundle: Bundle) -> None:
     keep_plan(bundle, ort(2), RunPlan("sequential", 2))
     assert not run_plan(bundle, ort(1), None, 0).measured
