@@ -8,9 +8,10 @@ runner(tensors)                          fills the stage's outputs from its inpu
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -77,6 +78,7 @@ class Preference:
 
 
 Kind = TypeVar("Kind", bound="Engine")
+Kept = TypeVar("Kept", bound=Runner)
 
 
 class Engine(abc.ABC):
@@ -174,7 +176,15 @@ class Engine(abc.ABC):
 
         Here each is prepared by itself. Engines whose runners can share weights override this.
         """
-        return [self.prepare(bundle, stage, threads, stream) for stream in streams]
+        return all_or_none(functools.partial(self.prepare, bundle, stage, threads, each) for each in streams)
+
+
+def all_or_none(makers: Iterable[Callable[[], Kept]]) -> list[Kept]:
+    """What the makers make; if one fails, the others' are closed before its error goes on, and streams may go."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(contextlib.closing(make())) for make in makers]
+        stack.pop_all()
+    return made
 
 
 def graph_hash(bundle: Bundle, stage: Stage) -> str:

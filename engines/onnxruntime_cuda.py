@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import BATCH, Stage
 from mrsep_deploy.devices import cuda_status
-from mrsep_deploy.devices.interface import DeviceKind, Runner, Stream
+from mrsep_deploy.devices.interface import Closable, Device, DeviceKind, Runner, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference, graph_hash
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, OrtRunner
 from mrsep_deploy.errors import EngineError, first_line
@@ -87,7 +87,7 @@ class OrtCudaEngine(Engine):
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         graph_hash(bundle, stage)  # raises where there is no graph
         session = self._session(bundle, stage, stream)
-        return OrtGpuRunner(session, stage, self.options.device)
+        return OrtGpuRunner(self.device, session, stage, self.options.device)
 
     def _session(self, bundle: Bundle, stage: Stage, stream: Stream) -> Any:
         import onnxruntime as ort
@@ -176,11 +176,12 @@ class OrtTensorRtEngine(OrtCudaEngine):
         return [(TENSORRT, options), *super().providers(bundle, stage, stream)]
 
 
-class OrtGpuRunner(OrtRunner):
-    """A runner whose session was made for its stream."""
+class OrtGpuRunner(Closable, OrtRunner):
+    """A runner whose session was made for its stream, and uses it when it goes."""
 
-    def __init__(self, session: Any, stage: Stage, device: int) -> None:
-        super().__init__(session, stage, device)
+    def __init__(self, owner: Device, session: Any, stage: Stage, index: int) -> None:
+        OrtRunner.__init__(self, session, stage, index)
+        Closable.__init__(self, owner)
         self.runs = 0
         self.enqueueing, self.collecting = _run_options("1"), _run_options("0")
 
@@ -191,6 +192,9 @@ class OrtGpuRunner(OrtRunner):
         """
         self.runs += 1
         return self.enqueueing if self.runs % COLLECT_EVERY else self.collecting
+
+    def _release(self) -> None:
+        self.binding = self.session = None
 
 
 def _run_options(enqueue_only: str) -> Any:

@@ -1,13 +1,25 @@
-"""A TensorRT without a GPU, and a GPU without CUDA: enough of both to run what drives them.
+"""A TensorRT without a GPU: enough of it to run what drives it, on the driver of ``fake_cuda``.
 
-``FakeTensorRt()`` stands for the module ``tensorrt``. Its builder keeps the ONNX graph as the plan and its
-contexts compute it with ONNX's reference, reading and writing at the addresses they were given, which are
-addresses of host memory that ``FakeCuda`` hands out. ``fails`` names the calls that are to fail.
+``FakeTensorRt(driver)`` stands for the module ``tensorrt``. Its builder keeps the ONNX graph as the plan and its
+contexts compute it with ONNX's reference, as kernels of the fake driver. ``fails`` names the calls that are to fail.
+
+The rules of NVIDIA's that it enforces; what breaks one is noted in the driver's ``violations``:
+
+    memory given to a context is not freed while the context points into it, and contexts that may run at once, in
+    one graph or beside each other, are given none of each other's (``set_device_memory``)
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/ExecutionContext.html
+    one execution context for each captured graph; a context has run once before it is captured; what a graph was
+    captured from outlives it
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/optimization.html (CUDA Graphs)
+    an engine and its contexts run on the device that was current when the engine was loaded
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/troubleshooting.html (FAQs, several GPUs)
+    constructors and factories may make nothing, timing caches may be refused, messages may come from any thread
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/BuilderConfig.html
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import threading
 from collections.abc import Callable
 from enum import Enum, IntEnum
@@ -16,11 +28,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from fake_cuda import CudaFault, FakeDriver
 from onnx.reference import ReferenceEvaluator
 
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Memory, Stream, TensorView
+from mrsep_deploy.devices.interface import DeviceTensor
 
 PREFIX = b"fake plan "
 
@@ -85,8 +96,9 @@ class FakeTensorRt(ModuleType):
     ExecutionContextAllocationStrategy = Strategy
     NetworkDefinitionCreationFlag: Any = Flag
 
-    def __init__(self, version: str = "10.13.2.6", workspace: int = 1000) -> None:
+    def __init__(self, driver: FakeDriver, version: str = "10.13.2.6", workspace: int = 1000) -> None:
         super().__init__("tensorrt")
+        self.driver = driver
         self.__version__ = version
         self.workspace = workspace
         self.fails: set[str] = set()
@@ -264,12 +276,13 @@ class _Runtime:
             self.library.fails.discard("deserialize")
             self.logger.log(Severity.ERROR, "The engine plan file is not compatible")
             return None
-        return _Engine(self.library, data)
+        self.library.calls.append(("load", self.library.driver.current))
+        return _Engine(self.library, self.logger, data)
 
 
 class _Engine:
-    def __init__(self, library: FakeTensorRt, data: bytes) -> None:
-        self.library = library
+    def __init__(self, library: FakeTensorRt, logger: Any, data: bytes) -> None:
+        self.library, self.logger, self.device = library, logger, library.driver.current
         self.model = onnx.load_from_string(data.removeprefix(PREFIX))
         self.inputs = {value.name: _Tensor(value) for value in self.model.graph.input}
         self.tensors = {**self.inputs, **{v.name: _Tensor(v) for v in self.model.graph.output}}
@@ -290,7 +303,8 @@ class _Engine:
 
     def create_execution_context(self, strategy: Strategy) -> _Context | None:
         self.library.calls.append(("context", strategy))
-        return None if "context" in self.library.fails else _Context(self)
+        fourth = "fourth context" in self.library.fails and len(self.library.of("context")) == 4
+        return None if fourth or "context" in self.library.fails else _Context(self)
 
 
 class _Context:
@@ -298,9 +312,12 @@ class _Context:
         self.engine, self.library = engine, engine.library
         self.addresses: dict[str, int] = {}
         self.reference = ReferenceEvaluator(engine.model)
+        self.holder = self.library.driver.held_by(self)
+        self.holder.device = engine.device
 
     def set_device_memory(self, pointer: int, size: int) -> None:
         self.library.calls.append(("memory", self.engine.model.graph.output[0].name, pointer, size))
+        self.holder.scratch = range(pointer, pointer + size)
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.library.calls.append(("address", name, pointer))
@@ -311,51 +328,26 @@ class _Context:
         self.library.calls.append(("execute", stream, dict(self.addresses)))
         if "execute" in self.library.fails:
             return False
-        inputs = {name: self._array(name).copy() for name in self.engine.inputs}
-        results = self.reference.run(None, inputs)
-        for value, result in zip(self.engine.model.graph.output, results, strict=True):
-            self._array(value.name)[...] = result
-        return True
+        driver, reference, inputs = self.library.driver, self.reference, list(self.engine.inputs)
+        tensors = {name: self._tensor(name) for name in self.engine.tensors}
+        outputs = [value.name for value in self.engine.model.graph.output]
 
-    def _array(self, name: str) -> NDArray[Any]:
+        def kernel() -> None:  # which does not keep its context
+            given = {name: driver.array(tensors[name]).copy() for name in inputs}
+            for name, result in zip(outputs, reference.run(None, given), strict=True):
+                driver.array(tensors[name])[...] = result
+
+        scratch = self.holder.scratch
+        touched = list(tensors.values())
+        if scratch:
+            touched.append(DeviceTensor(scratch.start, (len(scratch),), np.dtype("uint8")))
+        with contextlib.suppress(CudaFault):
+            driver.launch(stream, kernel, touched, self.holder)
+            return True
+        self.engine.logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime")
+        return False
+
+    def _tensor(self, name: str) -> DeviceTensor:
         tensor = self.engine.tensors[name]
         dtype = next(np_type for np_type, kind in _TYPES.items() if kind == tensor.dtype)
-        return host_array(DeviceTensor(self.addresses[name], tensor.shape, dtype))
-
-
-def host_array(tensor: DeviceTensor) -> NDArray[Any]:
-    """What lies at the address of a tensor of ``FakeCuda``."""
-    block = (ctypes.c_uint8 * tensor.nbytes).from_address(tensor.pointer)
-    return np.frombuffer(block, np.uint8).view(tensor.dtype).reshape(tensor.shape)
-
-
-class _FakeCudaMemory(Memory):
-    def __init__(self, device: CpuDevice, block: NDArray[np.uint8]) -> None:
-        super().__init__(device)
-        self.size = block.nbytes
-        self.pointer = block.ctypes.data
-
-    def _placed(self, tensor: DeviceTensor) -> DeviceTensor:
-        return DeviceTensor(self.pointer + tensor.pointer, tensor.shape, tensor.dtype)
-
-    def _release(self) -> None:
-        pass  # the device keeps the block: an address keeps nothing alive
-
-
-class FakeCuda(CpuDevice):
-    """Host memory behind device tensors; streams are the CPU's."""
-
-    kind: DeviceKind = "cuda"
-    name = "Fake GPU"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: list[NDArray[np.uint8]] = []
-
-    def allocate(self, size: int) -> Memory:  # type: ignore[override]
-        self._kept.append(np.full(size, 0xFF, np.uint8))
-        return _FakeCudaMemory(self, self._kept[-1])
-
-    def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
-        sides = [host_array(s) if isinstance(s, DeviceTensor) else s for s in (target, source)]
-        stream.enqueue(lambda: np.copyto(*sides))
+        return DeviceTensor(self.addresses[name], tensor.shape, dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -15,7 +16,14 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import DeviceKind, Runner, Stream
 from mrsep_deploy.engines.cache import CachedEngine, NewEngine
-from mrsep_deploy.engines.contract import Availability, BuildingEngine, BuildOptions, Preference, graph_hash
+from mrsep_deploy.engines.contract import (
+    Availability,
+    BuildingEngine,
+    BuildOptions,
+    Preference,
+    all_or_none,
+    graph_hash,
+)
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
 from mrsep_deploy.engines.tensorrt.library import (
@@ -28,7 +36,7 @@ from mrsep_deploy.engines.tensorrt.library import (
     find_gpu,
     find_library,
 )
-from mrsep_deploy.engines.tensorrt.runner import NotLoadable, TensorRtRunner
+from mrsep_deploy.engines.tensorrt.runner import LoadedEngine, NotLoadable, TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.precision.names import Precision, arithmetic
 
@@ -91,16 +99,26 @@ class TensorRtEngine(BuildingEngine):
         return self.cache.get_or_build(key, make, fresh=fresh)
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
+        return self.prepare_lanes(bundle, stage, threads, [stream])[0]
+
+    def prepare_lanes(
+        self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
+    ) -> list[Runner]:
+        """Execution contexts of one engine, whose weights are loaded once."""
         _ = self.device  # engines are loaded into its context
+        loaded = self._loaded(bundle, stage)
+        return all_or_none(functools.partial(TensorRtRunner, loaded, self.device, each) for each in streams)
+
+    def _loaded(self, bundle: Bundle, stage: Stage) -> LoadedEngine:
         built = self._built_last(bundle, stage) or self.build(bundle, stage, BuildOptions())
         try:
-            return TensorRtRunner(self.library, built.data, bundle.manifest, stage, stream)
+            return LoadedEngine(self.library, built.data, bundle.manifest, stage)
         except NotLoadable as error:
             if not built.from_cache:
                 raise
             log.warning("the cached engine is built anew: %s", error)
         built = self.build(bundle, stage, BuildOptions(), fresh=True)
-        return TensorRtRunner(self.library, built.data, bundle.manifest, stage, stream)
+        return LoadedEngine(self.library, built.data, bundle.manifest, stage)
 
     def _key(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
         """The cache's key, and the options with the targets spelled out; raises where no graph will do."""

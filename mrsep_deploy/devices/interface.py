@@ -206,8 +206,9 @@ class Device(abc.ABC):
 
     def close(self) -> None:
         """Close what is still open. Idempotent."""
-        # Graphs and streams first: nothing may run any more when events and memory go.
-        for kind in (Graph, Stream, Event, Memory):
+        # Graphs before the runners that were captured, these before the streams they run on and the memory they
+        # point into: nothing may run any more when events and memory go.
+        for kind in (Graph, Runner, Stream, Event, Memory):
             for each in list(self.open_objects):
                 if isinstance(each, kind):
                     each.close()
@@ -218,7 +219,8 @@ class Runner(abc.ABC):
 
     Tensors are contiguous, of the shapes and element types the manifest declares: arrays on a CPU, addresses on
     CUDA. A runner allocates no results and keeps no reference to a tensor after it returns. Its work is in order
-    with the rest of its stream. It is closed before the stream is.
+    with the rest of its stream. It is closed before the stream is, and before its workspace; where a library keeps
+    something on the device it is ``Closable`` too, so that the device closes it in its turn if nobody has.
     """
 
     @property
@@ -227,7 +229,7 @@ class Runner(abc.ABC):
         return 0
 
     def set_workspace(self, memory: TensorView) -> None:
-        """Use this memory, ``uint8 [workspace_bytes]``, from the next run on; it must outlive the last run."""
+        """Use this memory, ``uint8 [workspace_bytes]``, from the next run on; it must outlive the runner."""
         raise ValueError(f"{type(self).__name__} needs no workspace, found {memory.nbytes} bytes")
 
     @abc.abstractmethod
