@@ -185,7 +185,10 @@ def _logger(module: Any) -> Any:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that an engine is built for or runs on, its compute capability (``sm_86``), and its driver's CUDA."""
+    """The GPU that an engine is built for or runs on, its compute capability (``sm_86``), and its driver's version.
+
+    Two releases of the driver can support the same CUDA; where the driver does not say its own, CUDA's stands for it.
+    """
 
     name: str
     capability: str
@@ -208,7 +211,7 @@ def find_gpu(index: int) -> Gpu:
         known = ", ".join(f"{number} ({name})" for number, name in enumerate(found.names))
         raise EngineUnavailableError(f"there is no GPU {index}, CUDA finds {known}", "Choose one of these.")
     major, minor = found.compute_capabilities[index]
-    return Gpu(found.names[index], f"sm_{major}{minor}", found.driver)
+    return Gpu(found.names[index], f"sm_{major}{minor}", found.release or f"CUDA {found.driver}")
 
 
 class TimingCache:

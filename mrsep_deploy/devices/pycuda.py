@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,11 +27,19 @@ from mrsep_deploy.devices.cuda import (
     version_text,
 )
 from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Stream, TensorView, as_bytes
-from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.errors import DeviceLostError, EngineError, EngineUnavailableError
 from mrsep_deploy.process.libraries import library
 
 INSTALL = (
     'pip install "mrsep-deploy[pycuda]" (it is compiled on the spot and needs nvcc), or use cuda-python.'
+)
+
+# The driver's texts of errors after which no call works any more; pycuda's exceptions keep no code, and its
+# LaunchError stands for harmless ones, too.
+_LOST = re.compile(
+    "illegal memory access|illegal instruction|misaligned address|unspecified launch failure|launch timed out|"
+    "invalid program counter|hardware stack error|operation not supported on global/shared address space|"
+    "device-side assert|uncorrectable ECC error"
 )
 
 CU_STREAM_NON_BLOCKING = 1  # pycuda exports no name for it
@@ -76,9 +85,9 @@ def _mapped(driver: Any) -> Iterator[None]:
     """Raise pycuda's errors as this package's."""
     try:
         yield
-    except driver.LaunchError as error:
-        raise EngineError(f"CUDA failed: {error}", CONTEXT_LOST) from error
     except driver.Error as error:
+        if _LOST.search(str(error)):
+            raise DeviceLostError(f"CUDA failed: {error}", CONTEXT_LOST) from error
         raise EngineError(f"CUDA failed: {error}") from error
 
 
