@@ -49,14 +49,14 @@ def choose(name: str, options: EngineOptions, kind: DeviceKind | None = None) ->
         return Choice(_named(name, options, kind), "")
     candidates = [each for each in preferred() if kind in (None, each.runs_on)]
     for engine in candidates:
-        if engine.availability().works and options.precision in engine.precisions:
+        if engine.availability(options.device).works and options.precision in engine.precisions:
             asked = AUTO if kind is None else f"{AUTO} on {kind}"
             assert engine.preference is not None
             hint = "; see mrsep-deploy doctor" if engine is preferred()[-1] else ""
             return Choice(engine(options), f"{asked}: {engine.preference.reason}{hint}")
     # Message and fix are those of the engine that is easiest to install.
     easiest = [each for each in candidates if options.precision in each.precisions][-1]
-    found = easiest.availability()
+    found = easiest.availability(options.device)
     where = "here" if kind is None else f"here on {kind}"
     raise EngineUnavailableError(
         f"no engine for {options.precision} works {where}; {easiest.name}: {found.reason}", found.fix
@@ -70,15 +70,20 @@ def preferred() -> list[type[Engine]]:
     return [each for _, each in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def _named(name: str, options: EngineOptions, kind: DeviceKind | None) -> Engine:
-    engine = engine_class(name)
-    if kind not in (None, engine.runs_on):
+def require_runs_on(name: str, kind: DeviceKind | None) -> None:
+    """Raises ``UsageError`` for an engine that does not run on such a device."""
+    if kind not in (None, engine_class(name).runs_on):
         others = [each for each in ENGINE_NAMES if engine_class(each).runs_on == kind]
         raise UsageError(
             f"engine {name} does not run on {kind}",
             f"Choose one of {', '.join(others)}, or leave out --device.",
         )
-    found = engine.availability()
+
+
+def _named(name: str, options: EngineOptions, kind: DeviceKind | None) -> Engine:
+    engine = engine_class(name)
+    require_runs_on(name, kind)
+    found = engine.availability(options.device)
     if not found.works:
         raise EngineUnavailableError(f"engine {name} does not work here: {found.reason}", found.fix)
     return engine(options)

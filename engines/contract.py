@@ -1,6 +1,6 @@
 """What an engine promises: to say whether it works here, and to turn a graph stage into a runner.
 
-availability()                           works here? which version and device? if not, the line that fixes it
+availability(device)                     works here? which version and device? if not, the line that fixes it
 prepare(bundle, stage, threads, stream)  -> runner, built or loaded from the cache
 runner(tensors)                          fills the stage's outputs from its inputs, on that stream
 """
@@ -130,8 +130,12 @@ class Engine(abc.ABC):
         self.cache: EngineCache | None = EngineCache() if self.caches else None
 
     @classmethod
-    def availability(cls) -> Availability:
-        """Look, without raising and without loading more than needed; here, whether ``package`` can be imported."""
+    def availability(cls, device: int = 0) -> Availability:
+        """Look, without raising and without loading more than needed; here, whether ``package`` can be imported.
+
+        Args:
+            device: index of the GPU, for engines on CUDA.
+        """
         try:
             version = str(library(cls.package).__version__)
         except (ImportError, OSError) as error:

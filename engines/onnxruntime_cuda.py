@@ -18,7 +18,7 @@ from mrsep_deploy.devices import cuda_status
 from mrsep_deploy.devices.interface import Closable, Device, DeviceKind, Runner, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference, graph_hash
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, OrtRunner
-from mrsep_deploy.errors import EngineError, first_line
+from mrsep_deploy.errors import EngineError, EngineUnavailableError, first_line
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
 from mrsep_deploy.process.libraries import library
@@ -62,8 +62,8 @@ class OrtCudaEngine(Engine):
     )
 
     @classmethod
-    def availability(cls) -> Availability:
-        found = super().availability()
+    def availability(cls, device: int = 0) -> Availability:
+        found = super().availability(device)
         if not found.works:
             return found
         status, fix = cuda_status(), cls.install
@@ -71,12 +71,15 @@ class OrtCudaEngine(Engine):
             reason = f"{CPU_PACKAGE} and {GPU_PACKAGE} are both installed and overwrite each other's files"
         elif cls.provider not in library(cls.package).get_available_providers():
             reason = f"this build of onnxruntime has no {cls.provider}"
-        elif not status.works:
-            reason, fix = status.reason, status.fix
-        elif (problem := cls.missing_library()) is not None:
-            reason, fix = problem
         else:
-            return Availability(True, found.version, f"{status.names[0]}, CUDA {status.driver}")
+            try:
+                name, _ = status.gpu(device)
+            except EngineUnavailableError as error:
+                reason, fix = error.message, error.fix
+            else:
+                if (problem := cls.missing_library()) is None:
+                    return Availability(True, found.version, f"{name}, CUDA {status.driver}")
+                reason, fix = problem
         return Availability(False, found.version, reason=reason, fix=fix)
 
     @classmethod

@@ -248,6 +248,7 @@ class _Builder:
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         self.library.calls.append(("build", network, config))
+        self.library.calls.append(("built on", self.library.driver.current))
         if "build in a thread" in self.library.fails:  # kernels are compiled in threads of the library's own
             worker = threading.Thread(target=self.logger.log, args=(Severity.ERROR, "no kernel fits"))
             worker.start()

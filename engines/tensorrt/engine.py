@@ -60,12 +60,12 @@ class TensorRtEngine(BuildingEngine):
     parallel_builds: ClassVar[bool] = False
 
     @classmethod
-    def availability(cls) -> Availability:
+    def availability(cls, device: int = 0) -> Availability:
         version = ""
         try:
             library = find_library(cls.flavour)
             version = library.version
-            gpu = _usable_gpu(library, 0)
+            gpu = _usable_gpu(library, device)
         except EngineUnavailableError as error:
             return Availability(False, version, reason=error.message, fix=error.fix)
         return Availability(True, version, str(gpu))
@@ -93,10 +93,11 @@ class TensorRtEngine(BuildingEngine):
                 options, timing,
             )  # fmt: skip
 
-        if not self.library.flavour.portable:
-            _ = self.device  # the builder times kernels in its context
-            timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
-        return self.cache.get_or_build(key, make, fresh=fresh)
+        if self.library.flavour.portable:
+            return self.cache.get_or_build(key, make, fresh=fresh)
+        timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
+        with self.device.current():  # there the builder times kernels
+            return self.cache.get_or_build(key, make, fresh=fresh)
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return self.prepare_lanes(bundle, stage, threads, [stream])[0]
@@ -105,9 +106,11 @@ class TensorRtEngine(BuildingEngine):
         self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
     ) -> list[Runner]:
         """Execution contexts of one engine, whose weights are loaded once."""
-        _ = self.device  # engines are loaded into its context
-        loaded = self._loaded(bundle, stage)
-        return all_or_none(functools.partial(TensorRtRunner, loaded, self.device, each) for each in streams)
+        with self.device.current():  # an engine belongs to the device that it is loaded on
+            loaded = self._loaded(bundle, stage)
+            return all_or_none(
+                functools.partial(TensorRtRunner, loaded, self.device, each) for each in streams
+            )
 
     def _loaded(self, bundle: Bundle, stage: Stage) -> LoadedEngine:
         built = self._built_last(bundle, stage) or self.build(bundle, stage, BuildOptions())

@@ -205,13 +205,8 @@ def find_gpu(index: int) -> Gpu:
         EngineUnavailableError: CUDA does not work here, or there is no such GPU.
     """
     found = cuda_status()
-    if not found.works:
-        raise EngineUnavailableError(found.reason, found.fix)
-    if not 0 <= index < len(found.names):
-        known = ", ".join(f"{number} ({name})" for number, name in enumerate(found.names))
-        raise EngineUnavailableError(f"there is no GPU {index}, CUDA finds {known}", "Choose one of these.")
-    major, minor = found.compute_capabilities[index]
-    return Gpu(found.names[index], f"sm_{major}{minor}", found.release or f"CUDA {found.driver}")
+    name, (major, minor) = found.gpu(index)
+    return Gpu(name, f"sm_{major}{minor}", found.release or f"CUDA {found.driver}")
 
 
 class TimingCache:

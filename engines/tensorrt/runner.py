@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -96,6 +97,7 @@ class TensorRtRunner(Closable, Runner):
         self._workspace: TensorView | None = None
         self._context: Any = loaded.context()
         self._workspace_bytes = int(loaded.engine.device_memory_size_v2)
+        self._device = device
         super().__init__(device)
 
     @property
@@ -127,6 +129,9 @@ class TensorRtRunner(Closable, Runner):
         return tensor.pointer
 
     def _release(self) -> None:
-        # The context is gone before its engine, and both before the workspace and the stream.
-        self._context = None
-        self._loaded.let_go()
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(EngineError):  # a GPU that is lost: its memory is gone all the same
+                stack.enter_context(self._device.current())
+            # The context is gone before its engine, and both before the workspace and the stream.
+            self._context = None
+            self._loaded.let_go()

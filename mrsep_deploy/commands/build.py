@@ -64,6 +64,9 @@ class Asked:
     jobs: int = option(
         "Stages to build at the same time.", type=click.IntRange(1, 64), default=1, metavar="N"
     )
+    device: str | None = option(
+        "GPU to build on and for: cuda or cuda:N.  [default: the first]", "-d", metavar="cuda|cuda:N"
+    )
     threads: int = options.threads(
         help="ort, openvino: CPU threads that run will be given; 0 for all.  [default: 0]", metavar="N"
     )
@@ -82,6 +85,7 @@ class Asked:
     epilog="""\b
 Examples:
   mrsep-deploy build htdemucs --engine trt
+  mrsep-deploy build htdemucs --engine trt --device cuda:1
   mrsep-deploy build htdemucs --engine openvino --threads 4
   mrsep-deploy build htdemucs --engine trt-rtx --target sm_86,sm_89 --jobs 2
   mrsep-deploy build bundles/model --engine trt-rtx --target sm_120 --output engines
@@ -102,11 +106,14 @@ def build(asked: Asked) -> None:
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands.build_plan import measure_plan
+    from mrsep_deploy.engines.choice import parse_device, require_runs_on
     from mrsep_deploy.engines.contract import BuildingEngine, EngineOptions
     from mrsep_deploy.precision.names import arithmetic
     from mrsep_deploy.precision.requested import in_precision
 
     kind = engine_class(asked.engine)
+    runs_on, index = parse_device(asked.device)
+    require_runs_on(asked.engine, runs_on)
     if kind.measured:
         given = {
             "--target": asked.targets,
@@ -127,7 +134,7 @@ def build(asked: Asked) -> None:
     bundle = in_precision(Bundle.open(resolve(asked.model)), asked.precision, asked.plan)
     if asked.batch is not None:
         bundle = bundle.at_batch(asked.batch)
-    how = EngineOptions(asked.threads, precision=arithmetic(bundle.manifest))
+    how = EngineOptions(asked.threads, precision=arithmetic(bundle.manifest), device=index)
     if issubclass(kind, BuildingEngine):
         _build_and_tell(bundle, kind(how), asked)
     else:

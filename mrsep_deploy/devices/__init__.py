@@ -49,6 +49,21 @@ class CudaStatus:
     fix: str = ""
     release: str = ""
 
+    def gpu(self, index: int) -> tuple[str, tuple[int, int]]:
+        """The name and the compute capability of one GPU.
+
+        Raises:
+            EngineUnavailableError: CUDA does not work here, or there is no such GPU.
+        """
+        if not self.works:
+            raise EngineUnavailableError(self.reason, self.fix)
+        if not 0 <= index < len(self.names):
+            known = ", ".join(f"{number} ({name})" for number, name in enumerate(self.names))
+            raise EngineUnavailableError(
+                f"there is no GPU {index}, CUDA finds {known}", "Choose one of these."
+            )
+        return self.names[index], self.compute_capabilities[index]
+
 
 def open_cuda(index: int = 0, implementation: str | None = None) -> CudaDevice:
     """Open a GPU.

@@ -6,9 +6,10 @@ thread, so whatever makes or launches something sets it first; that device stays
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -218,6 +219,11 @@ class CudaPythonDevice(CudaDevice):
     def make_current(self) -> None:
         """Make this the calling thread's device."""
         self.runtime("cudaSetDevice", self.index)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        self.make_current()
+        yield
 
     def stream(self, name: str) -> CudaPythonStream:
         self.make_current()

@@ -9,6 +9,7 @@ against each other, and ``synchronize`` waits and raises what went wrong.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -140,6 +141,10 @@ class Device(abc.ABC):
 
     def __init__(self) -> None:
         self.open_objects: dict[Closable, None] = {}
+
+    def current(self) -> contextlib.AbstractContextManager[object]:
+        """While this lasts, the device on which libraries load and build what this thread asks them for."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def stream(self, name: str) -> Stream:

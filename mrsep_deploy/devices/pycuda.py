@@ -96,13 +96,13 @@ class _Native(Closable):
 
     def __init__(self, device: PyCudaDevice, make: Callable[..., Any], *arguments: Any) -> None:
         self.device = device
-        with device.active():
+        with device.current():
             self.native: Any = make(*arguments)
         super().__init__(device)
 
     def _release(self) -> None:
         # The destructor needs the context. One that is lost was reported by the call that lost it.
-        with contextlib.suppress(EngineError), self.device.active():
+        with contextlib.suppress(EngineError), self.device.current():
             self.native = None
         self.native = None
 
@@ -111,12 +111,12 @@ class PyCudaEvent(_Native, Event):
     """``pycuda.driver.Event``; its end is the driver's ``cuEventDestroy``."""
 
     def synchronize(self) -> None:
-        with self.device.active():
+        with self.device.current():
             self.native.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, PyCudaEvent)
-        with self.device.active():
+        with self.device.current():
             return float(self.native.time_since(earlier.native)) / 1e3
 
 
@@ -139,21 +139,21 @@ class PyCudaStream(_Native, Stream):
 
     def enqueue(self, work: Callable[[], None]) -> None:
         assert self.handle
-        with self.device.active():
+        with self.device.current():
             work()
 
     def record(self, event: Event) -> None:
         assert isinstance(event, PyCudaEvent)
-        with self.device.active():
+        with self.device.current():
             event.native.record(self.usable)
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, PyCudaEvent)
-        with self.device.active():
+        with self.device.current():
             self.usable.wait_for_event(event.native)
 
     def synchronize(self) -> None:
-        with self.device.active():
+        with self.device.current():
             self.usable.synchronize()
 
 
@@ -188,7 +188,7 @@ class PyCudaDevice(CudaDevice):
             ]
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         """With this device's context on top of the thread's stack, and pycuda's errors mapped."""
         if self._context is None:
             raise EngineError(f"{self.name} was used after it was closed")
@@ -216,11 +216,11 @@ class PyCudaDevice(CudaDevice):
             raise
 
     def free_bytes(self) -> int:
-        with self.active():
+        with self.current():
             return int(self.driver.mem_get_info()[0])
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        with self.active():
+        with self.current():
             array: NDArray[Any] = self.driver.pagelocked_empty(shape, np.dtype(dtype))
         array[...] = 0
         return array
@@ -228,7 +228,7 @@ class PyCudaDevice(CudaDevice):
     def _copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         assert isinstance(stream, PyCudaStream)
         driver = self.driver
-        with self.active():
+        with self.current():
             if isinstance(target, DeviceTensor) and isinstance(source, DeviceTensor):
                 driver.memcpy_dtod_async(target.pointer, source.pointer, target.nbytes, stream.usable)
             elif isinstance(target, DeviceTensor):

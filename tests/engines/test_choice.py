@@ -28,7 +28,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
             runs_on: ClassVar[DeviceKind] = engine_class(name).runs_on
 
             @classmethod
-            def availability(cls) -> Availability:
+            def availability(cls, device: int = 0) -> Availability:
                 if name in working:
                     return Availability(True, "1", "here")
                 return Availability(False, reason=f"{name} is missing", fix=f"pip install {name}")

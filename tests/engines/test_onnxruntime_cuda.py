@@ -163,7 +163,9 @@ def ort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeOrt:
         module, "cuda_status", lambda: CudaStatus(True, "cuda-python", "13.0", ("A", "B"), ((9, 0),) * 2)
     )
     monkeypatch.setattr(module, "load_tensorrt", lambda: None)
-    monkeypatch.setattr(contract, "open_cuda", lambda index: SimpleNamespace(index=index, kind="cuda"))
+    monkeypatch.setattr(
+        contract, "open_cuda", lambda index: SimpleNamespace(index=index, kind="cuda", open_objects={})
+    )
     return fake
 
 
@@ -342,6 +344,13 @@ def test_it_works_on_such_a_machine() -> None:
     assert found.version == "1.31.1"
     assert "A" in found.device
     assert OrtTensorRtEngine.availability().works
+
+
+def test_it_is_asked_of_the_gpu_that_is_meant() -> None:
+    assert OrtCudaEngine.availability(1).device == "B, CUDA 13.0"
+    found = OrtCudaEngine.availability(2)
+    assert not found.works
+    assert found.reason == "there is no GPU 2, CUDA finds 0 (A), 1 (B)"
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
