@@ -71,12 +71,19 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Preference:
-    """Where an engine stands among those that ``auto`` tries, the lowest rank first, and why it takes it."""
+    """Where an engine stands among those that ``auto`` tries, the lowest rank first, and why it takes it.
+
+    Attributes:
+        accepted: ``benchmarks/gpu_acceptance.py`` has passed with it on a GPU. On GPUs these come first, however
+            fast others may be.
+    """
 
     rank: int
     reason: str
+    accepted: bool = False
 
 
+Report = Callable[[str, int, int], None]
 Kind = TypeVar("Kind", bound="Engine")
 Kept = TypeVar("Kept", bound=Runner)
 
@@ -160,6 +167,24 @@ class Engine(abc.ABC):
         """Close the device, if it was ever opened. Idempotent."""
         if "device" in vars(self) and self._owner is None:
             self.device.close()
+
+    def takes(self, stage: Stage) -> bool:
+        """Whether it runs a stage, or the host does."""
+        return stage.kind == "graph" or self.graph_transforms
+
+    def get_ready(  # noqa: B027  (most engines build nothing)
+        self, bundle: Bundle, stages: Iterable[Stage], report: Report | None = None
+    ) -> None:
+        """Build what preparing these stages needs and the cache lacks; before anything of a model is loaded.
+
+        Here there is nothing to build.
+
+        Args:
+            report: told what happens now, how much is done and how much there is; by default a warning is logged.
+
+        Raises:
+            EngineError: a stage cannot be built; the message names stage and operator.
+        """
 
     @abc.abstractmethod
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:

@@ -49,7 +49,7 @@ class OrtCudaEngine(Engine):
 
     name: ClassVar[str] = "ort-cuda"
     title: ClassVar[str] = "ONNX Runtime (CUDA)"
-    preference: ClassVar[Preference | None] = Preference(3, "it runs on the GPU")
+    preference: ClassVar[Preference | None] = Preference(3, "it has been accepted on a GPU", accepted=True)
     provider: ClassVar[str] = CUDA
     package: ClassVar[str] = CPU_PACKAGE
     install: ClassVar[str] = REPLACE

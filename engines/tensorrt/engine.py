@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -20,7 +20,9 @@ from mrsep_deploy.engines.contract import (
     Availability,
     BuildingEngine,
     BuildOptions,
+    EngineOptions,
     Preference,
+    Report,
     all_or_none,
     graph_hash,
 )
@@ -58,6 +60,10 @@ class TensorRtEngine(BuildingEngine):
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
     # kernels are timed: two builds on one GPU would measure each other
     parallel_builds: ClassVar[bool] = False
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self._unkept: dict[str, CachedEngine] = {}
 
     @classmethod
     def availability(cls, device: int = 0) -> Availability:
@@ -99,6 +105,18 @@ class TensorRtEngine(BuildingEngine):
         with self.device.current():  # there the builder times kernels
             return self.cache.get_or_build(key, make, fresh=fresh)
 
+    def get_ready(self, bundle: Bundle, stages: Iterable[Stage], report: Report | None = None) -> None:
+        """All engines before the first is loaded: kernels are timed on a GPU that does nothing else."""
+        missing = [stage for stage in stages if self._newest(bundle, stage) is None]
+        for number, stage in enumerate(missing):
+            what = f"building the engine of stage {stage.name} with {self.library.title}"
+            (report or _log_step)(what, number, len(missing))
+            built = self.build(bundle, stage, BuildOptions())
+            if self._newest(bundle, stage) is None:  # a disk that is full, or not to be written
+                self._unkept[built.key.name] = built
+        if missing and report is not None:
+            report(f"built with {self.library.title}", len(missing), len(missing))
+
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         return self.prepare_lanes(bundle, stage, threads, [stream])[0]
 
@@ -113,7 +131,9 @@ class TensorRtEngine(BuildingEngine):
             )
 
     def _loaded(self, bundle: Bundle, stage: Stage) -> LoadedEngine:
-        built = self._built_last(bundle, stage) or self.build(bundle, stage, BuildOptions())
+        key, _ = self._key(bundle, stage, BuildOptions())
+        built = self._built_last(bundle, stage) or self._unkept.pop(key.name, None)
+        built = built or self.build(bundle, stage, BuildOptions())
         try:
             return LoadedEngine(self.library, built.data, bundle.manifest, stage)
         except NotLoadable as error:
@@ -155,6 +175,11 @@ class TensorRtEngine(BuildingEngine):
         return key, replace(options, targets=targets)
 
     def _built_last(self, bundle: Bundle, stage: Stage) -> CachedEngine | None:
+        """The engine of ``_newest``, if its bytes are whole."""
+        key = self._newest(bundle, stage)
+        return self.cache.find(key) if key else None
+
+    def _newest(self, bundle: Bundle, stage: Stage) -> EngineKey | None:
         """The newest engine in the cache that runs this graph on this GPU, of the highest optimisation level."""
         wanted, _ = self._key(bundle, stage, BuildOptions())
 
@@ -169,8 +194,7 @@ class TensorRtEngine(BuildingEngine):
             level = key.options.get("optimization_level")
             return level if isinstance(level, int) else DEFAULT_LEVEL
 
-        key = self.cache.newest(serves, effort)
-        return self.cache.find(key) if key else None
+        return self.cache.newest(serves, effort)
 
 
 class TensorRtRtxEngine(TensorRtEngine):
@@ -181,6 +205,10 @@ class TensorRtRtxEngine(TensorRtEngine):
     title: ClassVar[str] = RTX.title
     preference: ClassVar[Preference] = Preference(2, "TensorRT for RTX compiles for the GPU")
     parallel_builds: ClassVar[bool] = True
+
+
+def _log_step(what: str, done: int, total: int) -> None:
+    log.warning("%s, %d of %d", what, done + 1, total)
 
 
 def _usable_gpu(library: Library, index: int) -> Gpu:

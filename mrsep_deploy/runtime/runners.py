@@ -51,6 +51,7 @@ def prepare_runners(
     budget = engine.options.budget // len(lanes)
     side_by_side = len({step.stream for step in schedule.steps if step.part == "body" and not step.exclusive})
     share = max(1, budget // max(side_by_side, 1))
+    engine.get_ready(bundle, [step.stage for step in schedule.steps if engine.takes(step.stage)])
     workspaces = stack.enter_context(contextlib.ExitStack())
     prepared: list[list[dict[str, Prepared]]] = [[{} for _ in range(slots)] for _ in lanes]
     places = [place for lane in prepared for place in lane]
@@ -59,7 +60,7 @@ def prepare_runners(
         if step.stream in (HEAD, TAIL):  # of their own: they run beside bodies
             threads = 1
         streams = [lane[step.stream] for lane in lanes for _ in range(slots)]
-        if stage.kind == "graph" or engine.graph_transforms:
+        if engine.takes(stage):
             runners = engine.prepare_lanes(bundle, stage, threads, streams)
         else:
             runners = [host_runner(stage, bundle.manifest.branches, threads) for _ in streams]
