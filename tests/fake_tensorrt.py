@@ -1,7 +1,8 @@
 """A TensorRT without a GPU: enough of it to run what drives it, on the driver of ``fake_cuda``.
 
-``FakeTensorRt(driver)`` stands for the module ``tensorrt``. Its builder keeps the ONNX graph as the plan and its
-contexts compute it with ONNX's reference, as kernels of the fake driver. ``fails`` names the calls that are to fail.
+``FakeTensorRt(driver)`` stands for the module ``tensorrt``, ``FakeRtx(driver)`` for ``tensorrt_rtx``. Its builder keeps
+the ONNX graph as the plan and its contexts compute it with ONNX's reference, as kernels of the fake driver. ``fails``
+names the calls that are to fail.
 
 The rules of NVIDIA's that it enforces; what breaks one is noted in the driver's ``violations``:
 
@@ -13,6 +14,11 @@ The rules of NVIDIA's that it enforces; what breaks one is noted in the driver's
         https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/optimization.html (CUDA Graphs)
     an engine and its contexts run on the device that was current when the engine was loaded
         https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/troubleshooting.html (FAQs, several GPUs)
+    TensorRT for RTX: engines are captured only if they were built with REQUIRE_USER_ALLOCATION
+        https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/release-notes-1/1.2.html
+    TensorRT for RTX: kernels are compiled in every process, unless its runtime cache has them; a blob of another
+    environment is refused, and leaves the cache as it was
+        https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/_static/cpp-api/classnvinfer1_1_1_i_runtime_config.html
     constructors and factories may make nothing, timing caches may be refused, messages may come from any thread
         https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/BuilderConfig.html
 """
@@ -34,6 +40,8 @@ from onnx.reference import ReferenceEvaluator
 from mrsep_deploy.devices.interface import DeviceTensor
 
 PREFIX = b"fake plan "
+ALLOCATED = b"fake user's plan "
+"""Of an engine that needs no allocation while it runs."""
 
 
 class DataType(IntEnum):
@@ -62,11 +70,22 @@ class BuilderFlag(IntEnum):
     TF32 = 6
 
 
+class RtxFlag(IntEnum):
+    TF32 = 6
+    REQUIRE_USER_ALLOCATION = 20
+
+
+class Capability(IntEnum):
+    SM80 = 80
+    SM86 = 86
+
+
 class MemoryPoolType(IntEnum):
     WORKSPACE = 0
 
 
 class Strategy(IntEnum):
+    STATIC = 0
     USER_MANAGED = 2
 
 
@@ -91,7 +110,7 @@ class FakeTensorRt(ModuleType):
     """The module. ``calls`` notes what is done to contexts and configurations, in order."""
 
     DataType = DataType
-    BuilderFlag = BuilderFlag
+    BuilderFlag: type[IntEnum] = BuilderFlag
     MemoryPoolType = MemoryPoolType
     ExecutionContextAllocationStrategy = Strategy
     NetworkDefinitionCreationFlag: Any = Flag
@@ -111,6 +130,10 @@ class FakeTensorRt(ModuleType):
         self.OnnxParser: Callable[[Any, Any], _Parser] = lambda network, logger: _Parser(self, network)
         self.Runtime: Callable[[Any], _Runtime] = lambda logger: _Runtime(self, logger)
 
+    @property
+    def is_rtx(self) -> bool:
+        return isinstance(self, FakeRtx)
+
     def null(self, what: str) -> None:
         """Pybind's word for a constructor that made nothing, where ``fails`` names it."""
         if what in self.fails:
@@ -119,6 +142,23 @@ class FakeTensorRt(ModuleType):
     def of(self, what: str) -> list[tuple[Any, ...]]:
         """The calls of one kind."""
         return [call[1:] for call in self.calls if call[0] == what]
+
+
+class FakeRtx(FakeTensorRt):
+    """The module of TensorRT for RTX. ``compiled`` names the engines whose kernels were compiled, by their outputs.
+
+    Attributes:
+        environment: a runtime cache of another one is refused.
+    """
+
+    BuilderFlag = RtxFlag
+    ComputeCapability = Capability
+    IRuntimeCache = object
+
+    def __init__(self, driver: FakeDriver, version: str = "1.7.1.116", workspace: int = 1000) -> None:
+        super().__init__(driver, version, workspace)
+        self.compiled: list[str] = []
+        self.environment = b"driver 580"
 
 
 class _Logger:
@@ -211,12 +251,19 @@ class _Config:
 
     def __init__(self, library: FakeTensorRt) -> None:
         self.library = library
-        self.flags = {BuilderFlag.TF32}
+        self.flags: set[IntEnum] = {library.BuilderFlag["TF32"]}
+        self.num_compute_capabilities = 0
         self.limits: dict[MemoryPoolType, int] = {}
         self.timing: _TimingCache | None = None
 
-    def clear_flag(self, flag: BuilderFlag) -> None:
+    def set_flag(self, flag: IntEnum) -> None:
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: IntEnum) -> None:
         self.flags.discard(flag)
+
+    def set_compute_capability(self, capability: Capability, index: int) -> bool:
+        return index < self.num_compute_capabilities
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
         self.limits[pool] = size
@@ -260,7 +307,7 @@ class _Builder:
             return None
         if config.timing is not None:
             config.timing.lines.add(b"kernel %d" % len(self.library.of("build")))
-        return PREFIX + network.graph
+        return (ALLOCATED if RtxFlag.REQUIRE_USER_ALLOCATION in config.flags else PREFIX) + network.graph
 
 
 class _Runtime:
@@ -284,7 +331,8 @@ class _Runtime:
 class _Engine:
     def __init__(self, library: FakeTensorRt, logger: Any, data: bytes) -> None:
         self.library, self.logger, self.device = library, logger, library.driver.current
-        self.model = onnx.load_from_string(data.removeprefix(PREFIX))
+        self.allocates = library.is_rtx and not data.startswith(ALLOCATED)
+        self.model = onnx.load_from_string(data.removeprefix(PREFIX).removeprefix(ALLOCATED))
         self.inputs = {value.name: _Tensor(value) for value in self.model.graph.input}
         self.tensors = {**self.inputs, **{v.name: _Tensor(v) for v in self.model.graph.output}}
         self.num_io_tensors = len(self.tensors)
@@ -302,10 +350,56 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return self.tensors[name].dtype
 
-    def create_execution_context(self, strategy: Strategy) -> _Context | None:
+    def create_runtime_config(self) -> _RuntimeConfig | None:
+        return None if "runtime config" in self.library.fails else _RuntimeConfig(self.library)
+
+    def create_execution_context(self, how: Strategy | _RuntimeConfig) -> _Context | None:
+        strategy = how if isinstance(how, Strategy) else how.strategy
         self.library.calls.append(("context", strategy))
+        if isinstance(self.library, FakeRtx):
+            kernels = self.model.graph.output[0].name
+            cache = how.cache.kernels if isinstance(how, _RuntimeConfig) and how.cache else set()
+            if kernels not in cache:
+                self.library.compiled.append(kernels)
+                cache.add(kernels)
         fourth = "fourth context" in self.library.fails and len(self.library.of("context")) == 4
         return None if fourth or "context" in self.library.fails else _Context(self)
+
+
+class _RuntimeCache:
+    def __init__(self, library: FakeRtx) -> None:
+        self.library, self.kernels = library, set[str]()
+
+    def deserialize(self, blob: bytes) -> bool:
+        environment, *kernels = blob.split(b"\n")
+        if environment != self.library.environment:
+            return False
+        self.kernels |= {each.decode() for each in kernels}
+        return True
+
+    def serialize(self) -> bytes | None:
+        if "serialize" in self.library.fails:
+            return None
+        return b"\n".join([self.library.environment, *(each.encode() for each in sorted(self.kernels))])
+
+
+class _RuntimeConfig:
+    def __init__(self, library: FakeTensorRt) -> None:
+        self.library, self.strategy = library, Strategy.STATIC
+        self.cache: _RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> _RuntimeCache | None:
+        assert isinstance(self.library, FakeRtx)
+        return None if "runtime cache" in self.library.fails else _RuntimeCache(self.library)
+
+    def set_runtime_cache(self, cache: _RuntimeCache) -> bool:
+        if "set runtime cache" in self.library.fails:
+            return False
+        self.cache = cache
+        return True
 
 
 class _Context:
@@ -329,6 +423,8 @@ class _Context:
         self.library.calls.append(("execute", stream, dict(self.addresses)))
         if "execute" in self.library.fails:
             return False
+        if self.engine.allocates and self.library.driver.is_capturing(stream):
+            self.library.driver.violations.append("an engine that allocates while it runs was captured")
         driver, reference, inputs = self.library.driver, self.reference, list(self.engine.inputs)
         tensors = {name: self._tensor(name) for name in self.engine.tensors}
         outputs = [value.name for value in self.engine.model.graph.output]
@@ -347,6 +443,9 @@ class _Context:
             return True
         self.engine.logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime")
         return False
+
+    def is_stream_capturable(self, _stream: int) -> bool:
+        return not self.engine.allocates
 
     def _tensor(self, name: str) -> DeviceTensor:
         tensor = self.engine.tensors[name]

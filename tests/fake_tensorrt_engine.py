@@ -12,7 +12,7 @@ import pytest
 from bundles import tiny_bundle
 from fake_cuda import FakeDriver
 from fake_cuda_modules import install
-from fake_tensorrt import FakeTensorRt
+from fake_tensorrt import FakeRtx, FakeTensorRt
 
 from mrsep_deploy.bundle import Bundle, write_bundle
 from mrsep_deploy.bundle.manifest import Stage
@@ -55,6 +55,16 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def stage(bundle: Bundle) -> Stage:
     return bundle.manifest.graph_stages[0]
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: FakeDriver) -> FakeRtx:
+    """A fake ``tensorrt_rtx``, with a GPU and an empty cache."""
+    fake = FakeRtx(driver)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index: GPU)
+    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+    return fake
 
 
 Make = Callable[[], TensorRtEngine]

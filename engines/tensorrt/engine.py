@@ -28,16 +28,8 @@ from mrsep_deploy.engines.contract import (
 )
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
-from mrsep_deploy.engines.tensorrt.library import (
-    RTX,
-    TRT,
-    Flavour,
-    Gpu,
-    Library,
-    TimingCache,
-    find_gpu,
-    find_library,
-)
+from mrsep_deploy.engines.tensorrt.caches import RuntimeCache, TimingCache
+from mrsep_deploy.engines.tensorrt.library import RTX, TRT, Flavour, Gpu, Library, find_gpu, find_library
 from mrsep_deploy.engines.tensorrt.runner import LoadedEngine, NotLoadable, TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.precision.names import Precision, arithmetic
@@ -135,13 +127,19 @@ class TensorRtEngine(BuildingEngine):
         built = self._built_last(bundle, stage) or self._unkept.pop(key.name, None)
         built = built or self.build(bundle, stage, BuildOptions())
         try:
-            return LoadedEngine(self.library, built.data, bundle.manifest, stage)
+            return self._load(built, bundle, stage)
         except NotLoadable as error:
             if not built.from_cache:
                 raise
             log.warning("the cached engine is built anew: %s", error)
         built = self.build(bundle, stage, BuildOptions(), fresh=True)
-        return LoadedEngine(self.library, built.data, bundle.manifest, stage)
+        return self._load(built, bundle, stage)
+
+    def _load(self, built: CachedEngine, bundle: Bundle, stage: Stage) -> LoadedEngine:
+        kernels = None
+        if hasattr(self.library.module, "IRuntimeCache"):
+            kernels = RuntimeCache(self.cache.kernels_file(built.key, f"{self.gpu} {self.gpu.driver}"))
+        return LoadedEngine(self.library, built.data, bundle.manifest, stage, kernels)
 
     def _key(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
         """The cache's key, and the options with the targets spelled out; raises where no graph will do."""
@@ -170,6 +168,8 @@ class TensorRtEngine(BuildingEngine):
             "tf32": False,
             "aux_streams": 0,
         }
+        if self.library.user_allocation is not None:
+            chosen["user_allocation"] = True
         version, batch = self.library.version, manifest.batch
         key = EngineKey(graph, self.name, version, target, driver, asked, batch, chosen)
         return key, replace(options, targets=targets)
@@ -187,6 +187,7 @@ class TensorRtEngine(BuildingEngine):
             targets = key.target.split(",") if self.library.flavour.portable else [key.target]
             return (
                 wanted.target in targets
+                and key.options.get("user_allocation") == wanted.options.get("user_allocation")
                 and replace(key, target=wanted.target, options=wanted.options) == wanted
             )
 

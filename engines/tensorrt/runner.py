@@ -17,6 +17,7 @@ from mrsep_deploy.devices.interface import (
     TensorView,
 )
 from mrsep_deploy.engines.tensorrt.build import check_tensors, engine_tensors
+from mrsep_deploy.engines.tensorrt.caches import RuntimeCache
 from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.errors import EngineError
 
@@ -34,14 +35,22 @@ class LoadedEngine:
     Args:
         library: what built ``data``, the serialised engine.
         manifest, stage: what its inputs and outputs must be.
+        kernels: those compiled for it in earlier processes, where the library compiles any.
 
     Raises:
         NotLoadable: the library refuses it.
         EngineError: its inputs and outputs are not the manifest's, or the GPU has no room for it.
     """
 
-    def __init__(self, library: Library, data: bytes, manifest: Manifest, stage: Stage) -> None:
-        self.library, self.stage, self.users = library, stage, 0
+    def __init__(
+        self,
+        library: Library,
+        data: bytes,
+        manifest: Manifest,
+        stage: Stage,
+        kernels: RuntimeCache | None = None,
+    ) -> None:
+        self.library, self.stage, self.kernels, self.users = library, stage, kernels, 0
         what = f"a runtime for stage {stage.name}"
         self.runtime: Any = library.made(what, lambda: library.module.Runtime(library.logger))
         self.engine: Any = self.runtime.deserialize_cuda_engine(data)
@@ -54,12 +63,16 @@ class LoadedEngine:
                 )
             raise NotLoadable(message)
         check_tensors(engine_tensors(library, self.engine), manifest, stage)
+        self._how: Any = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if kernels is not None:
+            strategy = self._how
+            self._how = library.made("a runtime's configuration", self.engine.create_runtime_config)
+            self._how.set_execution_context_allocation_strategy(strategy)
+            kernels.load(self._how)
 
     def context(self) -> Any:
         """An execution context that brings no memory of its own; its user is done at ``let_go``."""
-        made = self.engine.create_execution_context(
-            self.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
+        made = self.engine.create_execution_context(self._how)
         if made is None:
             raise self.failed("makes no execution context for")
         self.users += 1
@@ -69,6 +82,9 @@ class LoadedEngine:
         """One user less; after the last the engine goes, then its runtime."""
         self.users -= 1
         if not self.users:
+            if self.kernels is not None:
+                self.kernels.save()
+            self._how = None
             self.engine = None
             self.runtime = None
 
@@ -103,6 +119,12 @@ class TensorRtRunner(Closable, Runner):
     @property
     def workspace_bytes(self) -> int:
         return self._workspace_bytes
+
+    def uncapturable(self) -> str:
+        asked = getattr(self._context, "is_stream_capturable", None)
+        if asked is None or asked(self._stream.handle):
+            return ""
+        return f"{self._loaded.library.title} would allocate memory while it runs"
 
     def set_workspace(self, memory: TensorView) -> None:
         pointer = self._address("the workspace", memory)

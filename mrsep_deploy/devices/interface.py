@@ -237,6 +237,10 @@ class Runner(abc.ABC):
         """Use this memory, ``uint8 [workspace_bytes]``, from the next run on; it must outlive the runner."""
         raise ValueError(f"{type(self).__name__} needs no workspace, found {memory.nbytes} bytes")
 
+    def uncapturable(self) -> str:
+        """Why its runs cannot be captured in a CUDA graph, empty where they can; to be asked after the first run."""
+        return ""
+
     @abc.abstractmethod
     def __call__(self, tensors: Tensors) -> None:
         """Compute the stage's outputs from its inputs, all by name; tensors of other stages are left alone.

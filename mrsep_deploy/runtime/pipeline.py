@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS
 from mrsep_deploy.devices.interface import Device, Event, Stream, TensorView
+from mrsep_deploy.errors import EngineError
 from mrsep_deploy.runtime.memory import Slot
 from mrsep_deploy.runtime.runners import Cores, Prepared, named, rest
 from mrsep_deploy.runtime.schedule import HEAD, MAIN, TAIL, Schedule, Step
@@ -92,6 +93,12 @@ class Pipeline:
             # Engines set themselves up at their first run, which must not be captured.
             self._fork_and_join(slot)
             self._main.synchronize()
+            for name, each in self._runners[slot.index % len(self._runners)].items():
+                if why := each.runner.uncapturable():
+                    raise EngineError(
+                        f"stage {name} cannot be captured in a CUDA graph: {why}",
+                        "Choose --mode sequential or concurrent.",
+                    )
             slot.graph = self.device.capture(self._main, lambda: self._fork_and_join(slot))
             self._stack.callback(slot.graph.close)
         slot.graph.launch(self._main)
