@@ -6,10 +6,11 @@ a session that would put a single node there is refused.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
+from hashlib import sha256
 from importlib import metadata
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
@@ -18,6 +19,7 @@ from mrsep_deploy.devices import cuda_status
 from mrsep_deploy.devices.interface import Closable, Device, DeviceKind, Runner, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference, graph_hash
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, OrtRunner
+from mrsep_deploy.engines.onnxruntime_tensorrt import load_tensorrt, switch_off_tf32, verified
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, first_line
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
@@ -33,10 +35,6 @@ REPLACE = (
 )
 """In this order: installing this package installs ``onnxruntime``, and the two share a folder, so whichever
 is removed takes files of the other along."""
-
-INSTALL_TENSORRT = 'pip install "tensorrt-cu13<11" --extra-index-url https://pypi.nvidia.com'
-
-TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 
 COLLECT_EVERY = 64
 """Runs of a stage from one that lets go of staged memory to the next; what waits by then is some kilobytes."""
@@ -138,7 +136,7 @@ class OrtCudaEngine(Engine):
 
 
 class OrtTensorRtEngine(OrtCudaEngine):
-    """The TensorRT provider, which is built against TensorRT 10; nodes it leaves go to CUDA's.
+    """The TensorRT provider, which is built against one TensorRT; nodes it leaves go to CUDA's.
 
     It is TensorRT with a detour, so ``auto`` does not take it.
     """
@@ -150,19 +148,26 @@ class OrtTensorRtEngine(OrtCudaEngine):
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
-        # The provider has no option for it, and NVIDIA's libraries read the variable once, when they
-        # are loaded. Somebody who set it has said what they want.
-        os.environ.setdefault(TF32_VARIABLE, "0")
+        switch_off_tf32()
 
     @classmethod
     def missing_library(cls) -> tuple[str, str] | None:
-        missing = load_tensorrt()
-        return (f"{missing} of TensorRT 10 cannot be loaded", INSTALL_TENSORRT) if missing else None
+        return load_tensorrt()
+
+    def _session(self, bundle: Bundle, stage: Stage, stream: Stream) -> Any:
+        with verified(self._folder(bundle, stage)):
+            return super()._session(bundle, stage, stream)
+
+    def _folder(self, bundle: Bundle, stage: Stage) -> Path:
+        """A folder for each graph, batch, ONNX Runtime, GPU and driver: none meets an engine that is not its own."""
+        status = cuda_status()
+        name, _ = status.gpu(self.options.device)
+        about = f"{library(self.package).__version__} {name} {status.release or status.driver}"
+        kept = f"{graph_hash(bundle, stage)[:32]}-{bundle.manifest.batch}-{sha256(about.encode()).hexdigest()[:16]}"
+        return make_folder(paths.cache_dir("ort-trt") / kept, paths.SET_HOME)
 
     def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
-        # A folder for each graph and batch: an engine never meets a graph that it was not built from.
-        name = f"{graph_hash(bundle, stage)[:32]}-{bundle.manifest.batch}"
-        folder = str(make_folder(paths.cache_dir("ort-trt") / name, paths.SET_HOME))
+        folder = str(self._folder(bundle, stage))
         options = {
             "device_id": str(self.options.device),
             "user_compute_stream": str(stream),
@@ -221,25 +226,3 @@ def _installed(distribution: str) -> bool:
         return False
     folder = os.path.realpath(str(found.locate_file(CPU_PACKAGE)))
     return spec is not None and folder in map(os.path.realpath, spec.submodule_search_locations or [])
-
-
-def load_tensorrt() -> str | None:
-    """Load TensorRT 10's libraries, whose provider needs them, and say which one is missing.
-
-    They are found where the dynamic linker looks or in pip's package; once loaded, the provider has them.
-    """
-    spec = importlib.util.find_spec("tensorrt_libs")
-    folders = ["", *(spec.submodule_search_locations or [] if spec else [])]
-    for part in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-        name = f"{part}_10.dll" if os.name == "nt" else f"lib{part}.so.10"
-        if not any(_loads(os.path.join(folder, name)) for folder in folders):
-            return name
-    return None
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return False
-    return True

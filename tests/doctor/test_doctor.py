@@ -31,6 +31,7 @@ GPU = Environment(
     },
     libraries=frozenset({"libnvinfer.so.10", "libcudart.so.13"}),
     onnxruntime_cuda="13.0",
+    onnxruntime_tensorrt=10,
     torch_cuda="13.0",
     driver="13.0",
     cores=8,
