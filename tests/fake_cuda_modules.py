@@ -301,7 +301,7 @@ def fake_pycuda(fake: FakeDriver) -> types.ModuleType:
 
     def stack() -> list[Context]:
         if not hasattr(contexts, "stack"):
-            contexts.stack = []
+            contexts.stack, contexts.before = [], []
         found: list[Context] = contexts.stack
         return found
 
@@ -315,11 +315,11 @@ def fake_pycuda(fake: FakeDriver) -> types.ModuleType:
 
     class Context:
         def __init__(self, index: int) -> None:
-            self.index, self.before = index, [0]
+            self.index = index
 
         def push(self) -> None:
             stack().append(self)
-            self.before.append(fake.current)
+            contexts.before.append(fake.current)
             fake.current = self.index
 
         def detach(self) -> None:
@@ -329,7 +329,8 @@ def fake_pycuda(fake: FakeDriver) -> types.ModuleType:
         def pop() -> None:
             if not stack():
                 raise LogicError("context::pop failed: cannot pop non-current context")
-            fake.current = stack().pop().before.pop()
+            stack().pop()
+            fake.current = contexts.before.pop()
 
     class Device:
         def __init__(self, index: int) -> None:

@@ -85,6 +85,7 @@ class LoadedEngine:
             if self.kernels is not None:
                 self.kernels.save()
             self._how = None
+            self.kernels = None
             self.engine = None
             self.runtime = None
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from bundles import SAMPLE_RATE, SOURCES
+from click.testing import CliRunner
 from fake_tensorrt import FakeTensorRt
 from fake_tensorrt_engine import Make, bundle, driver, library, make, stage, with_transforms
 
 from mrsep_deploy.bundle import Bundle
+from mrsep_deploy.commands.main import main
 from mrsep_deploy.devices.interface import Runner
 from mrsep_deploy.engines import AUTO
 from mrsep_deploy.engines.choice import Choice
@@ -80,6 +84,20 @@ class _Lower:
 
         self.twin, self.digest = bundle, bundle.digest
         self.manifest = replace(bundle.manifest, precision="float16")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_run_says_what_it_builds(library: FakeTensorRt, bundle: Bundle, tmp_path: Path, quiet: bool) -> None:
+    complete, out = with_transforms(bundle), str(tmp_path / "out")
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, (200, 2))
+    soundfile.write(tmp_path / "song.wav", noise, SAMPLE_RATE)
+    command = ["run", str(tmp_path / "song.wav"), "-n", str(complete.path), "--engine", "trt", "-o", out]
+    done = CliRunner().invoke(main, [*command, *(["-q"] if quiet else [])], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert ("2/7 building the engine of stage branch.16 with TensorRT 10.13.2.6" in done.stderr) != quiet
+    assert len(list(Path(out).rglob("*.wav"))) == len(SOURCES)
+    again = CliRunner().invoke(main, [*command, "--overwrite"], catch_exceptions=False)
+    assert "building" not in again.stderr
 
 
 def test_without_a_reporter_it_is_logged(
