@@ -103,7 +103,10 @@ def _names(major: int) -> list[str]:
 
 
 def _folders(package: str) -> list[str]:
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a module that something else has put in its place
+        return []
     return list(spec.submodule_search_locations or []) if spec else []
 
 

@@ -165,6 +165,7 @@ def ort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeOrt:
         module, "cuda_status", lambda: CudaStatus(True, "cuda-python", "13.0", ("A", "B"), ((9, 0),) * 2)
     )
     monkeypatch.setattr(module, "load_tensorrt", lambda: None)
+    monkeypatch.setattr(tensorrt, "needed_tensorrt", lambda: 10)
     monkeypatch.setattr(
         contract, "open_cuda", lambda index: SimpleNamespace(index=index, kind="cuda", open_objects={})
     )

@@ -146,6 +146,8 @@ def test_stages_that_never_overlap_share_a_workspace(
     runners = {stage.name: runner for stage, runner in unplaced(engine, bundle)}
     with contextlib.ExitStack() as stack:
         place_workspaces(engine.device, make_schedule(bundle.manifest, mode), [runners], stack)
+        for runner in runners.values():
+            stack.callback(runner.close)
         assert len({pointer for _, pointer, _ in library.of("memory")}) == shared
 
 
