@@ -69,7 +69,8 @@ class Chain:
         results = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in outputs}
         with named(stage), contextlib.ExitStack() as memory:
             views = {name: self._on_device(array, memory) for name, array in {**given, **results}.items()}
-            memory.callback(rest, self.stream)  # a stage that fails leaves copies under way
+            if self.device.kind == "cuda":
+                memory.callback(rest, self.stream)  # a stage that fails leaves copies under way
             for name, array in given.items():
                 self._copy(views[name], array)
             self.stream.enqueue(lambda: runner(views))
