@@ -81,7 +81,9 @@ class Trace:
 
     def finished(self, segment: int, slot: int) -> None:
         """A segment is over: read its timers, before the next one in its slot takes them."""
-        if self._origin_event is None or segment < self._first:  # it was under way before the clock was started
+        if (
+            self._origin_event is None or segment < self._first
+        ):  # it was under way before the clock was started
             return
         for timers in (found for (used, _), found in self._timers.items() if used == slot):
             start = timers.before.seconds_since(self._origin_event)
