@@ -25,6 +25,7 @@ units that their names tell (``..._ms`` are ``{"median", "p95", "min", "max"}`` 
     ceilings      bytes_per_second (read and written) or flop_per_second; relative_l2 of a convolution
     device        "IMPLEMENTATION: CHECK"; times seen, if any
     parity        snr_db, snr_worst_stem_db, snr_stems_db {stem: dB}, max_abs_error, max_abs, same_again,
+                  slots_alike (of all slots under way at once, in graph mode each with a graph of its own),
                   identical_to_sequential, max_abs_from_sequential, open_seconds, taken_mib (GPU memory
                   that went while opening and running), torch_peak_mib, buffers_mib
     latency       host_ms, event_ms, rounds, rounds_ms [ms of each round], audio_seconds_per_second,

@@ -3,6 +3,7 @@
     cache/engines/NAME.engine    the bytes the library gave, nothing added
     cache/engines/NAME.json      the side-car: every part of the key, size and sha256 of the engine
     cache/engines/NAME.lock      held while one process builds it
+    cache/engines/NAME.GPU.kernels   what a library compiled for it on a GPU; it goes with the engine
 
 NAME is the beginning of the sha256 of the key. An engine is native code: it is loaded only if a side-car
 with exactly the wanted key confirms its bytes; anything else is built anew. The side-car appears last, so
@@ -32,6 +33,7 @@ from mrsep_deploy.files.strict_json import written
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 _TIMING = "timing-"
+_KERNELS = ".kernels"
 
 log = logging.getLogger(__name__)
 
@@ -145,9 +147,14 @@ class EngineCache:
                         continue
                     doomed = [path for path in self._files() if path.name.startswith(f".{name}.")]
                     entry = self._entry(name, hashed=True)
-                    if entry and entry.is_doomed(older_than, everything):
+                    kernels = [
+                        p for p in self._files() if p.name.startswith(f"{name}.") and _KERNELS in p.name
+                    ]
+                    if entry is None:
+                        doomed += kernels
+                    elif entry.is_doomed(older_than, everything):
                         # the side-car first: an engine without one is nothing
-                        doomed += [self._file(name, "json"), self._file(name, "engine")]
+                        doomed += [self._file(name, "json"), self._file(name, "engine"), *kernels]
                     done.removed += bool(doomed)
                     done.bytes += _delete(doomed)
             if everything:
@@ -158,6 +165,10 @@ class EngineCache:
         """Where kernel timings of one library version on one device are kept."""
         digest = hashlib.sha256(f"{library} {device}".encode()).hexdigest()[:16]
         return self.folder / f"{_TIMING}{digest}.bin"
+
+    def kernels_file(self, key: EngineKey, device: str) -> Path:
+        """Where the kernels are kept that a library compiled for an engine on one device."""
+        return self.folder / f"{key.name}.{hashlib.sha256(device.encode()).hexdigest()[:16]}{_KERNELS}"
 
     # --- one engine
 

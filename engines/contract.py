@@ -1,6 +1,6 @@
 """What an engine promises: to say whether it works here, and to turn a graph stage into a runner.
 
-availability()                           works here? which version and device? if not, the line that fixes it
+availability(device)                     works here? which version and device? if not, the line that fixes it
 prepare(bundle, stage, threads, stream)  -> runner, built or loaded from the cache
 runner(tensors)                          fills the stage's outputs from its inputs, on that stream
 """
@@ -8,9 +8,10 @@ runner(tensors)                          fills the stage's outputs from its inpu
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -70,13 +71,21 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Preference:
-    """Where an engine stands among those that ``auto`` tries, the lowest rank first, and why it takes it."""
+    """Where an engine stands among those that ``auto`` tries, the lowest rank first, and why it takes it.
+
+    Attributes:
+        accepted: ``benchmarks/gpu_acceptance.py`` has passed with it on a GPU. On GPUs these come first, however
+            fast others may be.
+    """
 
     rank: int
     reason: str
+    accepted: bool = False
 
 
+Report = Callable[[str, int, int], None]
 Kind = TypeVar("Kind", bound="Engine")
+Kept = TypeVar("Kept", bound=Runner)
 
 
 class Engine(abc.ABC):
@@ -130,8 +139,12 @@ class Engine(abc.ABC):
         self.cache: EngineCache | None = EngineCache() if self.caches else None
 
     @classmethod
-    def availability(cls) -> Availability:
-        """Look, without raising and without loading more than needed; here, whether ``package`` can be imported."""
+    def availability(cls, device: int = 0) -> Availability:
+        """Look, without raising and without loading more than needed; here, whether ``package`` can be imported.
+
+        Args:
+            device: index of the GPU, for engines on CUDA.
+        """
         try:
             version = str(library(cls.package).__version__)
         except (ImportError, OSError) as error:
@@ -157,6 +170,24 @@ class Engine(abc.ABC):
         if "device" in vars(self) and self._owner is None:
             self.device.close()
 
+    def takes(self, stage: Stage) -> bool:
+        """Whether it runs a stage, or the host does."""
+        return stage.kind == "graph" or self.graph_transforms
+
+    def get_ready(  # noqa: B027  (most engines build nothing)
+        self, bundle: Bundle, stages: Iterable[Stage], report: Report | None = None
+    ) -> None:
+        """Build what preparing these stages needs and the cache lacks; before anything of a model is loaded.
+
+        Here there is nothing to build.
+
+        Args:
+            report: told what happens now, how much is done and how much there is; by default a warning is logged.
+
+        Raises:
+            EngineError: a stage cannot be built; the message names stage and operator.
+        """
+
     @abc.abstractmethod
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         """Make a graph stage ready to run.
@@ -176,7 +207,15 @@ class Engine(abc.ABC):
 
         Here each is prepared by itself. Engines whose runners can share weights override this.
         """
-        return [self.prepare(bundle, stage, threads, stream) for stream in streams]
+        return all_or_none(functools.partial(self.prepare, bundle, stage, threads, each) for each in streams)
+
+
+def all_or_none(makers: Iterable[Callable[[], Kept]]) -> list[Kept]:
+    """What the makers make; if one fails, the others' are closed before its error goes on, and streams may go."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(contextlib.closing(make())) for make in makers]
+        stack.pop_all()
+    return made
 
 
 def graph_hash(bundle: Bundle, stage: Stage) -> str:

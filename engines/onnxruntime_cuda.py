@@ -6,19 +6,21 @@ a session that would put a single node there is refused.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
+from hashlib import sha256
 from importlib import metadata
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import BATCH, Stage
 from mrsep_deploy.devices import cuda_status
-from mrsep_deploy.devices.interface import DeviceKind, Runner, Stream
+from mrsep_deploy.devices.interface import Closable, Device, DeviceKind, Runner, Stream
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference, graph_hash
 from mrsep_deploy.engines.onnxruntime import ERRORS_ONLY, OrtRunner
-from mrsep_deploy.errors import EngineError, first_line
+from mrsep_deploy.engines.onnxruntime_tensorrt import load_tensorrt, switch_off_tf32, verified
+from mrsep_deploy.errors import EngineError, EngineUnavailableError, first_line
 from mrsep_deploy.files import paths
 from mrsep_deploy.files.parts import make_folder
 from mrsep_deploy.process.libraries import library
@@ -34,10 +36,6 @@ REPLACE = (
 """In this order: installing this package installs ``onnxruntime``, and the two share a folder, so whichever
 is removed takes files of the other along."""
 
-INSTALL_TENSORRT = 'pip install "tensorrt-cu13<11" --extra-index-url https://pypi.nvidia.com'
-
-TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
-
 COLLECT_EVERY = 64
 """Runs of a stage from one that lets go of staged memory to the next; what waits by then is some kilobytes."""
 
@@ -49,7 +47,7 @@ class OrtCudaEngine(Engine):
 
     name: ClassVar[str] = "ort-cuda"
     title: ClassVar[str] = "ONNX Runtime (CUDA)"
-    preference: ClassVar[Preference | None] = Preference(3, "it runs on the GPU")
+    preference: ClassVar[Preference | None] = Preference(3, "it has been accepted on a GPU", accepted=True)
     provider: ClassVar[str] = CUDA
     package: ClassVar[str] = CPU_PACKAGE
     install: ClassVar[str] = REPLACE
@@ -62,8 +60,8 @@ class OrtCudaEngine(Engine):
     )
 
     @classmethod
-    def availability(cls) -> Availability:
-        found = super().availability()
+    def availability(cls, device: int = 0) -> Availability:
+        found = super().availability(device)
         if not found.works:
             return found
         status, fix = cuda_status(), cls.install
@@ -71,12 +69,15 @@ class OrtCudaEngine(Engine):
             reason = f"{CPU_PACKAGE} and {GPU_PACKAGE} are both installed and overwrite each other's files"
         elif cls.provider not in library(cls.package).get_available_providers():
             reason = f"this build of onnxruntime has no {cls.provider}"
-        elif not status.works:
-            reason, fix = status.reason, status.fix
-        elif (problem := cls.missing_library()) is not None:
-            reason, fix = problem
         else:
-            return Availability(True, found.version, f"{status.names[0]}, CUDA {status.driver}")
+            try:
+                name, _ = status.gpu(device)
+            except EngineUnavailableError as error:
+                reason, fix = error.message, error.fix
+            else:
+                if (problem := cls.missing_library()) is None:
+                    return Availability(True, found.version, f"{name}, CUDA {status.driver}")
+                reason, fix = problem
         return Availability(False, found.version, reason=reason, fix=fix)
 
     @classmethod
@@ -87,7 +88,7 @@ class OrtCudaEngine(Engine):
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
         graph_hash(bundle, stage)  # raises where there is no graph
         session = self._session(bundle, stage, stream)
-        return OrtGpuRunner(session, stage, self.options.device)
+        return OrtGpuRunner(self.device, session, stage, self.options.device)
 
     def _session(self, bundle: Bundle, stage: Stage, stream: Stream) -> Any:
         import onnxruntime as ort
@@ -135,7 +136,7 @@ class OrtCudaEngine(Engine):
 
 
 class OrtTensorRtEngine(OrtCudaEngine):
-    """The TensorRT provider, which is built against TensorRT 10; nodes it leaves go to CUDA's.
+    """The TensorRT provider, which is built against one TensorRT; nodes it leaves go to CUDA's.
 
     It is TensorRT with a detour, so ``auto`` does not take it.
     """
@@ -147,19 +148,26 @@ class OrtTensorRtEngine(OrtCudaEngine):
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
-        # The provider has no option for it, and NVIDIA's libraries read the variable once, when they
-        # are loaded. Somebody who set it has said what they want.
-        os.environ.setdefault(TF32_VARIABLE, "0")
+        switch_off_tf32()
 
     @classmethod
     def missing_library(cls) -> tuple[str, str] | None:
-        missing = load_tensorrt()
-        return (f"{missing} of TensorRT 10 cannot be loaded", INSTALL_TENSORRT) if missing else None
+        return load_tensorrt()
+
+    def _session(self, bundle: Bundle, stage: Stage, stream: Stream) -> Any:
+        with verified(self._folder(bundle, stage)):
+            return super()._session(bundle, stage, stream)
+
+    def _folder(self, bundle: Bundle, stage: Stage) -> Path:
+        """A folder for each graph, batch, ONNX Runtime, GPU and driver: none meets an engine that is not its own."""
+        status = cuda_status()
+        name, _ = status.gpu(self.options.device)
+        about = f"{library(self.package).__version__} {name} {status.release or status.driver}"
+        kept = f"{graph_hash(bundle, stage)[:32]}-{bundle.manifest.batch}-{sha256(about.encode()).hexdigest()[:16]}"
+        return make_folder(paths.cache_dir("ort-trt") / kept, paths.SET_HOME)
 
     def providers(self, bundle: Bundle, stage: Stage, stream: int) -> Providers:
-        # A folder for each graph and batch: an engine never meets a graph that it was not built from.
-        name = f"{graph_hash(bundle, stage)[:32]}-{bundle.manifest.batch}"
-        folder = str(make_folder(paths.cache_dir("ort-trt") / name, paths.SET_HOME))
+        folder = str(self._folder(bundle, stage))
         options = {
             "device_id": str(self.options.device),
             "user_compute_stream": str(stream),
@@ -176,11 +184,12 @@ class OrtTensorRtEngine(OrtCudaEngine):
         return [(TENSORRT, options), *super().providers(bundle, stage, stream)]
 
 
-class OrtGpuRunner(OrtRunner):
-    """A runner whose session was made for its stream."""
+class OrtGpuRunner(Closable, OrtRunner):
+    """A runner whose session was made for its stream, and uses it when it goes."""
 
-    def __init__(self, session: Any, stage: Stage, device: int) -> None:
-        super().__init__(session, stage, device)
+    def __init__(self, owner: Device, session: Any, stage: Stage, index: int) -> None:
+        OrtRunner.__init__(self, session, stage, index)
+        Closable.__init__(self, owner)
         self.runs = 0
         self.enqueueing, self.collecting = _run_options("1"), _run_options("0")
 
@@ -191,6 +200,9 @@ class OrtGpuRunner(OrtRunner):
         """
         self.runs += 1
         return self.enqueueing if self.runs % COLLECT_EVERY else self.collecting
+
+    def _release(self) -> None:
+        self.binding = self.session = None
 
 
 def _run_options(enqueue_only: str) -> Any:
@@ -214,25 +226,3 @@ def _installed(distribution: str) -> bool:
         return False
     folder = os.path.realpath(str(found.locate_file(CPU_PACKAGE)))
     return spec is not None and folder in map(os.path.realpath, spec.submodule_search_locations or [])
-
-
-def load_tensorrt() -> str | None:
-    """Load TensorRT 10's libraries, whose provider needs them, and say which one is missing.
-
-    They are found where the dynamic linker looks or in pip's package; once loaded, the provider has them.
-    """
-    spec = importlib.util.find_spec("tensorrt_libs")
-    folders = ["", *(spec.submodule_search_locations or [] if spec else [])]
-    for part in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-        name = f"{part}_10.dll" if os.name == "nt" else f"lib{part}.so.10"
-        if not any(_loads(os.path.join(folder, name)) for folder in folders):
-            return name
-    return None
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return False
-    return True

@@ -12,7 +12,8 @@
     ├── FetchError                   1   a published file that cannot be had, or is another one
     ├── EvaluationError              1   separated music that cannot be scored
     └── EngineError                  1   an engine that failed while building or running a stage
-        └── EngineUnavailableError   1   an engine that is not installed or finds no device
+        ├── EngineUnavailableError   1   an engine that is not installed or finds no device
+        └── DeviceLostError          1   a GPU on which nothing of this process works any more
 
 ``PARTIAL`` (3) has no exception: some of several inputs failed, the others are done.
 
@@ -111,6 +112,10 @@ class EngineError(MrsepError):
 
 class EngineUnavailableError(EngineError):
     """An engine was asked for by name and does not work here; ``fix`` is the line that installs it."""
+
+
+class DeviceLostError(EngineError):
+    """A kernel failed so that no later call on the GPU works in this process: the run ends with it."""
 
 
 class FetchError(MrsepError):

@@ -60,7 +60,7 @@ class FakeEngine(Engine):
         self.closed: list[str] = []
 
     @classmethod
-    def availability(cls) -> Availability:
+    def availability(cls, device: int = 0) -> Availability:
         return Availability(True, np.__version__, "no device")
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:

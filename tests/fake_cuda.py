@@ -3,8 +3,16 @@
 A stream is a thread with a queue, memory is host bytes behind invented addresses (so that nothing but a
 kernel or a copy can touch it), an event means its most recent record at the time of the wait. Capturing
 records a graph of operations; a launch runs them in a random order that the graph allows. What breaks a
-rule fails with CUDA's own error, and what CUDA leaves undefined (freeing memory that work under way
-uses, using memory that is free) is noted in ``violations``.
+rule fails with CUDA's own error, and what CUDA or a library leaves undefined is noted in ``violations``:
+
+    memory is freed while work under way uses it, or used after it was freed
+        https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html
+    a kernel is launched on a stream of another device than the thread's current one
+        https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#stream-and-event-behavior
+    an execution context runs on another device than it was made on
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/troubleshooting.html (FAQs, several GPUs)
+    a stream is destroyed before a graph that was captured on it, which CUDA allows and this package does not
+    what a library holds (``Holder``) breaks a rule of TensorRT's, which ``fake_tensorrt`` lists
 
 A kernel is a Python function: ``driver.launch(stream.handle, function, touched)``. The faces of the driver,
 ``cuda.bindings.runtime`` and ``pycuda.driver``, are in ``fake_cuda_modules``.
@@ -19,6 +27,7 @@ import queue
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -64,6 +73,24 @@ class Node:
         self.run, self.blocks = run, tuple(blocks)
         self.after: frozenset[Node] = frozenset()
         self.external_event: Event | None = None
+        self.holder: Holder | None = None
+        self.scratch = range(0)
+
+
+class Holder:
+    """What a library holds on a device, as an execution context does.
+
+    Attributes:
+        device: that it was made on.
+        scratch: the addresses it was given to work in.
+        ran: it has run outside of a capture.
+        captured: the capture that has its kernels.
+    """
+
+    def __init__(self, device: int) -> None:
+        self.device, self.scratch = device, range(0)
+        self.ran = False
+        self.captured: Capture | None = None
 
 
 class Capture:
@@ -84,6 +111,7 @@ class Event:
 class Stream:
     def __init__(self, driver: FakeDriver) -> None:
         self.driver, self.capture = driver, None  # type: FakeDriver, Capture | None
+        self.device = driver.current
         self.queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="fake cuda stream", daemon=True)
         self.thread.start()
@@ -94,8 +122,8 @@ class Stream:
 
 
 class Graph:
-    def __init__(self, nodes: list[Node]) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: list[Node], streams: Iterable[Stream]) -> None:
+        self.nodes, self.streams = nodes, frozenset(streams)
 
 
 class FakeDriver:
@@ -122,7 +150,19 @@ class FakeDriver:
         self._executables: dict[int, Graph] = {}
         self._blocks: list[Block] = []
         self._captures: dict[int, Capture] = {}
+        self._holders: list[Holder] = []
+        self._scratch: list[range] = []
+        self._thread = threading.local()
         self._lock = threading.RLock()
+
+    @property
+    def current(self) -> int:
+        """The calling thread's device."""
+        return getattr(self._thread, "device", 0)
+
+    @current.setter
+    def current(self, device: int) -> None:
+        self._thread.device = device
 
     # --- for tests
 
@@ -146,11 +186,58 @@ class FakeDriver:
         start = tensor.pointer - block.pointer
         return block.data[start : start + size].view(tensor.dtype).reshape(tensor.shape)
 
-    def launch(self, stream: int, kernel: Callable[[], None], touched: Iterable[Any] = ()) -> None:
+    def launch(
+        self,
+        stream: int,
+        kernel: Callable[[], None],
+        touched: Iterable[Any] = (),
+        holder: Holder | None = None,
+    ) -> None:
         """Enqueue a kernel, as a library does on the stream it was given."""
         self.enter("cudaLaunchKernel")
+        found = self._stream(stream)
+        if found.device != self.current:
+            raise CudaFault("cudaErrorInvalidResourceHandle")
         blocks = [self._block(tensor.pointer, 1) for tensor in touched]
-        self._enqueue(self._stream(stream), Node(kernel, blocks))
+        node = Node(kernel, blocks)
+        if holder is not None:
+            self._check_holder(holder, found)
+            node.holder, node.scratch = holder, holder.scratch
+        self._enqueue(found, node)
+
+    # --- what libraries hold
+
+    def held_by(self, owner: Any) -> Holder:
+        """What a library's object holds until it is gone."""
+        holder = Holder(self.current)
+        self._holders.append(holder)
+        weakref.finalize(owner, self._gone, holder).atexit = False
+        return holder
+
+    def _gone(self, holder: Holder) -> None:
+        self._holders.remove(holder)
+        if any(node.holder is holder for graph in self._executables.values() for node in graph.nodes):
+            self.violations.append("an execution context went before the graph that was captured from it")
+
+    def _check_holder(self, holder: Holder, stream: Stream) -> None:
+        capture = stream.capture
+        if stream.device != holder.device:
+            self.violations.append(f"an execution context of GPU {holder.device} ran on GPU {stream.device}")
+        if capture is None:
+            holder.ran = True
+            return
+        if not holder.ran:
+            self.violations.append("an execution context was captured before it had run")
+        if holder.captured not in (None, capture):
+            self.violations.append("two graphs were captured from one execution context")
+        holder.captured = capture
+
+    def _check_scratch(self, nodes: list[Node]) -> None:
+        """Kernels of a graph that share scratch memory have an order."""
+        for number, one in enumerate(nodes):
+            for other in nodes[:number]:
+                if _overlap(one.scratch, other.scratch) and other not in _closure([one]):
+                    self.violations.append("execution contexts that may run at once share scratch memory")
 
     def end(self) -> None:
         """The end of the process: streams of a lost context can be destroyed by nothing else."""
@@ -197,6 +284,8 @@ class FakeDriver:
 
     def stream_destroy(self, handle: int) -> None:
         stream = self._stream(handle)
+        if any(stream in graph.streams for graph in self._executables.values()):
+            self.violations.append("a stream went before the graph that was captured on it")
         if stream.capture is not None:
             self.violations.append("a capturing stream was destroyed")
         del self._objects[int(handle)]
@@ -231,6 +320,10 @@ class FakeDriver:
                 block.in_use += 1
 
     def _run(self, node: Node) -> None:
+        with self._lock:
+            if any(_overlap(node.scratch, busy) for busy in self._scratch):
+                self.violations.append("execution contexts that run at once share scratch memory")
+            self._scratch.append(node.scratch)
         try:
             if self.lost is None:
                 node.run()
@@ -240,6 +333,7 @@ class FakeDriver:
                 self.violations.append(f"a kernel met {error.code}")
         finally:
             with self._lock:
+                self._scratch.remove(node.scratch)
                 for block in node.blocks:
                     block.in_use -= 1
 
@@ -345,12 +439,13 @@ class FakeDriver:
         joined = _closure(capture.frontiers[stream])
         if any(not frontier <= joined for frontier in capture.frontiers.values()):
             raise CudaFault("cudaErrorStreamCaptureUnjoined")
-        return self._new(Graph(capture.nodes))
+        self._check_scratch(capture.nodes)
+        return self._new(Graph(capture.nodes, capture.frontiers))
 
     def graph_instantiate(self, handle: int) -> int:
         graph = self._object(handle, Graph)
         executable = next(self._handles)
-        self._executables[executable] = Graph(list(graph.nodes))
+        self._executables[executable] = Graph(list(graph.nodes), graph.streams)
         return executable
 
     def graph_destroy(self, handle: int) -> None:
@@ -401,6 +496,9 @@ class FakeDriver:
             raise CudaFault("cudaErrorInvalidValue")
         if block.in_use:
             self.violations.append("memory was freed while work under way uses it")
+        addresses = range(pointer, pointer + block.data.size)
+        if any(_overlap(holder.scratch, addresses) for holder in self._holders):
+            self.violations.append("memory was freed while an execution context points into it")
         block.alive, block.data = False, np.empty(0, np.uint8)
 
     def memory_info(self) -> tuple[int, int]:
@@ -467,6 +565,10 @@ class FakeDriver:
         for handle, each in list(self._objects.items()):
             if isinstance(each, Stream):
                 self.stream_synchronize(handle)
+
+
+def _overlap(one: range, other: range) -> bool:
+    return bool(one) and bool(other) and one.start < other.stop and other.start < one.stop
 
 
 def _closure(nodes: Iterable[Node]) -> set[Node]:

@@ -1,6 +1,6 @@
 """The fake driver as ``cuda.bindings.runtime`` and as ``pycuda.driver``: what this package uses of them.
 
-Install one with ``monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(driver))``.
+``install(monkeypatch, driver)`` puts both where imports find them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import sys
 import threading
 import types
 import weakref
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from fake_cuda import CudaFault, FakeDriver
 
 _ERRORS = (
@@ -42,6 +44,18 @@ cudaStreamCaptureStatus = enum.IntEnum(
 )
 CAPABILITY = (8, 6)
 NAME = "NVIDIA Fake 3090"
+TEXTS = {
+    "cudaErrorIllegalAddress": "an illegal memory access was encountered",
+    "cudaErrorLaunchFailure": "unspecified launch failure",
+    "cudaErrorLaunchOutOfResources": "too many resources requested for launch",
+}
+"""The driver's texts, which is all that pycuda's exceptions hold."""
+
+
+def install(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> None:
+    """Let ``cuda.bindings.runtime`` and ``pycuda.driver`` be faces of this driver."""
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(driver))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", fake_pycuda(driver))
 
 
 def fake_cuda_python(driver: FakeDriver) -> types.ModuleType:
@@ -123,6 +137,7 @@ def cudaGetDeviceProperties(driver: FakeDriver, device: int) -> Any:
 def cudaSetDevice(driver: FakeDriver, device: int) -> None:
     if not 0 <= device < driver.devices:
         raise CudaFault("cudaErrorInvalidDevice")
+    driver.current = device
 
 
 @_call(2)
@@ -276,12 +291,17 @@ def fake_pycuda(fake: FakeDriver) -> types.ModuleType:
             fake.enter(name)
             return call(*arguments)
         except CudaFault as fault:
-            kinds = {"cudaErrorMemoryAllocation": MemoryError, "cudaErrorLaunchFailure": LaunchError}
-            raise kinds.get(fault.code, LogicError)(f"{name} failed: {fault.code}") from fault
+            kinds = {
+                "cudaErrorMemoryAllocation": MemoryError,
+                "cudaErrorLaunchFailure": LaunchError,
+                "cudaErrorLaunchOutOfResources": LaunchError,
+            }
+            text = TEXTS.get(fault.code, "text")
+            raise kinds.get(fault.code, LogicError)(f"{name} failed: {text} ({fault.code})") from fault
 
     def stack() -> list[Context]:
         if not hasattr(contexts, "stack"):
-            contexts.stack = []
+            contexts.stack, contexts.before = [], []
         found: list[Context] = contexts.stack
         return found
 
@@ -294,8 +314,13 @@ def fake_pycuda(fake: FakeDriver) -> types.ModuleType:
         weakref.finalize(owner, release).atexit = False
 
     class Context:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
         def push(self) -> None:
             stack().append(self)
+            contexts.before.append(fake.current)
+            fake.current = self.index
 
         def detach(self) -> None:
             stack().remove(self)
@@ -305,11 +330,13 @@ def fake_pycuda(fake: FakeDriver) -> types.ModuleType:
             if not stack():
                 raise LogicError("context::pop failed: cannot pop non-current context")
             stack().pop()
+            fake.current = contexts.before.pop()
 
     class Device:
         def __init__(self, index: int) -> None:
             if not 0 <= index < fake.devices:
                 raise LogicError("cuDeviceGet failed: invalid device ordinal")
+            self.index = index
 
         @staticmethod
         def count() -> int:
@@ -325,7 +352,7 @@ def fake_pycuda(fake: FakeDriver) -> types.ModuleType:
             return fake.total
 
         def retain_primary_context(self) -> Context:
-            return Context()
+            return Context(self.index)
 
     class Stream:
         def __init__(self, flags: int = 0) -> None:

@@ -1,13 +1,31 @@
-"""A TensorRT without a GPU, and a GPU without CUDA: enough of both to run what drives them.
+"""A TensorRT without a GPU: enough of it to run what drives it, on the driver of ``fake_cuda``.
 
-``FakeTensorRt()`` stands for the module ``tensorrt``. Its builder keeps the ONNX graph as the plan and its
-contexts compute it with ONNX's reference, reading and writing at the addresses they were given, which are
-addresses of host memory that ``FakeCuda`` hands out. ``fails`` names the calls that are to fail.
+``FakeTensorRt(driver)`` stands for the module ``tensorrt``, ``FakeRtx(driver)`` for ``tensorrt_rtx``. Its builder keeps
+the ONNX graph as the plan and its contexts compute it with ONNX's reference, as kernels of the fake driver. ``fails``
+names the calls that are to fail.
+
+The rules of NVIDIA's that it enforces; what breaks one is noted in the driver's ``violations``:
+
+    memory given to a context is not freed while the context points into it, and contexts that may run at once, in
+    one graph or beside each other, are given none of each other's (``set_device_memory``)
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/ExecutionContext.html
+    one execution context for each captured graph; a context has run once before it is captured; what a graph was
+    captured from outlives it
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/optimization.html (CUDA Graphs)
+    an engine and its contexts run on the device that was current when the engine was loaded
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/troubleshooting.html (FAQs, several GPUs)
+    TensorRT for RTX: engines are captured only if they were built with REQUIRE_USER_ALLOCATION
+        https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/release-notes-1/1.2.html
+    TensorRT for RTX: kernels are compiled in every process, unless its runtime cache has them; a blob of another
+    environment is refused, and leaves the cache as it was
+        https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/_static/cpp-api/classnvinfer1_1_1_i_runtime_config.html
+    constructors and factories may make nothing, timing caches may be refused, messages may come from any thread
+        https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/BuilderConfig.html
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import threading
 from collections.abc import Callable
 from enum import Enum, IntEnum
@@ -16,13 +34,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from fake_cuda import CudaFault, FakeDriver
 from onnx.reference import ReferenceEvaluator
 
-from mrsep_deploy.devices.cpu import CpuDevice
-from mrsep_deploy.devices.interface import DeviceKind, DeviceTensor, Memory, Stream, TensorView
+from mrsep_deploy.devices.interface import DeviceTensor
 
 PREFIX = b"fake plan "
+ALLOCATED = b"fake user's plan "
+"""Of an engine that needs no allocation while it runs."""
 
 
 class DataType(IntEnum):
@@ -51,11 +70,22 @@ class BuilderFlag(IntEnum):
     TF32 = 6
 
 
+class RtxFlag(IntEnum):
+    TF32 = 6
+    REQUIRE_USER_ALLOCATION = 20
+
+
+class Capability(IntEnum):
+    SM80 = 80
+    SM86 = 86
+
+
 class MemoryPoolType(IntEnum):
     WORKSPACE = 0
 
 
 class Strategy(IntEnum):
+    STATIC = 0
     USER_MANAGED = 2
 
 
@@ -80,13 +110,14 @@ class FakeTensorRt(ModuleType):
     """The module. ``calls`` notes what is done to contexts and configurations, in order."""
 
     DataType = DataType
-    BuilderFlag = BuilderFlag
+    BuilderFlag: type[IntEnum] = BuilderFlag
     MemoryPoolType = MemoryPoolType
     ExecutionContextAllocationStrategy = Strategy
     NetworkDefinitionCreationFlag: Any = Flag
 
-    def __init__(self, version: str = "10.13.2.6", workspace: int = 1000) -> None:
+    def __init__(self, driver: FakeDriver, version: str = "10.13.2.6", workspace: int = 1000) -> None:
         super().__init__("tensorrt")
+        self.driver = driver
         self.__version__ = version
         self.workspace = workspace
         self.fails: set[str] = set()
@@ -99,6 +130,10 @@ class FakeTensorRt(ModuleType):
         self.OnnxParser: Callable[[Any, Any], _Parser] = lambda network, logger: _Parser(self, network)
         self.Runtime: Callable[[Any], _Runtime] = lambda logger: _Runtime(self, logger)
 
+    @property
+    def is_rtx(self) -> bool:
+        return isinstance(self, FakeRtx)
+
     def null(self, what: str) -> None:
         """Pybind's word for a constructor that made nothing, where ``fails`` names it."""
         if what in self.fails:
@@ -107,6 +142,23 @@ class FakeTensorRt(ModuleType):
     def of(self, what: str) -> list[tuple[Any, ...]]:
         """The calls of one kind."""
         return [call[1:] for call in self.calls if call[0] == what]
+
+
+class FakeRtx(FakeTensorRt):
+    """The module of TensorRT for RTX. ``compiled`` names the engines whose kernels were compiled, by their outputs.
+
+    Attributes:
+        environment: a runtime cache of another one is refused.
+    """
+
+    BuilderFlag = RtxFlag
+    ComputeCapability = Capability
+    IRuntimeCache = object
+
+    def __init__(self, driver: FakeDriver, version: str = "1.7.1.116", workspace: int = 1000) -> None:
+        super().__init__(driver, version, workspace)
+        self.compiled: list[str] = []
+        self.environment = b"driver 580"
 
 
 class _Logger:
@@ -199,12 +251,19 @@ class _Config:
 
     def __init__(self, library: FakeTensorRt) -> None:
         self.library = library
-        self.flags = {BuilderFlag.TF32}
+        self.flags: set[IntEnum] = {library.BuilderFlag["TF32"]}
+        self.num_compute_capabilities = 0
         self.limits: dict[MemoryPoolType, int] = {}
         self.timing: _TimingCache | None = None
 
-    def clear_flag(self, flag: BuilderFlag) -> None:
+    def set_flag(self, flag: IntEnum) -> None:
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: IntEnum) -> None:
         self.flags.discard(flag)
+
+    def set_compute_capability(self, capability: Capability, index: int) -> bool:
+        return index < self.num_compute_capabilities
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
         self.limits[pool] = size
@@ -236,6 +295,7 @@ class _Builder:
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
         self.library.calls.append(("build", network, config))
+        self.library.calls.append(("built on", self.library.driver.current))
         if "build in a thread" in self.library.fails:  # kernels are compiled in threads of the library's own
             worker = threading.Thread(target=self.logger.log, args=(Severity.ERROR, "no kernel fits"))
             worker.start()
@@ -247,7 +307,7 @@ class _Builder:
             return None
         if config.timing is not None:
             config.timing.lines.add(b"kernel %d" % len(self.library.of("build")))
-        return PREFIX + network.graph
+        return (ALLOCATED if RtxFlag.REQUIRE_USER_ALLOCATION in config.flags else PREFIX) + network.graph
 
 
 class _Runtime:
@@ -264,13 +324,15 @@ class _Runtime:
             self.library.fails.discard("deserialize")
             self.logger.log(Severity.ERROR, "The engine plan file is not compatible")
             return None
-        return _Engine(self.library, data)
+        self.library.calls.append(("load", self.library.driver.current))
+        return _Engine(self.library, self.logger, data)
 
 
 class _Engine:
-    def __init__(self, library: FakeTensorRt, data: bytes) -> None:
-        self.library = library
-        self.model = onnx.load_from_string(data.removeprefix(PREFIX))
+    def __init__(self, library: FakeTensorRt, logger: Any, data: bytes) -> None:
+        self.library, self.logger, self.device = library, logger, library.driver.current
+        self.allocates = library.is_rtx and not data.startswith(ALLOCATED)
+        self.model = onnx.load_from_string(data.removeprefix(PREFIX).removeprefix(ALLOCATED))
         self.inputs = {value.name: _Tensor(value) for value in self.model.graph.input}
         self.tensors = {**self.inputs, **{v.name: _Tensor(v) for v in self.model.graph.output}}
         self.num_io_tensors = len(self.tensors)
@@ -288,9 +350,56 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return self.tensors[name].dtype
 
-    def create_execution_context(self, strategy: Strategy) -> _Context | None:
+    def create_runtime_config(self) -> _RuntimeConfig | None:
+        return None if "runtime config" in self.library.fails else _RuntimeConfig(self.library)
+
+    def create_execution_context(self, how: Strategy | _RuntimeConfig) -> _Context | None:
+        strategy = how if isinstance(how, Strategy) else how.strategy
         self.library.calls.append(("context", strategy))
-        return None if "context" in self.library.fails else _Context(self)
+        if isinstance(self.library, FakeRtx):
+            kernels = self.model.graph.output[0].name
+            cache = how.cache.kernels if isinstance(how, _RuntimeConfig) and how.cache else set()
+            if kernels not in cache:
+                self.library.compiled.append(kernels)
+                cache.add(kernels)
+        fourth = "fourth context" in self.library.fails and len(self.library.of("context")) == 4
+        return None if fourth or "context" in self.library.fails else _Context(self)
+
+
+class _RuntimeCache:
+    def __init__(self, library: FakeRtx) -> None:
+        self.library, self.kernels = library, set[str]()
+
+    def deserialize(self, blob: bytes) -> bool:
+        environment, *kernels = blob.split(b"\n")
+        if environment != self.library.environment:
+            return False
+        self.kernels |= {each.decode() for each in kernels}
+        return True
+
+    def serialize(self) -> bytes | None:
+        if "serialize" in self.library.fails:
+            return None
+        return b"\n".join([self.library.environment, *(each.encode() for each in sorted(self.kernels))])
+
+
+class _RuntimeConfig:
+    def __init__(self, library: FakeTensorRt) -> None:
+        self.library, self.strategy = library, Strategy.STATIC
+        self.cache: _RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> _RuntimeCache | None:
+        assert isinstance(self.library, FakeRtx)
+        return None if "runtime cache" in self.library.fails else _RuntimeCache(self.library)
+
+    def set_runtime_cache(self, cache: _RuntimeCache) -> bool:
+        if "set runtime cache" in self.library.fails:
+            return False
+        self.cache = cache
+        return True
 
 
 class _Context:
@@ -298,9 +407,12 @@ class _Context:
         self.engine, self.library = engine, engine.library
         self.addresses: dict[str, int] = {}
         self.reference = ReferenceEvaluator(engine.model)
+        self.holder = self.library.driver.held_by(self)
+        self.holder.device = engine.device
 
     def set_device_memory(self, pointer: int, size: int) -> None:
         self.library.calls.append(("memory", self.engine.model.graph.output[0].name, pointer, size))
+        self.holder.scratch = range(pointer, pointer + size)
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.library.calls.append(("address", name, pointer))
@@ -311,51 +423,31 @@ class _Context:
         self.library.calls.append(("execute", stream, dict(self.addresses)))
         if "execute" in self.library.fails:
             return False
-        inputs = {name: self._array(name).copy() for name in self.engine.inputs}
-        results = self.reference.run(None, inputs)
-        for value, result in zip(self.engine.model.graph.output, results, strict=True):
-            self._array(value.name)[...] = result
-        return True
+        if self.engine.allocates and self.library.driver.is_capturing(stream):
+            self.library.driver.violations.append("an engine that allocates while it runs was captured")
+        driver, reference, inputs = self.library.driver, self.reference, list(self.engine.inputs)
+        tensors = {name: self._tensor(name) for name in self.engine.tensors}
+        outputs = [value.name for value in self.engine.model.graph.output]
 
-    def _array(self, name: str) -> NDArray[Any]:
+        def kernel() -> None:  # which does not keep its context
+            given = {name: driver.array(tensors[name]).copy() for name in inputs}
+            for name, result in zip(outputs, reference.run(None, given), strict=True):
+                driver.array(tensors[name])[...] = result
+
+        scratch = self.holder.scratch
+        touched = list(tensors.values())
+        if scratch:
+            touched.append(DeviceTensor(scratch.start, (len(scratch),), np.dtype("uint8")))
+        with contextlib.suppress(CudaFault):
+            driver.launch(stream, kernel, touched, self.holder)
+            return True
+        self.engine.logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime")
+        return False
+
+    def is_stream_capturable(self, _stream: int) -> bool:
+        return not self.engine.allocates
+
+    def _tensor(self, name: str) -> DeviceTensor:
         tensor = self.engine.tensors[name]
         dtype = next(np_type for np_type, kind in _TYPES.items() if kind == tensor.dtype)
-        return host_array(DeviceTensor(self.addresses[name], tensor.shape, dtype))
-
-
-def host_array(tensor: DeviceTensor) -> NDArray[Any]:
-    """What lies at the address of a tensor of ``FakeCuda``."""
-    block = (ctypes.c_uint8 * tensor.nbytes).from_address(tensor.pointer)
-    return np.frombuffer(block, np.uint8).view(tensor.dtype).reshape(tensor.shape)
-
-
-class _FakeCudaMemory(Memory):
-    def __init__(self, device: CpuDevice, block: NDArray[np.uint8]) -> None:
-        super().__init__(device)
-        self.size = block.nbytes
-        self.pointer = block.ctypes.data
-
-    def _placed(self, tensor: DeviceTensor) -> DeviceTensor:
-        return DeviceTensor(self.pointer + tensor.pointer, tensor.shape, tensor.dtype)
-
-    def _release(self) -> None:
-        pass  # the device keeps the block: an address keeps nothing alive
-
-
-class FakeCuda(CpuDevice):
-    """Host memory behind device tensors; streams are the CPU's."""
-
-    kind: DeviceKind = "cuda"
-    name = "Fake GPU"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: list[NDArray[np.uint8]] = []
-
-    def allocate(self, size: int) -> Memory:  # type: ignore[override]
-        self._kept.append(np.full(size, 0xFF, np.uint8))
-        return _FakeCudaMemory(self, self._kept[-1])
-
-    def copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
-        sides = [host_array(s) if isinstance(s, DeviceTensor) else s for s in (target, source)]
-        stream.enqueue(lambda: np.copyto(*sides))
+        return DeviceTensor(self.addresses[name], tensor.shape, dtype)

@@ -256,7 +256,7 @@ class WatchingEngine(Engine):
         return self._device
 
     @classmethod
-    def availability(cls) -> Availability:
+    def availability(cls, device: int = 0) -> Availability:
         return Availability(True)
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:

@@ -119,6 +119,12 @@ class OurContender(Contender):
     def run(self) -> Samples:
         return self.separator.run_segments(self.mix)
 
+    def slots(self) -> list[Samples]:
+        """The stems of one batch from every slot, all under way at once: in graph mode from every slot's graph."""
+        scheduler = self.separator.scheduler
+        tickets = [scheduler.submit(self.mix) for _ in range(scheduler.capacity)]
+        return [scheduler.result(ticket).copy() for ticket in tickets]
+
     def pipelined(self, segments: int) -> None:
         """Many batches, always two of them under way."""
         scheduler = self.separator.scheduler

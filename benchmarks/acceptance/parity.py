@@ -118,6 +118,7 @@ def _open(
             }
             if isinstance(contender, OurContender):
                 values.update(_against_sequential(contender, stems, lanes))
+                values["slots_alike"] = all(np.array_equal(stems, each) for each in contender.slots())
                 values["buffers_mib"] = contender.separator.engine.device.memory_used() / _MIB
         except BaseException:
             contender.close()

@@ -151,6 +151,7 @@ _COLUMNS: Mapping[str, Sequence[Column]] = {
         ("same as sequential", _path("identical_to_sequential")),
         ("max abs from it", _path("max_abs_from_sequential", digits=8)),
         ("runs alike", _path("same_again")),
+        ("slots alike", _path("slots_alike")),
         ("opened in s", _path("open_seconds", digits=1)),
         ("GPU memory taken MiB", _path("taken_mib", digits=0)),
         ("torch peak MiB", _path("torch_peak_mib", digits=0)),

@@ -14,7 +14,8 @@ from typing import Any
 from mrsep_deploy.bundle.manifest import STEMS, Manifest, Stage
 from mrsep_deploy.engines.cache import NewEngine
 from mrsep_deploy.engines.contract import BuildOptions
-from mrsep_deploy.engines.tensorrt.library import Library, TimingCache
+from mrsep_deploy.engines.tensorrt.caches import TimingCache
+from mrsep_deploy.engines.tensorrt.library import Library
 from mrsep_deploy.errors import EngineError, UsageError, first_line
 from mrsep_deploy.precision.costs import read_costs
 from mrsep_deploy.precision.names import Precision
@@ -160,6 +161,8 @@ def _configure(library: Library, config: Any, options: BuildOptions) -> None:
     config.max_aux_streams = 0
     # float32 means float32, as in the reference; what fp16 graphs keep in float32 needs it as much.
     config.clear_flag(trt.BuilderFlag.TF32)
+    if library.user_allocation is not None:
+        config.set_flag(library.user_allocation)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
     if options.workspace is not None:

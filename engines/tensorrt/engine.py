@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -15,20 +16,21 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices.interface import DeviceKind, Runner, Stream
 from mrsep_deploy.engines.cache import CachedEngine, NewEngine
-from mrsep_deploy.engines.contract import Availability, BuildingEngine, BuildOptions, Preference, graph_hash
+from mrsep_deploy.engines.contract import (
+    Availability,
+    BuildingEngine,
+    BuildOptions,
+    EngineOptions,
+    Preference,
+    Report,
+    all_or_none,
+    graph_hash,
+)
 from mrsep_deploy.engines.side_car import EngineKey
 from mrsep_deploy.engines.tensorrt.build import build_plan, check_targets
-from mrsep_deploy.engines.tensorrt.library import (
-    RTX,
-    TRT,
-    Flavour,
-    Gpu,
-    Library,
-    TimingCache,
-    find_gpu,
-    find_library,
-)
-from mrsep_deploy.engines.tensorrt.runner import NotLoadable, TensorRtRunner
+from mrsep_deploy.engines.tensorrt.caches import RuntimeCache, TimingCache
+from mrsep_deploy.engines.tensorrt.library import RTX, TRT, Flavour, Gpu, Library, find_gpu, find_library
+from mrsep_deploy.engines.tensorrt.runner import LoadedEngine, NotLoadable, TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.precision.names import Precision, arithmetic
 
@@ -51,13 +53,17 @@ class TensorRtEngine(BuildingEngine):
     # kernels are timed: two builds on one GPU would measure each other
     parallel_builds: ClassVar[bool] = False
 
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self._unkept: dict[str, CachedEngine] = {}
+
     @classmethod
-    def availability(cls) -> Availability:
+    def availability(cls, device: int = 0) -> Availability:
         version = ""
         try:
             library = find_library(cls.flavour)
             version = library.version
-            gpu = _usable_gpu(library, 0)
+            gpu = _usable_gpu(library, device)
         except EngineUnavailableError as error:
             return Availability(False, version, reason=error.message, fix=error.fix)
         return Availability(True, version, str(gpu))
@@ -85,22 +91,55 @@ class TensorRtEngine(BuildingEngine):
                 options, timing,
             )  # fmt: skip
 
-        if not self.library.flavour.portable:
-            _ = self.device  # the builder times kernels in its context
-            timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
-        return self.cache.get_or_build(key, make, fresh=fresh)
+        if self.library.flavour.portable:
+            return self.cache.get_or_build(key, make, fresh=fresh)
+        timing = TimingCache(self.cache.timing_file(self.library.title, f"{self.gpu} {self.gpu.driver}"))
+        with self.device.current():  # there the builder times kernels
+            return self.cache.get_or_build(key, make, fresh=fresh)
+
+    def get_ready(self, bundle: Bundle, stages: Iterable[Stage], report: Report | None = None) -> None:
+        """All engines before the first is loaded: kernels are timed on a GPU that does nothing else."""
+        missing = [stage for stage in stages if self._newest(bundle, stage) is None]
+        for number, stage in enumerate(missing):
+            what = f"building the engine of stage {stage.name} with {self.library.title}"
+            (report or _log_step)(what, number, len(missing))
+            built = self.build(bundle, stage, BuildOptions())
+            if self._newest(bundle, stage) is None:  # a disk that is full, or not to be written
+                self._unkept[built.key.name] = built
+        if missing and report is not None:
+            report(f"built with {self.library.title}", len(missing), len(missing))
 
     def prepare(self, bundle: Bundle, stage: Stage, threads: int, stream: Stream) -> Runner:
-        _ = self.device  # engines are loaded into its context
-        built = self._built_last(bundle, stage) or self.build(bundle, stage, BuildOptions())
+        return self.prepare_lanes(bundle, stage, threads, [stream])[0]
+
+    def prepare_lanes(
+        self, bundle: Bundle, stage: Stage, threads: int, streams: Sequence[Stream]
+    ) -> list[Runner]:
+        """Execution contexts of one engine, whose weights are loaded once."""
+        with self.device.current():  # an engine belongs to the device that it is loaded on
+            loaded = self._loaded(bundle, stage)
+            return all_or_none(
+                functools.partial(TensorRtRunner, loaded, self.device, each) for each in streams
+            )
+
+    def _loaded(self, bundle: Bundle, stage: Stage) -> LoadedEngine:
+        key, _ = self._key(bundle, stage, BuildOptions())
+        built = self._built_last(bundle, stage) or self._unkept.pop(key.name, None)
+        built = built or self.build(bundle, stage, BuildOptions())
         try:
-            return TensorRtRunner(self.library, built.data, bundle.manifest, stage, stream)
+            return self._load(built, bundle, stage)
         except NotLoadable as error:
             if not built.from_cache:
                 raise
             log.warning("the cached engine is built anew: %s", error)
         built = self.build(bundle, stage, BuildOptions(), fresh=True)
-        return TensorRtRunner(self.library, built.data, bundle.manifest, stage, stream)
+        return self._load(built, bundle, stage)
+
+    def _load(self, built: CachedEngine, bundle: Bundle, stage: Stage) -> LoadedEngine:
+        kernels = None
+        if hasattr(self.library.module, "IRuntimeCache"):
+            kernels = RuntimeCache(self.cache.kernels_file(built.key, f"{self.gpu} {self.gpu.driver}"))
+        return LoadedEngine(self.library, built.data, bundle.manifest, stage, kernels)
 
     def _key(self, bundle: Bundle, stage: Stage, options: BuildOptions) -> tuple[EngineKey, BuildOptions]:
         """The cache's key, and the options with the targets spelled out; raises where no graph will do."""
@@ -129,11 +168,18 @@ class TensorRtEngine(BuildingEngine):
             "tf32": False,
             "aux_streams": 0,
         }
+        if self.library.user_allocation is not None:
+            chosen["user_allocation"] = True
         version, batch = self.library.version, manifest.batch
         key = EngineKey(graph, self.name, version, target, driver, asked, batch, chosen)
         return key, replace(options, targets=targets)
 
     def _built_last(self, bundle: Bundle, stage: Stage) -> CachedEngine | None:
+        """The engine of ``_newest``, if its bytes are whole."""
+        key = self._newest(bundle, stage)
+        return self.cache.find(key) if key else None
+
+    def _newest(self, bundle: Bundle, stage: Stage) -> EngineKey | None:
         """The newest engine in the cache that runs this graph on this GPU, of the highest optimisation level."""
         wanted, _ = self._key(bundle, stage, BuildOptions())
 
@@ -141,6 +187,7 @@ class TensorRtEngine(BuildingEngine):
             targets = key.target.split(",") if self.library.flavour.portable else [key.target]
             return (
                 wanted.target in targets
+                and key.options.get("user_allocation") == wanted.options.get("user_allocation")
                 and replace(key, target=wanted.target, options=wanted.options) == wanted
             )
 
@@ -148,8 +195,7 @@ class TensorRtEngine(BuildingEngine):
             level = key.options.get("optimization_level")
             return level if isinstance(level, int) else DEFAULT_LEVEL
 
-        key = self.cache.newest(serves, effort)
-        return self.cache.find(key) if key else None
+        return self.cache.newest(serves, effort)
 
 
 class TensorRtRtxEngine(TensorRtEngine):
@@ -160,6 +206,10 @@ class TensorRtRtxEngine(TensorRtEngine):
     title: ClassVar[str] = RTX.title
     preference: ClassVar[Preference] = Preference(2, "TensorRT for RTX compiles for the GPU")
     parallel_builds: ClassVar[bool] = True
+
+
+def _log_step(what: str, done: int, total: int) -> None:
+    log.warning("%s, %d of %d", what, done + 1, total)
 
 
 def _usable_gpu(library: Library, index: int) -> Gpu:

@@ -18,14 +18,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from mrsep_deploy.devices import cuda_status
-from mrsep_deploy.errors import EngineError, EngineUnavailableError, OutputError, first_line
-from mrsep_deploy.files.parts import make_folder, write_file
+from mrsep_deploy.errors import EngineError, EngineUnavailableError, first_line
 from mrsep_deploy.process.libraries import library
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
@@ -114,6 +110,12 @@ class Library:
         found = ((_CAPABILITY.fullmatch(name), value) for name, value in members.items())
         return {f"sm_{match[1]}": value for match, value in found if match}
 
+    @property
+    def user_allocation(self) -> Any:
+        """The flag of engines that allocate nothing while they run, which capturing demands of TensorRT for RTX; None
+        where the library has none."""
+        return getattr(self.module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+
     def dtype(self, data_type: Any) -> str:
         """NumPy's name of an element type."""
         name = str(data_type.name)
@@ -185,7 +187,10 @@ def _logger(module: Any) -> Any:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that an engine is built for or runs on, its compute capability (``sm_86``), and its driver's CUDA."""
+    """The GPU that an engine is built for or runs on, its compute capability (``sm_86``), and its driver's version.
+
+    Two releases of the driver can support the same CUDA; where the driver does not say its own, CUDA's stands for it.
+    """
 
     name: str
     capability: str
@@ -202,55 +207,5 @@ def find_gpu(index: int) -> Gpu:
         EngineUnavailableError: CUDA does not work here, or there is no such GPU.
     """
     found = cuda_status()
-    if not found.works:
-        raise EngineUnavailableError(found.reason, found.fix)
-    if not 0 <= index < len(found.names):
-        known = ", ".join(f"{number} ({name})" for number, name in enumerate(found.names))
-        raise EngineUnavailableError(f"there is no GPU {index}, CUDA finds {known}", "Choose one of these.")
-    major, minor = found.compute_capabilities[index]
-    return Gpu(found.names[index], f"sm_{major}{minor}", found.driver)
-
-
-class TimingCache:
-    """A file of the kernel timings that builds on one device took, for the next; several processes may add to it.
-
-    It only saves time: a file that cannot be read or written costs nothing but that.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def load(self, config: Any) -> None:
-        """Let a build use the timings there are, and take down its own."""
-        found = self._on_disk(config)
-        if found is None or not config.set_timing_cache(found, False):
-            self._lost("the library takes none")
-
-    def save(self, config: Any) -> None:
-        """Add what a build measured to what is on the disk by now."""
-        new = config.get_timing_cache()
-        if new is None:
-            self._lost("the library has none")
-            return
-        try:
-            make_folder(self.path.parent)
-            with FileLock(f"{self.path}.lock"):
-                merged = self._on_disk(config)
-                if merged is None or not merged.combine(new, False):
-                    self._lost("the library does not put them together")
-                    return
-                write_file(self.path, bytes(merged.serialize()))
-        except (OutputError, OSError, NotImplementedError) as error:
-            self._lost(str(error))
-
-    def _lost(self, why: str) -> None:
-        log.warning("kernel timings are not kept for the next build: %s", why)
-
-    def _on_disk(self, config: Any) -> Any:
-        """What is on the disk, or an empty one; None where the library makes none at all."""
-        try:
-            data = self.path.read_bytes()
-        except OSError:
-            data = b""
-        # null for bytes the library does not recognise: another version's, or damaged
-        return config.create_timing_cache(data) or config.create_timing_cache(b"")
+    name, (major, minor) = found.gpu(index)
+    return Gpu(name, f"sm_{major}{minor}", found.release or f"CUDA {found.driver}")

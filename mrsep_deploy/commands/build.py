@@ -76,6 +76,9 @@ class Asked:
     jobs: int = option(
         "Stages to build at the same time.", type=click.IntRange(1, 64), default=1, metavar="N"
     )
+    device: str | None = option(
+        "GPU to build on and for: cuda or cuda:N.  [default: the first]", "-d", metavar="cuda|cuda:N"
+    )
     threads: int = options.threads(
         help="ort, openvino: CPU threads that run will be given; 0 for all.  [default: 0]", metavar="N"
     )
@@ -94,6 +97,7 @@ class Asked:
     epilog="""\b
 Examples:
   mrsep-deploy build htdemucs --engine trt
+  mrsep-deploy build htdemucs --engine trt --device cuda:1
   mrsep-deploy build htdemucs --engine openvino --threads 4
   mrsep-deploy build htdemucs --engine openvino --precision bf16 --music song.flac
   mrsep-deploy build htdemucs --engine trt-rtx --target sm_86,sm_89 --jobs 2
@@ -117,11 +121,14 @@ def build(asked: Asked) -> None:
     from mrsep_deploy.bundle import Bundle
     from mrsep_deploy.bundle.registry import resolve
     from mrsep_deploy.commands.build_plan import PlanRequest, measure_plan
+    from mrsep_deploy.engines.choice import parse_device, require_runs_on
     from mrsep_deploy.engines.contract import BuildingEngine, EngineOptions
     from mrsep_deploy.precision.names import arithmetic
     from mrsep_deploy.precision.requested import in_precision
 
     kind = engine_class(asked.engine)
+    runs_on, index = parse_device(asked.device)
+    require_runs_on(asked.engine, runs_on)
     if kind.measured:
         given = {
             "--target": asked.targets,
@@ -143,7 +150,7 @@ def build(asked: Asked) -> None:
     bundle = in_precision(named, asked.precision, asked.plan)
     if asked.batch is not None:
         bundle = bundle.at_batch(asked.batch)
-    how = EngineOptions(asked.threads, precision=arithmetic(bundle.manifest))
+    how = EngineOptions(asked.threads, precision=arithmetic(bundle.manifest), device=index)
     if issubclass(kind, BuildingEngine):
         _build_and_tell(bundle, kind(how), asked)
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrsep_deploy.errors import FAILED
+from mrsep_deploy.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,13 +19,20 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   mrsep-deploy doctor
+  mrsep-deploy doctor --device cuda:1
   mrsep-deploy doctor --json
 \b
 Exit codes: 0 if at least one engine works, 1 if none does.
 """,
 )
+@click.option(
+    "--device",
+    "-d",
+    metavar="cuda|cuda:N",
+    help="GPU that engines on CUDA are asked about.  [default: the first]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def doctor(as_json: bool) -> None:
+def doctor(device: str | None, as_json: bool) -> None:
     """Show which engines work here, and what to do about the others.
 
     For every engine: its version, what it computes in here and its device, or why it does not work and the line
@@ -33,9 +40,13 @@ def doctor(as_json: bool) -> None:
     be written, and what else slows a run down.
     """
     from mrsep_deploy.doctor.diagnosis import examine
+    from mrsep_deploy.engines.choice import parse_device
     from mrsep_deploy.terminal.progress import print_result
 
-    found = examine()
+    kind, index = parse_device(device)
+    if kind == "cpu":
+        raise UsageError("doctor asks every engine, found --device cpu", "Name a GPU, or leave out --device.")
+    found = examine(index)
     print_result(as_json, found.to_plain, lambda screen: _show(screen, found))
     if not found.healthy:
         raise SystemExit(FAILED)

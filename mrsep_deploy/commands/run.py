@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mrsep_deploy.songs.outcome import Summary
     from mrsep_deploy.songs.tracks import Track
     from mrsep_deploy.songs.writing import WriteOptions
+    from mrsep_deploy.terminal.progress import Reporter
 
 
 @click.command(
@@ -131,6 +132,7 @@ def _with_engine(
     from mrsep_deploy.separation.separator import Separator
     from mrsep_deploy.songs.outcome import Outcome, Summary
     from mrsep_deploy.songs.pipeline import Catalogue
+    from mrsep_deploy.terminal.progress import late_progress
 
     wanted = {source for output in files.outputs for source in output.sources}
 
@@ -140,8 +142,9 @@ def _with_engine(
 
     with contextlib.ExitStack() as stack:
         try:
-            with last_words(nothing_done):
-                separator = _separator(options, model, wanted)
+            quiet = options.quiet or options.json
+            with last_words(nothing_done), late_progress(quiet) as report:
+                separator = _separator(options, model, wanted, report)
                 stack.callback(separator.close)
         except (KeyboardInterrupt, SystemExit):
             nothing_done()
@@ -234,14 +237,16 @@ class _Model:
         return self.name, self.licence
 
 
-def _separator(options: RunOptions, model: _Model, wanted: set[int]) -> Separator | BagSeparator:
+def _separator(
+    options: RunOptions, model: _Model, wanted: set[int], report: Reporter
+) -> Separator | BagSeparator:
     """Opens what separates the ``wanted`` sources."""
     from mrsep_deploy.separation.bag import Bag, BagSeparator
     from mrsep_deploy.separation.separator import Separator
 
     names = "engine threads overlap segment shifts seed device mode batch checkpoint precision plan gate"
     given: dict[str, Any] = {name: getattr(options, name) for name in names.split()}
-    given |= {"lanes": options.lanes or 0, "trace": options.timeline is not None}
+    given |= {"lanes": options.lanes or 0, "trace": options.timeline is not None, "report": report}
     if isinstance(model.opened, Bag):
         return BagSeparator(model.opened, wanted, **given)
     return Separator(model.opened, **given)

@@ -45,7 +45,7 @@ def introduce(name: str, separator: Separator, licence: Licence, why: str, limit
         limits: what is known of what it cannot do, line by line.
     """
     engine, manifest, plan = separator.engine, separator.manifest, separator.run_plan
-    found = engine.availability()
+    found = engine.availability(engine.options.device)
     model = f"{name}{', ' if why else ''}{why} ({', '.join(separator.sources)}; {licence.title})"
     reason = f" ({separator.engine_reason})" if separator.engine_reason else ""
     proved = f", {plan.snr:.1f} dB or more proved" if plan.snr is not None else ""

@@ -35,6 +35,7 @@ class CudaStatus:
     Attributes:
         implementation: the Python package that was asked.
         driver: the newest CUDA version the driver supports, ``13.0``.
+        release: the driver's own version, ``580.95.05``; empty where it does not say.
         names, compute_capabilities: of the GPUs, in CUDA's order; ``(8, 6)``.
         reason, fix: why it does not work, and what makes it work.
     """
@@ -46,6 +47,22 @@ class CudaStatus:
     compute_capabilities: tuple[tuple[int, int], ...] = ()
     reason: str = ""
     fix: str = ""
+    release: str = ""
+
+    def gpu(self, index: int) -> tuple[str, tuple[int, int]]:
+        """The name and the compute capability of one GPU.
+
+        Raises:
+            EngineUnavailableError: CUDA does not work here, or there is no such GPU.
+        """
+        if not self.works:
+            raise EngineUnavailableError(self.reason, self.fix)
+        if not 0 <= index < len(self.names):
+            known = ", ".join(f"{number} ({name})" for number, name in enumerate(self.names))
+            raise EngineUnavailableError(
+                f"there is no GPU {index}, CUDA finds {known}", "Choose one of these."
+            )
+        return self.names[index], self.compute_capabilities[index]
 
 
 def open_cuda(index: int = 0, implementation: str | None = None) -> CudaDevice:
@@ -65,6 +82,8 @@ def open_cuda(index: int = 0, implementation: str | None = None) -> CudaDevice:
 
 def cuda_status(implementation: str | None = None) -> CudaStatus:
     """Look for GPUs without making a context on any; never raises."""
+    from mrsep_deploy.devices.cuda import driver_release
+
     chosen = ""
     try:
         chosen = _chosen(implementation)
@@ -76,7 +95,7 @@ def cuda_status(implementation: str | None = None) -> CudaStatus:
     if not found:
         return CudaStatus(False, chosen, reason="the NVIDIA driver finds no GPU")
     names, capabilities = zip(*((each.name, each.compute_capability) for each in found), strict=True)
-    return CudaStatus(True, chosen, found[0].driver, names, capabilities)
+    return CudaStatus(True, chosen, found[0].driver, names, capabilities, release=driver_release())
 
 
 def _class(implementation: str) -> type[CudaDevice]:

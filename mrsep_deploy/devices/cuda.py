@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,23 @@ CONTEXT_LOST = (
     "Everything on this GPU that the process held is lost: start it again, "
     "with CUDA_LAUNCH_BLOCKING=1 to see which call failed."
 )
+
+
+NVML = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
+"""The driver's own library."""
+
+
+def driver_release(name: str = NVML) -> str:
+    """The release of NVIDIA's driver, ``580.95.05``; empty where its library is not there or does not say."""
+    try:
+        library, text = ctypes.CDLL(name), ctypes.create_string_buffer(80)
+        if library.nvmlInit_v2():
+            return ""
+        failed = library.nvmlSystemGetDriverVersion(text, len(text))
+        library.nvmlShutdown()
+    except (OSError, AttributeError):  # it is not there, or lacks a call
+        return ""
+    return "" if failed else text.value.decode(errors="replace")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ thread, so whatever makes or launches something sets it first; that device stays
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,12 +27,12 @@ from mrsep_deploy.devices.cuda import (
     version_text,
 )
 from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Graph, Stream, TensorView
-from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.errors import DeviceLostError, EngineError, EngineUnavailableError
 from mrsep_deploy.process.libraries import library
 
 INSTALL = "pip install cuda-python"
 
-# After these no call in the process works any more.
+# After these no call of the process on that GPU works any more.
 _LOST = frozenset(
     f"cudaError{name}"
     for name in (
@@ -44,9 +45,8 @@ _LOST = frozenset(
 class CudaCallError(EngineError):
     """A call of the runtime failed. ``code`` is CUDA's name for the error."""
 
-    def __init__(self, call: str, code: str, text: str) -> None:
-        fix = CONTEXT_LOST if code in _LOST else ""
-        super().__init__(f"CUDA failed in {call}: {text} ({code})", fix)
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
         self.code = code
 
 
@@ -72,7 +72,10 @@ class CudaRuntime:
         error, *results = getattr(self.module, call)(*arguments)
         if error != self.module.cudaError_t.cudaSuccess:
             _, text = self.module.cudaGetErrorString(error)
-            raise CudaCallError(call, error.name, text.decode(errors="replace"))
+            message = f"CUDA failed in {call}: {text.decode(errors='replace')} ({error.name})"
+            if error.name in _LOST:
+                raise DeviceLostError(message, CONTEXT_LOST)
+            raise CudaCallError(message, error.name)
         return results[0] if len(results) == 1 else tuple(results)
 
     def release(self, call: str, handle: Any) -> None:
@@ -216,6 +219,11 @@ class CudaPythonDevice(CudaDevice):
     def make_current(self) -> None:
         """Make this the calling thread's device."""
         self.runtime("cudaSetDevice", self.index)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        self.make_current()
+        yield
 
     def stream(self, name: str) -> CudaPythonStream:
         self.make_current()

@@ -9,6 +9,7 @@ against each other, and ``synchronize`` waits and raises what went wrong.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -141,6 +142,10 @@ class Device(abc.ABC):
     def __init__(self) -> None:
         self.open_objects: dict[Closable, None] = {}
 
+    def current(self) -> contextlib.AbstractContextManager[object]:
+        """While this lasts, the device on which libraries load and build what this thread asks them for."""
+        return contextlib.nullcontext()
+
     @abc.abstractmethod
     def stream(self, name: str) -> Stream:
         """A new stream; ``name`` is for traces and thread names."""
@@ -206,8 +211,9 @@ class Device(abc.ABC):
 
     def close(self) -> None:
         """Close what is still open. Idempotent."""
-        # Graphs and streams first: nothing may run any more when events and memory go.
-        for kind in (Graph, Stream, Event, Memory):
+        # Graphs before the runners that were captured, these before the streams they run on and the memory they
+        # point into: nothing may run any more when events and memory go.
+        for kind in (Graph, Runner, Stream, Event, Memory):
             for each in list(self.open_objects):
                 if isinstance(each, kind):
                     each.close()
@@ -218,7 +224,8 @@ class Runner(abc.ABC):
 
     Tensors are contiguous, of the shapes and element types the manifest declares: arrays on a CPU, addresses on
     CUDA. A runner allocates no results and keeps no reference to a tensor after it returns. Its work is in order
-    with the rest of its stream. It is closed before the stream is.
+    with the rest of its stream. It is closed before the stream is, and before its workspace; where a library keeps
+    something on the device it is ``Closable`` too, so that the device closes it in its turn if nobody has.
     """
 
     @property
@@ -227,8 +234,12 @@ class Runner(abc.ABC):
         return 0
 
     def set_workspace(self, memory: TensorView) -> None:
-        """Use this memory, ``uint8 [workspace_bytes]``, from the next run on; it must outlive the last run."""
+        """Use this memory, ``uint8 [workspace_bytes]``, from the next run on; it must outlive the runner."""
         raise ValueError(f"{type(self).__name__} needs no workspace, found {memory.nbytes} bytes")
+
+    def uncapturable(self) -> str:
+        """Why its runs cannot be captured in a CUDA graph, empty where they can; to be asked after the first run."""
+        return ""
 
     @abc.abstractmethod
     def __call__(self, tensors: Tensors) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,11 +27,19 @@ from mrsep_deploy.devices.cuda import (
     version_text,
 )
 from mrsep_deploy.devices.interface import Closable, DeviceTensor, Event, Stream, TensorView, as_bytes
-from mrsep_deploy.errors import EngineError, EngineUnavailableError
+from mrsep_deploy.errors import DeviceLostError, EngineError, EngineUnavailableError
 from mrsep_deploy.process.libraries import library
 
 INSTALL = (
     'pip install "mrsep-deploy[pycuda]" (it is compiled on the spot and needs nvcc), or use cuda-python.'
+)
+
+# The driver's texts of errors after which no call works any more; pycuda's exceptions keep no code, and its
+# LaunchError stands for harmless ones, too.
+_LOST = re.compile(
+    "illegal memory access|illegal instruction|misaligned address|unspecified launch failure|launch timed out|"
+    "invalid program counter|hardware stack error|operation not supported on global/shared address space|"
+    "device-side assert|uncorrectable ECC error"
 )
 
 CU_STREAM_NON_BLOCKING = 1  # pycuda exports no name for it
@@ -76,9 +85,9 @@ def _mapped(driver: Any) -> Iterator[None]:
     """Raise pycuda's errors as this package's."""
     try:
         yield
-    except driver.LaunchError as error:
-        raise EngineError(f"CUDA failed: {error}", CONTEXT_LOST) from error
     except driver.Error as error:
+        if _LOST.search(str(error)):
+            raise DeviceLostError(f"CUDA failed: {error}", CONTEXT_LOST) from error
         raise EngineError(f"CUDA failed: {error}") from error
 
 
@@ -87,13 +96,13 @@ class _Native(Closable):
 
     def __init__(self, device: PyCudaDevice, make: Callable[..., Any], *arguments: Any) -> None:
         self.device = device
-        with device.active():
+        with device.current():
             self.native: Any = make(*arguments)
         super().__init__(device)
 
     def _release(self) -> None:
         # The destructor needs the context. One that is lost was reported by the call that lost it.
-        with contextlib.suppress(EngineError), self.device.active():
+        with contextlib.suppress(EngineError), self.device.current():
             self.native = None
         self.native = None
 
@@ -102,12 +111,12 @@ class PyCudaEvent(_Native, Event):
     """``pycuda.driver.Event``; its end is the driver's ``cuEventDestroy``."""
 
     def synchronize(self) -> None:
-        with self.device.active():
+        with self.device.current():
             self.native.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, PyCudaEvent)
-        with self.device.active():
+        with self.device.current():
             return float(self.native.time_since(earlier.native)) / 1e3
 
 
@@ -130,21 +139,21 @@ class PyCudaStream(_Native, Stream):
 
     def enqueue(self, work: Callable[[], None]) -> None:
         assert self.handle
-        with self.device.active():
+        with self.device.current():
             work()
 
     def record(self, event: Event) -> None:
         assert isinstance(event, PyCudaEvent)
-        with self.device.active():
+        with self.device.current():
             event.native.record(self.usable)
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, PyCudaEvent)
-        with self.device.active():
+        with self.device.current():
             self.usable.wait_for_event(event.native)
 
     def synchronize(self) -> None:
-        with self.device.active():
+        with self.device.current():
             self.usable.synchronize()
 
 
@@ -179,7 +188,7 @@ class PyCudaDevice(CudaDevice):
             ]
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         """With this device's context on top of the thread's stack, and pycuda's errors mapped."""
         if self._context is None:
             raise EngineError(f"{self.name} was used after it was closed")
@@ -207,11 +216,11 @@ class PyCudaDevice(CudaDevice):
             raise
 
     def free_bytes(self) -> int:
-        with self.active():
+        with self.current():
             return int(self.driver.mem_get_info()[0])
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        with self.active():
+        with self.current():
             array: NDArray[Any] = self.driver.pagelocked_empty(shape, np.dtype(dtype))
         array[...] = 0
         return array
@@ -219,7 +228,7 @@ class PyCudaDevice(CudaDevice):
     def _copy(self, target: TensorView, source: TensorView, stream: Stream) -> None:
         assert isinstance(stream, PyCudaStream)
         driver = self.driver
-        with self.active():
+        with self.current():
             if isinstance(target, DeviceTensor) and isinstance(source, DeviceTensor):
                 driver.memcpy_dtod_async(target.pointer, source.pointer, target.nbytes, stream.usable)
             elif isinstance(target, DeviceTensor):

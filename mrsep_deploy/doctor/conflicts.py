@@ -73,11 +73,13 @@ def onnxruntime_libraries(env: Environment) -> Iterator[Finding]:
 
 
 def tensorrt_of_onnxruntime(env: Environment) -> Iterator[Finding]:
-    """ONNX Runtime's TensorRT provider is linked against TensorRT 10, whatever else is installed."""
+    """ONNX Runtime's TensorRT provider is linked against one TensorRT, whatever else is installed."""
     found = {name: version for name, version in env.distributions.items() if _TENSORRT.fullmatch(name)}
-    newer = sorted(name for name, version in found.items() if _major(version) > 10)
-    if ORT_GPU in env.distributions and newer and not any("nvinfer.so.10" in lib for lib in env.libraries):
-        message = f"{newer[0]} {found[newer[0]]} is installed, the engine ort-trt needs TensorRT 10"
+    wanted = env.onnxruntime_tensorrt
+    others = sorted(name for name, version in found.items() if _major(version) != wanted)
+    there = any(f"nvinfer.so.{wanted}" in name for name in env.libraries)
+    if ORT_GPU in env.distributions and wanted and others and not there:
+        message = f"{others[0]} {found[others[0]]} is installed, the engine ort-trt needs TensorRT {wanted}"
         yield Finding("onnxruntime-tensorrt", "warning", message, "Choose --engine trt, which runs on both.")
 
 

@@ -95,10 +95,14 @@ class Diagnosis:
         return cast("dict[str, Any]", plain(tree))
 
 
-def examine() -> Diagnosis:
-    """Ask every engine and look at the environment. Never raises for what it finds."""
+def examine(device: int = 0) -> Diagnosis:
+    """Ask every engine and look at the environment. Never raises for what it finds.
+
+    Args:
+        device: index of the GPU that engines on CUDA are asked about.
+    """
     environment = look()
-    engines = tuple(_ask(name) for name in ENGINE_NAMES)
+    engines = tuple(_ask(name, device) for name in ENGINE_NAMES)
     works = {engine.name for engine in engines if engine.availability.works}
     auto = next((each for each in preferred() if each.name in works), None)  # as engines.choice takes it
     reason = auto.preference.reason if auto and auto.preference else ""
@@ -106,10 +110,10 @@ def examine() -> Diagnosis:
     return Diagnosis(engines, auto.name if auto else "", reason, findings, environment)
 
 
-def _ask(name: str) -> EngineReport:
+def _ask(name: str, device: int) -> EngineReport:
     engine = engine_class(name)
     try:
-        found = engine.availability()
+        found = engine.availability(device)
     except Exception as error:  # one broken library must not hide the others
         found = Availability(False, reason=f"its check failed with {type(error).__name__}: {error}")
     precisions, emulated = _precisions(engine) if found.works else ((), ())

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mrsep_deploy.devices import CUDA_VARIABLE
+from mrsep_deploy.engines.onnxruntime_tensorrt import needed_tensorrt
 from mrsep_deploy.errors import MrsepError
 from mrsep_deploy.files import paths
 from mrsep_deploy.process.libraries import library
@@ -52,6 +53,7 @@ class Environment:
         libraries: names of NVIDIA's shared libraries in pip's packages, ``libnvinfer.so.10``.
         onnxruntime_cuda: CUDA version that the installed ONNX Runtime is built for; empty for none.
         torch_cuda: the same for torch.
+        onnxruntime_tensorrt: release of TensorRT that ONNX Runtime's provider is linked against; 0 for none.
         driver: newest CUDA version the NVIDIA driver supports; empty without one.
         cores: CPU cores of the machine, as libraries count them.
         budget: how many of them this process may use.
@@ -64,6 +66,7 @@ class Environment:
     libraries: frozenset[str] = frozenset()
     onnxruntime_cuda: str = ""
     torch_cuda: str = ""
+    onnxruntime_tensorrt: int = 0
     driver: str = ""
     cores: int = 1
     budget: int = 1
@@ -80,6 +83,7 @@ def look() -> Environment:
         libraries=_libraries(),
         onnxruntime_cuda=_onnxruntime_cuda(),
         torch_cuda=_torch_cuda(),
+        onnxruntime_tensorrt=needed_tensorrt() or 0,
         driver=_driver(),
         cores=os.cpu_count() or 1,
         budget=cpu_budget(),

@@ -88,19 +88,23 @@ def make_slots(
 
 
 def place_workspaces(
-    device: Device, schedule: Schedule, runners: Mapping[str, Runner], stack: contextlib.ExitStack
+    device: Device, schedule: Schedule, slots: Sequence[Mapping[str, Runner]], stack: contextlib.ExitStack
 ) -> None:
     """Give runners the scratch memory they need, one block in which stages that never overlap share.
 
-    ``runners`` are by the names of their stages; ``stack`` frees the block, after the runners are closed.
+    Args:
+        slots: runners by the names of their stages, once for all slots or once for each; those of one stage run on
+            one stream, in order, and share.
+        stack: frees the block, after the runners are closed.
     """
-    sizes = {name: runner.workspace_bytes for name, runner in runners.items()}
+    sizes = {name: max(runners[name].workspace_bytes for runners in slots) for name in slots[0]}
     plan = plan_workspaces(schedule, sizes)
     if not plan.offsets:
         return
     memory = stack.enter_context(contextlib.closing(device.allocate(plan.total_bytes)))
     for name, offset in plan.offsets.items():
-        runners[name].set_workspace(memory.tensor(offset, (sizes[name],), "uint8"))
+        for runners in slots:
+            runners[name].set_workspace(memory.tensor(offset, (sizes[name],), "uint8"))
 
 
 def plan_workspaces(schedule: Schedule, sizes: Mapping[str, int]) -> BufferPlan:

@@ -7,13 +7,13 @@ neighbouring segment. Inside a segment the host neither waits nor allocates.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from mrsep_deploy.bundle.manifest import MIX, STEMS
 from mrsep_deploy.devices.interface import Device, Event, Stream, TensorView
 from mrsep_deploy.errors import EngineError
 from mrsep_deploy.runtime.memory import Slot
-from mrsep_deploy.runtime.runners import Cores, Prepared, named
+from mrsep_deploy.runtime.runners import Cores, Prepared, named, rest
 from mrsep_deploy.runtime.schedule import HEAD, MAIN, TAIL, Schedule, Step
 from mrsep_deploy.runtime.trace import Trace
 
@@ -23,7 +23,7 @@ class Pipeline:
 
     Args:
         streams: by the schedule's names; closed by the caller.
-        runners: by the names of their stages; closed by the caller.
+        runners: by the names of their stages, once for all slots or once for each; closed by the caller.
         cores: what stages of all its streams share, on a CPU; None on a GPU, where enqueueing takes no cores.
         trace: where runs are noted; None for nowhere.
         label: put before the names of streams in the trace.
@@ -35,7 +35,7 @@ class Pipeline:
         device: Device,
         schedule: Schedule,
         streams: Mapping[str, Stream],
-        runners: Mapping[str, Prepared],
+        runners: Sequence[Mapping[str, Prepared]],
         cores: Cores | None,
         trace: Trace | None,
         label: str,
@@ -60,7 +60,8 @@ class Pipeline:
     def start(self, slot: Slot) -> None:
         """Enqueue the segment whose mix is in a slot; ``slot.done`` is recorded at its end."""
         if self._trace is not None:
-            self._trace.begin(slot.number, self._main)
+            # On the stream that begins the segment: another may still be busy with the one before.
+            self._trace.begin(slot.number, self._main if self.schedule.mode == "graph" else self._first)
         if self.schedule.mode == "graph":
             self._launch(slot)
             self._main.record(slot.done)
@@ -72,24 +73,32 @@ class Pipeline:
         """Wait until all streams are at rest; their errors are forgotten, an interruption is raised.
 
         The event that crosses segments must not carry a failure into the next.
+
+        Raises:
+            DeviceLostError: there is no next.
         """
         try:
             self.drain()
         finally:
-            with contextlib.suppress(EngineError):  # a lost GPU says so at the next call
-                self._main.record(self._body_done)
+            self._main.record(self._body_done)
 
     def drain(self) -> None:
         """Wait until all streams are at rest; their errors are forgotten, an interruption is raised."""
         with contextlib.ExitStack() as every:
             for stream in self.streams.values():
-                every.callback(_rest, stream)
+                every.callback(rest, stream)
 
     def _launch(self, slot: Slot) -> None:
         if slot.graph is None:
             # Engines set themselves up at their first run, which must not be captured.
             self._fork_and_join(slot)
             self._main.synchronize()
+            for name, each in self._runners[slot.index % len(self._runners)].items():
+                if why := each.runner.uncapturable():
+                    raise EngineError(
+                        f"stage {name} cannot be captured in a CUDA graph: {why}",
+                        "Choose --mode sequential or concurrent.",
+                    )
             slot.graph = self.device.capture(self._main, lambda: self._fork_and_join(slot))
             self._stack.callback(slot.graph.close)
         slot.graph.launch(self._main)
@@ -141,7 +150,8 @@ class Pipeline:
             self.device.copy(target, source, stream)
 
     def _work(self, step: Step, slot: Slot, stream: Stream) -> Callable[[], None]:
-        prepared, number = self._runners[step.stage.name], slot.number
+        runners = self._runners[slot.index % len(self._runners)]
+        prepared, number = runners[step.stage.name], slot.number
 
         def run() -> None:
             if slot.number != number:  # it was abandoned
@@ -155,8 +165,3 @@ class Pipeline:
                 prepared.runner(slot.tensors)
 
         return run
-
-
-def _rest(stream: Stream) -> None:
-    with contextlib.suppress(Exception, SystemExit):  # raised by the results that it spoils
-        stream.synchronize()

@@ -184,7 +184,7 @@ def _key(bundle: Bundle, engine: Engine) -> EngineKey:
     return EngineKey(
         graph=bundle.digest,
         engine=engine.name,
-        library=engine.availability().version,
+        library=engine.availability(engine.options.device).version,
         target=cpu_model(),
         driver="",
         precision=engine.options.precision,

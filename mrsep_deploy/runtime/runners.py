@@ -33,15 +33,17 @@ def prepare_runners(
     schedule: Schedule,
     lanes: Sequence[Mapping[str, Stream]],
     stack: contextlib.ExitStack,
-) -> list[dict[str, Prepared]]:
-    """Prepare every stage of a schedule, once for each of several segments in parallel.
+    slots: int = 1,
+) -> list[list[dict[str, Prepared]]]:
+    """Prepare every stage of a schedule for each of several segments in parallel.
 
     Args:
         lanes: the streams of each segment, by the schedule's names.
         stack: closes the runners, then their scratch memory; it closes the streams later.
+        slots: runners of a lane for each stage; what is captured in one CUDA graph must not be captured in another.
 
     Returns:
-        For each segment its runners, by the names of their stages.
+        For each lane and each of its slots the runners, by the names of their stages.
 
     Raises:
         EngineError: a stage cannot be prepared.
@@ -49,22 +51,24 @@ def prepare_runners(
     budget = engine.options.budget // len(lanes)
     side_by_side = len({step.stream for step in schedule.steps if step.part == "body" and not step.exclusive})
     share = max(1, budget // max(side_by_side, 1))
+    engine.get_ready(bundle, [step.stage for step in schedule.steps if engine.takes(step.stage)])
     workspaces = stack.enter_context(contextlib.ExitStack())
-    prepared: list[dict[str, Prepared]] = [{} for _ in lanes]
+    prepared: list[list[dict[str, Prepared]]] = [[{} for _ in range(slots)] for _ in lanes]
+    places = [place for lane in prepared for place in lane]
     for step in schedule.steps:
         stage, threads = step.stage, budget if step.exclusive else share
         if step.stream in (HEAD, TAIL):  # of their own: they run beside bodies
             threads = 1
-        streams = [lane[step.stream] for lane in lanes]
-        if stage.kind == "graph" or engine.graph_transforms:
+        streams = [lane[step.stream] for lane in lanes for _ in range(slots)]
+        if engine.takes(stage):
             runners = engine.prepare_lanes(bundle, stage, threads, streams)
         else:
             runners = [host_runner(stage, bundle.manifest.branches, threads) for _ in streams]
-        for found, runner in zip(prepared, runners, strict=True):
+        for found, runner in zip(places, runners, strict=True):
             stack.callback(runner.close)
             found[stage.name] = Prepared(runner, threads)
-    for found in prepared:
-        by_name = {name: each.runner for name, each in found.items()}
+    for lane in prepared:
+        by_name = [{name: each.runner for name, each in found.items()} for found in lane]
         place_workspaces(engine.device, schedule, by_name, workspaces)
     release_heap()  # before the buffers and the first run
     return prepared
@@ -113,3 +117,9 @@ def named(stage: Stage) -> Iterator[None]:
         raise
     except Exception as error:
         raise EngineError(f"stage {stage.name} failed: {named_line(error)}") from error
+
+
+def rest(stream: Stream) -> None:
+    """Wait until a stream is empty; its error is forgotten, an interruption is raised."""
+    with contextlib.suppress(Exception, SystemExit):  # raised by the results that it spoils
+        stream.synchronize()

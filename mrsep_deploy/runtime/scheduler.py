@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import MIX
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.errors import UsageError
+from mrsep_deploy.errors import DeviceLostError, UsageError
 from mrsep_deploy.runtime.memory import Slot, make_slots
 from mrsep_deploy.runtime.pipeline import Pipeline
 from mrsep_deploy.runtime.runners import Cores, prepare_runners
@@ -81,7 +81,8 @@ class Scheduler:
                 }
                 for _ in range(lanes)
             ]
-            runners = prepare_runners(bundle, engine, schedule, streams, stack)
+            captured = SLOTS if mode == "graph" else 1
+            runners = prepare_runners(bundle, engine, schedule, streams, stack, captured)
             self._pipelines: list[Pipeline] = []
             slots: list[list[Slot]] = []
             for lane in range(lanes):
@@ -111,6 +112,7 @@ class Scheduler:
         Raises:
             UsageError: the segments are not ``[b, C, L]``, ``b`` from 1 to the bundle's batch.
             EngineError: the batch that had the slot before has failed, and its result was never asked for.
+            DeviceLostError: nothing works on the device any more.
         """
         self._check_open()
         batch, *rest = self.manifest.tensor(MIX).shape
@@ -134,7 +136,8 @@ class Scheduler:
             slot.error = error
             pipeline.rest()
         except BaseException:
-            self.abandon()
+            with contextlib.suppress(DeviceLostError):  # an interruption comes first
+                self.abandon()
             raise
         return Ticket(slot.index, count, slot.number)
 
@@ -176,7 +179,11 @@ class Scheduler:
         slot.under_way = False
 
     def abandon(self) -> None:
-        """End all that is under way, which is lost: stages that have not begun are left out, the others awaited."""
+        """End all that is under way, which is lost: stages that have not begun are left out, the others awaited.
+
+        Raises:
+            DeviceLostError: nothing works on the device any more.
+        """
         self._forget()
         with contextlib.ExitStack() as every:
             for pipeline in self._pipelines:

@@ -51,13 +51,13 @@ class Trace:
         self._timers: dict[tuple[int, str], _Timers] = {}
         self._origin: float | None = None
         self._origin_event: Event | None = None
-        self._end = 0
+        self._first = self._end = 0
 
     def begin(self, segment: int, stream: Stream) -> None:
-        """A segment is submitted; the first one starts the clock, on CUDA on ``stream``."""
+        """A segment is submitted; the first one starts the clock, on CUDA on ``stream``, where it begins."""
         if self._origin is None:
             self._origin = time.perf_counter()
-            self._end = segment + LIMIT
+            self._first, self._end = segment, segment + LIMIT
             if self._device.kind == "cuda":
                 self._origin_event = self._origin_event or self._device.event(timed=True)
                 stream.record(self._origin_event)
@@ -81,7 +81,9 @@ class Trace:
 
     def finished(self, segment: int, slot: int) -> None:
         """A segment is over: read its timers, before the next one in its slot takes them."""
-        if self._origin_event is None:
+        if (
+            self._origin_event is None or segment < self._first
+        ):  # it was under way before the clock was started
             return
         for timers in (found for (used, _), found in self._timers.items() if used == slot):
             start = timers.before.seconds_since(self._origin_event)

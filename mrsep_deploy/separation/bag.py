@@ -23,7 +23,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.bag_file import BAG_FILE, SUFFIXES, Weights, read_bag_file
 from mrsep_deploy.bundle.licence import Licence, of_all
 from mrsep_deploy.bundle.registry import resolve
-from mrsep_deploy.errors import FormatError, UsageError
+from mrsep_deploy.errors import DeviceLostError, FormatError, UsageError
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.separation.stream import Separated, Song, draw_leads, stems_of
 
@@ -166,6 +166,8 @@ class BagSeparator:
                 try:
                     for stems in self._separate(song):
                         yield Separated(song, stems)
+                except DeviceLostError:  # no song can be separated any more
+                    raise
                 except Exception as error:
                     yield Separated(song, error=error)
                 else:

@@ -18,17 +18,18 @@ from mrsep_deploy.audio.blocks import Float32, first_nonfinite
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.engines import AUTO
-from mrsep_deploy.engines.choice import choose, parse_device
-from mrsep_deploy.engines.contract import Engine, EngineOptions
+from mrsep_deploy.engines.choice import Choice, choices, parse_device
+from mrsep_deploy.engines.contract import Engine, EngineOptions, Report
 from mrsep_deploy.errors import UsageError
 from mrsep_deploy.precision.names import AskedPrecision, arithmetic
 from mrsep_deploy.precision.requested import in_precision, keeping
 from mrsep_deploy.process.interrupts import breakable
-from mrsep_deploy.runtime.plan import RunPlan, run_plan
+from mrsep_deploy.runtime.plan import RunPlan
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import Scheduler
 from mrsep_deploy.separation.gate import GatedRuns, gate_of
 from mrsep_deploy.separation.segments import SongStatistics, stride_of
+from mrsep_deploy.separation.starting import start
 from mrsep_deploy.separation.stream import Cutting, Runs, Separated, Song, SongStream, draw_leads, stems_of
 
 _first_process: list[int] = []
@@ -69,6 +70,8 @@ class Separator:
         plan: for ``mixed``, the file of a plan.
         gate: burstiness above which segments run in float32 where the bundle is of lower precision; infinite for
             none. By default what a calibration has found (see ``mrsep_deploy.separation.gate``).
+        report: told what is built before the first run on an engine that builds, how many are done and how many
+            there are; by default a warning for each is logged.
         trace: note who runs when; ``scheduler.trace`` then tells where the last segment's time went.
 
     Raises:
@@ -94,6 +97,7 @@ class Separator:
         plan: Path | None = None,
         gate: float | None = None,
         trace: bool = False,
+        report: Report | None = None,
     ) -> None:
         if threads < 0:
             raise UsageError(f"{threads} threads were asked for", "Give 0 (all) or more.")
@@ -118,27 +122,23 @@ class Separator:
         self.leads = draw_leads(shifts, self.sample_rate, random.Random(seed))
         kind, index = parse_device(device)
         options = EngineOptions(threads, checkpoint, arithmetic(self.manifest), index)
-        self.engine_reason = ""
+        self.gate = gate_of(self.manifest).burstiness if gate is None else gate
+        gated = self.manifest.precision != "float32" and math.isfinite(self.gate)
+        twin = self.bundle.twin if gated else None
         if isinstance(engine, Engine):
-            self.engine = engine
+            named: Iterable[Choice] = [Choice(engine, "")]
         else:
-            chosen = choose(engine, options, kind)
-            self.engine, self.engine_reason = chosen.engine, chosen.reason
-        self.engine_name = self.engine.name
-        try:
-            self.run_plan = how = run_plan(self.bundle, self.engine, mode, lanes)
-            if how.keep and given.manifest.precision == "float32" and plan is None:
-                self.bundle = keeping(given, precision, how.keep).at_batch(self.manifest.batch)
-                self.manifest = self.bundle.manifest
-            self.scheduler = Scheduler(self.bundle, self.engine, how.mode, how.lanes, trace)
-        except BaseException:
-            self.engine.close()
-            raise
+            named = choices(engine, options, kind, captured=mode == "graph")
+        free = given.manifest.precision == "float32" and plan is None
+        kept = functools.partial(keeping, given, precision) if free else None
+        started = start(named, self.bundle, twin, mode, lanes, trace, report, kept)
+        self.bundle, self.manifest = started.bundle, started.bundle.manifest
+        self.engine, self.engine_reason = started.engine, started.reason
+        self.engine_name, self.scheduler = self.engine.name, started.scheduler
+        self.run_plan = how = started.plan
         schedulers = [self.scheduler]
         self._runs: Runs = self.scheduler
-        self.gate = gate_of(self.manifest).burstiness if gate is None else gate
-        if self.manifest.precision != "float32" and math.isfinite(self.gate):
-            twin = self.bundle.twin
+        if gated:
             make = None if twin is None else functools.partial(_open_twin, twin, self.engine, how, schedulers)
             self._runs = GatedRuns(self.scheduler, self.gate, make)
         self._closing = weakref.finalize(self, _close, schedulers, self.engine, os.getpid())

@@ -1,7 +1,7 @@
 """Many songs through one scheduler without a pause between them.
 
 Segments of the next song are under way before the last ones of this song are collected, so that between two
-songs no device waits for a disk. What fails, fails for its own song only.
+songs no device waits for a disk. What fails, fails for its own song only, except for a GPU that is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from mrsep_deploy.audio.blocks import BlockQueue, Float32
 from mrsep_deploy.bundle.manifest import Application, ModelInfo
-from mrsep_deploy.errors import UsageError
+from mrsep_deploy.errors import DeviceLostError, UsageError
 from mrsep_deploy.separation.segments import (
     OverlapAdd,
     Segment,
@@ -263,6 +263,9 @@ class SongStream:
 
         Yields:
             For every song its stems in order, then its end. Several songs may be under way at once.
+
+        Raises:
+            DeviceLostError: no song can be separated any more.
         """
         for song in itertools.chain(songs, [None]):
             if song is not None:
@@ -298,6 +301,8 @@ class SongStream:
             row[:, : segment.samples.shape[1]] = segment.samples
         try:
             group.ticket = self._scheduler.submit(mix)
+        except DeviceLostError:  # no song can be separated any more
+            raise
         except Exception as error:
             yield from group.under_way.end(error)
         else:
@@ -308,6 +313,8 @@ class SongStream:
         oldest = self._pending.popleft()
         try:
             outputs = self._scheduler.result(oldest.ticket)
+        except DeviceLostError:
+            raise
         except Exception as error:
             # All that was under way is lost with it; other songs' segments are started again.
             lost = list(self._pending)

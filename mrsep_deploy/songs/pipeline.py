@@ -3,7 +3,7 @@
     loading threads  ->  the engine, song after song without a pause  ->  encoding threads  ->  journal
 
 At most ``jobs`` songs are loaded ahead and ``jobs`` wait for their encoders, so memory does not grow with the
-number of songs. A song that fails is reported, and the others go on.
+number of songs. A song that fails is reported, and the others go on; only a GPU that is lost ends the run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from mrsep_deploy.audio.blocks import BlockQueue
 from mrsep_deploy.audio.info import Samples
+from mrsep_deploy.errors import DeviceLostError
 from mrsep_deploy.process.interrupts import breakable
 from mrsep_deploy.separation.bag import BagSeparator
 from mrsep_deploy.separation.separator import Separator
@@ -90,7 +91,11 @@ class Catalogue:
         self._began = time.perf_counter()
 
     def run(self, tracks: Sequence[Track]) -> Summary:
-        """Separate all of them. An interruption leaves finished songs and removes unfinished ones."""
+        """Separate all of them. An interruption leaves finished songs and removes unfinished ones.
+
+        Raises:
+            DeviceLostError: the GPU is lost; songs that had all their stems by then are finished.
+        """
         self._tracks = tracks
         self._began = time.perf_counter()
         with (
@@ -108,11 +113,15 @@ class Catalogue:
                         self._encode(active, separated.error, encoders)
                 while self._encoding:
                     self._complete_oldest()
-            except BaseException:
-                self._cancel.set()
-                for pool in (loaders, encoders):
-                    pool.shutdown(wait=True, cancel_futures=True)
-                self.abandon()
+            except BaseException as error:
+                try:
+                    while isinstance(error, DeviceLostError) and self._encoding:
+                        self._complete_oldest()  # it has all its stems
+                finally:
+                    self._cancel.set()
+                    for pool in (loaders, encoders):
+                        pool.shutdown(wait=True, cancel_futures=True)
+                    self.abandon()
                 raise
         return self.summary()
 

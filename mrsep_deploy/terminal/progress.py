@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import IO
 
 from rich.console import Console
@@ -67,6 +67,20 @@ def step_progress(quiet: bool = False) -> AbstractContextManager[Reporter]:
         return lambda what, done, total: screen.print(f"{done}/{total} {what}", soft_wrap=True)
 
     return _progress(quiet, in_lines, MofNCompleteColumn(), TimeElapsedColumn())
+
+
+@contextmanager
+def late_progress(quiet: bool = False) -> Iterator[Reporter]:
+    """A reporter of steps that shows nothing before the first: of work that is there only now and then."""
+    with ExitStack() as stack:
+        opened: list[Reporter] = []
+
+        def report(what: str, done: int, total: int) -> None:
+            if not opened:
+                opened.append(stack.enter_context(step_progress(quiet)))
+            opened[0](what, done, total)
+
+        yield report
 
 
 def byte_progress(quiet: bool = False) -> AbstractContextManager[Reporter]:

@@ -15,7 +15,7 @@ from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import MIX, STEMS, Stage
 from mrsep_deploy.devices.interface import TensorView
 from mrsep_deploy.engines.contract import Engine
-from mrsep_deploy.runtime.runners import named, prepare_runners
+from mrsep_deploy.runtime.runners import named, prepare_runners, rest
 from mrsep_deploy.runtime.schedule import MAIN, make_schedule
 from mrsep_deploy.separation.gate import Rows, broken, fragile
 
@@ -47,7 +47,7 @@ class Chain:
         with contextlib.ExitStack() as stack:
             self.stream = self.device.stream("verify")
             stack.callback(self.stream.close)
-            (prepared,) = prepare_runners(bundle, engine, schedule, [{MAIN: self.stream}], stack)
+            ((prepared,),) = prepare_runners(bundle, engine, schedule, [{MAIN: self.stream}], stack)
             self.stages = {step.stage.name: step.stage for step in schedule.steps}
             self.runners = {name: each.runner for name, each in prepared.items()}
             self._cleanup = stack.pop_all()
@@ -69,6 +69,8 @@ class Chain:
         results = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in outputs}
         with named(stage), contextlib.ExitStack() as memory:
             views = {name: self._on_device(array, memory) for name, array in {**given, **results}.items()}
+            if self.device.kind == "cuda":
+                memory.callback(rest, self.stream)  # a stage that fails leaves copies under way
             for name, array in given.items():
                 self._copy(views[name], array)
             self.stream.enqueue(lambda: runner(views))

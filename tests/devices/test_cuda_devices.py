@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
-from fake_cuda_modules import _RESULTS, fake_cuda_python, fake_pycuda
+from fake_cuda_modules import _RESULTS, fake_cuda_python, install
 
 from mrsep_deploy.devices import CUDA_PYTHON, CUDA_VARIABLE, PYCUDA, CudaStatus, cuda_status, open_cuda
-from mrsep_deploy.devices.cuda import CudaDevice
-from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
+from mrsep_deploy.devices.cuda import CudaDevice, driver_release
+from mrsep_deploy.errors import DeviceLostError, EngineError, EngineUnavailableError, UsageError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -23,8 +25,7 @@ pytestmark = pytest.mark.timeout(60)
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     made = FakeDriver(devices=2)
     monkeypatch.delenv(CUDA_VARIABLE, raising=False)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(made))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", fake_pycuda(made))
+    install(monkeypatch, made)
     return made
 
 
@@ -120,10 +121,31 @@ def test_a_kernel_that_fails_loses_the_context(device: CudaDevice, driver: FakeD
         raise ZeroDivisionError
 
     stream.enqueue(lambda: driver.launch(stream.handle, crash))
-    with pytest.raises(EngineError, match=r"LaunchFailure.* start it again"):
+    with pytest.raises(DeviceLostError, match=r"LaunchFailure.* start it again"):
         stream.synchronize()
-    with pytest.raises(EngineError, match="LaunchFailure"):
+    with pytest.raises(DeviceLostError, match="LaunchFailure"):
         stream.record(event)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "call", "code", "lost"),
+    [
+        (CUDA_PYTHON, "cudaStreamSynchronize", "cudaErrorIllegalAddress", True),
+        (CUDA_PYTHON, "cudaStreamSynchronize", "cudaErrorInvalidResourceHandle", False),
+        (PYCUDA, "cuStreamSynchronize", "cudaErrorIllegalAddress", True),
+        (PYCUDA, "cuStreamSynchronize", "cudaErrorLaunchOutOfResources", False),
+    ],
+)
+def test_which_errors_lose_the_context(
+    driver: FakeDriver, implementation: str, call: str, code: str, lost: bool
+) -> None:
+    opened = open_cuda(0, implementation)
+    stream = opened.stream("one")
+    driver.inject(call, code)
+    with pytest.raises(EngineError, match=code) as caught:
+        stream.synchronize()
+    assert isinstance(caught.value, DeviceLostError) == lost
+    opened.close()
 
 
 def test_memory_that_work_uses_is_not_freed_unnoticed(device: CudaDevice, driver: FakeDriver) -> None:
@@ -131,7 +153,7 @@ def test_memory_that_work_uses_is_not_freed_unnoticed(device: CudaDevice, driver
     gate = threading.Event()
     stream, memory = device.stream("one"), device.allocate(256)
     tensor = memory.tensor(0, (4,), "float32")
-    driver.launch(stream.handle, lambda: (gate.wait(20), None)[1], [tensor])
+    stream.enqueue(lambda: driver.launch(stream.handle, lambda: (gate.wait(20), None)[1], [tensor]))
     memory.close()
     gate.set()
     assert driver.violations == ["memory was freed while work under way uses it"]
@@ -145,10 +167,46 @@ def test_memory_that_work_uses_is_not_freed_unnoticed(device: CudaDevice, driver
 @pytest.mark.parametrize("implementation", [CUDA_PYTHON, PYCUDA])
 def test_status(driver: FakeDriver, implementation: str) -> None:
     name = "NVIDIA Fake 3090"
-    assert cuda_status(implementation) == CudaStatus(
-        True, implementation, "13.0", (name, name), ((8, 6), (8, 6))
-    )
+    found = replace(cuda_status(implementation), release="")
+    assert found == CudaStatus(True, implementation, "13.0", (name, name), ((8, 6), (8, 6)))
     assert driver.alive() == {}
+
+
+class Nvml:
+    """The driver's library, as far as ctypes sees it."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing, self.open = failing, 0
+
+    def nvmlInit_v2(self) -> int:
+        self.open += self.failing != "nvmlInit_v2"
+        return int(self.failing == "nvmlInit_v2")
+
+    def nvmlSystemGetDriverVersion(self, text: ctypes.Array[ctypes.c_char], size: int) -> int:
+        text.value = b"580.95.05"[: size - 1]
+        return int(self.failing == "nvmlSystemGetDriverVersion")
+
+    def nvmlShutdown(self) -> int:
+        self.open -= 1
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("failing", "release"),
+    [("", "580.95.05"), ("nvmlInit_v2", ""), ("nvmlSystemGetDriverVersion", "")],
+)
+def test_the_drivers_own_version(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, failing: str, release: str
+) -> None:
+    """CUDA's is another: many releases of the driver support one."""
+    library = Nvml(failing)
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: library)
+    assert cuda_status().release == release
+    assert library.open == 0
+
+
+def test_a_driver_that_does_not_say_its_version() -> None:
+    assert driver_release("libnosuch.so.1") == ""
 
 
 def test_properties(device: CudaDevice) -> None:

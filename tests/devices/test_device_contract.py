@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
-from fake_cuda_modules import fake_cuda_python, fake_pycuda
+from fake_cuda_modules import install
 from numpy.typing import NDArray
 
 from mrsep_deploy.devices import CUDA_PYTHON, PYCUDA, open_cuda
@@ -48,8 +48,7 @@ def open_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> Bench:
     if kind == "cpu":
         return Bench(CpuDevice(), None)
     driver = FakeDriver()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(driver))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", fake_pycuda(driver))
+    install(monkeypatch, driver)
     return Bench(open_cuda(0, kind), driver)
 
 

@@ -31,6 +31,7 @@ GPU = Environment(
     },
     libraries=frozenset({"libnvinfer.so.10", "libcudart.so.13"}),
     onnxruntime_cuda="13.0",
+    onnxruntime_tensorrt=10,
     torch_cuda="13.0",
     driver="13.0",
     cores=8,
@@ -208,7 +209,9 @@ def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
         found = Availability(
             works, "1.2.3", "a device", "" if works else "it is missing", "" if works else "get it"
         )
-        monkeypatch.setattr(engine_class(name), "availability", classmethod(lambda cls, found=found: found))
+        monkeypatch.setattr(
+            engine_class(name), "availability", classmethod(lambda cls, device=0, found=found: found)
+        )
 
 
 def test_the_command_lists_every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +249,7 @@ def test_json_holds_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_engine_whose_check_breaks_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "ort")
 
-    def broken(cls: object) -> Availability:
+    def broken(cls: object, device: int) -> Availability:
         raise OSError("undefined symbol")
 
     monkeypatch.setattr(engine_class("trt"), "availability", classmethod(broken))
@@ -254,3 +257,15 @@ def test_an_engine_whose_check_breaks_hides_no_other(monkeypatch: pytest.MonkeyP
     assert found.healthy
     (report,) = [engine for engine in found.engines if engine.name == "trt"]
     assert "undefined symbol" in report.availability.reason
+
+
+def test_it_asks_about_the_gpu_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "ort")
+
+    def named(cls: object, device: int) -> Availability:
+        return Availability(True, "1", f"GPU {device}")
+
+    monkeypatch.setattr(engine_class("ort-cuda"), "availability", classmethod(named))
+    assert "GPU 0" in CliRunner().invoke(main, ["doctor"]).output
+    assert "GPU 1" in CliRunner().invoke(main, ["doctor", "--device", "cuda:1"]).output
+    assert CliRunner().invoke(main, ["doctor", "--device", "cpu"]).exit_code == 2

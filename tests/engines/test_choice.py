@@ -9,12 +9,12 @@ import pytest
 from mrsep_deploy.devices.interface import Device, DeviceKind
 from mrsep_deploy.engines import AUTO, ENGINE_NAMES, engine_class
 from mrsep_deploy.engines import choice as choice_module
-from mrsep_deploy.engines.choice import choose, preferred
+from mrsep_deploy.engines.choice import choices, choose, preferred
 from mrsep_deploy.engines.contract import Availability, Engine, EngineOptions, Preference
 from mrsep_deploy.errors import EngineUnavailableError, UsageError
 from mrsep_deploy.precision.names import Precision
 
-GPU = ("trt", "trt-rtx", "ort-cuda")
+GPU = ("ort-cuda", "trt", "trt-rtx")
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
@@ -29,7 +29,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
             runs_on: ClassVar[DeviceKind] = engine_class(name).runs_on
 
             @classmethod
-            def availability(cls) -> Availability:
+            def availability(cls, device: int = 0) -> Availability:
                 if name in working:
                     return Availability(True, "1", "here")
                 return Availability(False, reason=f"{name} is missing", fix=f"pip install {name}")
@@ -51,14 +51,15 @@ def only(monkeypatch: pytest.MonkeyPatch, *working: str) -> None:
 @pytest.mark.parametrize(
     ("working", "expected"),
     [
-        (ENGINE_NAMES, "trt"),
+        (ENGINE_NAMES, "ort-cuda"),
+        (("ort", "openvino", "trt", "trt-rtx"), "trt"),
         (("ort", "openvino", "torch"), "openvino"),
         (("ort", "torch"), "ort"),
         (("ort", "openvino", "ort-cuda", "ort-trt"), "ort-cuda"),
-        (("ort", "ort-cuda", "trt-rtx"), "trt-rtx"),
+        (("ort", "openvino", "trt-rtx"), "trt-rtx"),
     ],
 )
-def test_auto_takes_the_fastest_that_works(
+def test_auto_takes_the_first_that_works(
     monkeypatch: pytest.MonkeyPatch, working: tuple[str, ...], expected: str
 ) -> None:
     only(monkeypatch, *working)
@@ -71,6 +72,27 @@ def reason_of(name: str) -> str:
     preference = engine_class(name).preference
     assert preference is not None
     return preference.reason
+
+
+def test_what_has_been_accepted_on_a_gpu_comes_before_what_has_not() -> None:
+    """``availability`` only says that an engine is there."""
+    found = [(each.runs_on, bool(each.preference and each.preference.accepted)) for each in preferred()]
+    assert found == [("cuda", True), ("cuda", False), ("cuda", False), ("cpu", False), ("cpu", False)]
+
+
+def test_all_that_auto_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "ort", "trt", "ort-cuda")
+    found = [choice.engine.name for choice in choices(AUTO, EngineOptions())]
+    assert found == ["ort-cuda", "trt", "ort"]
+    assert [choice.engine.name for choice in choices("trt", EngineOptions())] == ["trt"]
+
+
+def test_graphs_are_for_engines_that_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "ort", "trt", "ort-cuda")
+    monkeypatch.setattr(choice_module.engine_class("ort-cuda"), "uncapturable", "it copies")
+    assert [each.engine.name for each in choices(AUTO, EngineOptions(), captured=True)] == ["trt"]
+    only(monkeypatch, "ort")
+    assert [each.engine.name for each in choices(AUTO, EngineOptions(), captured=True)] == ["ort"]
 
 
 @pytest.mark.parametrize("name", ENGINE_NAMES)

@@ -5,6 +5,7 @@ What a GPU computes is not tested here: that the right options, addresses and st
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor
 from mrsep_deploy.engines import contract
 from mrsep_deploy.engines import onnxruntime_cuda as module
+from mrsep_deploy.engines import onnxruntime_tensorrt as tensorrt
 from mrsep_deploy.engines.contract import EngineOptions
 from mrsep_deploy.engines.onnxruntime_cuda import CUDA, REPLACE, TENSORRT, OrtCudaEngine, OrtTensorRtEngine
 from mrsep_deploy.errors import EngineError, UsageError
@@ -156,14 +158,17 @@ def ort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeOrt:
     fake = FakeOrt()
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
-    monkeypatch.setenv(module.TF32_VARIABLE, "")
-    monkeypatch.delenv(module.TF32_VARIABLE)
+    monkeypatch.setenv(tensorrt.TF32_VARIABLE, "")
+    monkeypatch.delenv(tensorrt.TF32_VARIABLE)
     monkeypatch.setattr(module, "_installed", lambda name: name == "onnxruntime-gpu")
     monkeypatch.setattr(
         module, "cuda_status", lambda: CudaStatus(True, "cuda-python", "13.0", ("A", "B"), ((9, 0),) * 2)
     )
     monkeypatch.setattr(module, "load_tensorrt", lambda: None)
-    monkeypatch.setattr(contract, "open_cuda", lambda index: SimpleNamespace(index=index, kind="cuda"))
+    monkeypatch.setattr(tensorrt, "needed_tensorrt", lambda: 10)
+    monkeypatch.setattr(
+        contract, "open_cuda", lambda index: SimpleNamespace(index=index, kind="cuda", open_objects={})
+    )
     return fake
 
 
@@ -303,7 +308,9 @@ def test_tensorrt_goes_first_and_keeps_its_engines(ort: FakeOrt, bundle: Bundle,
     folder = Path(options["trt_engine_cache_path"])
     assert folder.is_dir()
     assert folder.is_relative_to(tmp_path / "home")
-    assert bundle.manifest.files["branch.16.onnx"].sha256.startswith(folder.name.removesuffix("-1"))
+    graph, batch, _ = folder.name.split("-")
+    assert bundle.manifest.files["branch.16.onnx"].sha256.startswith(graph)
+    assert batch == "1"
 
 
 def test_two_graphs_or_batches_share_no_folder(ort: FakeOrt, bundle: Bundle) -> None:
@@ -321,16 +328,59 @@ def test_a_session_is_made_for_the_batch(ort: FakeOrt, bundle: Bundle) -> None:
     assert ort.sessions[0].options.dimensions == {"batch": 3}
 
 
+def test_another_gpu_driver_or_runtime_shares_no_folder(
+    ort: FakeOrt, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = bundle.manifest.graph_stages[0]
+
+    def folder(device: int = 0) -> str:
+        found = OrtTensorRtEngine(EngineOptions(device=device)).providers(bundle, stage, 0)[0][1]
+        return found["trt_engine_cache_path"]
+
+    places = {folder(), folder(1)}
+    driver = CudaStatus(True, "cuda-python", "13.0", ("A", "B"), ((9, 0),) * 2, release="580.1")
+    monkeypatch.setattr(module, "cuda_status", lambda: driver)
+    places.add(folder())
+    monkeypatch.setattr(ort, "__version__", "1.99.0")
+    places.add(folder())
+    assert len(places) == 4
+
+
+@pytest.mark.parametrize("harm", ["none", "changed", "another", "unnoted"])
+def test_engines_that_are_not_what_was_built_are_not_loaded(
+    ort: FakeOrt, bundle: Bundle, tmp_path: Path, harm: str
+) -> None:
+    """They are native code."""
+    seen: list[dict[str, bytes]] = []
+    opened = ort.InferenceSession
+
+    def building(path: str, options: Any, providers: Any) -> Any:
+        folder = Path(dict(providers)[TENSORRT]["trt_engine_cache_path"])
+        seen.append({each.name: each.read_bytes() for each in folder.iterdir() if each.suffix == ".engine"})
+        (folder / "one.engine").write_bytes(b"built")
+        return opened(path, options, providers)
+
+    ort.InferenceSession = building  # type: ignore[method-assign]
+    run_once(OrtTensorRtEngine(EngineOptions()), bundle)
+    (engine,) = (tmp_path / "home").rglob("one.engine")
+    if harm == "changed":
+        engine.write_bytes(b"BUILT")
+    elif harm == "another":
+        engine.with_name("two.engine").write_bytes(b"built")
+    elif harm == "unnoted":
+        engine.with_name("sha256.txt").unlink()
+    run_once(OrtTensorRtEngine(EngineOptions()), bundle)
+    assert seen == [{}, {"one.engine": b"built"} if harm == "none" else {}]
+
+
 def test_tensorrt_computes_in_float32_unless_somebody_wants_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import os
-
     OrtTensorRtEngine(EngineOptions())
-    assert os.environ[module.TF32_VARIABLE] == "0"
-    monkeypatch.setenv(module.TF32_VARIABLE, "1")
+    assert os.environ[tensorrt.TF32_VARIABLE] == "0"
+    monkeypatch.setenv(tensorrt.TF32_VARIABLE, "1")
     OrtTensorRtEngine(EngineOptions())
-    assert os.environ[module.TF32_VARIABLE] == "1"
+    assert os.environ[tensorrt.TF32_VARIABLE] == "1"
 
 
 # --- availability
@@ -342,6 +392,13 @@ def test_it_works_on_such_a_machine() -> None:
     assert found.version == "1.31.1"
     assert "A" in found.device
     assert OrtTensorRtEngine.availability().works
+
+
+def test_it_is_asked_of_the_gpu_that_is_meant() -> None:
+    assert OrtCudaEngine.availability(1).device == "B, CUDA 13.0"
+    found = OrtCudaEngine.availability(2)
+    assert not found.works
+    assert found.reason == "there is no GPU 2, CUDA finds 0 (A), 1 (B)"
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +434,8 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_tensorrt_10(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_tensorrt", lambda: "libnvinfer.so.10")
+    wanted = "libnvinfer.so.10 of TensorRT 10 cannot be loaded", 'pip install "tensorrt-cu13==10.*"'
+    monkeypatch.setattr(module, "load_tensorrt", lambda: wanted)
     found = OrtTensorRtEngine.availability()
     assert not found.works
     assert "libnvinfer.so.10" in found.reason
@@ -385,18 +443,71 @@ def test_without_tensorrt_10(monkeypatch: pytest.MonkeyPatch) -> None:
     assert OrtCudaEngine.availability().works
 
 
-def test_tensorrt_libraries_are_looked_for_in_pips_package_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """An onnxruntime-gpu of TensorRT 11, pip's package of it, and what is tried to be loaded."""
     monkeypatch.undo()
+    monkeypatch.delenv(tensorrt.TF32_VARIABLE, raising=False)
+    provider = tmp_path / "onnxruntime" / "capi" / tensorrt._PROVIDER
+    provider.parent.mkdir(parents=True)
+    provider.write_bytes(b"\x7fELF\0libcudart.so.13\0libnvinfer.so.11\0libnvonnxparser.so.11\0")
+    places = {"onnxruntime": [str(tmp_path / "onnxruntime")], "tensorrt_libs": ["/packages/tensorrt_libs"]}
+
+    def find(name: str) -> SimpleNamespace:
+        return SimpleNamespace(submodule_search_locations=places[name])
+
     tried: list[str] = []
-    spec = SimpleNamespace(submodule_search_locations=["/packages/tensorrt_libs"])
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
 
     def loads(path: str) -> bool:
         tried.append(path)
+        assert os.environ[tensorrt.TF32_VARIABLE] == "0", "NVIDIA's libraries read it when they are loaded"
         return path.startswith("/packages")
 
-    monkeypatch.setattr(module, "_loads", loads)
-    assert module.load_tensorrt() is None
-    assert sum(path.startswith("/packages") for path in tried) == 3
-    monkeypatch.setattr(module, "_loads", lambda path: "plugin" not in path)
-    assert "plugin" in (module.load_tensorrt() or "")
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", find)
+    monkeypatch.setattr(tensorrt, "_loads", loads)
+    monkeypatch.setattr(tensorrt, "_is_loaded", lambda _name: False)
+    return tried
+
+
+linux = pytest.mark.skipif(os.name == "nt", reason="names of Linux")
+
+
+@linux
+def test_the_tensorrt_that_the_provider_names_is_loaded(installed: list[str]) -> None:
+    assert tensorrt.load_tensorrt() is None
+    assert tried_names(installed) == ["libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11"]
+    assert sum(path.startswith("/packages") for path in installed) == 3
+
+
+def tried_names(tried: list[str]) -> list[str]:
+    return list(dict.fromkeys(path.rsplit("/", 1)[-1] for path in tried))
+
+
+@linux
+def test_a_tensorrt_that_is_missing_is_named(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "_loads", lambda path: "plugin" not in path)
+    reason, fix = tensorrt.load_tensorrt() or ("", "")
+    assert reason == "libnvinfer_plugin.so.11 of TensorRT 11 cannot be loaded"
+    assert '"tensorrt-cu13==11.*"' in fix
+
+
+@linux
+def test_a_tensorrt_that_was_loaded_before_tf32_was_off(
+    installed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read the variable, or that there is none; said each time."""
+    monkeypatch.setattr(tensorrt, "_is_loaded", lambda name: name == "libnvinfer.so.11")
+    for _ in range(2):
+        reason, fix = tensorrt.load_tensorrt() or ("", "")
+        assert "may multiply in TF32" in reason
+        assert "NVIDIA_TF32_OVERRIDE=0 before the program starts" in fix
+    assert installed == []
+    monkeypatch.setenv(tensorrt.TF32_VARIABLE, "0")
+    assert tensorrt.load_tensorrt() is None
+
+
+def test_without_a_provider(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "_PROVIDER", "none.so")
+    reason, _ = tensorrt.load_tensorrt() or ("", "")
+    assert reason == "none.so is missing, or names no TensorRT"
+    assert installed == []

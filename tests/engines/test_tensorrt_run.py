@@ -5,16 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import OFFSET, tiny_bundle
-from fake_tensorrt import BuilderFlag, DataType, FakeCuda, FakeTensorRt, MemoryPoolType, Strategy, host_array
+from bundles import OFFSET
+from fake_cuda import FakeDriver
+from fake_tensorrt import BuilderFlag, DataType, FakeTensorRt, MemoryPoolType, Strategy
+from fake_tensorrt_engine import (
+    Make,
+    bundle,
+    driver,
+    library,
+    make,
+    prepare,
+    ready,
+    stage,
+    tensors_of,
+    with_transforms,
+)
 
-from mrsep_deploy.bundle import Bundle, write_bundle
+from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Stage
 from mrsep_deploy.devices import CudaStatus
 from mrsep_deploy.devices.interface import DeviceTensor, Runner, Stream
@@ -26,87 +38,11 @@ from mrsep_deploy.engines.tensorrt.engine import TensorRtEngine
 from mrsep_deploy.engines.tensorrt.library import TRT, Gpu
 from mrsep_deploy.engines.tensorrt.runner import TensorRtRunner
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
-from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.runtime.memory import place_workspaces
 from mrsep_deploy.runtime.schedule import Mode, make_schedule
 from mrsep_deploy.runtime.scheduler import Scheduler
 
-GPU = Gpu("Fake GPU", "sm_86", "13.0")
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorRt:
-    """A fake ``tensorrt`` that imports as the real one, a GPU, and an empty cache."""
-    fake = FakeTensorRt()
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index: GPU)
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    return fake
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return tiny_bundle(tmp_path)
-
-
-@pytest.fixture
-def stage(bundle: Bundle) -> Stage:
-    return bundle.manifest.graph_stages[0]
-
-
-Make = Callable[[], TensorRtEngine]
-
-
-@pytest.fixture
-def make(library: FakeTensorRt) -> Make:
-    def new() -> TensorRtEngine:
-        engine = TensorRtEngine(EngineOptions())
-        engine.__dict__["device"] = FakeCuda()  # fills the cached property
-        return engine
-
-    return new
-
-
-class _Stream(Stream):
-    """Nothing but a handle; no device has made it."""
-
-    handle = 4711
-
-    enqueue = record = wait = synchronize = _release = None  # type: ignore[assignment]
-
-    def __init__(self) -> None:
-        pass
-
-
-def tensors_of(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> dict[str, DeviceTensor]:
-    specs = [bundle.manifest.tensor(name) for name in (*stage.inputs, *stage.outputs)]
-    found = {s.name: engine.device.allocate(s.elements * 4).tensor(0, s.shape, s.dtype) for s in specs}
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, DeviceTensor)}
-
-
-def with_transforms(bundle: Bundle) -> Bundle:
-    """The same bundle with graphs for the stages that a host could compute."""
-    manifest = bundle.manifest
-    tensors = {spec.name: spec for spec in manifest.tensors}
-    files = {str(stage.file): bundle.graph_bytes(stage) for stage in manifest.graph_stages}
-    stages = []
-    for stage in manifest.stages:
-        if stage.file is None:
-            stage = replace(stage, file=f"{stage.name}.onnx")
-            files[f"{stage.name}.onnx"] = transform_graph(stage, manifest.branches, tensors)
-        stages.append(stage)
-    manifest = replace(manifest, stages=tuple(stages))
-    return write_bundle(bundle.path.parent / "complete", manifest, files, overwrite=True)
-
-
-def ready(engine: TensorRtEngine, bundle: Bundle, stage: Stage) -> TensorRtRunner:
-    runner = engine.prepare(bundle, stage, 1, _Stream())
-    assert isinstance(runner, TensorRtRunner)
-    memory = engine.device.allocate(runner.workspace_bytes)
-    workspace = memory.tensor(0, (runner.workspace_bytes,), "uint8")
-    assert isinstance(workspace, DeviceTensor)
-    runner.set_workspace(workspace)
-    return runner
+__all__ = ["bundle", "driver", "library", "make", "stage"]
 
 
 # --- running -----------------------------------------------------------------------------------------------
@@ -116,9 +52,10 @@ def test_a_runner_computes_the_stage(make: Make, library: FakeTensorRt, bundle: 
     engine = make()
     runner = ready(engine, bundle, stage)
     tensors = tensors_of(engine, bundle, stage)
-    given, wanted = (host_array(tensors[name]) for name in (stage.inputs[0], stage.outputs[0]))
+    given, wanted = (library.driver.array(tensors[name]) for name in (stage.inputs[0], stage.outputs[0]))
     given[...] = np.random.default_rng(1).standard_normal(given.shape)
     runner(tensors)
+    engine.device.synchronize()
     np.testing.assert_array_equal(wanted, np.concatenate([given, given], axis=1) + np.float32(OFFSET))
 
 
@@ -131,7 +68,7 @@ def test_every_address_is_set_before_it_runs(
         tensors = tensors_of(engine, bundle, stage)
         runner(tensors)
         stream, addresses = library.of("execute")[-1]
-        assert stream == 4711
+        assert stream == next(each for each in engine.device.open_objects if isinstance(each, Stream)).handle
         assert addresses == {name: tensor.pointer for name, tensor in tensors.items()}
 
 
@@ -144,7 +81,7 @@ def test_the_context_brings_no_memory_of_its_own(
 
 def test_it_does_not_run_without_its_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
     engine = make()
-    runner = engine.prepare(bundle, stage, 1, _Stream())
+    runner = prepare(engine, bundle, stage)
     tensors = tensors_of(engine, bundle, stage)
     with pytest.raises(EngineError, match="run before it was given its workspace"):
         runner(tensors)
@@ -156,12 +93,12 @@ def test_a_stage_that_needs_no_workspace_runs_without(
     library.workspace = 0
     engine = make()
     tensors = tensors_of(engine, bundle, stage)
-    engine.prepare(bundle, stage, 1, _Stream())(tensors)
+    prepare(engine, bundle, stage)(tensors)
     assert len(library.of("execute")) == 1
 
 
 def test_too_small_a_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
-    runner = make().prepare(bundle, stage, 1, _Stream())
+    runner = prepare(make(), bundle, stage)
     assert isinstance(runner, TensorRtRunner)
     with pytest.raises(EngineError, match="was given 999 bytes of workspace, expected 1000"):
         runner.set_workspace(DeviceTensor(256, (999,), np.dtype("uint8")))
@@ -192,11 +129,11 @@ def test_host_memory_is_refused(make: Make, bundle: Bundle, stage: Stage) -> Non
 def test_no_context(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
     library.fails.add("context")
     with pytest.raises(EngineError, match=r"makes no execution context for stage branch\.16"):
-        make().prepare(bundle, stage, 1, _Stream())
+        prepare(make(), bundle, stage)
 
 
 def test_closing_twice(make: Make, bundle: Bundle, stage: Stage) -> None:
-    runner = make().prepare(bundle, stage, 1, _Stream())
+    runner = prepare(make(), bundle, stage)
     runner.close()
     runner.close()
 
@@ -208,7 +145,9 @@ def test_stages_that_never_overlap_share_a_workspace(
     engine = make()
     runners = {stage.name: runner for stage, runner in unplaced(engine, bundle)}
     with contextlib.ExitStack() as stack:
-        place_workspaces(engine.device, make_schedule(bundle.manifest, mode), runners, stack)
+        place_workspaces(engine.device, make_schedule(bundle.manifest, mode), [runners], stack)
+        for runner in runners.values():
+            stack.callback(runner.close)
         assert len({pointer for _, pointer, _ in library.of("memory")}) == shared
 
 
@@ -217,18 +156,18 @@ def test_no_stage_needs_a_workspace(make: Make, library: FakeTensorRt, bundle: B
     engine = make()
     runners = {stage.name: runner for stage, runner in unplaced(engine, bundle)}
     with contextlib.ExitStack() as stack:
-        place_workspaces(engine.device, make_schedule(bundle.manifest, "sequential"), runners, stack)
+        place_workspaces(engine.device, make_schedule(bundle.manifest, "sequential"), [runners], stack)
     assert library.of("memory") == []
 
 
 def unplaced(engine: TensorRtEngine, bundle: Bundle) -> list[tuple[Stage, Runner]]:
     """Runners of all graph stages, before they are given their workspaces."""
     stages = bundle.manifest.graph_stages
-    return [(stage, engine.prepare(bundle, stage, 1, _Stream())) for stage in stages]
+    return [(stage, prepare(engine, bundle, stage)) for stage in stages]
 
 
 def test_host_memory_is_no_workspace(make: Make, bundle: Bundle, stage: Stage) -> None:
-    runner = make().prepare(bundle, stage, 1, _Stream())
+    runner = prepare(make(), bundle, stage)
     with pytest.raises(EngineError, match=r"the workspace of stage .* lies in host memory"):
         runner.set_workspace(np.zeros(1000, np.uint8))
 
@@ -252,9 +191,15 @@ def test_a_whole_schedule_runs(make: Make, library: FakeTensorRt, bundle: Bundle
 
 @pytest.mark.parametrize(("version", "flags"), [("10.9.0.34", 2), ("10.16.1", 2), ("11.4.0.1", 0)])
 def test_networks_are_strongly_typed(
-    monkeypatch: pytest.MonkeyPatch, make: Make, bundle: Bundle, stage: Stage, version: str, flags: int
+    monkeypatch: pytest.MonkeyPatch,
+    driver: FakeDriver,
+    make: Make,
+    bundle: Bundle,
+    stage: Stage,
+    version: str,
+    flags: int,
 ) -> None:
-    fake = FakeTensorRt(version)
+    fake = FakeTensorRt(driver, version)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     make().build(bundle, stage, BuildOptions())
     ((network, config),) = fake.of("build")
@@ -274,7 +219,7 @@ def test_options_reach_the_library(make: Make, library: FakeTensorRt, bundle: Bu
 def test_it_builds_once(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
     first = make().build(bundle, stage, BuildOptions())
     again = make().build(bundle, stage, BuildOptions())
-    make().prepare(bundle, stage, 1, _Stream())
+    prepare(make(), bundle, stage)
     assert (first.from_cache, again.from_cache) == (False, True)
     assert (first.key, first.data, first.details) == (again.key, again.data, again.details)
     assert len(library.of("build")) == 1
@@ -285,7 +230,7 @@ def test_running_takes_what_was_built_last(
 ) -> None:
     """Whatever options it was built with: they were asked for by whoever called ``build``."""
     make().build(bundle, stage, BuildOptions(optimization_level=5))
-    make().prepare(bundle, stage, 1, _Stream())
+    prepare(make(), bundle, stage)
     assert len(library.of("build")) == 1
 
 
@@ -304,17 +249,17 @@ def test_running_takes_no_engine_of_less_effort(
 def test_another_driver_device_or_library_builds_again(
     make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make().prepare(bundle, stage, 1, _Stream())
+    prepare(make(), bundle, stage)
     for gpu in (
         Gpu("Fake GPU", "sm_86", "13.1"),
         Gpu("Other GPU", "sm_86", "13.0"),
         Gpu("Fake GPU", "sm_89", "13.0"),
     ):
         monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda index, gpu=gpu: gpu)
-        make().prepare(bundle, stage, 1, _Stream())
+        prepare(make(), bundle, stage)
     assert len(library.of("build")) == 4
     library.__version__ = "10.13.3.9"
-    make().prepare(bundle, stage, 1, _Stream())
+    prepare(make(), bundle, stage)
     assert len(library.of("build")) == 5
 
 
@@ -335,14 +280,14 @@ def test_a_gpu_without_room_is_no_stale_engine(
     make().build(bundle, stage, BuildOptions())
     library.fails.add("memory")
     with pytest.raises(EngineError, match=r"branch\.16: .*out of memory.*\. Free GPU memory"):
-        make().prepare(bundle, stage, 1, _Stream())
+        prepare(make(), bundle, stage)
     assert len(library.of("build")) == 1
 
 
 def test_no_runtime(make: Make, library: FakeTensorRt, bundle: Bundle, stage: Stage) -> None:
     library.fails.add("runtime")
     with pytest.raises(EngineError, match=r"cannot make a runtime for stage branch\.16"):
-        make().prepare(bundle, stage, 1, _Stream())
+        prepare(make(), bundle, stage)
     assert len(library.of("build")) == 1
 
 
@@ -353,7 +298,7 @@ def test_a_new_engine_that_does_not_load_is_an_error(
     with pytest.raises(
         EngineError, match=r"cannot load stage branch\.16: The engine plan file is not compatible"
     ):
-        make().prepare(bundle, stage, 1, _Stream())
+        prepare(make(), bundle, stage)
 
 
 @pytest.mark.parametrize(
@@ -386,13 +331,13 @@ def test_a_bundle_without_graphs_for_its_transforms(make: Make, bundle: Bundle) 
     with pytest.raises(
         EngineError, match=r"tiny has no graph for stage spectrogram\.16.*Export the checkpoint again"
     ):
-        make().prepare(bundle, spectrogram, 1, _Stream())
+        prepare(make(), bundle, spectrogram)
 
 
 def test_timings_are_kept_and_merged(make: Make, library: FakeTensorRt, bundle: Bundle) -> None:
-    for stage in bundle.manifest.graph_stages:
+    for each in bundle.manifest.graph_stages:
         engine = make()
-        engine.build(bundle, stage, BuildOptions())
+        engine.build(bundle, each, BuildOptions())
     (file,) = engine.cache.folder.glob("timing-*.bin")
     assert file.read_bytes() == b"kernel 1\nkernel 2"
     engine.cache.prune(everything=True)
@@ -485,9 +430,14 @@ def test_no_gpu(library: FakeTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    status = CudaStatus(True, "fake", "13.2", ("NVIDIA A", "NVIDIA B"), ((8, 6), (12, 0)))
+    status = CudaStatus(
+        True, "fake", "13.2", ("NVIDIA A", "NVIDIA B"), ((8, 6), (12, 0)), release="580.65.06"
+    )
     monkeypatch.setattr(tensorrt_library, "cuda_status", lambda: status)
-    assert tensorrt_library.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "13.2")
+    assert tensorrt_library.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "580.65.06")
+    unknown = replace(status, release="")
+    monkeypatch.setattr(tensorrt_library, "cuda_status", lambda: unknown)
+    assert tensorrt_library.find_gpu(1) == Gpu("NVIDIA B", "sm_120", "CUDA 13.2")
     with pytest.raises(
         EngineUnavailableError, match=r"there is no GPU 2, CUDA finds 0 \(NVIDIA A\), 1 \(NVIDIA B\)"
     ):

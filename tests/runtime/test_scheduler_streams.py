@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _thread
 import gc
-import sys
 import threading
 import time
 import tracemalloc
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
-from fake_cuda_modules import fake_cuda_python, fake_pycuda
+from fake_cuda_modules import install
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stage_graphs import WatchingEngine, bundle_of, names_of, random_manifest, reference, segment
@@ -30,7 +29,7 @@ from mrsep_deploy.bundle.manifest import STEMS, Manifest
 from mrsep_deploy.devices import CUDA_PYTHON, PYCUDA, open_cuda
 from mrsep_deploy.devices.cpu import CpuDevice
 from mrsep_deploy.devices.interface import Device
-from mrsep_deploy.errors import EngineError, MrsepError, UsageError
+from mrsep_deploy.errors import DeviceLostError, EngineError, MrsepError, UsageError
 from mrsep_deploy.runtime.schedule import Mode
 from mrsep_deploy.runtime.scheduler import SLOTS, Scheduler
 from mrsep_deploy.verification.chain import Chain
@@ -76,8 +75,7 @@ def opened(
     before, driver = threading.active_count(), None if kind == "cpu" else FakeDriver(seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         if driver is not None:
-            patch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(driver))
-            patch.setitem(sys.modules, "pycuda.driver", fake_pycuda(driver))
+            install(patch, driver)
         device: Device = CpuDevice() if kind == "cpu" else open_cuda(0, kind)
         engine = WatchingEngine(device, driver, threads=threads, nap=nap, seed=seed)
         manifest = random_manifest(seed, batch)
@@ -367,8 +365,36 @@ def test_a_gpu_that_is_lost(place: Place) -> None:
         stream = case.scheduler._pipelines[0].streams["main"].handle
         case.driver.launch(stream, raising(Strange, "a kernel crashed"))
         for _ in range(2):
-            with pytest.raises(EngineError, match="LaunchFailure"):
+            with pytest.raises(DeviceLostError, match="LaunchFailure"):
                 case.scheduler.run(case.mix(2))
+
+
+@on_cuda
+def test_a_library_that_fails_on_a_gpu_that_is_lost(place: Place) -> None:
+    """It says so in words of its own; whether the device is lost, the device knows."""
+    with opened(place, seed=8) as case:
+        assert case.driver is not None
+        case.engine.failing[names_of(case.manifest)[-1]] = raising(EngineError, "TensorRT failed in a stage")
+        stream = case.scheduler._pipelines[0].streams["main"].handle
+        case.driver.launch(stream, raising(Strange, "a kernel crashed"))
+        with pytest.raises(DeviceLostError, match="LaunchFailure"):
+            case.scheduler.run(case.mix(1))
+
+
+@on_cuda
+def test_a_trace_begins_before_what_it_shows(place: Place) -> None:
+    """Also where the clock starts while the segment before is under way."""
+    with opened(place, seed=5, nap=0.004, trace=True) as case:
+        trace = case.scheduler.trace
+        assert trace is not None
+        first = case.scheduler.submit(case.mix(1))
+        trace.clear()
+        second = case.scheduler.submit(case.mix(2))
+        case.check(1, case.scheduler.result(first))
+        case.check(2, case.scheduler.result(second))
+        shown = [event for event in trace.events() if event.segment == second.number]
+        assert sorted({event.stage for event in shown}) == sorted(names_of(case.manifest))
+        assert min(event.start for event in shown) >= 0
 
 
 @places
@@ -393,7 +419,7 @@ def test_an_engine_that_cannot_be_captured_is_not() -> None:
         uncapturable = "its copies are of the moment"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(FakeDriver(seed=1)))
+        install(patch, FakeDriver(seed=1))
         with closing(open_cuda(0, CUDA_PYTHON)) as device:
             bundle = bundle_of(random_manifest(1, 1))
             with pytest.raises(UsageError, match=r"watching cannot be captured.*of the moment.*sequential"):
@@ -405,8 +431,7 @@ def test_a_chain_closes_its_runners_before_their_stream(kind: str) -> None:
     """A session that still used its stream when it went has ended a process on a GPU."""
     driver = FakeDriver(seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "cuda.bindings.runtime", fake_cuda_python(driver))
-        patch.setitem(sys.modules, "pycuda.driver", fake_pycuda(driver))
+        install(patch, driver)
         with closing(open_cuda(0, kind)) as device:
             manifest, engine = random_manifest(1, 1), WatchingEngine(device, driver)
             with Chain(bundle_of(manifest), engine) as chain:
@@ -415,3 +440,42 @@ def test_a_chain_closes_its_runners_before_their_stream(kind: str) -> None:
             assert sorted(engine.closed) == sorted(names_of(manifest))
             assert engine.violations == driver.violations == []
             assert device.memory_used() == 0
+
+
+def test_a_chain_whose_stage_fails_frees_no_memory_that_is_in_use() -> None:
+    """What was copied in is under way when the stage raises."""
+    driver, gate = FakeDriver(seed=1), threading.Event()
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, driver)
+        with closing(open_cuda(0, CUDA_PYTHON)) as device:
+            manifest, engine = random_manifest(1, 1), WatchingEngine(device, driver)
+            engine.failing[manifest.stages[0].name] = raising(EngineError, "gone")
+            with Chain(bundle_of(manifest), engine) as chain:
+                chain.stream.enqueue(
+                    lambda: driver.launch(chain.stream.handle, lambda: (gate.wait(20), None)[1])
+                )
+                threading.Timer(0.2, gate.set).start()
+                with pytest.raises(EngineError, match="gone"):
+                    chain.run(segment(1, manifest, 1))
+            assert driver.violations == []
+
+
+@pytest.mark.parametrize("kind", [CUDA_PYTHON, PYCUDA])
+def test_runners_made_before_one_that_cannot_be_are_closed_before_the_streams(kind: str) -> None:
+    driver, made = FakeDriver(seed=1), []
+
+    class Second(WatchingEngine):
+        def prepare(self, *arguments: Any) -> Any:
+            if made:
+                raise EngineError("no second one")
+            made.append(super().prepare(*arguments))
+            return made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, driver)
+        with closing(open_cuda(0, kind)) as device:
+            manifest, engine = random_manifest(1, 1), Second(device, driver)
+            streams = [device.stream("one"), device.stream("two")]
+            with pytest.raises(EngineError, match="no second one"):
+                engine.prepare_lanes(bundle_of(manifest), manifest.stages[0], 1, streams)
+            assert engine.closed == [manifest.stages[0].name]

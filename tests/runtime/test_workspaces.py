@@ -8,11 +8,13 @@ import itertools
 import numpy as np
 import pytest
 from bundles import tiny_manifest
-from fake_tensorrt import FakeCuda
+from fake_cuda import FakeDriver
+from fake_cuda_modules import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.devices import open_cuda
 from mrsep_deploy.devices.interface import DeviceTensor, Runner, Tensors, TensorView
 from mrsep_deploy.runtime.memory import ALIGNMENT, place_workspaces, plan_workspaces
 from mrsep_deploy.runtime.schedule import Schedule, Step, make_schedule
@@ -95,17 +97,20 @@ class Needy(Runner):
         raise AssertionError("the caller closes it")
 
 
-def test_every_needy_runner_is_given_its_part() -> None:
+def test_every_needy_runner_is_given_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeDriver())
     schedule = make_schedule(tiny_manifest(), "concurrent")
     runners = {"branch.16": Needy(300), "branch.time": Needy(100), "fusion": Needy(0)}
-    device = FakeCuda()
+    again = {name: Needy(runner.workspace_bytes) for name, runner in runners.items()}
+    device = open_cuda(0)
     with contextlib.ExitStack() as stack:
-        place_workspaces(device, schedule, runners, stack)
+        place_workspaces(device, schedule, [runners, again], stack)
         given = [runner.given for runner in runners.values()]
         tensors = [tensor for tensor in given if isinstance(tensor, DeviceTensor)]
         assert [tensor.nbytes for tensor in tensors] == [300, 100]
         assert tensors[1].pointer - tensors[0].pointer == 512
         assert given[2] is None
+        assert [runner.given for runner in again.values()] == given, "another slot's share them"
 
 
 def test_a_runner_that_needs_none_takes_none() -> None:

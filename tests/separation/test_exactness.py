@@ -106,7 +106,7 @@ def repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     bundle = waveform_bundle(tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
 
-    def separator(options: Any, _model: Any, _wanted: Any) -> Separator:
+    def separator(options: Any, _model: Any, _wanted: Any, _report: Any) -> Separator:
         return Separator(bundle, engine=FakeEngine(), overlap=options.overlap, shifts=options.shifts)
 
     monkeypatch.setattr(run_module, "_separator", separator)

@@ -193,14 +193,14 @@ def test_progress_ends_at_the_end(bundle: Bundle) -> None:
 # --- failures ----------------------------------------------------------------------------------------------
 
 
-def failing_at(call: int) -> Callable[[Stage, Arrays, Arrays], None]:
+def failing_at(call: int, kind: type[EngineError] = EngineError) -> Callable[[Stage, Arrays, Arrays], None]:
     calls = 0
 
     def compute(stage: Stage, inputs: Arrays, outputs: Arrays) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            raise EngineError(f"the fake failed in stage {stage.name}")
+            raise kind(f"the fake failed in stage {stage.name}")
         identity(stage, inputs, outputs)
 
     return compute

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from test_separator import failing_at
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.errors import AudioError, EngineError
+from mrsep_deploy.errors import AudioError, DeviceLostError, EngineError
 from mrsep_deploy.separation.segments import SongStatistics
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.separation.stream import Cutting, Separated, Song, SongStream
@@ -63,6 +63,18 @@ def test_each_as_if_alone(bundle: Bundle, pauses: bool) -> None:
         found = together(given, separator.separate_songs(fed))
     for number, stems in enumerate(expected):
         np.testing.assert_array_equal(found[number], stems)
+
+
+@pytest.mark.parametrize("call", range(1, 44, 6))
+def test_a_gpu_that_is_lost_ends_them_all(bundle: Bundle, call: int) -> None:
+    """None of the others is tried: each would fail, after it has been read."""
+    engine = FakeEngine(failing_at(call, DeviceLostError))
+    with (
+        Separator(bundle, engine=engine) as separator,
+        pytest.raises(DeviceLostError, match="the fake failed"),
+    ):
+        list(separator.separate_songs(songs()))
+    assert len(engine.calls) <= call + 4, "what was under way beside it"
 
 
 @pytest.mark.parametrize("call", range(1, 44, 3))

@@ -22,7 +22,9 @@ from runs import NOWHERE, PROGRAM, process, run, song, stems, written
 from mrsep_deploy.audio.write import StemWriter
 from mrsep_deploy.bundle import Bundle, write_archive
 from mrsep_deploy.commands import run as run_module
-from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, OutputError
+from mrsep_deploy.devices.interface import Tensors
+from mrsep_deploy.engines.onnxruntime import OrtRunner
+from mrsep_deploy.errors import DONE, FAILED, PARTIAL, USAGE, DeviceLostError, OutputError
 from mrsep_deploy.files import abandoned
 from mrsep_deploy.files.abandoned import sweep_parts
 from mrsep_deploy.songs import journal, writing
@@ -80,6 +82,33 @@ def test_ended_while_the_engine_starts(bundle: Bundle, monkeypatch: pytest.Monke
     assert run("s.wav", "--summary", "summary.json").code == 130
     summary = json.loads(Path("summary.json").read_text())
     assert (summary["interrupted"], summary["unfinished"]) == (True, 1)
+
+
+def test_a_gpu_that_is_lost_ends_the_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has all its stems is written and noted down, the others are not tried; a later run goes on from there."""
+    names = [song(f"{number}.wav", seed=number).name for number in range(12)]
+    runs, real = 0, OrtRunner.__call__
+
+    def run_or_lose(self: OrtRunner, tensors: Tensors) -> None:
+        nonlocal runs
+        runs += 1
+        if runs > 500:
+            raise DeviceLostError("CUDA failed: an illegal memory access was encountered", "Start it again")
+        real(self, tensors)
+
+    monkeypatch.setattr(OrtRunner, "__call__", run_or_lose)
+    lost = run(*names, "--summary", "summary.json")
+    assert lost.code == FAILED
+    assert "an illegal memory access was encountered. Start it again" in lost.err
+    assert runs < 510, "a thousand songs would be read, to fail"
+    summary = json.loads(Path("summary.json").read_text())
+    done = [each["track"] for each in summary["tracks"] if each["status"] == "done"]
+    assert 0 < len(done) == 12 - summary["unfinished"]
+    assert written("separated/tiny") == stems(*(Path(name).stem for name in done))
+    monkeypatch.setattr(OrtRunner, "__call__", real)
+    rest = run(*names, "--resume")
+    assert rest.code == DONE
+    assert rest.err.count("done already") + rest.out.count("done already") == len(done)
 
 
 # --- songs that are none -----------------------------------------------------------------------------------
