@@ -90,7 +90,10 @@ class Peer(abc.ABC):
                 importlib.import_module(name)
         except (ImportError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise Unavailable(f"{name} cannot be imported in {sys.prefix} ({reason})") from error
+            raise Unavailable(
+                f"{name} cannot be imported in {sys.prefix} ({reason})",
+                f"Mend that environment until this works: {sys.executable} -c 'import {name}'",
+            ) from error
 
     @classmethod
     def prepare(cls, contender: Mapping[str, Any], folder: Path) -> None:
