@@ -236,9 +236,6 @@ class DemucsOnnx(Peer):
     def prepare(cls, contender: Mapping[str, Any], folder: Path) -> None:
         """Export the model by its exporter, which reads a whole model out of a file."""
         cls.found()
-        graph = _graph(folder)
-        if graph.exists():
-            return
         try:
             import torch
             from demucs_onnx.export import export_to_onnx
@@ -253,7 +250,7 @@ class DemucsOnnx(Peer):
         seconds = (model["segment_samples"] + 0.5) / model["sample_rate"]
         export_to_onnx(
             pickled,
-            graph,
+            _graph(folder),
             segment_seconds=seconds,
             sample_rate=model["sample_rate"],
             parity_check=False,
