@@ -125,12 +125,12 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
         home, segments = self.folder / f"home-{len(self._all)}", self.workloads[0]
         try:
             _require_memory()
-            more = self._prepared(contender, home)
+            model = self._prepared(contender, home) if contender.python else None
             process = self.ready[contender.label] = self._start(contender, home)
-            answer = process.open(segments.path, **more)
+            answer = process.open(segments.path, model)
             parity = self._check(process, rows[0], segments)
             with contextlib.closing(self._start(contender, home)) as warm:
-                again = warm.open(segments.path, **more)
+                again = warm.open(segments.path, model)
         except EngineError as error:
             self.drop(rows, error)
             return
@@ -141,15 +141,13 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
             if not parity.passes:
                 row.end_wrong(parity, "" if row is rows[0] else ", of segments")
 
-    def _prepared(self, contender: Contender, home: Path) -> dict[str, str]:
-        """What is told to a contender when it is opened: to a peer, once it has read the model, where that lies."""
-        if not contender.python:
-            return {}
+    def _prepared(self, contender: Contender, home: Path) -> Path:
+        """Let a peer do what it has to do once; returns the folder with its model."""
         if self._no_model:
             raise EngineUnavailableError(f"the model cannot be handed over: {self._no_model}")
         with contextlib.closing(self._start(contender, home)) as process:
             process.ask("prepare", contender=asdict(contender), model=str(self.folder))
-        return {"model": str(self.folder)}
+        return self.folder
 
     # --- right or wrong
 

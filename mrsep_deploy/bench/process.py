@@ -78,9 +78,14 @@ class MeasuringProcess:
             self._answers.put(line)
         self._answers.put(None)
 
-    def open(self, mix: Path, **more: str) -> Mapping[str, Any]:
-        """Load the contender and run the first segments of a workload's file; :meth:`ask` says what it raises."""
-        return self.ask("open", contender=asdict(self.contender), mix=str(mix), born=self._born, **more)
+    def open(self, mix: Path, model: Path | None = None) -> Mapping[str, Any]:
+        """Load the contender and run the first segments of a workload's file; :meth:`ask` says what it raises.
+
+        Args:
+            model: for a peer, the folder with its model.
+        """
+        given: dict[str, Any] = {} if model is None else {"model": str(model)}
+        return self.ask("open", contender=asdict(self.contender), mix=str(mix), born=self._born, **given)
 
     def run(self, workload: Workload, turn: int) -> Mapping[str, Any]:
         """Run on the item of a turn: ``seconds``, and ``joules`` by meter; :meth:`ask` says what it raises."""

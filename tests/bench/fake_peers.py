@@ -34,12 +34,13 @@ from unblend import ValidationError
 
 
 def resolve_architecture(state, config, *, sources, samplerate, segment_samples):
-    if "t_layers" not in config:
-        raise ValidationError("Could not load the checkpoint:\\n  no transformer")
     from demucs.htdemucs import HTDemucs
     config = {**config, "sources": sources, "samplerate": samplerate, "segment": segment_samples / samplerate}
-    model = HTDemucs(**config)
-    model.load_state_dict(state)
+    try:
+        model = HTDemucs(**config)
+        model.load_state_dict(state)
+    except Exception as error:
+        raise ValidationError(f"Could not load the checkpoint:\\n{error}") from error
     return "htdemucs", model.eval()
 """,
 }
@@ -86,8 +87,8 @@ def _chunked_separate_single(session, sources, mix, *, progress):
 from pathlib import Path
 from types import SimpleNamespace
 
-SessionOptions = GraphOptimizationLevel = SimpleNamespace
-GraphOptimizationLevel.ORT_ENABLE_ALL = 99
+SessionOptions = SimpleNamespace
+GraphOptimizationLevel = SimpleNamespace(ORT_ENABLE_ALL=99)
 
 
 class InferenceSession:

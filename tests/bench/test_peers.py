@@ -52,7 +52,7 @@ def opened(given: str, folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps({**model, "channels": 1, "segment_samples": 8}))
     process = MeasuringProcess(opponent(given, Contender("", OURS, "")), folder)
     try:
-        process.open(folder / "mix.npy", model=str(folder))
+        process.open(folder / "mix.npy", folder)
     finally:
         process.close()
 
@@ -215,13 +215,13 @@ def test_peers_race_on_the_same_weights(tmp_path: Path, exports: Export) -> None
 def test_a_model_that_a_peer_does_not_take(tmp_path: Path, exports: Export) -> None:
     unblend = environment(tmp_path / "u", UNBLEND, unblend="1.0.7")
     found = run(
-        *(str(exports("hdemucs").path), "--engine", "ort", "--against", f"unblend={unblend}"),
+        *(str(exports("htdemucs_n").path), "--engine", "ort", "--against", f"unblend={unblend}"),
         *("--rounds", "1", "--json", str(tmp_path / "b.json")),
     )
     assert found.exit_code == errors.PARTIAL, found.output
     peer = json.loads((tmp_path / "b.json").read_text())["rows"][0]
     assert peer["status"] == "unavailable"
-    assert peer["reason"] == "it does not take hdemucs (Could not load the checkpoint)"
+    assert peer["reason"] == "it does not take htdemucs_n (Could not load the checkpoint)"
 
 
 def test_every_peer_is_known_in_its_environment() -> None:

@@ -41,8 +41,11 @@ class Running(Protocol):
 class Meter(Protocol):
     """Counts joules: see ``energy.py``."""
 
-    source: str
-    reason: str
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
 
     def read(self) -> list[float]: ...
 
