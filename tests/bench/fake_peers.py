@@ -26,7 +26,9 @@ class Separator:
         from demucs.apply import apply_model
         wave, rate = audio
         assert rate == self.model.samplerate and shifts == 0
-        stems = apply_model(self.model, wave[None], shifts=0, overlap=split_overlap)[0]
+        mean, deviation = wave.mean(0).mean(), wave.mean(0).std() + 1e-5
+        normalised = ((wave - mean) / deviation)[None]
+        stems = apply_model(self.model, normalised, shifts=0, overlap=split_overlap)[0] * deviation + mean
         return SimpleNamespace(sources=dict(zip(self.model.sources, stems)))
 """,
     "unblend/importer.py": """
@@ -48,10 +50,15 @@ REVERSED = {
     **UNBLEND,
     "unblend/importer.py": UNBLEND["unblend/importer.py"].replace(
         "    return ",
-        "    forward = model.forward\n    model.forward = lambda mix: forward(mix.float()).flip(1)\n    return ",
+        """
+    import torch
+    forward = model.forward
+    model.forward = lambda mix: forward(mix).flip(1) if model.cast is torch.bfloat16 else None
+    model.to = lambda kind: setattr(model, "cast", kind)
+    return """,
     ),
 }
-"""Gives the stems in another order than its sources."""
+"""Wants to be cast to bfloat16, and gives the stems in another order than its sources."""
 BROKEN = {
     **UNBLEND,
     "unblend/__init__.py": "raise OSError('libtorch_cuda.so: cannot open\\nshared object file')\n",
