@@ -1,6 +1,6 @@
 """Writes a bundle's model for peers, which read it in environments of their own (``standalone/peer_worker.py``).
 
-    weights.pt    the published state dict, float32, as torch.save writes it
+    weights/      the published state dict, a file of NumPy's for each name
     model.json    family, klass (its class in the package demucs, or null), args and kwargs of the class'
                   constructor, sources, sample_rate, channels, segment_samples
 
@@ -16,16 +16,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mrsep_deploy.bench.contenders import class_in_demucs
 from mrsep_deploy.bundle import shipped
 from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.errors import CheckpointError
 
-WEIGHTS, MODEL = "weights.pt", "model.json"
+WEIGHTS, MODEL = "weights", "model.json"
 
 
 def write(manifest: Manifest, checkpoint: Path | None, folder: str) -> None:
-    """Write both files; needs torch.
+    """Write both; needs torch.
 
     Args:
         checkpoint: where the checkpoint lies now, if it has moved since the export.
@@ -34,8 +36,6 @@ def write(manifest: Manifest, checkpoint: Path | None, folder: str) -> None:
     Raises:
         CheckpointError: the checkpoint cannot be read, or the bundle does not say how its model was made.
     """
-    import torch
-
     from mrsep_deploy.export.load import reload
 
     loaded = reload(manifest.provenance, checkpoint)
@@ -50,7 +50,9 @@ def write(manifest: Manifest, checkpoint: Path | None, folder: str) -> None:
         "channels": manifest.model.audio_channels,
         "segment_samples": manifest.model.segment_samples,
     }
-    torch.save(loaded.model.state_dict(), Path(folder, WEIGHTS))
+    Path(folder, WEIGHTS).mkdir()
+    for name, value in loaded.model.state_dict().items():
+        np.save(Path(folder, WEIGHTS, f"{name}.npy"), value.numpy())
     Path(folder, MODEL).write_text(json.dumps(model, default=_plain))
 
 

@@ -127,10 +127,14 @@ def read_model(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> Any:
-    """The state dict, its tensors mapped from the file."""
+    """The state dict, its tensors mapped from the files: no second copy of the weights."""
+    import numpy as np
     import torch
 
-    return torch.load(folder / "weights.pt", map_location="cpu", weights_only=True, mmap=True)
+    return {
+        path.stem: torch.from_numpy(np.load(path, mmap_mode="c"))
+        for path in (folder / "weights").glob("*.npy")
+    }
 
 
 class Unblend(Peer):
