@@ -44,7 +44,7 @@ STEP = 2**-15
 # ``ru_maxrss`` of a child begins with what its parent held when it forked.
 RUN_MODULE = """
 import atexit, pathlib, runpy, sys
-from mrsep_deploy.bench.worker import peak_memory
+from mrsep_deploy.bench.standalone.serving import peak_memory
 peak, sys.argv = sys.argv[1], sys.argv[2:]
 atexit.register(lambda: pathlib.Path(peak).write_text(str(peak_memory())))
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,11 +20,13 @@ from mrsep_deploy.bench.plan import Entry
 from mrsep_deploy.bench.process import MeasuringProcess
 from mrsep_deploy.bench.results import Race, Row, outcome
 from mrsep_deploy.bench.workloads import Workload
+from mrsep_deploy.bundle.manifest import Manifest
 from mrsep_deploy.bundle.provenance import Check
-from mrsep_deploy.errors import EngineError
+from mrsep_deploy.errors import EngineError, EngineUnavailableError
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.measuring.limits import limit_for
 from mrsep_deploy.measuring.rounds import Turn
+from mrsep_deploy.precision.names import ELEMENTS
 
 LOW_MEMORY = 0.05
 """Share of the machine's memory that has to be free for another contender to be opened."""
@@ -54,6 +57,8 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
             self.races.append(Race(*facts, rows))
         self.ready: dict[str, MeasuringProcess] = {}
         self._references: dict[str, Reference] = {}
+        self._no_model = "PyTorch did not load it"
+        """Why peers cannot be given the model; empty if they can."""
         self._all: list[MeasuringProcess] = []
 
     # --- processes
@@ -84,6 +89,7 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
         """
         for first in self.entry.contenders[:1]:
             reason = _missing_model(self.manifest.provenance, first.checkpoint) or self._refer(first)
+            self._no_model = self._no_model and (reason or self._no_model)
             for race in self.races:
                 race.no_exact_reference = reason
 
@@ -94,6 +100,9 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
         process = self._start(spec, self.folder / "home-reference")
         try:
             process.open(segments.path)
+            if any(contender.python for contender in self.entry.contenders):
+                process.ask("write_model", folder=str(self.folder))
+                self._no_model = ""
             exact = self._stems(process)
             process.ask("write_single", mix=str(segments.path), path=str(self.folder / "single.npy"))
         except EngineError as error:
@@ -116,20 +125,29 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
         home, segments = self.folder / f"home-{len(self._all)}", self.workloads[0]
         try:
             _require_memory()
+            model = self._prepared(contender, home) if contender.python else None
             process = self.ready[contender.label] = self._start(contender, home)
-            answer = process.open(segments.path)
+            answer = process.open(segments.path, model)
             parity = self._check(process, rows[0], segments)
             with contextlib.closing(self._start(contender, home)) as warm:
-                again = warm.open(segments.path)
+                again = warm.open(segments.path, model)
         except EngineError as error:
             self.drop(rows, error)
             return
         for row in rows:
             row.start_up = {"cold": answer["start_up"], "warm": again["start_up"]}
             row.memory = {name: answer[name] for name in ("loaded_bytes", "device_bytes")}
-            row.meters = answer["meters"]
+            row.meters, row.about = answer["meters"], answer.get("about", "")
             if not parity.passes:
                 row.end_wrong(parity, "" if row is rows[0] else ", of segments")
+
+    def _prepared(self, contender: Contender, home: Path) -> Path:
+        """Let a peer do what it has to do once; returns the folder with its model."""
+        if self._no_model:
+            raise EngineUnavailableError(f"the model cannot be handed over: {self._no_model}")
+        with contextlib.closing(self._start(contender, home)) as process:
+            process.ask("prepare", contender=asdict(contender), model=str(self.folder))
+        return self.folder
 
     # --- right or wrong
 
@@ -151,7 +169,7 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
                 row.label, stems, False, yardstick, workload.power(), workload.scale
             )
         ran = self.entry.bundle_of(row.contender).manifest
-        limit = limit_for(ran.precision if row.contender.engine else "float32", self.limit)
+        limit = limit_for(_precision(row.contender, ran), self.limit)
         row.parity = compare(stems, self._references[workload.name], sources, limit)
         return row.parity
 
@@ -211,6 +229,13 @@ class Heat(contextlib.AbstractContextManager["Heat"]):
     ) -> None:
         for process in self._all:
             process.close() if error is None else process.kill()
+
+
+def _precision(contender: Contender, bundle: Manifest) -> str:
+    """Of the stems that a contender is asked for, by element type; ``bundle`` is what an engine runs."""
+    if contender.engine:
+        return bundle.precision
+    return ELEMENTS.get(contender.precision, "float32")
 
 
 def _missing_model(origin: Mapping[str, object], checkpoint: str | None) -> str:

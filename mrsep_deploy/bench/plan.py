@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender, class_in_demucs, label_of
+from mrsep_deploy.bench.contenders import OURS, Contender, demucs_has, label_of, opponent
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.registry import resolve
 from mrsep_deploy.devices import cuda_status
@@ -31,7 +31,7 @@ class Request:
         precisions: none for each bundle's own.
         modes: of scheduling.
         lanes: numbers of segments side by side; more than one only on a CPU.
-        against: names out of :data:`AGAINST`, the baseline first; None for what fits the machine and the model.
+        against: as :func:`opponent` reads them, the baseline first; None for what fits the machine and the model.
         threads: CPU threads, 0 for all.
         overlap: of segments in whole songs; by default the model's own.
         checkpoint: where the checkpoint of the bundles lies, if it has moved.
@@ -100,8 +100,10 @@ def plan(request: Request, folder: Path, report: Callable[[str], None] = lambda 
 
 
 def _check(request: Request) -> None:
-    """Raise ``UsageError`` where something is named twice, or a plan is no plan or not for ``mixed``."""
-    against = request.against or ()
+    """Raise ``UsageError`` for what is named twice, opponents without a Python, and plans that are none, or not for
+    ``mixed``."""
+    asked_against = [opponent(given, Contender("", OURS, "")) for given in request.against or ()]
+    against = [contender.label for contender in asked_against]
     asked: tuple[Sequence[object], ...] = (
         request.engines, request.precisions, request.modes, request.lanes, against, request.batches,
     )  # fmt: skip
@@ -169,10 +171,7 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
         overlap=overlap,
         checkpoint=None if request.checkpoint is None else str(request.checkpoint),
     )
-    made = [
-        replace(base, label=name, opener=AGAINST[name], device="cuda" if "cuda" in name else "cpu")
-        for name in against
-    ]
+    made = [opponent(given, base) for given in against]
     refused: list[tuple[Contender, MrsepError]] = []
     converted: dict[str, Bundle] = {}
     precisions: Sequence[AskedPrecision] = request.precisions or (arithmetic(manifest),)
@@ -209,4 +208,4 @@ def usual_opponents(family: str) -> tuple[str, ...]:
         return ()
     if cuda_status().works:
         return ("torch-cuda", "torch-cuda-graph")
-    return ("torch", "demucs") if class_in_demucs(family) else ("torch",)
+    return ("torch", "demucs") if demucs_has(family) else ("torch",)

@@ -24,6 +24,9 @@ from mrsep_deploy.files.paths import HOME_VARIABLE
 SECONDS = 3600.0
 """That an order may take: TensorRT's builders take their time."""
 CLOSE_SECONDS = 20.0
+PEER_WORKER = Path(__file__).parent / "standalone" / "peer_worker.py"
+OF_OUR_PYTHON = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "__PYVENV_LAUNCHER__")
+"""Variables that would let another interpreter import what is installed for this one, or not its own script."""
 CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "cuda"}
 """Where others keep what they compile, by the variable that says where; a cold start begins without."""
 
@@ -49,14 +52,23 @@ class MeasuringProcess:
         self._answers: queue.Queue[str | None] = queue.Queue()
         caches = {variable: str(home / folder) for variable, folder in CACHES.items()}
         self._born = time.time()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mrsep_deploy.bench.worker"],
-            env={**os.environ, **caches, HOME_VARIABLE: str(home)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        command, own = [sys.executable, "-m", "mrsep_deploy.bench.worker"], dict(os.environ)
+        if contender.python:
+            command = [contender.python, str(PEER_WORKER)]
+            if contender.python != sys.executable:
+                own = {name: value for name, value in own.items() if name not in OF_OUR_PYTHON}
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env={**own, **caches, HOME_VARIABLE: str(home)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        except OSError as error:
+            self._errors.close()
+            raise EngineUnavailableError(f"{command[0]} cannot be started ({error.strerror})") from error
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -66,9 +78,14 @@ class MeasuringProcess:
             self._answers.put(line)
         self._answers.put(None)
 
-    def open(self, mix: Path) -> Mapping[str, Any]:
-        """Load the contender and run the first segments of a workload's file; :meth:`ask` says what it raises."""
-        return self.ask("open", contender=asdict(self.contender), mix=str(mix), born=self._born)
+    def open(self, mix: Path, model: Path | None = None) -> Mapping[str, Any]:
+        """Load the contender and run the first segments of a workload's file; :meth:`ask` says what it raises.
+
+        Args:
+            model: for a peer, the folder with its model.
+        """
+        given: dict[str, Any] = {} if model is None else {"model": str(model)}
+        return self.ask("open", contender=asdict(self.contender), mix=str(mix), born=self._born, **given)
 
     def run(self, workload: Workload, turn: int) -> Mapping[str, Any]:
         """Run on the item of a turn: ``seconds``, and ``joules`` by meter; :meth:`ask` says what it raises."""

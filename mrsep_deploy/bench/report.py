@@ -190,6 +190,8 @@ def race_remarks(race: Plain, rows: Sequence[Plain]) -> Iterator[str]:
     if missing:
         yield f"Energy not available ({'; '.join(sorted(missing))})."
     for row in rows:
+        if row.get("about"):  # results of earlier versions have none
+            yield f"{row['label']} is {row['about']}."
         yield from _by_mix(row)
 
 

@@ -17,6 +17,7 @@
     rows            one a model, workload and contender:
         model, workload, label, opener, engine, mode, precision, device, threads, lanes, batch,
         audio_seconds
+        about       of a peer: the versions of its packages, and what has to be known to read its figures
         status      ok, failed (it went wrong, or its stems are), unavailable (it does not work here), skipped
         mark        of a failed row that has times, as only its stems are wrong: how far they are from their limit
         reason, fix why it is not ok, and what would change that
@@ -87,6 +88,7 @@ class Row:
     memory: dict[str, int | None] = field(default_factory=dict)
     floor: Mapping[str, Any] | None = None
     mark: str = ""
+    about: str = ""
     parity: Parity | None = None
     timeline: Mapping[str, Any] | None = None
 
@@ -170,7 +172,7 @@ class Result:
 
 
 OF_A_CONTENDER = ("label", "opener", "engine", "mode", "precision", "device", "threads", "lanes")
-OF_A_ROW = ("status", "mark", "reason", "fix", "seconds", "floor", "start_up", "memory", "timeline")
+OF_A_ROW = ("about", "status", "mark", "reason", "fix", "seconds", "floor", "start_up", "memory", "timeline")
 
 
 def _plain_row(row: Row, race: Race) -> dict[str, object]:

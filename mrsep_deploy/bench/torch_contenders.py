@@ -6,19 +6,16 @@ transform reads a result back, which a capture forbids.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mrsep_deploy.bench.contenders import Contender, Float32, Opened, class_in_demucs
+from mrsep_deploy.bench.contenders import Contender, Float32, Opened
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.errors import CheckpointError, EngineUnavailableError, UsageError
-from mrsep_deploy.export.families import known_classes
-from mrsep_deploy.separation.segments import SONG_EPS, SongStatistics, stride_of
+from mrsep_deploy.errors import EngineUnavailableError
+from mrsep_deploy.separation.segments import SongStatistics, stride_of
 from mrsep_deploy.separation.stream import Cutting, Song, SongStream, stems_of
 
 INSTALL = 'pip install "mrsep-deploy[export]"'
@@ -135,64 +132,6 @@ class TorchDouble(TorchEager):
     def single(self, mix: Float32) -> NDArray[Any]:
         """The stems in float32."""
         return self._stems(self.single_model, mix)
-
-
-class DemucsContender(TorchEager):
-    """The PyPI package demucs: its own class with a bundle's weights, its own ``apply_model`` for songs.
-
-    The weights come through this project's reader, not through demucs', which runs what is in a checkpoint.
-    """
-
-    @classmethod
-    def imports(cls, contender: Contender) -> None:
-        try:
-            import demucs.apply  # noqa: F401
-        except (ImportError, OSError) as error:
-            raise EngineUnavailableError(
-                f"demucs cannot be imported ({error})", "pip install demucs"
-            ) from error
-        super().imports(contender)
-
-    def _model(self) -> Any:
-        from mrsep_deploy.export.load import reload
-
-        qualified = class_in_demucs(self.manifest.model.family)
-        if qualified is None:
-            raise UsageError(f"the package demucs has no {self.manifest.model.family}", "Leave demucs out.")
-        module, _, name = qualified.rpartition(".")
-        arguments, named = self._arguments()
-        model = getattr(importlib.import_module(module), name)(*arguments, **named)
-        loaded = reload(self.manifest.provenance, self.contender.checkpoint_path)
-        model.load_state_dict(loaded.model.state_dict())
-        return model.eval()
-
-    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The constructor's arguments, as the checkpoint or the untrained model has them."""
-        origin = self.manifest.provenance
-        untrained, recorded = origin.get("untrained"), origin.get("checkpoint")
-        with contextlib.suppress(KeyError, TypeError):  # a manifest may come from anyone
-            if isinstance(untrained, Mapping):
-                return (), dict(untrained["kwargs"])
-            if isinstance(recorded, Mapping):
-                from mrsep_deploy.export.checkpoint.read import read_checkpoint
-
-                found = read_checkpoint(self.contender.checkpoint or recorded["path"], known_classes())
-                return found.args, found.kwargs
-        raise CheckpointError("the bundle does not say how its model was made")
-
-    def song(self, mix: Float32) -> NDArray[Any]:
-        """Without random shifts, normalised as ``demucs.api.Separator`` does."""
-        import torch
-        from demucs.apply import apply_model
-
-        with torch.inference_mode():
-            wav = torch.from_numpy(mix)
-            mono = wav.mean(0)
-            mean, deviation = mono.mean(), mono.std() + SONG_EPS
-            normalised = ((wav - mean) / deviation)[None]
-            stems = apply_model(self.call, normalised, shifts=0, split=True, overlap=self.contender.overlap)
-            separated: NDArray[Any] = (stems[0] * deviation + mean).numpy().astype(np.float32, copy=False)
-        return separated
 
 
 class GraphedModel:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mrsep_deploy.runtime.schedule import Mode
 
 # Spelled out because the module that defines them imports numpy; a test holds them equal.
-AGAINST = ("torch", "torch-compile", "torch-cuda", "torch-cuda-compile", "torch-cuda-graph", "demucs")
+AGAINST = ("torch", "torch-compile", "torch-cuda", "torch-cuda-compile", "torch-cuda-graph")
+PEERS = ("demucs", "demucs-onnx", "unblend", "unblend-bf16")
 MODES = ("sequential", "concurrent", "graph")
 NOTHING = "none"
 
@@ -31,6 +32,20 @@ _COUNTS = CommaList(
     "N,...",
     lambda text: int(text) or None if text.isdecimal() else None,
     "{text!r} is no list of whole numbers from 1, such as 1,2",
+)
+
+
+def _opponent(text: str) -> str | None:
+    """A name that is known; a peer's may be followed by ``=`` and its virtual environment."""
+    name, equals, place = text.partition("=")
+    known = name in PEERS and bool(place) if equals else name in (*AGAINST, *PEERS, NOTHING)
+    return text if known else None
+
+
+_OPPONENTS = CommaList(
+    "NAME[=VENV],...",
+    _opponent,
+    f"{{item!r}} is none of {', '.join((*AGAINST, *PEERS, NOTHING))}; =VENV may follow {', '.join(PEERS)}",
 )
 
 
@@ -69,10 +84,11 @@ class BenchOptions:
         type=_COUNTS,
     )
     against: Names | None = option(
-        f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; or {NOTHING}.  "
-        "[default: torch, and demucs where it is installed and the model is HTDemucs; on a GPU torch-cuda, "
-        "torch-cuda-graph]",
-        type=names(*AGAINST, NOTHING),
+        f"What engines are compared with, the baseline first: of {', '.join(AGAINST)}; of the packages of others, on "
+        f"the CPU, {', '.join(PEERS)}; or {NOTHING}. NAME=VENV runs a package out of a virtual environment of its own, "
+        "NAME alone out of this one.  [default: torch, and demucs where it is installed and the model is "
+        "HTDemucs; on a GPU torch-cuda, torch-cuda-graph]",
+        type=_OPPONENTS,
     )
     lengths: tuple[float, ...] = option(
         "Also separate whole songs of so many seconds.", "--length", metavar="S,...", callback=_lengths
@@ -118,6 +134,7 @@ Examples:
   mrsep-deploy bench htdemucs --engine ort,openvino --mode sequential,concurrent --length 20 --json bench.json
   mrsep-deploy bench ckpt.th --audio song.flac --rounds 100 --csv bench.csv --html bench.html
   mrsep-deploy bench htdemucs --batch 1,2,4 --length 20,180
+  mrsep-deploy bench htdemucs --against demucs=venvs/demucs,unblend=venvs/unblend,unblend-bf16=venvs/unblend
   mrsep-deploy bench htdemucs --profile
 \b
 Exit codes: 0 done, 1 no row was measured with right stems, 2 wrong usage, 3 some rows failed.

@@ -131,7 +131,14 @@ def command_line() -> str:
 
 def _without_folders(word: str) -> str:
     name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return name + equals + (PurePath(value).name or value if Path(value).is_absolute() else value)
+    if not Path(value).is_absolute():  # NAME=PATH,...: what lies behind an equals sign may be absolute
+        return name + equals + ",".join(map(_placeless, value.split(",")))
+    return name + equals + (PurePath(value).name or value)
+
+
+def _placeless(item: str) -> str:
+    name, equals, value = item.partition("=")
+    return name + equals + PurePath(value).name if equals and Path(value).is_absolute() else item
 
 
 # --- options of several commands

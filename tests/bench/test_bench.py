@@ -23,7 +23,7 @@ from goldens import Export, checkpoint
 from mrsep_deploy import errors
 from mrsep_deploy.bench import results as results_module
 from mrsep_deploy.bench.benchmark import Settings, benchmark
-from mrsep_deploy.bench.contenders import AGAINST, OURS, Contender
+from mrsep_deploy.bench.contenders import AGAINST, OURS, PEERS, Contender
 from mrsep_deploy.bench.plan import Entry, Request, plan
 from mrsep_deploy.bench.report import to_csv, to_json, to_markdown
 from mrsep_deploy.bench.results import Row
@@ -202,6 +202,7 @@ def test_tables(measured: tuple[Result, Path]) -> None:
 
 def test_what_the_command_offers_is_what_there_is() -> None:
     assert tuple(AGAINST) == command.AGAINST
+    assert tuple(PEERS) == command.PEERS
     assert command.MODES == MODES
 
 

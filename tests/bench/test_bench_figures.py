@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from bundles import tiny_manifest
 
-from mrsep_deploy.bench import ceilings, energy
-from mrsep_deploy.bench.energy import cpu_meter, gpu_memory_used, gpu_meter
+from mrsep_deploy.bench import ceilings
 from mrsep_deploy.bench.floor import floor_of, stage_bytes, stage_macs, traffic_bytes
 from mrsep_deploy.bench.noise import Snapshot, noise_between, snapshot
 from mrsep_deploy.bench.parity import Reference, allowed, compare
 from mrsep_deploy.bench.profile import read_ort_profile
+from mrsep_deploy.bench.standalone import energy
+from mrsep_deploy.bench.standalone.energy import cpu_meter, gpu_memory_used, gpu_meter
 from mrsep_deploy.bench.workloads import ITEMS, make_workloads
 from mrsep_deploy.measuring.limits import Limit, limit_for
 from mrsep_deploy.measuring.rounds import Turn, clocked, race
