@@ -11,7 +11,7 @@ import once
 import pytest
 from goldens import exports, lowered
 
-__all__ = ["exports", "heed_interrupts", "lowered", "own_home"]
+__all__ = ["exports", "heed_interrupts", "home", "lowered", "own_home"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Where there is a process a core, threads of one wait for those of the others, and spin meanwhile."""
@@ -22,7 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     once.begin()
     if (config.getoption("numprocesses", None) or 0) > 1:
-        for name, value in ONE_THREAD.items():  # engines are told their number of threads; the rest heeds these
+        for (
+            name,
+            value,
+        ) in ONE_THREAD.items():  # engines are told their number of threads; the rest heeds these
             os.environ.setdefault(name, value)
 
 
@@ -41,6 +44,13 @@ def heed_interrupts() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own, in which nothing is yet."""
+    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @pytest.fixture(scope="session", autouse=True)

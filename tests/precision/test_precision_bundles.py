@@ -55,10 +55,7 @@ HEAVY = ("Conv", "ConvTranspose", "MatMul")
 Stems = NDArray[np.float32]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def full_plan(bundle: Bundle) -> PrecisionPlan:

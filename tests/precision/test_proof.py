@@ -24,9 +24,7 @@ from mrsep_deploy.precision.ranges import Calibration, Range, store
 BARE = PrecisionPlan("float16", ())
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def computing(folder: Path, nodes: list[NodeProto], **constants: float) -> Bundle:
