@@ -57,6 +57,10 @@ TRAINED = ("defaults", "one shift, demucs' default", "overlap")
 """Those of these cases that run on trained weights, too."""
 
 
+LOUD = 12
+"""Times the song, and every stem of the small model is above full scale."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A model as both programs take it: a package in a folder for demucs' ``--repo``, and the bundle of it."""
@@ -163,13 +167,13 @@ def compare(folder: Path, track: Path, model: Model, case: str, capsys: pytest.C
     ],
 )
 def test_the_same_integers(tmp_path: Path, mix: Path, small: Model, options: list[str], step: float) -> None:
-    """A song three times too loud, so that every way to keep from clipping has something to do.
+    """A song far too loud, so that every way to keep from clipping has something to do.
 
     Both cut towards zero, so an error of float32 moves a sample of 16 bits by one step at most, and 24 bits show the
     error itself.
     """
     loud = tmp_path / "loud.wav"
-    soundfile.write(loud, 3 * soundfile.read(mix, dtype="float32")[0], SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(loud, LOUD * soundfile.read(mix, dtype="float32")[0], SAMPLE_RATE, subtype="FLOAT")
     expected = files(by_demucs(small, tmp_path / "demucs", loud, ["--shifts", "0", *options]))
     found = files(by_us(small, tmp_path / "ours", loud, options))
     assert sorted(found) == sorted(expected)
@@ -198,7 +202,7 @@ def test_mp3_of_the_same_name_without_the_delay(tmp_path: Path, mix: Path, small
 def test_float32_beyond_full_scale_is_kept(tmp_path: Path, mix: Path, small: Model) -> None:
     """Different on purpose: demucs clamps float files to ±1 even without clipping."""
     loud = tmp_path / "loud.wav"
-    soundfile.write(loud, 4 * soundfile.read(mix, dtype="float32")[0], SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(loud, LOUD * soundfile.read(mix, dtype="float32")[0], SAMPLE_RATE, subtype="FLOAT")
     options = ["--float32", "--clip-mode", "none"]
     theirs = files(by_demucs(small, tmp_path / "demucs", loud, ["--shifts", "0", *options]))
     ours = files(by_us(small, tmp_path / "ours", loud, options))
@@ -213,7 +217,7 @@ def test_float32_beyond_full_scale_is_kept(tmp_path: Path, mix: Path, small: Mod
 def test_one_gain_for_all_stems(tmp_path: Path, mix: Path, small: Model) -> None:
     """Different on purpose: demucs lowers each stem by itself, and they no longer add up to the song."""
     loud = tmp_path / "loud.wav"
-    song = 3 * soundfile.read(mix, dtype="float32")[0]
+    song = LOUD * soundfile.read(mix, dtype="float32")[0]
     soundfile.write(loud, song, SAMPLE_RATE, subtype="FLOAT")
     theirs = files(by_demucs(small, tmp_path / "demucs", loud, ["--shifts", "0", "--float32"]))
     whole = files(by_us(small, tmp_path / "whole", loud, ["--float32", "--clip-mode", "none"]))
