@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import once
 import pytest
 import small_package
 import soundfile
@@ -81,10 +82,14 @@ def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    repo = tmp_path_factory.mktemp("small")
-    package = small_package.write(repo / f"{NAME}.th", samplerate=SAMPLE_RATE, segment=5, nfft=2048)
-    return Model(repo, export_model(load_model(package), "small", repo / "bundle"))
+def small() -> Model:
+    def make(repo: Path) -> None:
+        repo.mkdir()
+        package = small_package.write(repo / f"{NAME}.th", samplerate=SAMPLE_RATE, segment=5, nfft=2048)
+        export_model(load_model(package), "small", repo / "bundle")
+
+    repo = once.made("demucs_options", make)
+    return Model(repo, Bundle.open(repo / "bundle"))
 
 
 @pytest.fixture
