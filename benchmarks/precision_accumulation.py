@@ -19,7 +19,7 @@ from pathlib import Path
 import figures_source
 from machine_info import RESULTS, machine_info, write_result
 from parity_trained import export_trained
-from precision_goldens import Pair, excerpt_track, golden_bundles, golden_track, stages
+from precision_goldens import Pair, excerpt_track, golden_bundles, golden_track, halved, stages
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.shipped import BUNDLE
@@ -61,7 +61,7 @@ def _models(part: str, folder: Path) -> Iterator[tuple[str, Bundle, Track]]:
 
 def _measured(bundle: Bundle, track: Track, folder: Path, threads: int) -> dict[str, object]:
     """By accumulation, what each emulation loses."""
-    pair = Pair(bundle, folder, threads)
+    pair = Pair(bundle, halved(bundle, folder), threads)
     found: dict[str, object] = {}
     for accumulation in ACCUMULATIONS:
         began = time.perf_counter()

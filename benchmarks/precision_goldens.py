@@ -37,12 +37,16 @@ from mrsep_deploy.verification.verify import verify
 GOLDEN = ROOT / "tests" / "golden"
 
 
-class Pair:
-    """A float32 bundle and the one that is made from it."""
+def halved(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle by the default plan, at ``folder``."""
+    return convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), folder)
 
-    def __init__(self, bundle: Bundle, folder: Path, threads: int) -> None:
-        self.low = convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), folder)
-        self.bundle, self.threads = bundle, threads
+
+class Pair:
+    """A float32 bundle and the one that was made from it."""
+
+    def __init__(self, bundle: Bundle, low: Bundle, threads: int) -> None:
+        self.bundle, self.low, self.threads = bundle, low, threads
 
     def verify(self, tracks: Sequence[Track], accumulation: Accumulation = "float32") -> Verification:
         """Both on the same tracks, the lower precision on all of their segments."""
@@ -91,7 +95,7 @@ def _goldens(folder: Path, threads: int) -> Mapping[str, object]:
     report = {}
     for name, bundle in golden_bundles(folder):
         tracks = [golden_track(name), *builtin_tracks(bundle.manifest)]
-        found = Pair(bundle, folder / f"{name}-low", threads).verify(tracks)
+        found = Pair(bundle, halved(bundle, folder / f"{name}-low"), threads).verify(tracks)
         counting = [stem for stem in found.stems if stem.counts]
         worst = {
             track.name: _worst([stem for stem in counting if stem.track == track.name]) for track in tracks

@@ -23,7 +23,7 @@ import figures_source
 import numpy as np
 from figures_shipped import TITLES
 from machine_info import ROOT, machine_info, write_result
-from precision_goldens import Pair, excerpt_track
+from precision_goldens import Pair, excerpt_track, halved
 
 from mrsep_deploy.bundle import Bundle, shipped
 from mrsep_deploy.export.load import load_model
@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def in_float16(bundle: Bundle) -> dict[str, object]:
     """What float16 takes from the real excerpt's stems."""
     with tempfile.TemporaryDirectory() as folder:
-        found = Pair(bundle, Path(folder) / "low", 0).verify([excerpt_track()])
+        low = halved(bundle, Path(folder) / "low")
+        found = Pair(bundle, low, 0).verify([excerpt_track()])
     return {
         "machine": machine_info(),
         "how": found.note,

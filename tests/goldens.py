@@ -1,23 +1,20 @@
-"""Bundles of the golden checkpoints, each exported once a session, whoever asks and in whatever process.
-
-Processes of one session (pytest-xdist) share the folder; a lock for each bundle lets the first one export
-while the others wait.
-"""
+"""Bundles of the golden checkpoints, each exported and converted once a run of the tests."""
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import once
 import pytest
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Layout
+from mrsep_deploy.precision.names import Low
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.th")))
@@ -49,32 +46,40 @@ def golden(name: str) -> Golden:
 Export = Callable[..., Bundle]
 """``export(name, layout="split")``, see :func:`exports`."""
 
+Lower = Callable[..., Bundle]
+"""``lower(name, precision="float16", layout="split")``, see :func:`lowered`."""
+
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Export:
+def exports() -> Export:
     """A function that gives the bundle of a golden checkpoint; bundles are shared, so do not change them."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # each worker has a folder of its own below the session's
-    folder = base / "goldens"
-    folder.mkdir(exist_ok=True)
-    opened: dict[str, Bundle] = {}
-
-    def export(name: str, layout: Layout = "split") -> Bundle:
-        key = f"{name}-{layout}"
-        if key not in opened:
-            (folder / key).parent.mkdir(exist_ok=True)  # of a name with a folder before it
-            with FileLock(folder / f"{key}.lock"):
-                if not (folder / key).exists():
-                    _export(name, folder / key, layout)
-            opened[key] = Bundle.open(folder / key)
-        return opened[key]
-
-    return export
+    return _exported
 
 
-def _export(name: str, target: Path, layout: Layout) -> None:
+@pytest.fixture(scope="session")
+def lowered() -> Lower:
+    """The same for bundles of lower precision, converted by the default plan."""
+    return _lowered
+
+
+@functools.cache
+def _exported(name: str, layout: Layout = "split") -> Bundle:
     from mrsep_deploy.export.exporter import ExportOptions, export_model
     from mrsep_deploy.export.load import load_model
 
-    export_model(load_model(checkpoint(name)), Path(name).name, target, ExportOptions(layout))
+    def export(path: Path) -> None:
+        export_model(load_model(checkpoint(name)), Path(name).name, path, ExportOptions(layout))
+
+    return Bundle.open(once.made(f"{name}-{layout}", export))
+
+
+@functools.cache
+def _lowered(name: str, precision: Low = "float16", layout: Layout = "split") -> Bundle:
+    from mrsep_deploy.precision.convert_bundle import convert_bundle
+    from mrsep_deploy.precision.plan import default_plan
+
+    bundle = _exported(name, layout)
+    plan = default_plan(precision, bundle.manifest.float32)
+    return Bundle.open(
+        once.made(f"{name}-{layout}-{precision}", lambda path: convert_bundle(bundle, plan, path))
+    )

@@ -16,6 +16,8 @@ from bootstrap import ROOT, enter
 
 if __name__ == "__main__":
     enter("dev")
-    everything = ["-n", "auto"]  # one process a core; given arguments are taken as they are
+    # One process a core, each on one half of the tests, so that what a file makes is made once, until one has nothing
+    # left and takes of the other's. Given arguments are taken as they are.
+    everything = ["-n", "auto", "--dist", "worksteal"]
     arguments = sys.argv[1:] or everything
     sys.exit(subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT))

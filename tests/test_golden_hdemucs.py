@@ -9,26 +9,29 @@ compared with those of the float32 bundle.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import once
 import pytest
 import torch
-from goldens import Export
+from goldens import Export, Lower
 from numpy.typing import NDArray
-from quiet_torch import quiet
+from quiet_torch import quiet_torch
 
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.measuring.limits import limit_for
-from mrsep_deploy.precision.convert_bundle import convert_bundle, convert_report
+from mrsep_deploy.precision.convert_bundle import convert_report
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.plan import default_plan
 from mrsep_deploy.separation.bag import Bag, BagSeparator
 from mrsep_deploy.separation.separator import Separator
 from mrsep_deploy.separation.stream import Song, SongStatistics, stems_of
+
+__all__ = ["quiet_torch"]
 
 pytest.importorskip("demucs", reason="the published reference; pip install demucs==4.1.0")
 pytestmark = pytest.mark.slow
@@ -42,13 +45,6 @@ RUNS: dict[str, list[tuple[Layout, str, int]]] = {
 }
 CASES = [(name, *run) for name, runs in RUNS.items() for run in runs]
 Array = NDArray[Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """For the references, too, which a module makes once."""
-    with quiet():
-        yield
 
 
 @pytest.fixture
@@ -96,29 +92,21 @@ def limit(found: Array, exact: Array) -> float:
     return max(1e-5, 3 * Deviation.between(found, exact).relative)
 
 
-@pytest.fixture(scope="module")
-def reference() -> Callable[[tuple[str, ...]], tuple[Array, float]]:
-    """A function that gives the exact stems for models, and what of them may be lost."""
-    known: dict[tuple[str, ...], tuple[Array, float]] = {}
+def reference(*names: str) -> tuple[Array, float]:
+    """The exact stems for models, and what of them may be lost."""
 
-    def exact(names: tuple[str, ...]) -> tuple[Array, float]:
-        if names not in known:
-            mix, _, overlap = golden(names[0])
-            stems, single = (
-                separated(names, mix, overlap, dtype) for dtype in (torch.float64, torch.float32)
-            )
-            known[names] = stems, limit(single, stems)
-        return known[names]
+    def compute() -> dict[str, Array]:
+        mix, _, overlap = golden(names[0])
+        return {str(dtype): separated(names, mix, overlap, dtype) for dtype in (torch.float64, torch.float32)}
 
-    return exact
+    exact, single = once.computed(f"references/{'+'.join(names)}", compute).values()
+    return exact, limit(single, exact)
 
 
 @pytest.mark.parametrize(("name", "layout", "engine", "batch"), CASES)
-def test_song(
-    export: Export, reference: Callable[..., Any], name: str, layout: Layout, engine: str, batch: int
-) -> None:
+def test_song(export: Export, name: str, layout: Layout, engine: str, batch: int) -> None:
     mix, stems, overlap = golden(name)
-    exact, allowed = reference((name,))
+    exact, allowed = reference(name)
     bundle = export(name, layout).at_batch(batch)
     with Separator(bundle, engine=engine, threads=1, overlap=overlap) as separator:
         found = np.stack(list(separator.separate(mix).values()))
@@ -129,10 +117,10 @@ def test_song(
     assert Deviation.between(found[..., :last], stems[..., :last]).relative <= allowed
 
 
-def test_a_bag_of_all_kinds(export: Export, reference: Callable[..., Any]) -> None:
+def test_a_bag_of_all_kinds(export: Export) -> None:
     names = tuple(RUNS)
     mix, _, overlap = golden(names[0])
-    exact, allowed = reference(names)
+    exact, allowed = reference(*names)
     weights = ((1.0,) * 2,) * len(names)
     bag = Bag("all", tuple(export(name, "split") for name in names), weights)
     with BagSeparator(bag, range(2), engine="ort", threads=1, overlap=overlap) as separator:
@@ -143,14 +131,14 @@ def test_a_bag_of_all_kinds(export: Export, reference: Callable[..., Any]) -> No
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", RUNS)
-def test_in_lower_precision(export: Export, tmp_path: Path, name: str, precision: Low) -> None:
+def test_in_lower_precision(export: Export, lowered: Lower, name: str, precision: Low) -> None:
     """As songs of trained models pass, though the weights are random: at worst 69.4 dB in float16, 53.0 in bfloat16."""
     mix, _, overlap = golden(name)
     bundle = export(name, "split")
     plan = default_plan(precision, bundle.manifest.float32)
     assert not any(graph.unmatched for graph in convert_report(bundle, plan).values())
     stems: list[dict[str, Array]] = []
-    for each in (bundle, convert_bundle(bundle, plan, tmp_path / precision)):
+    for each in (bundle, lowered(f"hdemucs/{name}", precision)):
         with Separator(each, engine="ort", threads=1, overlap=overlap, gate=math.inf) as separator:
             stems.append(separator.separate(mix))
     exact, low = stems

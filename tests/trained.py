@@ -1,19 +1,18 @@
-"""The trained model as tests use it: exported once for a run of the tests, its reference computed once."""
+"""The trained model as tests use it: its bundles and its reference, each made once a run of the tests."""
 
 from __future__ import annotations
 
 import functools
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import once
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Layout
-from mrsep_deploy.verification.results import Verification
 
 # What fetches and measures belongs to the benchmarks, which publish the same figures.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -22,14 +21,18 @@ import assets
 import parity_trained
 import precision_goldens
 
-# Deleted when the tests end.
-_folder = tempfile.TemporaryDirectory(prefix="mrsep-deploy-trained-")
-
 
 @functools.cache
 def trained_bundle(layout: Layout) -> Path:
     """The bundle of the trained HTDemucs."""
-    return parity_trained.export_trained(Path(_folder.name), layout)
+    return once.made(f"trained/{layout}", lambda path: parity_trained.export_trained(path.parent, layout))
+
+
+@functools.cache
+def trained_in_float16() -> Path:
+    """The same by the default plan."""
+    bundle = Bundle.open(trained_bundle("split"))
+    return once.made("trained/float16", lambda path: precision_goldens.halved(bundle, path))
 
 
 @functools.cache
@@ -47,12 +50,4 @@ def excerpt_mix() -> NDArray[np.float32]:
 @functools.cache
 def excerpt_reference() -> dict[str, NDArray[Any]]:
     """What the published demucs makes of the excerpt, in float64."""
-    return parity_trained.separate_published(excerpt_mix())
-
-
-def excerpt_in_float16() -> Verification:
-    """The trained model by the default plan, on the excerpt, against float32."""
-    bundle = Bundle.open(trained_bundle("split"))
-    with tempfile.TemporaryDirectory(dir=_folder.name) as work:
-        pair = precision_goldens.Pair(bundle, Path(work) / "low", 0)
-        return pair.verify([precision_goldens.excerpt_track()])
+    return once.computed("trained/excerpt", lambda: parity_trained.separate_published(excerpt_mix()))

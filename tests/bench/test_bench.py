@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_package
 from bundles import SAMPLES, SOURCES, tiny_bundle
 from click.testing import CliRunner, Result
 from goldens import Export, checkpoint
@@ -491,7 +492,15 @@ def test_a_budget_ends_a_race(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_against_torch_and_demucs(tmp_path: Path) -> None:
     found = run(
-        *(str(checkpoint("htdemucs")), "--engine", "ort", "--rounds", "2", "--length", "2.5"),
+        *(
+            str(small_package.write(tmp_path / "small.th")),
+            "--engine",
+            "ort",
+            "--rounds",
+            "2",
+            "--length",
+            "2.5",
+        ),
         *("--json", str(tmp_path / "b.json")),
     )
     assert found.exit_code == errors.DONE, found.output
@@ -503,7 +512,7 @@ def test_a_checkpoint_against_torch_and_demucs(tmp_path: Path) -> None:
     for row in plain["rows"]:
         assert row["status"] == "ok"
         assert all(snr is None or snr > 90 for snr in row["parity"]["snr_db"].values())
-    assert plain["models"]["htdemucs"]["macs_counted"] == "graphs"
+    assert plain["models"]["small"]["macs_counted"] == "graphs"
     assert set(plain["rows"][2]["ratios"]) == {"torch", "demucs"}
 
 

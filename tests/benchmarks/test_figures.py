@@ -108,22 +108,6 @@ def test_the_papers_tables_are_complete() -> None:
             assert all(row["seconds"][runtime] > 0 for runtime in ("torch", "ort"))
 
 
-@measured("paper_tables")
-@pytest.mark.slow
-def test_the_papers_tables_are_still_counted_so() -> None:
-    paper = pytest.importorskip("mrsep_deploy.inspection.paper")
-    pytest.importorskip("torch")
-    found, counted = (
-        {
-            row["key"]: (row["parameters"], row["macs"], row["activations"])
-            for table in tables
-            for row in table["rows"]
-        }
-        for tables in (result("paper_tables")["tables"], paper.filled_tables({}, {}))
-    )
-    assert found == counted
-
-
 @measured("bench_thrice")
 def test_three_benchmarks_agree() -> None:
     """The same ranking, and ratios within the intervals that the runs state."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_package
 import soundfile
-from goldens import checkpoint
 from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -111,10 +111,13 @@ def test_an_unknown_track_is_refused_with_those_that_there_are(results: Path) ->
 
 
 @pytest.mark.slow
-def test_a_real_model_through_the_command_line(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_trained, "MODELS", {"golden": lambda: checkpoint("htdemucs_n_short")})
+def test_a_real_model_through_the_command_line(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = small_package.write(tmp_path / "small.th")
+    monkeypatch.setattr(precision_trained, "MODELS", {"small": lambda: package})
     precision_trained.main(["--track", "excerpt", "--threads", "1"])
-    entry = json.loads((results / "precision_trained.json").read_text())["models"]["golden"]["excerpt"]
+    entry = json.loads((results / "precision_trained.json").read_text())["models"]["small"]["excerpt"]
     assert all(20 < stem["snr_db"] < 100 for stem in entry["stems"].values())
     assert set(entry["runs"]) == {"fp32", "fp16"}
     assert entry["seconds"] == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from goldens import checkpoint
+import small_package
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -32,8 +32,11 @@ def test_the_figures_can_be_made_of_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         run_speed, "songs", lambda: [SimpleNamespace(name=run_speed.SONG, read=lambda _s: music)]
     )
-    monkeypatch.setattr(run_speed, "trained_htdemucs", lambda: checkpoint("htdemucs"))
+    monkeypatch.setattr(run_speed, "trained_htdemucs", lambda: small_package.write(tmp_path / "small.th"))
     monkeypatch.setattr(run_speed, "write_result", write)
+    # measuring the machine takes seconds
+    ceilings = {"flop_per_second": 1e11, "bytes_per_second": 1e10}
+    monkeypatch.setattr("mrsep_deploy.bench.ceilings.cpu_ceilings", lambda _threads: ceilings)
     run_speed.main(["--engines", "ort,openvino", "--modes", "sequential,concurrent", "--rounds", "2"])
     found: Any = json.loads((tmp_path / "run_speed_trained.json").read_text())
     assert set(found["seconds"]) == {

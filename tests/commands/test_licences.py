@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import small_package
 import soundfile
 from bundles import tiny_files, tiny_manifest
 from click.testing import CliRunner
@@ -134,9 +135,9 @@ def test_models_and_inspect_show_it(free: Bundle, research: Bundle, monkeypatch:
     assert json.loads(invoke("inspect", "free", "--json")[1])["licence"]["terms"] == "MIT"
 
 
-def test_export_states_it() -> None:
-    golden = str(checkpoint("htdemucs_nf"))
-    code, _, err = invoke("export", golden, "--name", "mine", "-q", "--licence", "mit", "--source", PAGE)
+def test_export_states_it(tmp_path: Path) -> None:
+    package = str(small_package.write(tmp_path / "small.th"))
+    code, _, err = invoke("export", package, "--name", "mine", "-q", "--licence", "mit", "--source", PAGE)
     assert (code, err) == (DONE, "")
     assert Bundle.open(registry.resolve("mine")).manifest.licence == Licence("MIT", PAGE, True)
 

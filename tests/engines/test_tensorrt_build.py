@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import tiny_bundle, tiny_files, tiny_manifest
-from goldens import NAMES, Export, exports
+from goldens import NAMES, Export, Lower
 from onnx import TensorProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
@@ -22,20 +22,15 @@ from mrsep_deploy.engines.tensorrt.library import RTX, Library, find_library
 from mrsep_deploy.errors import EngineError, EngineUnavailableError, UsageError
 from mrsep_deploy.precision.convert_bundle import convert_bundle
 from mrsep_deploy.precision.names import Precision
-from mrsep_deploy.precision.plan import PrecisionPlan, default_plan
+from mrsep_deploy.precision.plan import PrecisionPlan
 
 pytest.importorskip("tensorrt_rtx_bindings", reason='TensorRT for RTX is not installed: pip install ".[rtx]"')
-
-__all__ = ["exports"]
 
 SM_86 = BuildOptions(("sm_86",))
 STAGE = "branch.16"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -137,11 +132,9 @@ def test_every_graph_of_the_goldens_builds(exports: Export, engine: TensorRtRtxE
 @pytest.mark.parametrize(
     "name", ["roformer_small_mel", "hdemucs/hdemucs_old", "hdemucs/hdemucs_multi", "hdemucs/demucs"]
 )
-def test_other_families_build(exports: Export, tmp_path: Path, name: str, precision: Precision) -> None:
+def test_other_families_build(exports: Export, lowered: Lower, name: str, precision: Precision) -> None:
     """Batched products of bands, rotations and attention; LSTMs, local attention, magnitudes and bands."""
-    bundle = exports(name)
-    if precision == "fp16":
-        bundle = convert_bundle(bundle, default_plan("float16", bundle.manifest.float32), tmp_path / "half")
+    bundle = lowered(name) if precision == "fp16" else exports(name)
     engine = TensorRtRtxEngine(EngineOptions(precision=precision))
     for stage in bundle.manifest.graph_stages:
         layers = engine.build(bundle, stage, SM_86).details["layers"]

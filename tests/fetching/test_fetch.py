@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import small_package
 from click.testing import CliRunner
 from file_server import Answer, serving
 from goldens import checkpoint
@@ -20,7 +21,7 @@ from mrsep_deploy.commands.main import main
 from mrsep_deploy.errors import DONE, FAILED, USAGE
 from mrsep_deploy.files import paths
 
-WEIGHTS = checkpoint("htdemucs").read_bytes()
+WEIGHTS = small_package.data()
 HDEMUCS = Path(__file__).parents[1] / "golden" / "hdemucs" / "hdemucs.th"
 WORDS = "For the tests"
 CODE = (
@@ -203,7 +204,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
 def test_a_killed_fetch_leaves_no_model(listed: Path) -> None:
     pytest.importorskip("requests")
     with serving(**{"one-0_th": WEIGHTS}) as server:
-        server.usual = Answer(stall=2**17)
+        server.usual = Answer(stall=3 * 2**15)
         command = [sys.executable, "-c", CODE, str(listed), "fetch", "one", "--from", server.address]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:

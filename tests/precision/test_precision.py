@@ -23,11 +23,7 @@ from mrsep_deploy.precision.plan import PrecisionPlan, default_plan, write_plan
 from mrsep_deploy.precision.requested import in_precision, is_mixed
 from mrsep_deploy.separation.separator import Separator
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

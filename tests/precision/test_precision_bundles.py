@@ -12,7 +12,6 @@ of large tensors.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import re
@@ -27,7 +26,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import tiny_bundle, tiny_files, tiny_manifest
-from goldens import NAMES, Export, golden
+from goldens import NAMES, Export, Lower, golden
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle, write_bundle
@@ -56,15 +55,12 @@ HEAVY = ("Conv", "ConvTranspose", "MatMul")
 Stems = NDArray[np.float32]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
-def full_plan(bundle: Bundle, precision: Low = "float16") -> PrecisionPlan:
+def full_plan(bundle: Bundle) -> PrecisionPlan:
     """The default plan, with the rules of the bundle's family."""
-    return default_plan(precision, bundle.manifest.float32)
+    return default_plan("float16", bundle.manifest.float32)
 
 
 def snr(found: Stems, exact: Stems) -> float:
@@ -108,10 +104,9 @@ def build_all(bundle: Bundle, precision: Precision) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_goldens_in_float16(
-    exports: Export, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    exports: Export, lowered: Lower, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = exports(name)
-    half = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
+    bundle, half = exports(name), lowered(name)
     for stage in half.manifest.graph_stages:
         onnx.checker.check_model(onnx.load_model_from_string(half.graph_bytes(stage)), full_check=True)
     exact = stems_of(bundle, name)
@@ -128,26 +123,23 @@ def test_goldens_in_float16(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_goldens_keep_their_types_under_tensorrt_for_rtx(exports: Export, tmp_path: Path, name: str) -> None:
+def test_goldens_keep_their_types_under_tensorrt_for_rtx(lowered: Lower, name: str) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
-    bundle = exports(name)
-    build_all(convert_bundle(bundle, full_plan(bundle), tmp_path / "half"), "fp16")
+    build_all(lowered(name), "fp16")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["htdemucs", "htdemucs_n", "htdemucs_nf"])
-def test_goldens_in_bfloat16(exports: Export, tmp_path: Path, name: str) -> None:
-    bundle = exports(name)
-    low = convert_bundle(bundle, full_plan(bundle, "bfloat16"), tmp_path / "low")
+def test_goldens_in_bfloat16(exports: Export, lowered: Lower, name: str) -> None:
+    bundle, low = exports(name), lowered(name, "bfloat16")
     assert {tensor.dtype for tensor in low.manifest.tensors} == {"float32"}
     exact, found = stems_of(bundle, name), stems_of(low, name)
     assert min(snr(one, other) for one, other in zip(found, exact, strict=True)) >= LEAST_SNR["bfloat16"]
 
 
 @pytest.mark.slow
-def test_a_whole_layout(exports: Export, tmp_path: Path) -> None:
-    bundle = exports("htdemucs_n_short", "whole")
-    half = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
+def test_a_whole_layout(exports: Export, lowered: Lower) -> None:
+    bundle, half = (each("htdemucs_n_short", layout="whole") for each in (exports, lowered))
     found, exact = stems_of(half, "htdemucs_n_short"), stems_of(bundle, "htdemucs_n_short")
     assert snr(found, exact) >= LEAST_SNR["float16"]
 
@@ -189,35 +181,12 @@ def layer_of(node: str) -> tuple[str, str]:
 @pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.network
-def test_trained_in_float16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained = pytest.importorskip("trained")
-    bundle = Bundle.open(trained.trained_bundle("split"))
-    half = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
-    results: list[dict[str, Stems]] = []
-    for each in (bundle, half):
-        with Separator(each, engine="ort", gate=math.inf) as separator:
-            results.append(separator.separate(trained.excerpt_mix()))
-    found = {name: snr(results[1][name], results[0][name]) for name in results[0]}
-    with capsys.disabled():
-        print("\ntrained in float16:", ", ".join(f"{name} {value:.1f} dB" for name, value in found.items()))
-    assert min(found.values()) >= 60
-    costs = read_costs(half.manifest).values()
-    # 1.3 %: what is last in the decoders, and the squares that norms sum up
-    assert sum(cost.kept_macs for cost in costs) <= 0.015 * sum(cost.macs for cost in costs)
-    assert sum(cost.bytes_moved for cost in costs) <= 0.6 * sum(cost.original_bytes_moved for cost in costs)
-
-
-@pytest.mark.slow
-@pytest.mark.weights
-@pytest.mark.network
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_trained_builds_for_rtx_cards(tmp_path: Path, precision: Precision) -> None:
+def test_trained_builds_for_rtx_cards(precision: Precision) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
     trained = pytest.importorskip("trained")
-    bundle = Bundle.open(trained.trained_bundle("split"))
-    if precision == "fp16":
-        bundle = convert_bundle(bundle, full_plan(bundle), tmp_path / "half")
-    build_all(bundle, precision)
+    path = trained.trained_in_float16() if precision == "fp16" else trained.trained_bundle("split")
+    build_all(Bundle.open(path), precision)
 
 
 # --- bundles -----------------------------------------------------------------------------------------------

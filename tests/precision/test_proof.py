@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import changed_bundle, tiny_bundle, tiny_files, tiny_manifest
-from goldens import Export
+from goldens import Export, Lower
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from mrsep_deploy.bundle import Bundle, write_bundle
@@ -24,9 +24,7 @@ from mrsep_deploy.precision.ranges import Calibration, Range, store
 BARE = PrecisionPlan("float16", ())
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def computing(folder: Path, nodes: list[NodeProto], **constants: float) -> Bundle:
@@ -55,7 +53,11 @@ def times(*factors: float) -> tuple[list[NodeProto], dict[str, float]]:
 
 
 def converted(bundle: Bundle, folder: Path, plan: PrecisionPlan = BARE) -> Proof:
-    found = read_proof(convert_bundle(bundle, plan, folder / "low").manifest)
+    return proof_of(convert_bundle(bundle, plan, folder / "low"))
+
+
+def proof_of(low: Bundle) -> Proof:
+    found = read_proof(low.manifest)
     assert found is not None
     return found
 
@@ -75,10 +77,9 @@ def test_snr_of_every_stage_and_stem(tmp_path: Path) -> None:
     assert read_proof(bundle.manifest) is None
 
 
-def test_stems_are_those_of_all_stages_in_a_row(exports: Export, tmp_path: Path) -> None:
+def test_stems_are_those_of_all_stages_in_a_row(exports: Export, lowered: Lower) -> None:
     """Of a model whose stages follow each other: stems lose more than most stages alone."""
-    bundle = exports("htdemucs")
-    found = converted(bundle, tmp_path, default_plan("float16", bundle.manifest.float32))
+    bundle, found = exports("htdemucs"), proof_of(lowered("htdemucs"))
     assert set(found.stages) == {stage.name for stage in bundle.manifest.graph_stages}
     assert all(stage.snr_db > 50 for stage in found.stages.values())
     assert min(found.stems.values()) < max(stage.snr_db for stage in found.stages.values())
@@ -97,9 +98,9 @@ def test_both_types_and_any_batch(tmp_path: Path, precision: Low, batch: int) ->
     assert all(least < stage.snr_db < most for stage in found.stages.values())
 
 
-def test_a_whole_layout_is_proved(exports: Export, tmp_path: Path) -> None:
+def test_a_whole_layout_is_proved(exports: Export, lowered: Lower) -> None:
     bundle = exports("htdemucs_n_short", "whole")
-    found = converted(bundle, tmp_path, default_plan("float16", bundle.manifest.float32))
+    found = proof_of(lowered("htdemucs_n_short", layout="whole"))
     # all graphs between the transforms are one; what fuses the branches' signals comes behind them
     assert set(found.stages) == {stage.name for stage in bundle.manifest.graph_stages}
     assert "core" in found.stages

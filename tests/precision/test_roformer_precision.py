@@ -13,18 +13,17 @@ split in float32 instead it is 57.9.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from goldens import Export, golden
+from goldens import Export, Lower, golden
 from numpy.typing import NDArray
 
 from mrsep_deploy.bundle import Bundle
 from mrsep_deploy.bundle.manifest import Layout
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.measuring.limits import limit_for
-from mrsep_deploy.precision.convert_bundle import convert_bundle, convert_report
+from mrsep_deploy.precision.convert_bundle import convert_report
 from mrsep_deploy.precision.names import Low
 from mrsep_deploy.precision.plan import default_plan
 from mrsep_deploy.separation.separator import Separator
@@ -58,14 +57,13 @@ def separated(bundle: Bundle, name: str, engine: str) -> dict[str, NDArray[np.fl
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_songs(
     exports: Export,
-    tmp_path: Path,
+    lowered: Lower,
     name: str,
     layout: Layout,
     precision: Low,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bundle = exports(name, layout)
-    low = convert_bundle(bundle, default_plan(precision, bundle.manifest.float32), tmp_path / "low")
+    bundle, low = exports(name, layout), lowered(name, precision, layout)
     exact = separated(bundle, name, "ort")
     for engine in ("ort", "openvino") if precision == "float16" else ("ort",):
         stems = separated(low, name, engine)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import silent
+import small_package
 import soundfile
 from bundles import tiny_bundle
 
@@ -41,7 +42,7 @@ COMMANDS = {
     "run in float16 on ort": ["run", "song.wav", "--engine", "ort", "--precision", "fp16"],
     "run in float16 on openvino": ["run", "song.wav", "--engine", "openvino", "--precision", "fp16"],
     "run from a video": ["run", "song.m4a"],
-    "export": ["export", str(GOLDEN), "--name", "mine"],
+    "export": ["export", "../small.th", "--name", "mine"],
     "verify": ["verify", "mrsep-small", "--engine", "openvino", "--audio", "song.wav"],
     "build for OpenVINO": ["build", "../bundles/tiny", "--engine", "openvino"],
     "build for TensorRT for RTX": ["build", "../bundles/tiny", "--engine", "trt-rtx", "--target", "sm_86"],
@@ -75,6 +76,7 @@ class Place:
         for each in (self.user, self.temporary, self.work):
             each.mkdir()
         tiny_bundle(folder / "bundles")
+        small_package.write(folder / "small.th")
         noise = np.random.default_rng(0).uniform(-0.3, 0.3, (44100 * 3, 2))
         for name in ("song.wav", "dataset/test/song/mixture.wav"):
             (self.work / name).parent.mkdir(parents=True, exist_ok=True)

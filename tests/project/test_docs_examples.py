@@ -54,6 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exports: Export) -> Path:
     for name in ("song.wav", "album/01.flac", "album/02.wav", "album/live/03.flac"):
         soundfile.write(place / name, noise, RATE)
     (place / "cut.wav").write_bytes((place / "song.wav").read_bytes()[:50_000])
+    # One example writes it and the next one reads it, which another of the tests' processes may run.
+    (place / "drums.f32").write_bytes(noise.astype("<f4").tobytes())
     for stem in ("drums", "bass", "other", "vocals"):
         (place / "tracks" / "one").mkdir(parents=True, exist_ok=True)
         soundfile.write(place / "tracks" / "one" / f"{stem}.wav", np.tile(noise, (3, 1)) / 4, RATE)

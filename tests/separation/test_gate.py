@@ -37,10 +37,7 @@ BURSTINESS = 5.0
 """Between the two kinds of segments here: steady noise, and a click that has all but all energy."""
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -28,11 +28,7 @@ from mrsep_deploy.verification.gate_calibration import (
 )
 from mrsep_deploy.verification.made_up import PLACES, SHAPES, made_up, music_of, probe_music
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MRSEP_DEPLOY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
