@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -140,9 +141,10 @@ def _only_read(part: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
 def _read(part: nn.Module, inputs: Sequence[Tensor]) -> set[int]:
     """The ``id`` of every parameter that some operator of ``part`` reads, found on shapes alone."""
     parameters = dict(part.named_parameters())
-    shapes = {name: parameter.to("meta") for name, parameter in parameters.items()}
-    with torch.device("meta"), _Operands() as operands:
-        torch.func.functional_call(part, shapes, tuple(x.to("meta") for x in inputs))
+    # The part may also hold tensors that are no parameters, which stay as they are.
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, _Operands() as operands:
+        shapes = {name: fake.from_tensor(parameter) for name, parameter in parameters.items()}
+        torch.func.functional_call(part, shapes, tuple(fake.from_tensor(x) for x in inputs))
     return {id(parameter) for name, parameter in parameters.items() if id(shapes[name]) in operands.found}
 
 

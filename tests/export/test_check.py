@@ -148,15 +148,16 @@ def test_another_shape_is_refused() -> None:
 
 
 class Half(nn.Module):
-    """One of two layers; ``shift`` belongs to neither."""
+    """One of two layers, a parameter of its own, and a tensor that is none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.used, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)
         self.shift = nn.Parameter(torch.ones(3))
+        self.constant = torch.arange(3.0)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.used(x) * self.shift,)
+        return (self.used(x) * self.shift + self.constant,)
 
 
 def test_the_exporter_sees_the_parameters_that_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
