@@ -143,7 +143,7 @@ def _read(part: nn.Module, inputs: Sequence[Tensor]) -> set[int]:
     parameters = dict(part.named_parameters())
     # The part may also hold tensors that are no parameters, which stay as they are.
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, _Operands() as operands:
-        shapes = {name: fake.from_tensor(parameter) for name, parameter in parameters.items()}
+        shapes: dict[str, Tensor] = {name: fake.from_tensor(each) for name, each in parameters.items()}
         torch.func.functional_call(part, shapes, tuple(fake.from_tensor(x) for x in inputs))
     return {id(parameter) for name, parameter in parameters.items() if id(shapes[name]) in operands.found}
 
