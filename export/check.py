@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from mrsep_deploy.bundle.manifest import STEMS, Branch, Stage, TensorSpec
+from mrsep_deploy.bundle.manifest import MIX, STEMS, Branch, Stage, TensorSpec
 from mrsep_deploy.errors import ExportError, first_line
 from mrsep_deploy.measuring.deviation import Deviation
 from mrsep_deploy.process.machine import cpu_budget
@@ -71,7 +71,7 @@ class Comparison:
         sources: their names.
     """
 
-    def __init__(self, exact: Mapping[str, Tensor], stages: Sequence[Stage], sources: Sequence[str]) -> None:
+    def __init__(self, exact: Mapping[str, Array], stages: Sequence[Stage], sources: Sequence[str]) -> None:
         self.exact, self.sources = exact, sources
         ends = [stage for stage in stages if stage.kind in ("inverse", "denormalize")]
         self.by_source = {STEMS, *(name for stage in ends for name in (stage.inputs[0], *stage.outputs))}
@@ -82,24 +82,31 @@ class Comparison:
         """The check of one stage, or of the whole.
 
         Raises:
-            ExportError: a tensor holds NaN or infinity; the message begins with ``where``.
+            ExportError: a tensor holds NaN or infinity, or has another shape; the message begins with ``where``.
         """
         whole: list[Part] = []
         parts: list[Part] = []
         for name, found, single in zip(names, exported, pytorch, strict=True):
-            exact = self.exact[name].numpy()
+            exact = self.exact[name]
+            if found.shape != exact.shape:
+                raise ExportError(
+                    f"{where}: the exported graph gives {name} as {found.shape}, expected {exact.shape}",
+                    "Nothing was written.",
+                )
             for title, values in (("PyTorch in float64 gives", exact), ("the exported graph gives", found)):
                 if not np.isfinite(values).all():
                     raise ExportError(
                         f"{where}: {title} NaN or infinity in {name}, expected finite numbers",
                         "Nothing was written.",
                     )
-            tensors = (found, single, exact)
-            whole.append(_part(name, tensors, exact))
+            rows = len(self.sources) if name in self.by_source else 1
+            cuts = zip(*(x.reshape(rows, -1) for x in (found, single, exact)), strict=True)
+            norms = [_Norms.between(*cut) for cut in cuts]
+            total = _Norms.together(norms)
+            whole.append(_part(name, total, total.exact))
             if name in self.by_source:
-                sources = (tensor.reshape(len(self.sources), -1) for tensor in tensors)
-                for source, *cut in zip(self.sources, *sources, strict=True):
-                    parts.append(_part(f"{name}, {source}", cut, exact))
+                named = zip(self.sources, norms, strict=True)
+                parts += [_part(f"{name}, {source}", part, total.exact) for source, part in named]
             else:
                 parts.append(whole[-1])
         return StageCheck(
@@ -109,24 +116,45 @@ class Comparison:
         )
 
 
-def _part(title: str, tensors: Sequence[Array], whole: Array) -> Part:
-    """``tensors`` are what the graph, PyTorch's float32 and PyTorch in float64 give of a part of ``whole``."""
-    exported, pytorch = (Deviation.between(tensor, tensors[2]) for tensor in tensors[:2])
-    share = float(np.linalg.norm(tensors[2]) / (np.linalg.norm(whole) or 1.0))
+@dataclass(frozen=True)
+class _Norms:
+    """L2 norms in float64: how far the graph and PyTorch's float32 are from PyTorch in float64, and that itself."""
+
+    exported: float
+    pytorch: float
+    exact: float
+
+    @classmethod
+    def between(cls, exported: Array, pytorch: Array, exact: Array) -> _Norms:
+        graph, single = (
+            float(np.linalg.norm(np.subtract(x, exact, dtype=np.float64))) for x in (exported, pytorch)
+        )
+        return cls(graph, single, float(np.linalg.norm(exact)))
+
+    @classmethod
+    def together(cls, parts: Sequence[_Norms]) -> _Norms:
+        """Of the tensor that ``parts`` make up, each number in it once."""
+        return cls(*(math.hypot(*norms) for norms in zip(*map(astuple, parts), strict=True)))
+
+
+def _part(title: str, norms: _Norms, whole: float) -> Part:
+    """The part with these norms of a tensor whose exact values have the norm ``whole``."""
+    exported, pytorch = (Deviation.of(far, norms.exact) for far in (norms.exported, norms.pytorch))
+    share = norms.exact / (whole or 1.0)
     allowed = max(RELATIVE_LIMIT, LOSS_FACTOR * pytorch.relative, ROUNDING / share if share else 0.0)
     return Part(title, exported, pytorch, allowed)
 
 
 @dataclass
 class GraphChecker:
-    """Runs exported graphs with ONNX Runtime and compares them with torch's tensors.
+    """Runs exported graphs with ONNX Runtime on PyTorch's tensors, and needs nothing of PyTorch to do so.
 
     Args:
         exact: every tensor of one segment in float64, by name.
         stages, branches, tensors: of the manifest to be.
     """
 
-    exact: Mapping[str, Tensor]
+    exact: Mapping[str, Array]
     stages: Sequence[Stage]
     branches: Sequence[Branch]
     tensors: Mapping[str, TensorSpec]
@@ -142,6 +170,7 @@ class GraphChecker:
         options = ort.SessionOptions()
         options.intra_op_num_threads = cpu_budget()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others work meanwhile
         try:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -156,7 +185,7 @@ class GraphChecker:
             return result
 
         self.graphs[stage.name] = run
-        inputs = (self.exact[name].float().numpy() for name in stage.inputs)
+        inputs = (self.exact[name].astype(np.float32) for name in stage.inputs)
         return [result[1:] for result in run([np.concatenate([0.5 * x, x]) for x in inputs])]
 
     def whole(self, device: bool = False) -> Array:
@@ -165,7 +194,7 @@ class GraphChecker:
         Args:
             device: through the graphs of the transforms instead, as engines on a device run them.
         """
-        arrays: dict[str, Array] = {"mix": self.exact["mix"].float().numpy()}
+        arrays: dict[str, Array] = {MIX: self.exact[MIX].astype(np.float32)}
         for stage in self.stages:
             if stage.kind == "graph" or device:
                 results = self.graphs[stage.name]([arrays[name] for name in stage.inputs])

@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +19,17 @@ from mrsep_deploy.bundle.licence import UNSTATED, Licence
 from mrsep_deploy.bundle.manifest import STEMS, Layout, Manifest, Stage, TensorSpec
 from mrsep_deploy.bundle.manifest_json import require_model
 from mrsep_deploy.errors import BundleError, CheckpointError
-from mrsep_deploy.export.check import Comparison, GraphChecker, StageCheck, require
+from mrsep_deploy.export.check import Array, Comparison, GraphChecker, StageCheck, require
 from mrsep_deploy.export.complexity import count_stages
 from mrsep_deploy.export.families import family_of
 from mrsep_deploy.export.graphs.trace import export_graph
 from mrsep_deploy.export.graphs.transforms import transform_graph
 from mrsep_deploy.export.load import LoadedModel
 from mrsep_deploy.measuring.probe import probe_signal
+from mrsep_deploy.process.machine import kept_heap
+
+WHOLE = ("whole", "whole_device")
+"""Checks of the whole: with the transforms of the host, and with those of the device."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what happens now, how many steps are done and how many there are."""
@@ -74,7 +79,8 @@ def export_model(
             f"no bundle can hold this model: {error.message}",
             "Change that in the arguments (kwargs) of the checkpoint, and save it again.",
         ) from error
-    return _Export(loaded, name, options or ExportOptions(), progress).run(target, overwrite)
+    with kept_heap():
+        return _Export(loaded, name, options or ExportOptions(), progress).run(target, overwrite)
 
 
 class _Export:
@@ -92,9 +98,10 @@ class _Export:
         self._step("reference run in float64", 0)
         audio = self.loaded.audio
         mix = torch.from_numpy(probe_signal(audio.channels, audio.segment_samples, audio.sample_rate))[None]
-        exact = copy.deepcopy(self.staged).double().tensors(mix.double())
+        reference = copy.deepcopy(self.staged).double().tensors(mix.double())
+        exact = {name: tensor.numpy() for name, tensor in reference.items()}
         # Between stages all of them are float32.
-        tensors = {name: TensorSpec(name, tuple(tensor.shape)) for name, tensor in exact.items()}
+        tensors = {name: TensorSpec(name, tensor.shape) for name, tensor in exact.items()}
         counted = count_stages(self.staged, audio).stages
         checker = GraphChecker(exact, counted, self.branches, tensors)
         comparison = Comparison(exact, counted, audio.sources)
@@ -103,24 +110,37 @@ class _Export:
         files: dict[str, bytes] = {}
         checks: dict[str, StageCheck] = {}
         stages: list[Stage] = []
-        for source, exported, stage in zip(self.staged.stages, rewritten.stages, counted, strict=True):
-            self._step(f"exporting {stage.name}")
-            file = f"{stage.name}.onnx"
-            inputs = [exact[name].float() for name in stage.inputs]
-            if stage.kind == "graph":
-                names = stage.inputs, stage.outputs
-                files[file] = export_graph(exported.module, inputs, stage.name, names, self.family.opset)
-            else:
-                files[file] = transform_graph(stage, self.branches, tensors)
-            found = checker.add(stage, files[file])
-            with torch.no_grad():
-                single = [output.numpy() for output in source.module(*inputs)]
+
+        def check(stage: Stage, single: Sequence[Array]) -> None:
+            found = checker.add(stage, files[f"{stage.name}.onnx"])
             checks[stage.name] = comparison.check(stage.outputs, found, single, f"stage {stage.name}")
-            stages.append(replace(stage, file=file))
-        self._step("checking the whole")
-        pytorch = self.staged.tensors(mix)[STEMS].numpy()
-        for check, device in (("whole", False), ("whole_device", True)):
-            checks[check] = comparison.check([STEMS], [checker.whole(device)], [pytorch], "the whole")
+
+        # PyTorch can trace in one thread only and keeps one core busy with it. Another checks the stage before with
+        # ONNX Runtime and NumPy meanwhile: no module of PyTorch may run in it, for a trace patches them all.
+        with ThreadPoolExecutor(1) as beside:
+            checked: Future[None] | None = None
+            for source, exported, stage in zip(self.staged.stages, rewritten.stages, counted, strict=True):
+                self._step(f"exporting {stage.name}")
+                file = f"{stage.name}.onnx"
+                inputs = [reference[name].float() for name in stage.inputs]
+                if stage.kind == "graph":
+                    names = stage.inputs, stage.outputs
+                    files[file] = export_graph(exported.module, inputs, stage.name, names, self.family.opset)
+                else:
+                    files[file] = transform_graph(stage, self.branches, tensors)
+                with torch.no_grad():
+                    single = [output.numpy() for output in source.module(*inputs)]
+                if checked is not None:
+                    checked.result()
+                checked = beside.submit(check, stage, single)
+                stages.append(replace(stage, file=file))
+            self._step("checking the whole")
+            stems = {name: beside.submit(checker.whole, name == "whole_device") for name in WHOLE}
+            pytorch = self.staged.tensors(mix)[STEMS].numpy()
+            if checked is not None:
+                checked.result()
+            for name, found in stems.items():
+                checks[name] = comparison.check([STEMS], [found.result()], [pytorch], "the whole")
         require(checks)
         self._step("writing")
         float32 = self.family.float32(rewritten.model, stages)

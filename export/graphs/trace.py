@@ -8,10 +8,15 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mrsep_deploy.errors import ExportError, first_line
 from mrsep_deploy.export.graphs.batch import TRACED, name_batch
@@ -44,7 +49,7 @@ def export_graph(
         ExportError: torch cannot trace it, or the result is no valid graph of this kind.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _one_registry(), torch.no_grad(), _only_read(part, inputs):
             program = torch.onnx.export(
                 part.eval(),
                 tuple(x.expand(TRACED, *x.shape[1:]) for x in inputs),  # takes no memory: the items are one
@@ -81,6 +86,80 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _one_registry() -> Iterator[None]:
+    """Lets the exporter make its table of operators once, not for every graph: it parses their source for a second.
+
+    Nothing is added to the table, so all graphs may share it. Another release of PyTorch may keep it elsewhere: then
+    it is made every time.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original = ONNXRegistry.__dict__["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+    ONNXRegistry.from_torchlib = staticmethod(_registry(ONNXRegistry))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+
+
+@cache
+def _registry(registry: Any) -> Any:
+    """``from_torchlib``, which remembers what it has made."""
+    return cache(registry.from_torchlib)
+
+
+@contextlib.contextmanager
+def _only_read(part: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
+    """``part`` without the parameters that it does not compute with.
+
+    It holds the whole model, so that names are the published ones, and the exporter would carry every parameter
+    through each of its passes. Those left out are None meanwhile: computing with one would be an error.
+    """
+    read = _read(part, inputs)
+    hidden = [
+        (module, name, parameter)
+        for module in part.modules()
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if id(parameter) not in read
+    ]
+    for module, name, _ in hidden:
+        setattr(module, name, None)
+    try:
+        yield
+    finally:
+        for module, name, parameter in hidden:
+            setattr(module, name, parameter)
+
+
+def _read(part: nn.Module, inputs: Sequence[Tensor]) -> set[int]:
+    """The ``id`` of every parameter that some operator of ``part`` reads, found on shapes alone."""
+    parameters = dict(part.named_parameters())
+    # The part may also hold tensors that are no parameters, which stay as they are.
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, _Operands() as operands:
+        shapes: dict[str, Tensor] = {name: fake.from_tensor(each) for name, each in parameters.items()}
+        torch.func.functional_call(part, shapes, tuple(fake.from_tensor(x) for x in inputs))
+    return {id(parameter) for name, parameter in parameters.items() if id(shapes[name]) in operands.found}
+
+
+class _Operands(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, not ours
+    """Collects the ``id`` of every tensor that an operator is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.found |= {id(x) for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)}
+        return func(*args, **(kwargs or {}))
 
 
 def _clean(model: onnx.ModelProto, stage: str) -> None:

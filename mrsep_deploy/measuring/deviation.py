@@ -42,7 +42,11 @@ class Deviation:
         """
         exact = reference.astype(np.float64)
         difference = float(np.linalg.norm((value.astype(np.float64) - exact).ravel()))
-        size = float(np.linalg.norm(exact.ravel()))
+        return cls.of(difference, float(np.linalg.norm(exact.ravel())))
+
+    @classmethod
+    def of(cls, difference: float, size: float) -> Deviation:
+        """Returns the deviation of a tensor whose difference from a reference of norm ``size`` has this norm."""
         if math.isnan(difference):
             return cls(math.inf)
         if size == 0:

@@ -88,6 +88,6 @@ def test_items_that_mix_are_found() -> None:
     for function, mixes in ((lambda x: 2 * x, False), (lambda x: x + x.mean(0, keepdim=True), True)):
         with torch.no_grad():
             alone = Part(function)(x)[0]
-        checker = GraphChecker({"a": x.double(), "b": alone.double()}, [stage], [], {})
+        checker = GraphChecker({"a": x.double().numpy(), "b": alone.double().numpy()}, [stage], [], {})
         (found,) = checker.add(stage, exported(function))
         assert np.allclose(found, alone.numpy(), atol=1e-5) != mixes
