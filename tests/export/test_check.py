@@ -137,6 +137,15 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
         comparison(exact).check([STEMS], [found], [found], "here")
 
 
+def test_a_limit_from_what_is_not_finite_is_refused() -> None:
+    """Any graph would be within it."""
+    exact = stems()
+    single = exact.astype(np.float32)
+    single[0, 0, 0, 0] = np.inf
+    with pytest.raises(ExportError, match="here: PyTorch in float32 gives NaN or infinity in stems"):
+        comparison(exact).check([STEMS], [exact.astype(np.float32)], [single], "here")
+
+
 def test_another_shape_is_refused() -> None:
     exact = stems()
     found = exact.astype(np.float32).swapaxes(2, 3)
