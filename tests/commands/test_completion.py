@@ -37,6 +37,8 @@ OFFERED = {
     "fetch mirror": FOLDER,
     "run tracks": FILE,
     "run model": MODEL,
+    "build device": NOTHING,
+    "doctor device": NOTHING,
     "run device": NOTHING,
     "run out": FOLDER,
     "run filename": NOTHING,

@@ -13,7 +13,7 @@ from bundles import OFFSET, tiny_bundle
 from goldens import Export, golden
 
 from mrsep_deploy.bundle import Bundle
-from mrsep_deploy.bundle.manifest import Stage
+from mrsep_deploy.bundle.manifest import Manifest, Stage
 from mrsep_deploy.devices.interface import Stream
 from mrsep_deploy.engines.cache import EngineCache
 from mrsep_deploy.engines.contract import EngineOptions
@@ -133,9 +133,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     compile_stage: Callable[..., Any] = OpenVinoEngine._compile
 
-    def counted(self: OpenVinoEngine, bundle: Bundle, stage: Stage, settings: Any) -> Any:
+    def counted(self: OpenVinoEngine, model: Any, manifest: Manifest, stage: Stage, settings: Any) -> Any:
         found.append(stage.name)
-        return compile_stage(self, bundle, stage, settings)
+        return compile_stage(self, model, manifest, stage, settings)
 
     monkeypatch.setattr(OpenVinoEngine, "_compile", counted)
     return found
