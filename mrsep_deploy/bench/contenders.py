@@ -71,6 +71,7 @@ class Contender:
         label: what tables call it; one of its kind in a race.
         opener: ``module:class`` of its :class:`Opened`.
         bundle: path of the bundle; where the precision is another, of the one converted to it.
+        source: path of the float32 bundle that it was converted from; empty where it is as it was named.
         engine, mode, precision: of an engine's contender; empty otherwise.
         device: ``cpu`` or ``cuda``; whose memory, energy and ceilings count.
         batch: segments in one run.
@@ -84,6 +85,7 @@ class Contender:
     label: str
     opener: str
     bundle: str
+    source: str = ""
     engine: str = ""
     mode: Mode = "sequential"
     precision: AskedPrecision = "fp32"

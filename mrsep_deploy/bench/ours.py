@@ -30,8 +30,11 @@ class OurContender(Opened):
 
     def _separator(self, trace: bool) -> Separator:
         contender = self.contender
+        bundle = Bundle.open(contender.bundle).at_batch(contender.batch)
+        if contender.source:
+            bundle = bundle.made_from(Bundle.open(contender.source))
         return Separator(
-            Bundle.open(contender.bundle).at_batch(contender.batch),
+            bundle,
             engine=contender.engine,
             threads=contender.threads,
             checkpoint=contender.checkpoint_path,

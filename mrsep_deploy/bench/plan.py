@@ -198,7 +198,8 @@ def _entry(key: str, bundle: Bundle, engines: Sequence[str], request: Request) -
             refused.append((contender, error))
         else:
             converted[str(own.path)] = own
-            made.append(replace(contender, bundle=str(own.path)))
+            source = str(bundle.path) if own is not bundle else ""
+            made.append(replace(contender, bundle=str(own.path), source=source))
     return Entry(key, bundle, tuple(made), tuple(refused), converted)
 
 

@@ -268,6 +268,20 @@ def test_run_follows_what_build_has_proved(bundle: Bundle, song: Path, tmp_path:
         assert separator.bundle.digest == expected.digest
 
 
+@units
+def test_bench_measures_it_in_a_process_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
+    target = tmp_path / "bench.json"
+    done = run(
+        "bench", str(bundle.path), "--engine", "openvino", "--precision", "fp32,bf16", "--against", "none",
+        "--rounds", "1", "--threads", "1", "--limit", "25", "--json", str(target),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert {row["precision"]: row["status"] for row in json.loads(target.read_text())["rows"]} == {
+        "fp32": "ok",
+        "bf16": "ok",
+    }
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
