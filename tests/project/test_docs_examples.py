@@ -113,7 +113,7 @@ def test_the_examples_of_measuring_run(folder: Path, example: str) -> None:
         assert "<!doctype html>" in (folder / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", long_examples(BENCHMARKING))
+@pytest.mark.parametrize("example", [*long_examples(BENCHMARKING), *long_examples(CPU)])
 def test_the_long_examples_are_understood(
     example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
